@@ -1,0 +1,30 @@
+# make repro: set up and run the pipeline.  make test: set up and run the tests.
+PYTHON ?= python3
+VENV ?= .venv
+READY := $(VENV)/.ready
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+
+.PHONY: setup repro test check
+
+setup: $(READY)
+
+# The marker is newer than the files that decide what is installed, or set-up runs again.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: Python 3.11 or newer is needed; name it: make PYTHON=python3.12"; exit 2; }
+	@echo "Setting up $(VENV): the pinned packages of constraints.txt (minutes the first time)"
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+repro: $(READY)
+	@dvc repro
+	@tunetrail gates
+
+test: check
+	@python -m pytest
+
+check: $(READY)
+	@ruff check stages tests data benchmarks
+	@ruff format --check --quiet stages tests data benchmarks
+	@mypy

@@ -1,0 +1,45 @@
+"""Where every file of the pipeline lives, relative to the repository's root."""
+
+from pathlib import Path
+
+PARAMS = Path("params.yaml")
+CONSTRAINTS = Path("constraints.txt")
+
+CLEAN = Path("data/clean.jsonl")
+REJECTED_CLEAN = Path("data/rejected/clean.jsonl")
+UNIQUE = Path("data/unique.jsonl")
+DUPLICATES = Path("data/rejected/duplicates.jsonl")
+SPLIT_TRAIN = Path("data/split/train.jsonl")
+VALIDATION = Path("data/split/validation.jsonl")
+HOLDOUT = Path("data/split/holdout.jsonl")
+QUARANTINE = Path("data/rejected/quarantine.jsonl")
+TRAIN = Path("data/train.jsonl")
+
+BASE_GENERATIONS = Path("data/generations/base.jsonl")
+ADAPTER_GENERATIONS = Path("data/generations/adapter.jsonl")
+ARTEFACT_GENERATIONS = Path("data/generations/artefacts")
+TRAINING_SAMPLES = Path("data/generations/training_samples.jsonl")
+
+BASE = Path("models/base")
+ADAPTER = Path("models/adapter")
+RELEASE = Path("models/release")
+MANIFEST = RELEASE / "manifest.json"
+MODEL_CARD = RELEASE / "README.md"
+
+METRICS = Path("metrics")
+CLEAN_METRICS = METRICS / "clean.json"
+DEDUP_METRICS = METRICS / "dedup.json"
+SPLIT_METRICS = METRICS / "split.json"
+AUGMENT_METRICS = METRICS / "augment.json"
+BASELINE_METRICS = METRICS / "baseline.json"
+TRAIN_METRICS = METRICS / "train.json"
+EVALUATE_METRICS = METRICS / "evaluate.json"
+GATES = METRICS / "gates.json"
+QUANTIZE_METRICS = METRICS / "quantize.json"
+CURVES = METRICS / "curves"
+CONFUSION = METRICS / "confusion.csv"
+REPORT_HTML = METRICS / "report.html"
+REPORT_MARKDOWN = METRICS / "report.md"
+ENVIRONMENT = METRICS / "env"
+
+CHECKPOINTS = Path(".tunetrail/checkpoints")
