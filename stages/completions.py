@@ -1,6 +1,7 @@
 """The contract of a completion: strict JSON that fits the task's schema."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ def parse_json(text: str) -> Any:
     """Parse JSON as RFC 8259 has it, and stricter than Python does.
 
     Raises:
-        BrokenContract: on syntax errors, NaN and infinities, repeated keys and unpaired surrogates.
+        BrokenContract: on syntax errors, NaN, infinities and numbers too large to tell from them, repeated keys and unpaired surrogates.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+        value = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=_finite)
     except RecursionError:
         raise BrokenContract("nested too deeply") from None
     except ValueError as error:
@@ -44,6 +45,13 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> Any:
     raise BrokenContract(f"{name} is not JSON")
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if math.isinf(value):
+        raise BrokenContract(f"{number} is too large a number")
+    return value
 
 
 class Schema:
@@ -69,7 +77,10 @@ class Schema:
 
     def problem(self, value: Any) -> str | None:
         """What is wrong with a parsed completion, or None."""
-        error = best_match(self._validator.iter_errors(value))
+        try:
+            error = best_match(self._validator.iter_errors(value))
+        except RecursionError:
+            return "nested too deeply"
         if error is None:
             return None
         where = error.json_path.removeprefix("$").lstrip(".")

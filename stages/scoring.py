@@ -37,16 +37,13 @@ def score_row(row: Mapping[str, Any], schema: Schema) -> RowScore:
     output = row["output"].strip()
     predicted, json_valid = _parse(output)
     reference, structured = _parse(row["completion"])
-    if structured:
-        exact_match = json_valid and same_value(reference, predicted)
-    else:
-        exact_match = output == row["completion"].strip()
+    same_text = output == row["completion"].strip()
     return RowScore(
         id=row["id"],
         label=row["label"],
         json_valid=json_valid,
         schema_valid=json_valid and schema.problem(predicted) is None,
-        exact_match=exact_match,
+        exact_match=json_valid and same_value(reference, predicted) if structured else same_text,
         fields=_fields(reference, predicted),
         predicted=predicted,
     )
