@@ -19,7 +19,8 @@ def parse_json(text: str) -> Any:
     """Parse JSON as RFC 8259 has it, and stricter than Python does.
 
     Raises:
-        BrokenContract: on syntax errors, NaN, infinities and numbers too large to tell from them, repeated keys and unpaired surrogates.
+        BrokenContract: on syntax errors, NaN, infinities and numbers as large as one, repeated keys and unpaired
+            surrogates.
     """
     try:
         value = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=_finite)
