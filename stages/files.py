@@ -28,7 +28,7 @@ def atomic(path: Path) -> Iterator[Path]:
     else:
         with partial.open("rb") as handle:
             os.fsync(handle.fileno())
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def remove(path: Path) -> None:

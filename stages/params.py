@@ -46,6 +46,7 @@ class Task(Section):
 
     instruction: str
     schema_file: str
+    label_field: str
 
 
 class Clean(Section):
@@ -118,6 +119,12 @@ class Train(Section):
     early_stopping_patience: Count | None
     sample_prompts: Annotated[int, Field(ge=0)]
 
+    @model_validator(mode="after")
+    def _adalora_runs_to_the_end(self) -> "Train":
+        if self.method != "full" and self.adapter == "adalora" and self.early_stopping_patience is not None:
+            raise ValueError("adalora plans its ranks over the whole run; set early_stopping_patience to null")
+        return self
+
 
 class Generation(Section):
     max_new_tokens: Count
@@ -139,13 +146,15 @@ class Gate(Section):
         return self
 
 
-class Evaluate(Section):
+class Scoring(Section):
     confidence: Annotated[float, Field(gt=0.5, lt=1)]
+
+
+class Evaluate(Section):
     gates: dict[str, Gate]
 
 
 class MergeQuantize(Section):
-    formats: list[Literal["nf4", "int8"]]
     gates: dict[str, Gate]
 
 
@@ -166,6 +175,7 @@ class Params(Section):
     augment: Augment
     train: Train
     generation: Generation
+    scoring: Scoring
     evaluate: Evaluate
     merge_quantize: MergeQuantize
     report: Report

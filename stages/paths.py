@@ -3,6 +3,7 @@
 from pathlib import Path
 
 PARAMS = Path("params.yaml")
+PIPELINE = Path("dvc.yaml")
 CONSTRAINTS = Path("constraints.txt")
 
 CLEAN = Path("data/clean.jsonl")
@@ -23,6 +24,9 @@ TRAINING_SAMPLES = Path("data/generations/training_samples.jsonl")
 BASE = Path("models/base")
 ADAPTER = Path("models/adapter")
 RELEASE = Path("models/release")
+MERGED = RELEASE / "merged"
+NF4 = RELEASE / "nf4"
+INT8 = RELEASE / "int8"
 MANIFEST = RELEASE / "manifest.json"
 MODEL_CARD = RELEASE / "README.md"
 

@@ -1,0 +1,26 @@
+"""base: the base model as safetensors, tokenizer and chat template, so that the trail needs no hub."""
+
+import tempfile
+from pathlib import Path
+
+from stages import paths
+from stages.base.materialise import materialise
+from stages.base.sources import fetch
+from stages.environment import measured
+from stages.errors import run
+from stages.files import atomic
+from stages.params import load_params
+
+
+def main() -> None:
+    model = load_params("model").model
+    with measured("base"), tempfile.TemporaryDirectory() as scratch:
+        print(f"fetching {model.source}")
+        source = fetch(model, Path(scratch))
+        with atomic(paths.BASE) as folder:
+            materialise(source, folder, model.dtype)
+    print(f"wrote {paths.BASE} in {model.dtype}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,49 @@
+"""Turn a fetched model into plain safetensors in one precision, with tokenizer and chat template."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from stages.errors import UserError
+from stages.models import quiet_libraries, refuse_not_finite
+
+
+def materialise(source: Path, folder: Path, dtype: str) -> None:
+    """Load `source` (a folder or a GGUF file) and save it under `folder` with weights in `dtype`.
+
+    Raises:
+        UserError: when it is no causal language model, has no chat template, or holds NaN or infinity.
+    """
+    quiet_libraries()
+    where: dict[str, Any] = {"pretrained_model_name_or_path": source}
+    if source.is_file():
+        where = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**where)
+        # A GGUF file is de-quantised to float32; rounding once, at the end, loses least.
+        model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"model.source: transformers cannot load {source.name}: {reason}") from None
+    if not tokenizer.chat_template:
+        raise UserError("model.source: the tokenizer has no chat template; use an instruction-tuned model")
+    _shed_quantisation_marks(model)
+    refuse_not_finite(dict(model.named_parameters()), "the base model")
+    model.to(getattr(torch, dtype))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _shed_quantisation_marks(model: Any) -> None:
+    """A model read from GGUF holds plain weights but still calls itself quantised, which blocks saving."""
+    for holder, name in (
+        (model.config, "quantization_config"),
+        (model.config, "_model_name_or_path"),
+        (model, "hf_quantizer"),
+        (model, "is_quantized"),
+        (model, "quantization_method"),
+    ):
+        if name in vars(holder):
+            delattr(holder, name)

@@ -1,0 +1,77 @@
+"""Prompts and completions as token ids: one rendering for training, scoring and generation."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from stages.errors import UserError
+
+_SENTINEL = "Xq7"
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """A tokenizer with its chat template and the task's instruction.
+
+    `stop_id` is the token with which the template ends the assistant's turn: it closes every trained
+    completion and it stops generation.
+    """
+
+    tokenizer: Any
+    instruction: str
+    stop_id: int
+    takes_system: bool
+
+    def prompt_ids(self, prompt: str, *, with_instruction: bool = True) -> list[int]:
+        """Token ids up to the point where the assistant's answer begins."""
+        messages = _messages(prompt, self.instruction if with_instruction else "", self.takes_system)
+        ids: list[int] = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        return ids
+
+    def completion_ids(self, completion: str) -> list[int]:
+        """Token ids of the answer, ended by the stop token."""
+        return [*self.tokenizer(completion, add_special_tokens=False)["input_ids"], self.stop_id]
+
+    def text(self, ids: list[int]) -> str:
+        """The answer in words, without special tokens."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def make_chat(tokenizer: Any, instruction: str) -> Chat:
+    """Find out how the template takes a system message and ends a turn.
+
+    Raises:
+        UserError: when the template has no special token after the answer, or does not begin a full
+            conversation with the very text that it shows the model before the answer.
+    """
+    takes_system = _takes_system(tokenizer)
+    messages = _messages("hello", instruction, takes_system)
+    before = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    whole = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": _SENTINEL}], tokenize=False)
+    if not whole.startswith(before + _SENTINEL):
+        raise UserError(
+            "the chat template of models/base shows the model another text before an answer than in a full "
+            "conversation; training on it would not match generation; use a model with a plain template"
+        )
+    tail = tokenizer(whole[len(before) + len(_SENTINEL) :], add_special_tokens=False)["input_ids"]
+    if not tail or tail[0] not in tokenizer.all_special_ids:
+        raise UserError(
+            "the chat template of models/base ends an answer without a stop token; generation would not end"
+        )
+    return Chat(tokenizer, instruction, tail[0], takes_system)
+
+
+def _messages(prompt: str, instruction: str, takes_system: bool) -> list[dict[str, str]]:
+    if not instruction:
+        return [{"role": "user", "content": prompt}]
+    if not takes_system:
+        return [{"role": "user", "content": f"{instruction}\n\n{prompt}"}]
+    return [{"role": "system", "content": instruction}, {"role": "user", "content": prompt}]
+
+
+def _takes_system(tokenizer: Any) -> bool:
+    """Some templates (Gemma's) refuse the role, some leave it out without a word."""
+    probe = [{"role": "system", "content": _SENTINEL}, {"role": "user", "content": "hello"}]
+    try:
+        return _SENTINEL in tokenizer.apply_chat_template(probe, tokenize=False)
+    except Exception:  # a template raises what it likes
+        return False

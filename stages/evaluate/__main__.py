@@ -1,0 +1,46 @@
+"""evaluate: the adapter on the hold-out, beside the baseline; writes the verdict and never fails because of it."""
+
+from pathlib import Path
+
+from stages import paths
+from stages.chat import make_chat
+from stages.completions import Schema
+from stages.environment import measured
+from stages.errors import run
+from stages.evaluate.confusion import write_confusion
+from stages.files import read_json, write_json
+from stages.gates import check_gates
+from stages.generation import answer_rows, perplexity
+from stages.models import load_tokenizer, load_tuned
+from stages.params import load_params
+from stages.records import read_records, read_rows, write_rows
+from stages.scoring import compare, score_row, summarise
+
+
+def main() -> None:
+    params = load_params("evaluate", "generation", "scoring", "task")
+    schema = Schema(Path(params.task.schema_file))
+    holdout = read_records(paths.HOLDOUT)
+    with measured("evaluate"):
+        model = load_tuned(paths.BASE, paths.ADAPTER)
+        chat = make_chat(load_tokenizer(paths.BASE), params.task.instruction)
+        rows = answer_rows(model, chat, holdout, params.generation, "evaluate")
+        surprise = perplexity(model, chat, holdout, params.generation.batch_size)
+
+    scores = [score_row(row, schema) for row in rows]
+    before = [score_row(row, schema) for row in read_rows(paths.BASE_GENERATIONS)]
+    result = {
+        "adapter": summarise(rows, scores, surprise, params.scoring.confidence),
+        "against_baseline": compare(before, scores),
+    }
+    known = {"baseline": read_json(paths.BASELINE_METRICS), "train": read_json(paths.TRAIN_METRICS), "evaluate": result}
+    gates = check_gates(params.evaluate.gates, known)
+    write_rows(paths.ADAPTER_GENERATIONS, rows)
+    write_confusion(paths.CONFUSION, scores, params.task.label_field)
+    write_json(paths.EVALUATE_METRICS, result)
+    write_json(paths.GATES, gates)
+    print(f"verdict: {gates['verdict']}")
+
+
+if __name__ == "__main__":
+    run(main)

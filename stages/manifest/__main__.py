@@ -1,0 +1,38 @@
+"""manifest: hashes of every file that ships and of all that made it, and the model card.
+
+A stage of its own, so that a changed parameter or comment upstream that leaves the weights as they are costs a
+second here and not another round of merging, quantising and judging.
+"""
+
+from stages import paths
+from stages.errors import run
+from stages.files import write_json, write_text
+from stages.manifest.build import build_manifest
+from stages.manifest.model_card import model_card
+from stages.params import load_params
+
+
+def main() -> None:
+    params = load_params(
+        "augment",
+        "clean",
+        "dedup",
+        "evaluate",
+        "generation",
+        "holdout",
+        "merge_quantize",
+        "model",
+        "scoring",
+        "seed",
+        "split",
+        "task",
+        "train",
+    )
+    manifest = build_manifest(params)
+    write_json(paths.MANIFEST, manifest)
+    write_text(paths.MODEL_CARD, model_card(params, manifest))
+    print(f"wrote {paths.MANIFEST}: {len(manifest['files'])} files that ship")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,69 @@
+"""The model card: what is in the folder, what it can do, where it comes from, how to go on from here."""
+
+from typing import Any
+
+from stages import paths
+from stages.files import read_json
+from stages.params import Params
+
+_TEMPLATE = """\
+---
+base_model: {base}
+license: {licence}
+pipeline_tag: text-generation
+---
+
+# {base}, fine-tuned
+
+Base model: `{base}` (SHA-256 `{sha256}`), licence {licence}. Trained with `{method}` on {rows} rows.
+
+Every prompt is given in the tokenizer's chat template after this instruction:
+
+> {instruction}
+
+Decode greedily and stop at the template's end-of-turn token; the numbers below hold for that.
+
+## Measured on the hold-out ({holdout} rows never trained on)
+
+| model | folder | MB | exact match | {percent} % interval | valid against the schema |
+|---|---|---:|---:|---|---:|
+{table}
+
+Verdict of the gates: {verdict} for the adapter, {artefact_verdict} for the artefacts.
+
+## Trail
+
+`manifest.json` has the hashes of these files and of the data, parameters, code and metrics that made them.
+`tunetrail trace FILE` names the commit that recorded a file; `tunetrail verify` checks the folder.
+"""
+
+
+def model_card(params: Params, manifest: dict[str, Any]) -> str:
+    """The card in Markdown, with the front matter that model hubs read."""
+    evaluate, quantize = read_json(paths.EVALUATE_METRICS), read_json(paths.QUANTIZE_METRICS)
+    base = read_json(paths.BASELINE_METRICS)["base"]
+    rows = [_row("base", "", None, base), _row("adapter", "", None, evaluate["adapter"])]
+    for name, artefact in quantize["artefacts"].items():
+        rows.append(_row(name, f"`{name}/`", artefact["bytes"], artefact["scores"]))
+    return _TEMPLATE.format(
+        base=params.model.source.partition(":")[2],
+        licence=params.model.licence,
+        sha256=manifest["base"]["sha256"],
+        method=params.train.method
+        if params.train.method == "full"
+        else f"{params.train.method}, {params.train.adapter}",
+        rows=read_json(paths.TRAIN_METRICS)["rows"]["train"],
+        instruction=params.task.instruction,
+        holdout=base["rows"],
+        percent=f"{params.scoring.confidence:.0%}".rstrip("%"),
+        table="\n".join(rows),
+        verdict=read_json(paths.GATES)["verdict"],
+        artefact_verdict=quantize["verdict"],
+    )
+
+
+def _row(name: str, folder: str, size: int | None, scores: dict[str, Any]) -> str:
+    exact, valid = scores["exact_match"], scores["schema_valid"]["value"]
+    megabytes = "" if size is None else f"{size / 1e6:.0f}"
+    interval = f"{exact['low']:.1%} to {exact['high']:.1%}"
+    return f"| {name} | {folder} | {megabytes} | {exact['value']:.1%} | {interval} | {valid:.1%} |"

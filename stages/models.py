@@ -1,0 +1,62 @@
+"""Load the base model, an adapter on it, or a release's artefact; one place decides device and precision."""
+
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from stages.errors import Refusal
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' bars and notes out of the output; warnings of their own making stay."""
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def compute_dtype() -> torch.dtype:
+    """bfloat16 where the card computes in it; float32 on a CPU, where 16 bit is slower."""
+    return torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
+
+
+def load_tokenizer(path: Path) -> Any:
+    return transformers.AutoTokenizer.from_pretrained(path)
+
+
+def load_model(path: Path, **options: Any) -> Any:
+    """A causal language model from safetensors, in evaluation mode on the machine's device.
+
+    A quantised artefact is loaded as its own config.json says.
+    """
+    quiet_libraries()
+    options = {"dtype": compute_dtype(), "use_safetensors": True, "device_map": {"": device()}} | options
+    model = transformers.AutoModelForCausalLM.from_pretrained(path, **options)
+    return model.eval()
+
+
+def load_tuned(base: Path, adapter: Path, **options: Any) -> Any:
+    """The base model with the adapter on it; the tuned model itself where all weights were trained."""
+    if not (adapter / "adapter_config.json").is_file():
+        return load_model(adapter, **options)
+    from peft import PeftModel
+
+    model = load_model(base, **options)
+    return PeftModel.from_pretrained(model, adapter, use_safetensors=True).eval()
+
+
+def refuse_not_finite(tensors: Mapping[str, torch.Tensor], what: str) -> None:
+    """Raises Refusal that names the tensors when one holds NaN or infinity."""
+    bad = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if bad:
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        raise Refusal(f"{what} holds NaN or infinity in {', '.join(bad[:3])}{more}; it must not be used")

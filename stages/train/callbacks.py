@@ -1,0 +1,114 @@
+"""What happens beside the optimiser's steps: curves, sample answers, progress, whole checkpoints."""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dvclive import Live
+from transformers import TrainerCallback
+
+from stages import paths
+from stages.chat import Chat
+from stages.generation import answer_rows
+from stages.params import Generation
+from stages.records import Record
+from stages.train.checkpoints import mark_complete
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+# The trainer's name of a value, and the curve that shows it.
+_CURVES = {
+    "loss": "train/loss",
+    "grad_norm": "train/gradient_norm",
+    "learning_rate": "train/learning_rate",
+    "eval_loss": "validation/loss",
+}
+
+
+class Curves(TrainerCallback):  # type: ignore[misc]
+    """Loss curves for `dvc plots`, written while training runs."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # DVCLive would else write a dvc.yaml of its own and save an experiment within the experiment.
+        self._live = Live(str(paths.CURVES), dvcyaml=None, save_dvc_exp=False)
+        for entry in state.log_history:  # a resumed run first repeats the curve up to its checkpoint
+            self._log(entry)
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._log(state.log_history[-1])
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._live.end()
+
+    def _log(self, entry: dict[str, Any]) -> None:
+        self._live.step = entry["step"]
+        for name, curve in _CURVES.items():
+            if name in entry:
+                self._live.log_metric(curve, entry[name], timestamp=False)
+        self._live.sync()
+
+
+class Samples(TrainerCallback):  # type: ignore[misc]
+    """At each validation, the model's answers to the same few prompts, to see it learn."""
+
+    def __init__(self, chat: Chat, records: Sequence[Record], generation: Generation, file: Path) -> None:
+        self._chat, self._records, self._generation, self._file = chat, records, generation, file
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # What was sampled after the checkpoint that training resumes from will be sampled again.
+        self._rows = [row for row in self._read() if row["step"] <= state.global_step]
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if not self._records:
+            return
+        model.eval()
+        answers = answer_rows(model, self._chat, self._records, self._generation, "samples")
+        model.train()
+        self._rows += [{"step": state.global_step, **row} for row in answers]
+        self._file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self._rows), "utf-8")
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return self._rows
+
+    def _read(self) -> list[dict[str, Any]]:
+        if not self._file.is_file():
+            return []
+        lines = self._file.read_text("utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+class Progress(TrainerCallback):  # type: ignore[misc]
+    """A line now and then: step, losses, time left."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._first, self._start, self._last = state.global_step, time.monotonic(), 0.0
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        now = time.monotonic()
+        validation = "eval_loss" in (logs or {})
+        if (
+            not logs
+            or ("loss" not in logs and not validation)
+            or (now - self._last < _SECONDS_BETWEEN_LINES and not validation)
+        ):
+            return
+        self._last = now
+        done = state.global_step - self._first
+        left = (now - self._start) / max(done, 1) * (state.max_steps - state.global_step)
+        what = f"validation loss {logs['eval_loss']:.4f}" if validation else f"loss {logs['loss']:.4f}"
+        print(
+            f"train: step {state.global_step} of {state.max_steps}, {what}, about {left:.0f} s left",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+class WholeCheckpoints(TrainerCallback):  # type: ignore[misc]
+    """Mark a checkpoint once all of it is written."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")

@@ -1,0 +1,64 @@
+"""Records as token ids and labels: the loss sees the completion and its stop token, and nothing else."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stages.chat import Chat
+from stages.errors import UserError
+from stages.records import Record
+
+IGNORED = -100  # the label that torch's cross-entropy leaves out
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Rows of equal-length `input_ids` and `labels`; rows over the token limit are counted, never cut."""
+
+    input_ids: list[list[int]]
+    labels: list[list[int]]
+    too_long: int
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(ids) for ids in self.input_ids)
+
+    @property
+    def trained_tokens(self) -> int:
+        return sum(label != IGNORED for row in self.labels for label in row)
+
+
+def make_examples(chat: Chat, records: Sequence[Record], max_tokens: int) -> Examples:
+    """Encode records. General replay rows are asked as anybody would ask: without the task's instruction."""
+    inputs, labels, too_long = [], [], 0
+    for record in records:
+        prompt = chat.prompt_ids(record.prompt, with_instruction=record.source != "augment:replay")
+        completion = chat.completion_ids(record.completion)
+        if len(prompt) + len(completion) > max_tokens:
+            too_long += 1
+            continue
+        inputs.append(prompt + completion)
+        labels.append([IGNORED] * len(prompt) + completion)
+    return Examples(inputs, labels, too_long)
+
+
+def assert_stop_token_trained(collate: Callable[[list[dict[str, Any]]], Any], examples: Examples, stop_id: int) -> None:
+    """Check a batch as the model will see it: where padding is masked out, the stop token must not be.
+
+    Raises:
+        UserError: when a row of the batch would not be taught to stop.
+    """
+    rows = [
+        {"input_ids": ids, "labels": labels}
+        for ids, labels in zip(examples.input_ids[:8], examples.labels[:8], strict=True)
+    ]
+    for labels in collate(rows)["labels"].tolist():
+        trained = [label for label in labels if label != IGNORED]
+        if not trained or trained[-1] != stop_id:
+            raise UserError(
+                f"the stop token {stop_id} is masked out of the loss, so the model would never learn to stop; "
+                "the tokenizer's padding token hides it"
+            )
