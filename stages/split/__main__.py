@@ -1,0 +1,61 @@
+"""split: the locked hold-out, and training and validation rows that do not leak into it."""
+
+from pathlib import Path
+from typing import Any
+
+from stages import paths
+from stages.errors import run
+from stages.files import atomic, write_json
+from stages.params import Holdout, load_params
+from stages.records import read_records, write_records
+from stages.rejected import read_rejected, write_rejected
+from stages.split.lock import Lock, check_holdout, read_lock
+from stages.split.partition import Partition, partition, refuse_overlap, restore_locked
+from stages.split.summary import summarise
+
+
+def main() -> None:
+    params = load_params("dedup", "holdout", "seed", "split")
+    path = Path(params.holdout.lock)
+    lock = read_lock(path)
+    unique = read_records(paths.UNIQUE)
+    restored = restore_locked(unique, read_rejected(paths.DUPLICATES), lock)
+    records = unique + restored
+    share, max_rows = params.split.validation_share, params.split.max_train_rows
+    parts = partition(records, lock, params.dedup.threshold, share, max_rows, params.seed)
+    check_holdout(path, lock, parts.holdout)
+    refuse_overlap(parts.train + parts.validation, lock)
+    metrics = summarise(len(records), parts, len(restored), lock)
+    rows_in, *rows_out = metrics["rows"].values()
+    assert rows_in == sum(rows_out), "a row is in no part or in two"
+
+    _write_parts(parts)
+    write_rejected(paths.QUARANTINE, parts.quarantined + parts.beyond_max)
+    write_json(paths.SPLIT_METRICS, metrics)
+    _show(metrics, lock, params.holdout)
+
+
+def _write_parts(parts: Partition) -> None:
+    """All three files or none: the folder is renamed as a whole."""
+    with atomic(paths.SPLIT_TRAIN.parent) as folder:
+        write_records(folder / paths.SPLIT_TRAIN.name, parts.train)
+        write_records(folder / paths.VALIDATION.name, parts.validation)
+        write_records(folder / paths.HOLDOUT.name, parts.holdout)
+
+
+def _show(metrics: dict[str, Any], lock: Lock, params: Holdout) -> None:
+    print(", ".join(f"{name} {count}" for name, count in metrics["rows"].items()))
+    locked = metrics["locked"]
+    if locked["missing"]:
+        print(f"warning: {locked['missing']} of {locked['rows']} locked rows are no longer in the data")
+    if locked["restored"]:
+        print(f"{locked['restored']} locked rows came back from {paths.DUPLICATES}; newer rows had stood for them")
+    if (lock.drawn.share, lock.drawn.max_rows) != (params.share, params.max_rows):
+        print(
+            f"holdout.share and holdout.max_rows were {lock.drawn.share} and {lock.drawn.max_rows} when {params.lock} "
+            "was drawn; a change acts at the next `tunetrail holdout draw --redraw`"
+        )
+
+
+if __name__ == "__main__":
+    run(main)

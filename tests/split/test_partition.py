@@ -1,0 +1,180 @@
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rapidfuzz import fuzz
+
+from stages.dedup.agreement import agreement
+from stages.dedup.duplicates import drop_exact, drop_near
+from stages.errors import Refusal
+from stages.near_duplicates import near_pairs
+from stages.prompts import by_prompt, normalise, prompt_hash
+from stages.records import Record, make_record
+from stages.rejected import Rejected
+from stages.split.holdout import draw_holdout
+from stages.split.lock import Drawn, Lock, make_lock
+from stages.split.partition import Partition, partition, refuse_overlap, restore_locked, sample_train
+
+HOW = Drawn(max_rows=1, rows=1, seed=1, share=0.5, threshold=90, unique_md5="")
+
+
+def row(prompt: str, completion: str = "{}", label: str | None = None) -> Record:
+    return make_record(prompt, completion, label, "raw", "raw.jsonl:1")
+
+
+def unique(raw: list[Record]) -> tuple[list[Record], list[Rejected]]:
+    distinct, copies = drop_exact(raw)
+    texts = list(by_prompt(distinct))
+    kept, near = drop_near(distinct, texts, near_pairs(texts, 90), agreement("equal", 90))
+    return kept, copies + near
+
+
+def split(raw: list[Record], lock: Lock, max_train_rows: int | None = None) -> Partition:
+    """The data stages from the raw rows on; checks that no row is lost."""
+    kept, duplicates = unique(raw)
+    restored = restore_locked(kept, duplicates, lock)
+    parts = partition(kept + restored, lock, 90, 0.2, max_train_rows, 17)
+    out = parts.train + parts.validation + parts.holdout
+    out += [rejected.record for rejected in parts.quarantined + parts.beyond_max]
+    assert sorted(out, key=lambda r: r.id) == sorted(kept + restored, key=lambda r: r.id)
+    return parts
+
+
+def near(left: Record, right: Record) -> bool:
+    return fuzz.ratio(normalise(left.prompt), normalise(right.prompt)) >= 90
+
+
+def check_no_leak(parts: Partition, lock: Lock, raw: list[Record]) -> None:
+    locked = {entry.id for entry in lock.rows}
+    hashes = {entry.prompt_sha256 for entry in lock.rows}
+    assert {record.id for record in parts.holdout} == locked & {record.id for record in raw}
+    for seen in parts.train + parts.validation:
+        assert seen.id not in locked
+        assert prompt_hash(seen.prompt) not in hashes
+        assert not any(near(seen, record) for record in parts.holdout)
+    assert not any(near(left, right) for left in parts.train for right in parts.validation)
+    refuse_overlap(parts.train + parts.validation, lock)
+
+
+PROMPTS = st.one_of(
+    st.integers(0, 12).map(lambda n: "book a table for two at the corner" + "!" * n),
+    st.integers(0, 9).map(lambda n: f"Where is my order number {n}, please tell me"),
+    st.sampled_from(["Play some jazz now", "play  some jazz now", "play some jazz no", "plays some jazz now!"]),
+    st.text("abc", min_size=3, max_size=12),
+)
+COMPLETIONS = st.sampled_from(["{}", "[]"])
+ROW = st.builds(row, PROMPTS, COMPLETIONS, st.sampled_from([None, "x", "y"]))
+# What a week brings: new rows, the file in another order, a corrected answer, a reworded prompt, a row withdrawn.
+CHANGES = st.lists(
+    st.one_of(
+        st.tuples(st.just("grow"), st.lists(ROW, min_size=1, max_size=8)),
+        st.tuples(st.just("shuffle"), st.randoms(use_true_random=False)),
+        st.tuples(st.just("answer"), st.integers(0, 99)),
+        st.tuples(st.just("reword"), st.integers(0, 99)),
+        st.tuples(st.just("withdraw"), st.integers(0, 99)),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+def change(raw: list[Record], kind: str, value: object) -> list[Record]:
+    if isinstance(value, list):
+        return raw + value
+    if isinstance(value, random.Random):
+        return value.sample(raw, len(raw))
+    assert isinstance(value, int)
+    if not raw:
+        return raw
+    place = value % len(raw)
+    old = raw[place]
+    new = {
+        "answer": [row(old.prompt, old.completion + " ", old.label)],
+        "reword": [row(old.prompt.upper() + "?", old.completion, old.label)],
+        "withdraw": [],
+    }[kind]
+    return raw[:place] + new + raw[place + 1 :]
+
+
+@settings(max_examples=200, deadline=None)
+@given(first=st.lists(ROW, min_size=5, max_size=25), changes=CHANGES)
+def test_no_change_of_the_data_leaks_or_moves_the_holdout(
+    first: list[Record], changes: list[tuple[str, object]]
+) -> None:
+    drawn, _ = draw_holdout(unique(first)[0], 90, 0.4, 10, 17)
+    if not drawn:
+        return
+    lock = make_lock(drawn, HOW)
+    raw = first
+    check_no_leak(split(raw, lock), lock, raw)
+    for kind, value in changes:
+        raw = change(raw, kind, value)
+        check_no_leak(split(raw, lock), lock, raw)
+
+
+def test_straight_after_a_draw_nothing_is_quarantined() -> None:
+    raw = [row(f"Where is my order number {n}, please tell me", "{}" * n) for n in range(9)]
+    raw += [row(word, label="x") for word in ("refund", "hello", "cancel", "another one")]
+    lock = make_lock(draw_holdout(raw, 90, 0.5, 99, 17)[0], HOW)
+    parts = split(raw, lock)
+    assert parts.quarantined == []
+    assert len(parts.holdout) >= 2
+
+
+def test_a_row_that_stands_for_a_locked_one_does_not_take_its_place() -> None:
+    locked, longer = row("Where is my order 12345, please"), row("Where is my order 12345, please?")
+    lock = make_lock([locked], HOW)
+    kept, duplicates = unique([locked, longer])
+    assert kept == [longer]
+    assert [rejected.record for rejected in duplicates] == [locked]
+    parts = split([locked, longer], lock)
+    assert parts.holdout == [locked]
+    assert [(r.reason, r.witness, r.record) for r in parts.quarantined] == [("near_prompt", locked.id, longer)]
+
+
+def test_a_quarantined_row_names_the_nearest_locked_row() -> None:
+    text = "Where is my order number 12345, please"
+    locked = [row(text + "!!"), row(text + "?")]
+    new = row(text + "?!", "[]")
+    parts = split([*locked, new], make_lock(locked, HOW))
+    (rejected,) = parts.quarantined
+    assert rejected.witness == locked[1].id
+    assert rejected.score is not None
+    assert rejected.score == pytest.approx(fuzz.ratio(normalise(new.prompt), normalise(locked[1].prompt)), abs=0.01)
+
+
+def test_a_locked_row_with_a_corrected_answer_leaves_but_still_guards_its_prompt() -> None:
+    old, new, other = row("Where is my order?", "{}"), row("where is MY order?", "[]"), row("something else")
+    lock = make_lock([old, other], HOW)
+    parts = split([new, other], lock)
+    assert parts.holdout == [other]
+    assert [(r.reason, r.witness, r.score) for r in parts.quarantined] == [("same_prompt", old.id, 100.0)]
+
+
+def test_an_exact_tie_at_the_threshold_is_quarantined() -> None:
+    locked, tie, below = row("a" * 9), row("a" * 11), row("a" * 7)
+    parts = split([locked, tie, below], make_lock([locked], HOW))
+    assert [r.record for r in parts.quarantined] == [tie]
+
+
+def test_rows_beyond_the_maximum_are_a_seeded_sample_that_grows_by_one() -> None:
+    rows = [row(f"{n}") for n in range(30)]
+    small, beyond = sample_train(rows, 10, 17)
+    large, _ = sample_train(rows[::-1], 11, 17)
+    assert len(small) == 10
+    assert len(beyond) == 20
+    assert len({r.id for r in large} - {r.id for r in small}) == 1
+    assert {r.reason for r in beyond} == {"beyond_max"}
+    assert sample_train(rows, None, 17) == (rows, [])
+    assert sample_train(rows, 10, 18)[0] != small
+
+
+def test_overlap_is_refused_and_named() -> None:
+    locked = row("Where is my order?")
+    lock = make_lock([locked], HOW)
+    with pytest.raises(Refusal, match=r"1 rows .*raw\.jsonl:1 \(" + locked.id[:12]):
+        refuse_overlap([row("other"), locked], lock)
+    with pytest.raises(Refusal, match="1 rows"):
+        refuse_overlap([row("WHERE is  my order?", "[]")], lock)
+    refuse_overlap([row("other")], lock)
