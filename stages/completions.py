@@ -30,6 +30,8 @@ def parse_json(text: str) -> Any:
         raise BrokenContract(str(error)) from None
     try:
         json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        raise BrokenContract("nested too deeply") from None
     except UnicodeEncodeError:
         raise BrokenContract("an unpaired surrogate, which no UTF-8 text can hold") from None
     return value

@@ -56,9 +56,14 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     count = 0
     with atomic(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as handle:
         for row in rows:
-            handle.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+            handle.write(row_line(row))
             count += 1
     return count
+
+
+def row_line(row: dict[str, Any]) -> str:
+    """The row as a line of JSONL, with its line feed."""
+    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:

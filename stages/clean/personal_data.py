@@ -1,0 +1,113 @@
+"""Mask personal data with fixed placeholders: [SECRET] [EMAIL] [IBAN] [CARD] [IP] [PHONE].
+
+Numbers with a checksum are masked only when it holds, so order numbers and amounts survive.
+"""
+
+import ipaddress
+import re
+from collections.abc import Callable
+from functools import partial
+
+from stages.clean.settling import settle
+
+TYPES = ("secret", "email", "iban", "card", "ip", "phone")
+
+# Published prefixes of access keys and tokens; a digit is asked for where words could follow the prefix.
+_SECRET = re.compile(
+    r"""
+    -----BEGIN[ ](?P<kind>[A-Z ]*PRIVATE[ ]KEY)-----.*?-----END[ ](?P=kind)-----
+    | (?<![\w-]) (?:
+        (?:AKIA|ASIA)[0-9A-Z]{16}
+        | gh[pousr]_[A-Za-z0-9]{36,255}
+        | github_pat_\w{22,255}
+        | glpat-[\w-]{20,}
+        | sk-(?=[\w-]*\d)[\w-]{20,}
+        | [rs]k_(?:live|test)_[A-Za-z0-9]{16,}
+        | xox[abeoprs]-(?=[\w-]*\d)[\w-]{10,}
+        | AIza[\w-]{35}
+        | hf_[A-Za-z0-9]{30,}
+        | npm_[A-Za-z0-9]{36}
+        | pypi-AgEIcHlwaS5vcmc[\w-]{50,}
+        | eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}
+    ) (?![\w-])
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_EMAIL = re.compile(r"(?<![\w.+%-])[\w.+%-]{1,64}@(?:[^\W_](?:[\w-]{0,62})\.){1,8}[^\W\d_]{2,24}(?![\w-])")
+# Lookaheads, so that candidates may overlap: "2 x 4111..." and "4111... 123" both hold a card number.
+_IBAN = re.compile(r"(?<![A-Za-z0-9])(?=([A-Za-z]{2}[0-9]{2}(?:[ -]?[A-Za-z0-9]){11,30}))", re.ASCII)
+_CARD = re.compile(r"(?<![\w-])(?=([2-6](?:[ -]?[0-9]){12,18}))", re.ASCII)
+_IP4 = re.compile(r"(?<![\w.])(?=([0-9]{1,3}(?:\.[0-9]{1,3}){3})(?!\.?\w))")
+_IP6 = re.compile(r"(?<![\w:.])(?=((?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4})(?![\w:]))")
+_VERSION = re.compile(r"(?:version|release|firmware|build|update|driver|software)s?:?\s*$", re.IGNORECASE)
+_DIGITS_OF_A_PHONE = 7
+
+
+def mask_personal_data(text: str, region: str) -> str:
+    """Mask until nothing is found. `region` is the country of phone numbers without a country code."""
+    return settle(partial(_mask_once, region=region), text)
+
+
+def placeholder(kind: str) -> str:
+    return f"[{kind.upper()}]"
+
+
+def _mask_once(text: str, region: str) -> str:
+    text = _SECRET.sub(placeholder("secret"), text)
+    text = _EMAIL.sub(placeholder("email"), text)
+    text = _mask(text, _IBAN, _is_iban, placeholder("iban"))
+    text = _mask(text, _CARD, _is_card, placeholder("card"))
+    text = _mask(text, _IP4, _is_ip, placeholder("ip"))
+    text = _mask(text, _IP6, _is_ip, placeholder("ip"))
+    return _mask_phones(text, region)
+
+
+def _mask(text: str, candidates: re.Pattern[str], valid: Callable[[str, str], bool], mask: str) -> str:
+    """Replace, wherever a candidate starts, its longest whole part that is valid (given the text before it)."""
+    pieces, done = [], 0
+    for match in candidates.finditer(text):
+        start = match.start()
+        if start < done:
+            continue
+        for end in range(match.end(1), start, -1):
+            if not text[end : end + 1].isalnum() and valid(text[start:end], text[:start]):
+                pieces += [text[done:start], mask]
+                done = end
+                break
+    return "".join([*pieces, text[done:]])
+
+
+def _is_iban(number: str, _before: str) -> bool:
+    from stdnum import iban  # late, as below: few texts have a candidate
+
+    return bool(iban.is_valid(number, check_country=False))
+
+
+def _is_card(number: str, _before: str) -> bool:
+    from stdnum import luhn
+
+    digits = re.sub("[ -]", "", number)
+    return 13 <= len(digits) <= 19 and number[-1:].isdigit() and bool(luhn.is_valid(digits))
+
+
+def _is_ip(address: str, before: str) -> bool:
+    """A valid address; four numbers after "version" or the like are none."""
+    if not any(character.isdigit() for character in address) or _VERSION.search(before[-20:]):
+        return False
+    try:
+        ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    return True
+
+
+def _mask_phones(text: str, region: str) -> str:
+    if len(re.findall(r"\d", text)) < _DIGITS_OF_A_PHONE:
+        return text
+    from phonenumbers import Leniency, PhoneNumberMatcher
+
+    pieces, done = [], 0
+    for match in PhoneNumberMatcher(text, region, leniency=Leniency.VALID):
+        pieces += [text[done : match.start], placeholder("phone")]
+        done = match.end
+    return "".join([*pieces, text[done:]])
