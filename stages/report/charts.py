@@ -1,0 +1,163 @@
+"""The geometry of the charts; the template draws it. All lengths are in units of the SVG's viewBox."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from stages.report.inputs import Points
+from stages.report.wording import number, percent, percents
+
+WIDTH = 440
+_LABEL_HEIGHT = 15
+_LOG_FROM = 20  # a curve that falls by more than this factor is drawn on a logarithmic axis
+
+
+@dataclass(frozen=True)
+class Tick:
+    at: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve: `path` for a polyline, `dots` as (x, y) where its values are few, and where its name stands."""
+
+    name: str
+    path: str
+    dots: list[tuple[float, float]]
+    label_y: float
+
+
+@dataclass(frozen=True)
+class LossChart:
+    title: str
+    description: str
+    y_label: str
+    x_ticks: list[Tick]
+    y_ticks: list[Tick]
+    lines: list[Line]
+    best_x: float | None
+    width: int = WIDTH
+    height: int = 250
+    left: int = 52
+    right: int = 366
+    top: int = 14
+    bottom: int = 208
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One model's proportion: the interval from `low` to `high` and the value at `value`, as x."""
+
+    name: str
+    y: int
+    low: float
+    value: float
+    high: float
+    text: str
+
+
+@dataclass(frozen=True)
+class IntervalChart:
+    title: str
+    description: str
+    ticks: list[Tick]
+    bars: list[Bar]
+    threshold: Tick | None
+    height: int
+    width: int = WIDTH
+    left: int = 66
+    right: int = 362
+
+
+def loss_chart(curves: Mapping[str, Points], best_step: float | None) -> LossChart | None:
+    """Training and validation loss over the steps; None when nothing was recorded."""
+    drawn = {name: points for name, points in curves.items() if points}
+    if not drawn:
+        return None
+    steps = [step for points in drawn.values() for step, _ in points]
+    losses = [loss for points in drawn.values() for _, loss in points]
+    logarithmic = min(losses) > 0 and max(losses) / min(losses) > _LOG_FROM
+    x_ticks = _linear_ticks(0, max(steps))
+    y_ticks = _log_ticks(min(losses), max(losses)) if logarithmic else _linear_ticks(0, max(losses))
+    box = LossChart
+    x = _scale(0, max(max(steps), x_ticks[-1]), box.left, box.right)
+    low, high = min(y_ticks[0], min(losses)), max(y_ticks[-1], max(losses))
+    y = _scale(low, high, box.bottom, box.top, math.log if logarithmic else float)
+    return LossChart(
+        title="Loss over the training steps",
+        description=" ".join(_told(name, points) for name, points in drawn.items()),
+        y_label="loss (nats per token" + (", logarithmic)" if logarithmic else ")"),
+        x_ticks=[Tick(x(tick), number(tick)) for tick in x_ticks],
+        y_ticks=[Tick(y(tick), number(tick)) for tick in y_ticks],
+        lines=_apart([_line(name, points, x, y) for name, points in drawn.items()]),
+        best_x=None if best_step is None else x(best_step),
+    )
+
+
+def interval_chart(scores: Mapping[str, Any], threshold: float | None, confidence: float) -> IntervalChart:
+    """Exact match of every model with its interval, and the gate's minimum where one is set."""
+    chart = IntervalChart
+    x = _scale(0, 1, chart.left, chart.right)
+    bars = []
+    for index, (name, score) in enumerate(scores.items()):
+        match = score["exact_match"]
+        ends = {end: x(match[end]) for end in ("low", "value", "high")}
+        bars.append(Bar(name, 40 + 30 * index, text=percent(match["value"]), **ends))
+    told = [
+        f"{name}: {percent(s['exact_match']['value'])}, {percents(s['exact_match']['low'], s['exact_match']['high'])}."
+        for name, s in scores.items()
+    ]
+    return IntervalChart(
+        title=f"Exact match on the hold-out, with {confidence * 100:.4g} % intervals",
+        description=" ".join(told),
+        ticks=[Tick(x(share), percent(share).replace(".0", "")) for share in (0, 0.25, 0.5, 0.75, 1)],
+        bars=bars,
+        threshold=None if threshold is None else Tick(x(threshold), f"gate: {percent(threshold)}"),
+        height=40 + 30 * len(bars) + 26,
+    )
+
+
+def _line(name: str, points: Points, x: Callable[[float], float], y: Callable[[float], float]) -> Line:
+    dots = [(x(step), y(loss)) for step, loss in points]
+    path = " ".join(f"{at_x},{at_y}" for at_x, at_y in dots)
+    return Line(name, path, dots if name == "validation" else [], dots[-1][1] + 4)
+
+
+def _apart(lines: list[Line]) -> list[Line]:
+    """The lines with their names moved apart where they would cover each other."""
+    below = sorted(lines, key=lambda line: line.label_y)
+    for index in range(1, len(below)):
+        lowest = max(below[index].label_y, round(below[index - 1].label_y + _LABEL_HEIGHT, 1))
+        below[index] = replace(below[index], label_y=lowest)
+    return below
+
+
+def _told(name: str, points: Points) -> str:
+    (first, start), (last, end) = points[0], points[-1]
+    return f"{name.capitalize()}: from {number(start)} at step {number(first)} to {number(end)} at step {number(last)}."
+
+
+def _scale(
+    low: float, high: float, start: float, end: float, bend: Callable[[float], float] = float
+) -> Callable[[float], float]:
+    """Map [low, high] to [start, end], rounded so that every machine draws the same."""
+    span = bend(high) - bend(low) or 1.0
+    return lambda value: round(start + (bend(value) - bend(low)) / span * (end - start), 1)
+
+
+def _linear_ticks(low: float, high: float) -> list[float]:
+    """Three to seven round numbers from `low` to `high` or just beyond it."""
+    if high <= low:
+        return [low, low + 1]
+    rough = (high - low) / 5
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
+    return [round(low + index * step, 12) for index in range(math.ceil((high - low) / step - 1e-9) + 1)]
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten around `low` and `high`."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    return [10.0**power for power in range(first, max(last, first + 1) + 1)]

@@ -1,0 +1,130 @@
+"""Everything that the report reads, in one value."""
+
+import csv
+import math
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stages import paths
+from stages.errors import UserError
+from stages.files import read_json
+from stages.records import read_rows
+
+Row = dict[str, Any]
+Points = list[tuple[float, float]]
+
+_METRICS = (
+    paths.CLEAN_METRICS,
+    paths.DEDUP_METRICS,
+    paths.SPLIT_METRICS,
+    paths.AUGMENT_METRICS,
+    paths.BASELINE_METRICS,
+    paths.TRAIN_METRICS,
+    paths.EVALUATE_METRICS,
+    paths.GATES,
+    paths.QUANTIZE_METRICS,
+)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Metrics by file name, generations by model (base, adapter, then the artefacts), and the rest.
+
+    `curves` are (step, loss) by name, without points that are no finite number; `confusion` are the
+    (actual, predicted) values of the hold-out rows.
+    """
+
+    metrics: dict[str, Any]
+    manifest: dict[str, Any]
+    generations: dict[str, list[Row]]
+    samples: list[Row]
+    rejected: dict[str, list[Row]]
+    curves: dict[str, Points]
+    confusion: list[tuple[str, str]]
+
+    def scores(self) -> dict[str, Any]:
+        """The SCORES of every model, in the order in which they are made."""
+        artefacts = self.metrics["quantize"]["artefacts"]
+        return {
+            "base": self.metrics["baseline"]["base"],
+            "adapter": self.metrics["evaluate"]["adapter"],
+            **{name: artefact["scores"] for name, artefact in artefacts.items()},
+        }
+
+
+def read_inputs(examples: int) -> Inputs:
+    """Read what the other stages wrote, and up to `examples` of each kind of rejected rows.
+
+    Raises:
+        UserError: naming the file that is missing or broken.
+    """
+    metrics = {path.stem: _json(path) for path in _METRICS}
+    generations = {"base": paths.BASE_GENERATIONS, "adapter": paths.ADAPTER_GENERATIONS}
+    generations |= {name: paths.ARTEFACT_GENERATIONS / f"{name}.jsonl" for name in metrics["quantize"]["artefacts"]}
+    rejected = (paths.REJECTED_CLEAN, paths.DUPLICATES, paths.QUARANTINE)
+    return Inputs(
+        metrics=metrics,
+        manifest=_json(paths.MANIFEST),
+        generations=_same_rows({name: (path, list(read_rows(path))) for name, path in generations.items()}),
+        samples=list(read_rows(paths.TRAINING_SAMPLES)),
+        rejected={path.stem: _some(path, examples) for path in rejected},
+        curves={name: _points(name) for name in ("train", "validation")},
+        confusion=[(row["actual"], row["predicted"]) for row in _table(paths.CONFUSION, ",")],
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = read_json(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; run `dvc repro` to make it") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); run `dvc repro` to make it anew") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object; run `dvc repro` to make it anew")
+    return value
+
+
+def _table(path: Path, delimiter: str) -> list[dict[str, str]]:
+    try:
+        with path.open(encoding="utf-8", newline="") as handle:
+            return list(csv.DictReader(handle, delimiter=delimiter))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; run `dvc repro` to make it") from None
+
+
+def _points(name: str) -> Points:
+    """A loss curve; a run without validation rows has none for them."""
+    path = paths.CURVES / "plots/metrics" / name / "loss.tsv"
+    if name == "validation" and not path.exists():
+        return []
+    rows = [(float(row["step"]), float(row["loss"])) for row in _table(path, "\t")]
+    return [point for point in rows if all(map(math.isfinite, point))]
+
+
+def _some(path: Path, limit: int) -> list[Row]:
+    """`limit` rows, with rare reasons among them: the first of each reason, then the second of each.
+
+    The file may be as large as the raw data, so that only the rows that can be chosen are kept.
+    """
+    seen: Counter[str] = Counter()
+    ranked = []
+    for row in read_rows(path):
+        seen[row["reason"]] += 1
+        if seen[row["reason"]] <= limit:
+            ranked.append((seen[row["reason"]], row))
+    return [row for _, row in sorted(ranked, key=lambda pair: pair[0])[:limit]]
+
+
+def _same_rows(files: dict[str, tuple[Path, list[Row]]]) -> dict[str, list[Row]]:
+    """The rows of every model by id, in one order. Raises UserError when the files differ in rows."""
+    by_id = {name: {row["id"]: row for row in rows} for name, (_, rows) in files.items()}
+    base = by_id["base"]
+    for name, rows in by_id.items():
+        if rows.keys() != base.keys():
+            raise UserError(
+                f"{files[name][0]} and {files['base'][0]} answer different rows; run `dvc repro` to make both anew"
+            )
+    return {name: [rows[key] for key in sorted(rows)] for name, rows in by_id.items()}

@@ -1,0 +1,86 @@
+"""How numbers and untrusted text are put on a page."""
+
+import json
+import re
+import unicodedata
+from typing import Any
+
+_EXCERPT = 700
+
+
+def percent(share: float) -> str:
+    return f"{_rounded(share * 100, 1)} %"
+
+
+def percents(low: float, high: float) -> str:
+    return f"{_rounded(low * 100, 1)} to {_rounded(high * 100, 1)} %"
+
+
+def points(difference: float) -> str:
+    """A change of a share, in percentage points, always with its sign."""
+    text = _rounded(difference * 100, 1)
+    return f"{'+' if difference > 0 else ''}{text} points".replace("-", "−")
+
+
+def p_value(value: float) -> str:
+    return "p < 0.001" if value < 0.001 else f"p = {_rounded(value, 3)}"
+
+
+def size(count: float) -> str:
+    """Bytes in decimal units."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            break
+        count /= 1000
+    return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+
+
+def whole(count: float) -> str:
+    return f"{count:,.0f}"
+
+
+def number(value: float) -> str:
+    """About four digits, never in exponent form between 0.001 and a million."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def plural(count: int, singular: str) -> str:
+    """ "1 row", "2 rows"."""
+    return f"{count:,} {singular}{'' if count == 1 else 's'}"
+
+
+def words(identifier: str) -> str:
+    """A key of ours as words: invalid_json is "invalid json"."""
+    return identifier.replace("_", " ")
+
+
+def excerpt(text: str, limit: int = _EXCERPT) -> str:
+    """The text with what cannot be seen made visible, cut where it is long."""
+    shown = visible(text[:limit])
+    return shown if len(text) <= limit else f"{shown} … (the first {limit} of {len(text):,} characters)"
+
+
+def visible(text: str) -> str:
+    """Controls, marks of text direction and other invisible characters by their code points."""
+    return "".join(
+        f"⟨U+{ord(char):04X}⟩" if unicodedata.category(char) in ("Cc", "Cf", "Cs") and char not in "\n\t" else char
+        for char in text
+    )
+
+
+def value_text(value: Any) -> str:
+    """A JSON value as one line of text."""
+    return excerpt(json.dumps(value, ensure_ascii=False))
+
+
+def markdown_code(text: str) -> str:
+    """The text as a code span for a cell of a Markdown table, where nothing in it is read as markup."""
+    one_line = " ".join(excerpt(text, 80).split()).replace("|", "\\|")
+    fence = "`" * (max(map(len, re.findall("`+", one_line)), default=0) + 1)
+    return f"{fence} {one_line} {fence}" if "`" in one_line else f"{fence}{one_line}{fence}"
+
+
+def _rounded(value: float, digits: int) -> str:
+    """Fixed digits, without a minus before zero."""
+    text = f"{value:.{digits}f}"
+    return text.removeprefix("-") if not float(text) else text
