@@ -1,7 +1,5 @@
 """Load the base model, an adapter on it, or a release's artefact; one place decides device and precision."""
 
-import logging
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,14 +8,6 @@ import torch
 import transformers
 
 from stages.errors import Refusal
-
-
-def quiet_libraries() -> None:
-    """Keep the libraries' bars and notes out of the output; warnings of their own making stay."""
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 def device() -> torch.device:
@@ -38,7 +28,6 @@ def load_model(path: Path, **options: Any) -> Any:
 
     A quantised artefact is loaded as its own config.json says.
     """
-    quiet_libraries()
     options = {"dtype": compute_dtype(), "use_safetensors": True, "device_map": {"": device()}} | options
     model = transformers.AutoModelForCausalLM.from_pretrained(path, **options)
     return model.eval()

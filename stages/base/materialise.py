@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stages.errors import UserError
-from stages.models import quiet_libraries, refuse_not_finite
+from stages.models import refuse_not_finite
 
 
 def materialise(source: Path, folder: Path, dtype: str) -> None:
@@ -16,7 +16,6 @@ def materialise(source: Path, folder: Path, dtype: str) -> None:
     Raises:
         UserError: when it is no causal language model, has no chat template, or holds NaN or infinity.
     """
-    quiet_libraries()
     where: dict[str, Any] = {"pretrained_model_name_or_path": source}
     if source.is_file():
         where = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}

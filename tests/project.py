@@ -1,0 +1,133 @@
+"""A small copy of the project to run: its code and pipeline, a tiny model, a few rows, one git repository."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tiny_model import save_tiny_model
+
+from stages.files import tree_digest
+
+ROOT = Path(__file__).parents[1]
+_COPIED = [
+    ".dvc/config",
+    ".dvc/.gitignore",
+    ".dvcignore",
+    ".gitignore",
+    "constraints.txt",
+    "data/.gitignore",
+    "data/replay.jsonl",
+    "data/schema.json",
+    "dvc.yaml",
+    "metrics/.gitignore",
+    "models/.gitignore",
+    "params.yaml",
+]
+_INTENTS = ("refund", "delivery", "invoice", "password")
+_FRAMES = (
+    "I want my money back for the {thing} I bought, order {order}",
+    "Where is the {thing} from order {order}? It has not arrived yet",
+    "Please send the bill of order {order} with the {thing} once more",
+    "The login of my {thing} account fails, it is about order {order}",
+)
+_THINGS = ("headphones", "keyboard", "monitor", "webcam", "router", "tablet")
+
+
+def make_project(folder: Path) -> Path:
+    """Everything but outputs, committed; the base model lies beside the repository."""
+    repository = folder / "project"
+    for name in _COPIED:
+        (repository / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, repository / name)
+    shutil.copytree(ROOT / "stages", repository / "stages", ignore=shutil.ignore_patterns("__pycache__"))
+    model = save_tiny_model(folder / "tiny-model")
+    set_params(
+        repository,
+        {
+            "model": {"source": "path:../tiny-model", "file": None, "sha256": tree_digest(model), "dtype": "float32"},
+            "clean": {"max_rejected_share": 0.5},
+            "holdout": {"share": 0.2, "max_rows": 12},
+            "split": {"validation_share": 0.2},
+            "augment": {"malformed_every": 20, "replay_share": 0.05},
+            "train": {
+                "rank": 4,
+                "alpha": 8,
+                "layers_to_transform": None,
+                "batch_size": 4,
+                "epochs": 2,
+                "max_tokens": 400,
+                "evaluate_every": 4,
+                "sample_prompts": 1,
+            },
+            "generation": {"max_new_tokens": 8, "batch_size": 8},
+        },
+    )
+    write_raw(repository, rows=64)
+    run(repository, "git", "init", "--quiet", "--initial-branch=main")
+    return repository
+
+
+def write_raw(repository: Path, rows: int) -> None:
+    """Rows with a known share of repeats: every eighth row occurs twice, and one line is no JSON."""
+    lines = []
+    for number in range(rows):
+        intent, thing = number % len(_INTENTS), _THINGS[number % len(_THINGS)]
+        order = f"K-{1000 + 137 * number}"
+        values = {"intent": "refund", "product": None, "order": order, "urgent": bool(number % 3)}
+        prompt = _FRAMES[intent].format(thing=thing, order=order) + f" ({number * 7919 % 9973:04d})"
+        line = json.dumps({"prompt": prompt, "completion": json.dumps(values), "label": _INTENTS[intent]})
+        lines += [line] * (2 if number % 8 == 0 else 1)
+    lines.append('{"prompt": "cut in the midd')
+    raw = repository / "data" / "raw" / "tickets.jsonl"
+    raw.parent.mkdir(exist_ok=True)
+    raw.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def set_params(repository: Path, changes: dict[str, Any]) -> None:
+    """Change keys of params.yaml; sections are merged, values replaced."""
+    file = repository / "params.yaml"
+    params = yaml.safe_load(file.read_text(encoding="utf-8"))
+    for section, values in changes.items():
+        if isinstance(values, dict):
+            params[section].update(values)
+        else:
+            params[section] = values
+    file.write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+
+
+def run(repository: Path, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run a command in the repository with this environment's programs; show its output when it fails."""
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": "",  # the repository's own stages, found from its folder, not those under test beside it
+        "DVC_NO_ANALYTICS": "1",
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        **{f"GIT_{who}_{what}": value for who in ("AUTHOR", "COMMITTER") for what, value in _IDENTITY.items()},
+    }
+    done = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True, check=False)
+    if check and done.returncode:
+        raise AssertionError(f"{' '.join(command)} exited with {done.returncode}\n{done.stdout}\n{done.stderr}")
+    return done
+
+
+_IDENTITY = {"NAME": "Tester", "EMAIL": "tester@example.com"}
+
+
+def commit(repository: Path, message: str) -> str:
+    """Commit all that git does not ignore; return the commit's id."""
+    run(repository, "git", "add", "--all")
+    run(repository, "git", "commit", "--quiet", "--message", message)
+    return run(repository, "git", "rev-parse", "HEAD").stdout.strip()
+
+
+def stage_outputs(repository: Path, stage: str) -> dict[str, str]:
+    """SHA-256 of every output of a stage, by its path."""
+    entry = yaml.safe_load((repository / "dvc.yaml").read_text(encoding="utf-8"))["stages"][stage]
+    items = [item for kind in ("outs", "metrics", "plots") for item in entry.get(kind, [])]
+    places = [next(iter(item)) if isinstance(item, dict) else item for item in items]
+    return {place: tree_digest(repository / place) for place in places}

@@ -1,0 +1,98 @@
+"""Every method trains, and what is saved can be loaded and merged."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from project import set_params
+from safetensors.torch import load_file
+from stage_process import run_stage
+
+from stages.files import read_json, remove
+
+
+@pytest.fixture
+def workspace(pipeline: Path, tmp_path: Path) -> Path:
+    shutil.copytree(pipeline, tmp_path / "project", ignore=shutil.ignore_patterns(".git", "cache", "release"))
+    remove(tmp_path / "project" / "models" / "adapter")
+    return tmp_path / "project"
+
+
+def train(workspace: Path, **settings: Any) -> dict[str, Any]:
+    set_params(workspace, {"train": settings})
+    code, text = run_stage(workspace, "train")
+    assert code == 0, text
+    metrics: dict[str, Any] = read_json(workspace / "metrics" / "train.json")
+    return metrics
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({"method": "lora", "adapter": "dora"}, id="dora"),
+        pytest.param({"method": "lora", "adapter": "adalora", "early_stopping_patience": None}, id="adalora"),
+        pytest.param({"method": "qlora", "gradient_checkpointing": True}, id="qlora"),
+        pytest.param({"method": "full"}, id="full"),
+    ],
+)
+def test_method_trains_and_its_result_merges(workspace: Path, settings: dict[str, Any]) -> None:
+    metrics = train(workspace, **settings)
+    assert metrics["loss"]["validation_last"] < metrics["loss"]["validation_first"]
+    share = metrics["parameters"]["trainable"] / metrics["parameters"]["all"]
+    assert share == 1 if settings["method"] == "full" else share < 0.5
+    code, text = run_stage(workspace, "merge_quantize")
+    assert code == 0, text
+    base = load_file(workspace / "models" / "base" / "model.safetensors")
+    merged = load_file(workspace / "models" / "release" / "merged" / "model.safetensors")
+    assert base.keys() == merged.keys()
+    assert any(not torch.equal(base[name], merged[name]) for name in base)
+
+
+def test_one_batch_of_eight_is_two_of_four_accumulated(workspace: Path) -> None:
+    whole = train(workspace, batch_size=8, accumulation=1)
+    cut = train(workspace, batch_size=4, accumulation=2)
+    assert whole["steps"] == cut["steps"]
+    assert whole["loss"]["train_last"] == pytest.approx(cut["loss"]["train_last"], rel=1e-4)
+
+
+def test_only_the_named_layers_are_adapted(workspace: Path) -> None:
+    train(workspace, layers_to_transform="1-1", epochs=1)
+    names = load_file(workspace / "models" / "adapter" / "adapter_model.safetensors")
+    assert names
+    assert all(".layers.1." in name for name in names)
+
+
+def test_training_stops_early_and_keeps_the_best(workspace: Path) -> None:
+    metrics = train(workspace, learning_rate=0.5, epochs=8, early_stopping_patience=1, evaluate_every=2)
+    assert metrics["best_step"] < metrics["steps"]
+
+
+def test_layers_that_the_model_does_not_have_are_refused(workspace: Path) -> None:
+    set_params(workspace, {"train": {"layers_to_transform": "1-29"}})
+    code, text = run_stage(workspace, "train")
+    assert code == 2
+    assert "layers 0-1" in text
+    assert "Traceback" not in text
+
+
+def test_rows_that_are_all_too_long_are_refused(workspace: Path) -> None:
+    set_params(workspace, {"train": {"max_tokens": 8}})
+    code, text = run_stage(workspace, "train")
+    assert code == 2
+    assert "raise train.max_tokens" in text
+
+
+def test_weights_that_are_not_finite_stop_the_release(workspace: Path) -> None:
+    train(workspace, epochs=1)
+    file = workspace / "models" / "adapter" / "adapter_model.safetensors"
+    from safetensors.torch import save_file
+
+    weights = load_file(file)
+    next(iter(weights.values()))[0, 0] = float("nan")
+    save_file(weights, file, metadata={"format": "pt"})
+    code, text = run_stage(workspace, "merge_quantize")
+    assert code == 1
+    assert "NaN or infinity" in text
+    assert not (workspace / "models" / "release" / "merged").exists()
