@@ -85,7 +85,7 @@ class Augment(Section):
     malformed_every: Count | None
     malformed_completion: str
     structured_share: Share
-    replay_file: str | None
+    replay_file: str
     replay_share: Annotated[float, Field(ge=0, lt=1)]
 
 

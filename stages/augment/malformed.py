@@ -1,0 +1,85 @@
+"""Examples of input that nobody can read, so that the model learns to say so instead of guessing."""
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from random import Random
+
+from rapidfuzz import fuzz
+
+from stages.prompts import normalise
+from stages.records import Record, make_record
+from stages.seeded import rank
+
+SOURCE = "augment:malformed"
+
+# A broken prompt keeps less than this of its origin (fuzz.ratio), and its pieces are short and start within a word:
+# a prompt that could still be answered would teach the model to refuse.
+_LESS_ALIKE_THAN = 60
+_PIECE = 4
+# Scrambled text has about a token a character; longer rows would not fit into training.
+_LONGEST = 80
+
+_KEYBOARD = ("qwertyuiop", "asdfghjkl;", "zxcvbnm,./")
+
+
+def malformed_rows(
+    rows: Sequence[Record], every: int, completion: str, known: Iterable[str], seed: int
+) -> list[Record]:
+    """One row with a broken prompt for `every` rows, each made from a row drawn by the seed.
+
+    `known` are the normalised prompts that have an answer; no broken prompt is one of them.
+    """
+    taken = set(known)
+    chosen = sorted(rows, key=lambda row: rank(seed, "malformed", row.id))[: len(rows) // every]
+    made = []
+    for row in chosen:
+        prompt = break_prompt(row, taken, seed)
+        taken.add(normalise(prompt))
+        made.append(make_record(prompt, completion, None, SOURCE, row.origin))
+    return made
+
+
+def break_prompt(row: Record, taken: set[str], seed: int) -> str:
+    """Break a row's prompt in a seeded way, beyond reading and into none of the prompts `taken`."""
+    original = normalise(row.prompt)
+    for attempt in itertools.count():
+        # Random seeds itself from all of the text and gives the same numbers on every machine.
+        random = Random(rank(seed, f"break {attempt}", row.id))
+        broken = random.choice(_WAYS)(row.prompt, random)
+        text = normalise(broken)
+        if text and text not in taken and fuzz.ratio(text, original) < _LESS_ALIKE_THAN:
+            return broken
+    raise AssertionError("keys struck at random never run out")
+
+
+def _cut(prompt: str, random: Random) -> str:
+    """A few characters from within a word on, or nothing where chance hits the start of one."""
+    start = random.randrange(len(prompt))
+    inside = start and prompt[start - 1 : start + 1].isalnum()
+    return prompt[start : start + random.randint(2, _PIECE)].strip() if inside else ""
+
+
+def _half_json(prompt: str, random: Random) -> str:
+    """An object with commas too many and the closing quote and brace missing."""
+    return '{"' + _cut(prompt, random) + '":' + "," * random.randint(1, 3) + ' "' + _cut(prompt, random)
+
+
+def _doubled(prompt: str, random: Random) -> str:
+    """A piece that repeats as if a key hung."""
+    return " ".join([_cut(prompt, random)] * random.randint(4, 12))
+
+
+def _shuffled(prompt: str, random: Random) -> str:
+    """The prompt's own characters in any order."""
+    letters = list(prompt[:_LONGEST])
+    random.shuffle(letters)
+    return "".join(letters)
+
+
+def _keyboard(prompt: str, random: Random) -> str:
+    """Neighbouring keys, struck at random."""
+    row = random.choice(_KEYBOARD)
+    return "".join(random.choices(row, k=random.randint(8, max(12, min(len(prompt), _LONGEST)))))
+
+
+_WAYS: tuple[Callable[[str, Random], str], ...] = (_cut, _half_json, _doubled, _shuffled, _keyboard)

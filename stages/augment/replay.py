@@ -1,0 +1,52 @@
+"""General rows that are trained along with the task against forgetting."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from stages.completions import BrokenContract, parse_json
+from stages.errors import UserError
+from stages.prompts import normalise
+from stages.records import Record, make_record
+
+SOURCE = "augment:replay"
+
+
+def read_replay(path: Path) -> list[Record]:
+    """Read JSONL with `prompt` and `completion`, without its exact repeats, in the order of the lines.
+
+    Raises:
+        UserError: when the file is missing, or a line is something else; with file and line.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing; augment.replay_file must name a JSONL file of prompt and completion")
+    found: dict[str, Record] = {}
+    with path.open("rb") as handle:
+        for number, line in enumerate(handle, start=1):
+            record = _record(line, path, number)
+            found.setdefault(record.id, record)
+    return list(found.values())
+
+
+def _record(line: bytes, path: Path, number: int) -> Record:
+    try:
+        row = parse_json(line.decode("utf-8"))
+    except (BrokenContract, UnicodeDecodeError) as error:
+        raise UserError(f"{path}, line {number}: not JSON ({error}); mend or remove the line") from None
+    match row:
+        case {"prompt": str(prompt), "completion": str(completion), **rest} if not rest:
+            if prompt.strip() and completion.strip():
+                return make_record(prompt, completion, None, SOURCE, f"{path.name}:{number}")
+    raise UserError(f"{path}, line {number}: expected an object of two texts, prompt and completion")
+
+
+def refuse_leaks(replay: Iterable[Record], held: Iterable[Record], path: Path) -> None:
+    """Check that no replay row asks what the hold-out or validation asks.
+
+    Raises:
+        UserError: naming the line.
+    """
+    prompts = {normalise(record.prompt) for record in held}
+    for record in replay:
+        if normalise(record.prompt) in prompts:
+            line = record.origin.rpartition(":")[2]
+            raise UserError(f"{path}, line {line}: the prompt is in the hold-out or validation; remove the line")

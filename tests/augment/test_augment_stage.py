@@ -1,0 +1,137 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from stages import paths
+from stages.augment.__main__ import main
+from stages.augment.replay import read_replay
+from stages.errors import UserError
+from stages.params import read_params
+from stages.prompts import normalise
+from stages.records import Record, make_record, read_records, write_records
+
+AUGMENT = {
+    "malformed_every": 10,
+    "malformed_completion": '{"intent": "unreadable"}',
+    "structured_share": 0.5,
+    "replay_file": "data/replay.jsonl",
+    "replay_share": 0.1,
+}
+PARAMS = read_params(Path(__file__).parents[2] / "params.yaml")
+REPLAY = Path("data/replay.jsonl")
+
+
+def row(number: int, completion: str) -> Record:
+    return make_record(f"Prompt of the row {number}", completion, None, "raw", f"raw.jsonl:{number}")
+
+
+TRAIN = [row(n, '{"n": 1}' if n < 5 else "text") for n in range(40)]
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_params()
+    write_records(paths.SPLIT_TRAIN, TRAIN)
+    write_records(paths.VALIDATION, [row(100, "text")])
+    write_records(paths.HOLDOUT, [row(101, "text")])
+    REPLAY.write_text("".join(f'{{"prompt": "general {n}", "completion": "yes"}}\n' for n in range(5)))
+
+
+def write_params(**changes: Any) -> None:
+    paths.PARAMS.write_text(yaml.safe_dump(PARAMS | {"seed": 17, "augment": AUGMENT | changes}), encoding="utf-8")
+
+
+def by_source() -> dict[str, list[Record]]:
+    found: dict[str, list[Record]] = {}
+    for record in read_records(paths.TRAIN):
+        found.setdefault(record.source, []).append(record)
+    return found
+
+
+def test_every_kind_is_added() -> None:
+    main()
+    found = by_source()
+    # 9 of the 44 rows with the malformed ones are JSON: 9 + 31 of 44 + 31 + 5 is the least half.
+    assert {source: len(rows) for source, rows in found.items()} == {
+        "raw": 40,
+        "augment:malformed": 4,
+        "augment:structured": 31,
+        "augment:replay": 5,
+    }
+    assert json.loads(paths.AUGMENT_METRICS.read_text()) == {
+        "rows": {"in": 40, "out": 80, "structured": 40},
+        "added": {"malformed": 4, "structured": 31, "replay": 5},
+    }
+    assert sorted(record.origin for record in found["augment:replay"]) == [f"replay.jsonl:{n}" for n in range(1, 6)]
+    assert {record.origin for record in found["augment:structured"]} == {f"raw.jsonl:{n}" for n in range(5)}
+    known = {normalise(record.prompt) for record in TRAIN}
+    assert not known & {normalise(record.prompt) for record in found["augment:malformed"]}
+
+
+def test_the_order_of_the_files_changes_no_byte() -> None:
+    main()
+    before = paths.TRAIN.read_bytes()
+    write_records(paths.SPLIT_TRAIN, TRAIN[::-1])
+    main()
+    assert paths.TRAIN.read_bytes() == before
+
+
+def test_everything_off_leaves_the_rows() -> None:
+    write_params(malformed_every=None, structured_share=0, replay_share=0)
+    REPLAY.unlink()
+    main()
+    assert sorted(read_records(paths.TRAIN), key=lambda r: r.id) == sorted(TRAIN, key=lambda r: r.id)
+
+
+def test_replay_takes_no_row_twice() -> None:
+    REPLAY.write_text('{"prompt": "general", "completion": "yes"}\n' * 9)
+    write_params(replay_share=0.5)
+    main()
+    assert [record.origin for record in by_source()["augment:replay"]] == ["replay.jsonl:1"]
+
+
+def test_replay_of_a_held_prompt_is_refused() -> None:
+    for number in (100, 101):
+        REPLAY.write_text(
+            '{"prompt": "general", "completion": "yes"}\n'
+            f'{{"prompt": "prompt of  the ROW {number}", "completion": "yes"}}\n'
+        )
+        with pytest.raises(UserError, match=r"data/replay\.jsonl, line 2: the prompt is in the hold-out"):
+            main()
+    assert not paths.TRAIN.exists()
+
+
+def test_replay_that_is_missing_or_no_pairs_is_a_user_error() -> None:
+    REPLAY.unlink()
+    with pytest.raises(UserError, match=r"data/replay\.jsonl is missing.*replay_file"):
+        main()
+    for line, message in [
+        (b"no json", "not JSON"),
+        (b"\xff", "not JSON"),
+        (b"[]", "expected an object of two texts"),
+        (b'{"prompt": "a"}', "expected an object of two texts"),
+        (b'{"prompt": "a", "completion": 1}', "expected an object of two texts"),
+        (b'{"prompt": " ", "completion": "b"}', "expected an object of two texts"),
+        (b'{"prompt": "a", "completion": "b", "more": 1}', "expected an object of two texts"),
+    ]:
+        REPLAY.write_bytes(b'{"prompt": "a", "completion": "b"}\n' + line + b"\n")
+        with pytest.raises(UserError, match=f"line 2: {message}"):
+            read_replay(REPLAY)
+
+
+def test_the_answer_to_malformed_input_is_json_where_the_task_is() -> None:
+    write_params(malformed_completion="unreadable")
+    main()  # most of these rows are text
+    write_records(paths.SPLIT_TRAIN, TRAIN[:9])
+    with pytest.raises(UserError, match=r"malformed_completion: 'unreadable' is no JSON .* 5 of the 9"):
+        main()
+
+
+def test_no_training_rows() -> None:
+    write_records(paths.SPLIT_TRAIN, [])
+    with pytest.raises(UserError, match="has no rows"):
+        main()
