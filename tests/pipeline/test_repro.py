@@ -1,0 +1,157 @@
+"""The pipeline as its users run it: `dvc repro`, again, by force, and the commands that show what it did."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from project import commit, run, set_params, stage_outputs
+
+STAGES = [
+    "augment",
+    "base",
+    "baseline",
+    "clean",
+    "dedup",
+    "evaluate",
+    "manifest",
+    "merge_quantize",
+    "report",
+    "split",
+    "train",
+]
+
+
+def locked(repository: Path) -> dict[str, dict[str, str]]:
+    """The MD5 of every dependency and output in dvc.lock, by stage and path."""
+    lock = yaml.safe_load((repository / "dvc.lock").read_text(encoding="utf-8"))["stages"]
+    return {
+        stage: {item["path"]: item["md5"] for kind in ("deps", "outs") for item in entry[kind]}
+        for stage, entry in lock.items()
+    }
+
+
+@pytest.fixture
+def copy(pipeline: Path, tmp_path: Path) -> Path:
+    """The finished pipeline with its repository and cache, to change at will."""
+    shutil.copytree(pipeline.parent, tmp_path / "copy", symlinks=True)
+    return tmp_path / "copy" / pipeline.name
+
+
+def test_all_stages_ran_and_git_holds_what_it_should(pipeline: Path) -> None:
+    assert sorted(locked(pipeline)) == STAGES
+    tracked = run(pipeline, "git", "ls-files").stdout.split()
+    for name in ("metrics/gates.json", "metrics/quantize.json", "metrics/report.md", "data/holdout.lock", "dvc.lock"):
+        assert name in tracked
+    assert not [name for name in tracked if name.endswith((".safetensors", ".html")) or name == "data/train.jsonl"]
+    assert run(pipeline, "git", "status", "--porcelain").stdout == ""
+
+
+def test_a_second_repro_runs_nothing(pipeline: Path) -> None:
+    assert "Running stage" not in run(pipeline, "dvc", "repro").stdout
+
+
+def test_twice_by_force_gives_the_same_bytes(copy: Path) -> None:
+    before = locked(copy)
+    output = run(copy, "dvc", "repro", "--force").stdout
+    assert output.count("Running stage") == len(STAGES)
+    assert locked(copy) == before
+
+
+def test_metrics_are_nested_numbers_that_dvc_shows(pipeline: Path) -> None:
+    shown: dict[str, Any] = json.loads(run(pipeline, "dvc", "metrics", "show", "--json").stdout)[""]["data"]
+    for file, entry in shown.items():
+        written = json.loads((pipeline / file).read_text(encoding="utf-8"))
+        assert entry["data"] == written, f"{file}: dvc metrics leaves something out"
+    assert shown["metrics/evaluate.json"]["data"]["adapter"]["exact_match"]["of"] > 0
+
+
+def test_plots_have_axes_with_names(pipeline: Path, tmp_path: Path) -> None:
+    run(pipeline, "dvc", "plots", "show", "--out", str(tmp_path / "plots"))
+    page = (tmp_path / "plots" / "index.html").read_text(encoding="utf-8")
+    for words in ("optimiser step", "nats a token", "label of the reference", "label that the model gave"):
+        assert words in page
+    with (pipeline / "metrics" / "confusion.csv").open(encoding="utf-8") as file:
+        assert next(csv.reader(file)) == ["actual", "predicted"]
+
+
+def test_the_graph_has_every_stage(pipeline: Path) -> None:
+    graph = run(pipeline, "dvc", "dag", "--mermaid").stdout
+    assert all(f'"{stage}"' in graph for stage in STAGES)
+
+
+def test_an_experiment_runs_what_its_parameter_makes_stale(copy: Path) -> None:
+    done = run(copy, "dvc", "exp", "run", "--name", "slower", "-S", "train.learning_rate=5e-4")
+    ran = {stage for stage in STAGES if f"Running stage '{stage}'" in done.stdout}
+    assert ran >= {"train", "evaluate", "merge_quantize", "manifest", "report"}
+    assert not ran & {"base", "clean", "dedup", "split", "augment", "baseline"}
+    difference = json.loads(run(copy, "dvc", "params", "diff", "--json").stdout)
+    assert difference["params.yaml"]["train.learning_rate"] == {"old": 1e-3, "new": 5e-4, "diff": -5e-4}
+    changed = json.loads(run(copy, "dvc", "metrics", "diff", "--json").stdout)
+    assert any("loss" in key for key in changed["metrics/train.json"])
+    assert "slower" in run(copy, "dvc", "exp", "show", "--csv").stdout
+
+
+def test_a_parameter_that_changes_no_weights_costs_no_training(copy: Path) -> None:
+    set_params(copy, {"clean": {"max_prompt_characters": 1999}})
+    ran = run(copy, "dvc", "repro").stdout
+    assert "Running stage 'clean'" in ran
+    assert "Running stage 'manifest'" in ran
+    assert "Running stage 'train'" not in ran
+    assert "Running stage 'merge_quantize'" not in ran
+
+
+def test_every_weight_is_in_safetensors(pipeline: Path) -> None:
+    names = {file.suffix for file in (pipeline / "models").rglob("*") if file.is_file()}
+    assert ".safetensors" in names
+    assert not names & {".bin", ".pt", ".pth", ".pkl", ".ckpt"}
+
+
+def test_rollback_brings_every_byte_of_the_first_release_back(copy: Path, tmp_path: Path) -> None:
+    """Release A, change data and parameters, release B; then A again, in a fresh clone."""
+    remote = tmp_path / "remote"
+    run(copy, "dvc", "remote", "add", "--default", "store", str(remote))
+    first = commit(copy, "Name the remote")
+    run(copy, "dvc", "push")
+    run(copy, "git", "tag", "A")
+    originals = {stage: stage_outputs(copy, stage) for stage in STAGES}
+
+    raw = copy / "data" / "raw" / "tickets.jsonl"
+    raw.write_text("".join(raw.read_text(encoding="utf-8").splitlines(keepends=True)[3:]), encoding="utf-8")
+    set_params(copy, {"train": {"learning_rate": 2e-3}})
+    run(copy, "dvc", "repro")
+    second = commit(copy, "Release B")
+    run(copy, "dvc", "push")
+    changed = {stage: stage_outputs(copy, stage) for stage in STAGES}
+    assert changed["train"]["models/adapter"] != originals["train"]["models/adapter"]
+
+    run(tmp_path, "git", "clone", "--quiet", str(copy), "fresh")
+    fresh = tmp_path / "fresh"
+    run(fresh, "git", "checkout", "--quiet", "A")
+    run(fresh, "dvc", "pull", "--quiet")
+    assert {stage: stage_outputs(fresh, stage) for stage in STAGES} == originals
+    assert trace(fresh)["commit"]["id"] in first_commits(fresh, first)
+
+    run(fresh, "git", "checkout", "--quiet", second)
+    run(fresh, "dvc", "fetch", "--quiet")
+    run(fresh, "dvc", "checkout", "--quiet")
+    assert trace(fresh)["commit"]["id"] == second
+    run(fresh, "git", "checkout", "--quiet", "A")
+    run(fresh, "dvc", "checkout", "--quiet")
+    assert {stage: stage_outputs(fresh, stage) for stage in STAGES} == originals
+
+
+def trace(repository: Path) -> dict[str, Any]:
+    done = run(repository, "tunetrail", "trace", "models/release/nf4/model.safetensors", "--json")
+    found: dict[str, Any] = json.loads(done.stdout)
+    assert sorted(found) == sorted(["file", "stage", "data", "params", "metrics", "base", "code", "commit"])
+    assert found["file"]["trail"] == {"complete": True, "broken": []}
+    return found
+
+
+def first_commits(repository: Path, upto: str) -> list[str]:
+    """The commits of release A: dvc.lock came with the first, the remote's name with the second."""
+    return run(repository, "git", "rev-list", upto).stdout.split()
