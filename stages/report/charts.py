@@ -8,7 +8,7 @@ from typing import Any
 from stages.report.inputs import Points
 from stages.report.wording import number, percent, percents
 
-WIDTH = 440
+WIDTH = 400
 _LABEL_HEIGHT = 15
 _LOG_FROM = 20  # a curve that falls by more than this factor is drawn on a logarithmic axis
 
@@ -41,7 +41,7 @@ class LossChart:
     width: int = WIDTH
     height: int = 250
     left: int = 52
-    right: int = 366
+    right: int = 324
     top: int = 14
     bottom: int = 208
 
@@ -68,7 +68,7 @@ class IntervalChart:
     height: int
     width: int = WIDTH
     left: int = 66
-    right: int = 362
+    right: int = 330
 
 
 def loss_chart(curves: Mapping[str, Points], best_step: float | None) -> LossChart | None:
@@ -114,7 +114,7 @@ def interval_chart(scores: Mapping[str, Any], threshold: float | None, confidenc
         description=" ".join(told),
         ticks=[Tick(x(share), percent(share).replace(".0", "")) for share in (0, 0.25, 0.5, 0.75, 1)],
         bars=bars,
-        threshold=None if threshold is None else Tick(x(threshold), f"gate: {percent(threshold)}"),
+        threshold=None if threshold is None else Tick(x(threshold), f"gate {percent(threshold).replace('.0', '')}"),
         height=40 + 30 * len(bars) + 26,
     )
 

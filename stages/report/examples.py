@@ -10,6 +10,7 @@ from stages.report.wording import excerpt, plural, value_text
 from stages.scoring import RowScore, same_value
 
 _FEW = 3
+_ANSWER = 300  # characters of an answer that are shown
 _ABSENT = object()
 
 
@@ -111,8 +112,8 @@ def _lines(completion: str, answers: Sequence[tuple[str, Row, RowScore]]) -> lis
     """The fields in which an answer differs; whole texts where an answer has no fields."""
     reference = _object(completion)
     if reference is None or not all(isinstance(score.predicted, dict) for _, _, score in answers):
-        cells = [Cell(excerpt(row["output"]), score.exact_match) for _, row, score in answers]
-        return [("whole answer", [Cell(excerpt(completion), None), *cells])]
+        cells = [Cell(excerpt(row["output"], _ANSWER), score.exact_match) for _, row, score in answers]
+        return [("whole answer", [Cell(excerpt(completion, _ANSWER), None), *cells])]
     predicted = [score.predicted for _, _, score in answers]
     added = sorted({key for one in predicted for key in one} - reference.keys())
     lines = []

@@ -35,7 +35,7 @@ class MetricCell:
     """A number, and in smaller print what belongs to it."""
 
     value: str
-    detail: str = ""
+    details: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,12 +92,8 @@ def metric_rows(scores: Mapping[str, Any], artefacts: Mapping[str, Any]) -> list
         _proportions("Exact match", scores, lambda score: score["exact_match"]),
         _proportions("Fits the schema", scores, lambda score: score["schema_valid"]),
         _proportions("Valid JSON", scores, lambda score: score["json_valid"]),
-        MetricRow(
-            "Perplexity of the references", [MetricCell(number(score["perplexity"])) for score in scores.values()]
-        ),
-        MetricRow(
-            "Tokens in an answer, mean", [MetricCell(number(score["output_tokens"])) for score in scores.values()]
-        ),
+        MetricRow("Perplexity", [MetricCell(number(score["perplexity"])) for score in scores.values()]),
+        MetricRow("Mean tokens an answer", [MetricCell(number(score["output_tokens"])) for score in scores.values()]),
         MetricRow("Size of the files", sizes),
     ]
 
@@ -153,7 +149,7 @@ def _proportion(metric: Mapping[str, Any] | None) -> MetricCell:
     if metric is None:
         return MetricCell("–")
     interval = percents(metric["low"], metric["high"])
-    return MetricCell(percent(metric["value"]), f"{interval}, {metric['count']} of {metric['of']}")
+    return MetricCell(percent(metric["value"]), (interval, f"{metric['count']} of {metric['of']}"))
 
 
 def _change(change: Mapping[str, Any]) -> list[str]:

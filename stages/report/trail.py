@@ -67,7 +67,8 @@ def flags(metrics: Mapping[str, Any], generations: Mapping[str, Sequence[Row]]) 
     raised = metrics["train"]["red_flags"]
     conflicts, split = metrics["dedup"]["conflicts"], metrics["split"]
     shared, missing = sum(split["overlap"].values()), split["locked"]["missing"]
-    unstopped = {name: sum(not row["stopped"] for row in rows) for name, rows in generations.items() if name != "base"}
+    tuned = {name: rows for name, rows in generations.items() if name != "base"}
+    unstopped = {name: sum(not row["stopped"] for row in rows) for name, rows in tuned.items()}
     found = [
         Flag(bool(raised["overfitting"]), "Overfitting: the validation loss rises while the training loss falls"),
         Flag(bool(raised["plateau"]), "Plateau: the loss hardly moves"),
@@ -77,10 +78,7 @@ def flags(metrics: Mapping[str, Any], generations: Mapping[str, Sequence[Row]]) 
         Flag(
             conflicts["prompts"] > 0, f"Conflicts: {plural(conflicts['prompts'], 'prompt')} with different completions"
         ),
-        *(
-            Flag(n > 0, f"Cut off: {plural(n, 'answer')} of {name} ended by the token limit")
-            for name, n in unstopped.items()
-        ),
+        Flag(sum(unstopped.values()) > 0, f"Cut off by the token limit: answers of {_listed(unstopped) or 'no model'}"),
     ]
     return sorted(found, key=lambda flag: not flag.raised)
 
@@ -130,8 +128,12 @@ def hashed_files(entries: Mapping[str, Any]) -> list[HashedFile]:
 
 
 def _after(name: str, before: int, after: int, reasons: Mapping[str, int]) -> Step:
-    why = ", ".join(f"{words(reason)} {whole(count)}" for reason, count in reasons.items() if count)
-    return Step(name, after, after - before, why)
+    return Step(name, after, after - before, _listed({words(reason): count for reason, count in reasons.items()}))
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    """What there is any of, as "near 19, exact 9"."""
+    return ", ".join(f"{name} {whole(count)}" for name, count in counts.items() if count)
 
 
 def _witness(row: Row) -> str:
