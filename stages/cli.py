@@ -1,0 +1,116 @@
+"""The `tunetrail` command: the read side of the pipeline, and what is done by hand."""
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from stages import paths
+from stages.errors import Refusal, run
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one subcommand; exit code 0, 1 when it refuses, 2 for bad input."""
+    options = parser().parse_args(arguments)
+    run(lambda: _in_root(options))
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="tunetrail", description="From a deployed file back to all that made it.")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("trace", help="show what made a file, folder or release tag")
+    command.add_argument("name", metavar="PATH_OR_TAG")
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+    command.set_defaults(call=_trace)
+
+    command = commands.add_parser("verify", help="check a release folder against its manifest and dvc.lock")
+    command.add_argument("path", metavar="PATH", nargs="?", help=f"default: {paths.RELEASE}")
+    command.set_defaults(call=_verify)
+
+    command = commands.add_parser("gates", help="show the gates; exit with 1 when they fail")
+    command.add_argument("--strict", action="store_true", help="also exit with 1 when they are MARGINAL")
+    command.set_defaults(call=_gates)
+
+    command = commands.add_parser("release", help="tag HEAD as a release, unless something is open")
+    command.add_argument("version", metavar="VERSION", help="MAJOR.MINOR.PATCH")
+    command.add_argument("--strict", action="store_true", help="refuse MARGINAL gates too")
+    command.set_defaults(call=_release)
+
+    command = commands.add_parser("compare", help="show as Markdown what changed against a branch")
+    command.add_argument("base", metavar="BASE", help="a branch, tag or commit, such as origin/main")
+    command.set_defaults(call=_compare)
+
+    command = commands.add_parser("lock-check", help="check that dvc.lock belongs to this code, data and parameters")
+    command.set_defaults(call=_lock_check)
+
+    holdout = commands.add_parser("holdout", help="the locked evaluation records").add_subparsers(
+        required=True, metavar="COMMAND"
+    )
+    command = holdout.add_parser("draw", help="draw the hold-out and write its lock")
+    command.add_argument("--redraw", action="store_true", help="replace the lock that is there")
+    command.set_defaults(call=_draw)
+    return top
+
+
+def _in_root(options: argparse.Namespace) -> None:
+    """Call the subcommand in the repository's root; its own paths count from where the user stands."""
+    from stages.release.repository import find_root
+
+    start = Path.cwd()
+    root = find_root(start)
+    os.chdir(root)
+    options.call(options, root, start)
+
+
+def _trace(options: argparse.Namespace, root: Path, start: Path) -> None:
+    from stages.release.show import show
+    from stages.release.trace import trace
+
+    trail = trace(root, options.name, start)
+    print(json.dumps(trail, indent=2, ensure_ascii=False, default=str) if options.json else show(trail), flush=True)
+    if broken := trail["file"]["trail"]["broken"]:
+        raise Refusal(f"the trail of {trail['file']['path']} is broken in {len(broken)} place{'s' * (len(broken) > 1)}")
+
+
+def _verify(options: argparse.Namespace, root: Path, start: Path) -> None:
+    from stages.release.verify import verify
+
+    print(verify(root, start / options.path if options.path else root / paths.RELEASE))
+
+
+def _gates(options: argparse.Namespace, root: Path, start: Path) -> None:
+    from stages.release.verdicts import gate_table, overall, read_verdicts, require
+
+    verdicts = read_verdicts(root)
+    print(gate_table(verdicts), flush=True)
+    require(overall(verdicts), options.strict)
+
+
+def _release(options: argparse.Namespace, root: Path, start: Path) -> None:
+    from stages.release.tag import release
+
+    print(release(root, options.version, options.strict))
+
+
+def _compare(options: argparse.Namespace, root: Path, start: Path) -> None:
+    from stages.release.compare import compare
+
+    print(compare(root, options.base))
+
+
+def _lock_check(options: argparse.Namespace, root: Path, start: Path) -> None:
+    from stages.release.fresh import lock_check
+
+    print(lock_check(root))
+
+
+def _draw(options: argparse.Namespace, root: Path, start: Path) -> None:
+    from stages.split.draw import draw
+
+    draw(redraw=options.redraw)
+
+
+if __name__ == "__main__":
+    main()
