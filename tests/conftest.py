@@ -7,8 +7,8 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import pytest  # noqa: E402
-from project import commit, make_project, run  # noqa: E402
+import pytest
+from project import commit, make_project, run
 
 
 @pytest.fixture(scope="session")

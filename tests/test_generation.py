@@ -24,7 +24,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Chat]:
 
 def one_by_one(model: Any, chat: Chat, prompt: str, limit: int) -> list[int]:
     """Greedy decoding by its definition: the likeliest token, again and again, without a cache."""
-    ids, said = chat.prompt_ids(prompt), []
+    ids = chat.prompt_ids(prompt)
+    said: list[int] = []
     while len(said) < limit and (not said or said[-1] != chat.stop_id):
         with torch.inference_mode():
             said.append(int(model(torch.tensor([ids + said])).logits[0, -1].argmax()))

@@ -38,4 +38,5 @@ def orthogonality_penalty(model: Any) -> torch.Tensor:
         if "lora_A" in name or "lora_B" in name:
             product = factor @ factor.T if "lora_A" in name else factor.T @ factor
             norms.append(torch.linalg.norm(product - torch.eye(len(product), device=product.device)))
-    return weight * torch.stack(norms).mean()
+    penalty: torch.Tensor = weight * torch.stack(norms).mean()
+    return penalty
