@@ -103,8 +103,10 @@ def _clean_completion(completion: str, rules: Rules, changes: _Changes) -> str:
         value = parse_json(completion)
         cleaned = _map_strings(value, rules, changes)
         problem = rules.schema.problem(cleaned)
-    except (BrokenContract, RecursionError) as error:
+    except BrokenContract as error:
         raise Rejected("completion_not_json", str(error)) from None
+    except RecursionError:
+        raise Rejected("completion_not_json", "nested too deeply") from None
     if problem:
         raise Rejected("breaks_schema", problem)
     if dump(value) != completion:

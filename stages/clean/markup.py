@@ -77,7 +77,7 @@ def _as_html(text: str, tokens: list[re.Match[str]]) -> str:
         due = _add_text(pieces, text[end : match.start()], due)
         end = match.end()
         if _name(match) in ("td", "th"):
-            pieces.append("" if match["close"] else " ")
+            pieces += [] if due or match["close"] else [" "]
         elif _name(match) in _BLOCK | _AMBIGUOUS_BLOCK:
             due = True
         elif match["tag"]:

@@ -40,7 +40,11 @@ _CARD = re.compile(r"(?<![\w-])(?=([2-6](?:[ -]?[0-9]){12,18}))", re.ASCII)
 _IP4 = re.compile(r"(?<![\w.])(?=([0-9]{1,3}(?:\.[0-9]{1,3}){3})(?!\.?\w))")
 _IP6 = re.compile(r"(?<![\w:.])(?=((?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4})(?![\w:]))")
 _VERSION = re.compile(r"(?:version|release|firmware|build|update|driver|software)s?:?\s*$", re.IGNORECASE)
-_DIGITS_OF_A_PHONE = 7
+# Issuers by their leading digits, with the lengths that they use (ISO/IEC 7812).
+_ISSUED = re.compile(
+    r"4(?:\d{12}|\d{15}|\d{18})|(?:5[1-5]|2[2-7]|35)\d{14}|3[47]\d{13}|3[0689]\d{12}|6\d{15,18}", re.ASCII
+)
+_SEVEN_DIGITS = re.compile(r"\d(?:\W{0,4}\d){6}")
 
 
 def mask_personal_data(text: str, region: str) -> str:
@@ -87,7 +91,7 @@ def _is_card(number: str, _before: str) -> bool:
     from stdnum import luhn
 
     digits = re.sub("[ -]", "", number)
-    return 13 <= len(digits) <= 19 and number[-1:].isdigit() and bool(luhn.is_valid(digits))
+    return number[-1].isdigit() and bool(_ISSUED.fullmatch(digits) and luhn.is_valid(digits))
 
 
 def _is_ip(address: str, before: str) -> bool:
@@ -102,7 +106,7 @@ def _is_ip(address: str, before: str) -> bool:
 
 
 def _mask_phones(text: str, region: str) -> str:
-    if len(re.findall(r"\d", text)) < _DIGITS_OF_A_PHONE:
+    if not _SEVEN_DIGITS.search(text):
         return text
     from phonenumbers import Leniency, PhoneNumberMatcher
 

@@ -1,0 +1,180 @@
+"""What becomes of one raw line: a record, or a reason."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from clean_project import ROOT, row
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.clean import cleaning
+from stages.clean.cleaning import Kept, Rules, clean_line
+from stages.clean.lines import Line
+from stages.clean.rows import Rejected
+from stages.completions import Schema
+from stages.params import Clean
+from stages.records import record_id
+
+SCHEMA = {"type": "object", "properties": {"urgent": {"type": "boolean"}, "order": {"pattern": "^[A-Z]-[0-9]{4}$"}}}
+
+
+@pytest.fixture(scope="module")
+def schema(tmp_path_factory: pytest.TempPathFactory) -> Schema:
+    path = tmp_path_factory.mktemp("schema") / "schema.json"
+    path.write_text(json.dumps(SCHEMA))
+    return Schema(path)
+
+
+def outcome(content: bytes | None, schema: Schema, number: int = 2, **changes: Any) -> Kept | Rejected:
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["clean"]
+    line = Line(Path("raw.jsonl"), number, 0, 7 if content is None else len(content), content)
+    return clean_line(line, Rules.of(Clean(**{**params, **changes}), schema))
+
+
+def kept(content: bytes, schema: Schema, **changes: Any) -> Kept:
+    result = outcome(content, schema, **changes)
+    assert isinstance(result, Kept), result
+    return result
+
+
+@pytest.mark.parametrize(
+    ("content", "reason", "detail"),
+    [
+        (b"", "blank_line", "nothing"),
+        (b" \t\r", "blank_line", "nothing"),
+        (None, "line_too_long", "7 bytes"),
+        (b'{"prompt": "caf\xe9"}', "not_utf8", "byte 0xe9 at position 15"),
+        (row()[:-5], "not_json", "Unterminated string"),
+        (row() + b"\x00", "not_json", "Extra data"),
+        (b'{"prompt": "a\x00b", "completion": "{}"}', "not_json", "control character"),
+        (b'{"prompt": "a", "prompt": "b", "completion": "{}"}', "not_json", "'prompt' occurs more than once"),
+        (b'{"prompt": NaN, "completion": "{}"}', "not_json", "NaN"),
+        (b'{"prompt": "\\ud800", "completion": "{}"}', "not_json", "unpaired surrogate"),
+        (b"[" * 100_000, "not_json", "nested too deeply"),
+        (b"\xef\xbb\xbf" + row(), "not_json", "BOM"),  # a byte order mark is welcome in line 1 alone
+        (b"[1]", "not_an_object", "found an array"),
+        (b"null", "not_an_object", "found null"),
+        (b'"text"', "not_an_object", "found a string"),
+        (b"{}", "missing_field", "'prompt' is missing; the row has nothing"),
+        (b'{"prompt": "hello"}', "missing_field", "'completion' is missing; the row has 'prompt'"),
+        (b'{"prompt": null, "completion": "{}"}', "wrong_type", "'prompt' must be a string, found null"),
+        (b'{"prompt": "hello", "completion": {}}', "wrong_type", "write the JSON into a string"),
+        (row(label=7), "wrong_type", "'label' must be a string, found a number"),
+        (row(source=True), "wrong_type", "'source' must be a string, found a boolean"),
+        (b'{"Prompt": "hello", "completion": "{}"}', "unknown_column", "did you mean 'prompt'?"),
+        (row(completions="x"), "unknown_column", "did you mean 'completion'?"),
+        (row(messages=[]), "unknown_column", "known are prompt, completion, label, source, id"),
+        (row(""), "prompt_too_short", "0 characters"),
+        (row(" \u200b "), "prompt_too_short", "0 characters"),
+        (row("a" * 2001), "prompt_too_long", "2001 characters; clean.max_prompt_characters is 2000"),
+        (row("<b>" * 9000), "prompt_too_long", "27000 raw characters"),
+        (row(completion=" "), "empty_completion", "no text"),
+        (row(completion={"a": "b" * 1000}), "completion_too_long", "1009 characters"),
+        (row(completion="[" + " " * 5000 + "]"), "completion_too_long", "5002 raw characters"),
+        (row(completion="{'a': 1}"), "completion_not_json", "double quotes"),
+        (row(completion='{"a": 1, "a": 2}'), "completion_not_json", "more than once"),
+        (row(completion='{"a": Infinity}'), "completion_not_json", "Infinity is not JSON"),
+        (row(completion="[" * 1900 + "]" * 1900), "completion_not_json", "nested too deeply"),
+        (row(completion="[]"), "breaks_schema", "[] is not of type 'object'"),
+        (row(completion={"urgent": "yes"}), "breaks_schema", "urgent: 'yes' is not of type 'boolean'"),
+        (row(completion={"order": "a@example.com"}), "breaks_schema", "order: '[EMAIL]' does not match"),
+    ],
+)  # fmt: skip
+def test_a_line_that_is_no_record_is_rejected_with_its_reason(
+    content: bytes | None, reason: str, detail: str, schema: Schema
+) -> None:
+    result = outcome(content, schema, max_line_bytes=10**6)
+    assert isinstance(result, Rejected)
+    assert result.reason == reason
+    assert detail.lower() in result.detail.lower()
+
+
+def test_a_byte_order_mark_may_open_the_file(schema: Schema) -> None:
+    assert isinstance(outcome(b"\xef\xbb\xbf" + row(), schema, number=1), Kept)
+
+
+def test_a_carriage_return_before_the_line_feed_is_no_part_of_the_row(schema: Schema) -> None:
+    assert kept(row() + b"\r", schema).record == kept(row(), schema).record
+
+
+def test_the_record_knows_where_it_came_from(schema: Schema) -> None:
+    record = kept(row("Hello there", {"b": 1, "a": 2}, label="x"), schema).record
+    assert (record.prompt, record.completion, record.label) == ("Hello there", '{"b": 1, "a": 2}', "x")
+    assert (record.source, record.origin) == ("raw.jsonl", "raw.jsonl:2")
+    assert record.id == record_id(record.prompt, record.completion)
+
+
+def test_source_is_kept_and_a_given_id_is_not_believed(schema: Schema) -> None:
+    record = kept(row(source="mail", id=12, label=None), schema).record
+    assert (record.source, record.label) == ("mail", None)
+    assert record.id == record_id(record.prompt, record.completion)
+
+
+def test_named_columns_are_left_out(schema: Schema) -> None:
+    assert kept(row(priority=1, messages=[]), schema, ignore_columns=["priority", "messages"]).changed == set()
+
+
+@pytest.mark.parametrize("spacing", ['{"a":1,"b":"é"}', ' {\n"a" : 1, "b": "\\u00e9"} '])
+def test_every_completion_has_one_form(spacing: str, schema: Schema) -> None:
+    result = kept(row(completion=spacing), schema)
+    assert result.record.completion == '{"a": 1, "b": "é"}'
+    assert result.changed == {"completion_form"}
+
+
+def test_operators_reach_the_strings_of_a_completion_but_not_its_keys(schema: Schema) -> None:
+    completion = {"<b>k</b>": ["<b>x</b>", {"mail": "a@example.com"}], "n": 1.5}
+    result = kept(row("<p>Write to a@example.com</p>", completion), schema)
+    assert json.loads(result.record.completion) == {"<b>k</b>": ["x", {"mail": "[EMAIL]"}], "n": 1.5}
+    assert result.record.prompt == "Write to [EMAIL]"
+    assert result.changed == {"html", "personal_data"}
+    assert +result.personal_data == {"email": 2}
+
+
+@pytest.mark.parametrize(
+    ("switch", "prompt"),
+    [("fix_mojibake", "CafÃ©"), ("strip_html", "<b>bold</b>"), ("mask_personal_data", "a@example.com")],
+)
+def test_a_switch_turns_its_operator_off_and_no_other(switch: str, prompt: str, schema: Schema) -> None:
+    assert kept(row(prompt), schema).record.prompt != prompt
+    assert kept(row(prompt), schema, **{switch: False}).record.prompt == prompt
+    others = {"fix_mojibake": False, "strip_html": False, "mask_personal_data": False} | {switch: True}
+    assert kept(row(prompt), schema, **others).record == kept(row(prompt), schema).record
+
+
+def test_a_text_that_never_rests_is_rejected(schema: Schema, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cleaning, "chosen_operators", lambda params: {"grow": lambda text: text + "x"})
+    result = outcome(row(), schema)
+    assert isinstance(result, Rejected)
+    assert result.reason == "unsettled"
+
+
+def test_no_depth_of_nesting_ends_the_run(schema: Schema) -> None:
+    reasons = set()
+    for depth in range(100, 1000, 50):
+        completion = '{"":' * depth + "1" + "}" * depth
+        result = outcome(row(completion=completion), schema, max_completion_characters=10**5)
+        reasons.add("kept" if isinstance(result, Kept) else result.detail)
+    assert reasons == {"kept", "nested too deeply"}
+
+
+PIECES = ["<b>", "</b>", "&lt;", "Ã©", "\u200b", "a@b.co", " ", "\r\n", "`", "x"]
+TEXT = st.text() | st.lists(st.sampled_from(PIECES)).map("".join)
+VALUE = TEXT | st.none() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False)
+NAME = st.none() | TEXT
+
+
+@given(prompt=TEXT, value=st.dictionaries(st.text(), VALUE, max_size=3), label=NAME, source=NAME)
+def test_a_clean_record_is_clean(
+    prompt: str, value: dict[str, Any], label: str | None, source: str | None, schema: Schema
+) -> None:
+    raw = json.dumps({"prompt": prompt, "completion": json.dumps(value), "label": label, "source": source})
+    first = outcome(raw.encode(), schema)
+    if isinstance(first, Kept):
+        record = first.record
+        again = row(record.prompt, record.completion, label=record.label, source=record.source, id=record.id)
+        second = kept(again, schema)
+        assert second.record == record
+        assert second.changed == set()
