@@ -15,6 +15,12 @@ def test_case_accents_and_white_space() -> None:
     assert normalise("Cafe\u0301") == normalise("CAFÉ") == "café"
     assert normalise("cafe") != normalise("café")
     assert normalise("Really?") != normalise("Really")
+    assert normalise("10 m²") != normalise("10 m2")
+
+
+def test_canonically_equal_letters_whose_marks_fold_to_letters_are_the_same() -> None:
+    # Alpha with iota below and acute, in two orders of composition: folding before decomposing would part them.
+    assert normalise("\u1fb3\u0301") == normalise("\u03ac\u0345")
 
 
 def test_normalising_twice_changes_nothing_for_any_character() -> None:
