@@ -10,6 +10,7 @@ from stages.report.wording import number, percent, percents
 
 WIDTH = 400
 _LABEL_HEIGHT = 15
+_SMALLEST_AXIS = 0.01  # a loss axis reaches at least this far
 _LOG_FROM = 20  # a curve that falls by more than this factor is drawn on a logarithmic axis
 
 
@@ -80,7 +81,7 @@ def loss_chart(curves: Mapping[str, Points], best_step: float | None) -> LossCha
     losses = [loss for points in drawn.values() for _, loss in points]
     logarithmic = min(losses) > 0 and max(losses) / min(losses) > _LOG_FROM
     x_ticks = _linear_ticks(0, max(steps))
-    y_ticks = _log_ticks(min(losses), max(losses)) if logarithmic else _linear_ticks(0, max(losses))
+    y_ticks = _log_ticks(min(losses), max(losses)) if logarithmic else _linear_ticks(0, max(*losses, _SMALLEST_AXIS))
     box = LossChart
     x = _scale(0, max(max(steps), x_ticks[-1]), box.left, box.right)
     low, high = min(y_ticks[0], min(losses)), max(y_ticks[-1], max(losses))
@@ -158,6 +159,7 @@ def _linear_ticks(low: float, high: float) -> list[float]:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten around `low` and `high`."""
+    """At most seven powers of ten, around `low` and `high`."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    return [10.0**power for power in range(first, max(last, first + 1) + 1)]
+    stride = math.ceil((last - first) / 6)
+    return [10.0**power for power in range(first, last + stride, stride)]

@@ -60,7 +60,11 @@ def view(inputs: Inputs, params: Params, schema: Schema) -> dict[str, Any]:
 
 def render(template: str, values: dict[str, Any]) -> str:
     """Fill a template of this folder; in HTML every value is escaped, and a missing one is an error."""
-    environment = Environment(
+    return environment().get_template(template).render(values)
+
+
+def environment() -> Environment:
+    made = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=lambda name: name is not None and ".html" in name,
         undefined=StrictUndefined,
@@ -68,10 +72,10 @@ def render(template: str, values: dict[str, Any]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(
+    made.filters.update(
         {name: getattr(wording, name) for name in ("excerpt", "markdown_code", "number", "percent", "plural", "whole")}
     )
-    return environment.get_template(template).render(values)
+    return made
 
 
 def _threshold(params: Params) -> float | None:

