@@ -140,4 +140,4 @@ def _witness(row: Row) -> str:
     if not row["witness"]:
         return ""
     score = "" if row["score"] is None else f", similarity {row['score']:g}"
-    return f"stands for it: row {row['witness'][:12]}{score}"
+    return f"matches row {row['witness'][:12]}{score}"
