@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from stages.errors import UserError
+from stages.release.fresh import lock_check
 from stages.release.repository import Repository
 from stages.release.verdicts import gate_row, overall, read_verdicts
 
@@ -25,6 +26,7 @@ def compare(root: Path, base: str) -> str:
     return "\n\n".join(
         [
             f"## Tunetrail: against `{base}`",
+            "### dvc.lock\n\n" + _lock(root),
             "### Gates\n\n" + _gates(root),
             "### Metrics\n\n" + _difference(root, "metrics", commit),
             "### Parameters\n\n" + _difference(root, "params", commit),
@@ -40,6 +42,13 @@ def _difference(root: Path, what: str, commit: str) -> str:
         return "Could not be compared: " + " ".join(done.stderr.split())
     table = done.stdout.strip()
     return table if table.count("\n") > 1 else "No change."
+
+
+def _lock(root: Path) -> str:
+    try:
+        return lock_check(root) + "."
+    except UserError as error:
+        return str(error).replace("\n  ", "\n- ").replace("\n", "\n\n", 1)
 
 
 def _gates(root: Path) -> str:

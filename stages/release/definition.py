@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from stages.release.lock import Stage, load_yaml
+from stages.release.lock import Lock, Stage, load_yaml
 from stages.release.repository import Tree
 
 
@@ -55,16 +55,27 @@ class Definition:
         command = stage.get("cmd")
         if isinstance(command, str) and "${" not in command and command != ran.command:
             yield f"dvc.yaml in {label} runs stage {ran.name} as `{command}`; it ran as `{ran.command}`"
-        if "wdir" in stage:
+        for name in self.ran_without(ran):
+            yield f"dvc.yaml in {label} lets stage {ran.name} read {name}; it ran without"
+
+    def ran_without(self, ran: Stage) -> Iterator[str]:
+        """The dependencies and parameters of dvc.yaml that the stage as it ran did not have."""
+        stage = self.stages.get(ran.name) or {}
+        if "wdir" in stage or "@" in ran.name:
             return
         known = {dep.path for dep in ran.deps}
         for path in _paths(stage.get("deps")):
             if "${" not in path and posixpath.normpath(path) not in known:
-                yield f"dvc.yaml in {label} lets stage {ran.name} read {path}; it ran without"
+                yield path
         used = ran.params.get("params.yaml", {})
         for name in stage.get("params") or []:
             if isinstance(name, str) and name not in used:
-                yield f"dvc.yaml in {label} lets stage {ran.name} read parameter {name}; it ran without"
+                yield f"parameter {name}"
+
+    def never_ran(self, lock: Lock) -> Iterator[str]:
+        """The stages that dvc.lock does not know, one by one or as `NAME@...` of a matrix."""
+        known = {name.partition("@")[0] for name in lock.stages}
+        yield from (name for name in self.stages if name not in known)
 
 
 def _paths(rows: Any) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from stages.errors import Refusal, UserError
 from stages.release.checks import Checker, Findings
+from stages.release.definition import Definition
 from stages.release.find import read_lock
 from stages.release.listing import Listings
 from stages.release.lock import Lock
@@ -30,7 +31,7 @@ def lock_check(root: Path) -> str:
     """
     lock = read_lock(WorkingTree(root)) or Lock({})
     stale = stale_stages(dvc_status(root), lock)
-    for name, sentence in _broken_links(root, lock):
+    for name, sentence in _unseen_by_dvc(root, lock):
         stale.setdefault(name, []).append(sentence)
     if stale:
         lines = [f"{name}: {'; '.join(reasons)}" for name, reasons in stale.items()]
@@ -52,7 +53,7 @@ def dvc_status(root: Path) -> dict[str, list[Any]]:
 def stale_stages(status: dict[str, list[Any]], lock: Lock) -> dict[str, list[str]]:
     """What changed for each stage, without the outputs (its own, or those it reads) that are merely absent."""
     tracked = [name.removesuffix(".dvc") for name in status if name.endswith(".dvc")]
-    found = {name: list(_reasons(rows, lock, tracked)) for name, rows in status.items()}
+    found = {name: sorted(_reasons(rows, lock, tracked)) for name, rows in status.items()}
     return {name: reasons for name, reasons in found.items() if reasons}
 
 
@@ -78,11 +79,16 @@ def _is_output(path: str, lock: Lock, tracked: list[str]) -> bool:
     return bool(lock.makers(path)) or any(path == one or path.startswith(f"{one}/") for one in tracked)
 
 
-def _broken_links(root: Path, lock: Lock) -> Iterator[tuple[str, str]]:
-    """Stages that did not read what the stage before them, or a .dvc file, has by dvc.lock: DVC sees only files."""
-    checker = Checker(Repository(root), Listings(root), lock, WorkingTree(root))
+def _unseen_by_dvc(root: Path, lock: Lock) -> Iterator[tuple[str, str]]:
+    """Stages that did not read what git says they read. DVC looks at the files, which are absent here."""
+    tree = WorkingTree(root)
+    definition = Definition.read(tree)
+    checker = Checker(Repository(root), Listings(root), lock, tree)
+    for name in definition.never_ran(lock):
+        yield name, "never ran"
     for stage in lock.stages.values():
+        absent = (name for name in definition.ran_without(stage) if lock.makers(name))
+        yield from ((stage.name, f"ran without {name}") for name in absent)
         findings = Findings()
         checker.check_links(stage, findings)
-        for sentence in findings.broken:
-            yield stage.name, sentence
+        yield from ((stage.name, sentence) for sentence in findings.broken)

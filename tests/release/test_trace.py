@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from scratch import Answer, Scratch
 
 pytest_plugins = ["scratch_fixtures"]
 
+ROOT = Path(__file__).parents[2]
 MODEL = "models/release/nf4/model.safetensors"
 KEYS = {"file", "stage", "data", "params", "metrics", "base", "code", "commit"}
 
@@ -99,6 +101,16 @@ def test_text_shows_the_answer_first_and_no_environment(scratch: Scratch, monkey
     for part in (head(scratch), "train.learning_rate = 0.001", "stages/train", "gates.exact_match: PASS"):
         assert part in answer.out
     assert "s3cret" not in answer.out
+
+
+def test_needs_neither_dvc_nor_torch(scratch_template: Scratch) -> None:
+    code = (
+        "import sys; sys.path.insert(0, sys.argv.pop()); from stages.cli import main; main(sys.argv[1:]); "
+        "sys.exit(str({'dvc', 'git', 'torch', 'transformers', 'numpy'} & set(sys.modules) or '') or 0)"
+    )
+    command = [sys.executable, "-P", "-c", code, "trace", MODEL, str(ROOT)]
+    done = subprocess.run(command, cwd=scratch_template.root, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_renamed_copy_elsewhere(scratch: Scratch, tmp_path: Path) -> None:
