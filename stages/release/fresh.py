@@ -33,6 +33,7 @@ def lock_check(root: Path) -> str:
     stale = stale_stages(dvc_status(root), lock)
     for name, sentence in _unseen_by_dvc(root, lock):
         stale.setdefault(name, []).append(sentence)
+    stale |= {name: ["never ran"] for name in Definition.read(WorkingTree(root)).never_ran(lock)}
     if stale:
         lines = [f"{name}: {'; '.join(reasons)}" for name, reasons in stale.items()]
         raise Refusal(f"{LOCK} is stale; run `dvc repro` and commit it:\n  " + "\n  ".join(lines))
@@ -84,8 +85,6 @@ def _unseen_by_dvc(root: Path, lock: Lock) -> Iterator[tuple[str, str]]:
     tree = WorkingTree(root)
     definition = Definition.read(tree)
     checker = Checker(Repository(root), Listings(root), lock, tree)
-    for name in definition.never_ran(lock):
-        yield name, "never ran"
     for stage in lock.stages.values():
         absent = (name for name in definition.ran_without(stage) if lock.makers(name))
         yield from ((stage.name, f"ran without {name}") for name in absent)

@@ -57,7 +57,7 @@ def test_every_change_of_the_pipeline_is_named(bare: Scratch) -> None:
         ("deps: [data/clean.jsonl]", "deps: [data/clean.jsonl, .gitignore]"),
         ("deps: [models/adapter, data", "deps: [models/base, models/adapter, data"),
         ("params: [train]", "params: [train, model.source]"),
-        ("artifacts:", "  more:\n    cmd: echo\n    deps: [models/adapter]\nartifacts:"),
+        ("artifacts:", "  more:\n    cmd: echo\n    deps: [models/adapter, constraints.txt]\nartifacts:"),
     ]:
         bare.replace("dvc.yaml", old, new)
     assert sorted(stale(bare.tunetrail("lock-check"))) == [
