@@ -9,9 +9,12 @@ import torch
 from transformers import GenerationConfig
 
 from stages.chat import Chat
+from stages.errors import Refusal
 from stages.params import Generation
 from stages.progress import track
 from stages.records import Record
+
+_LARGEST_MEAN = 700.0  # nats; exp of more is no float
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,11 @@ def answer(model: Any, chat: Chat, prompts: Sequence[str], generation: Generatio
 
 
 def perplexity(model: Any, chat: Chat, records: Sequence[Record], batch_size: int) -> float:
-    """exp of the mean negative log-likelihood, in nats, of a reference token, stop tokens included."""
+    """exp of the mean negative log-likelihood, in nats, of a reference token, stop tokens included.
+
+    Raises:
+        Refusal: when the model gives no finite likelihood, as broken weights or a broken kernel do.
+    """
     encoded = [(chat.prompt_ids(r.prompt), chat.completion_ids(r.completion)) for r in records]
     total, count = 0.0, 0
     for batch in _by_length([len(p) + len(c) for p, c in encoded], batch_size):
@@ -82,7 +89,10 @@ def perplexity(model: Any, chat: Chat, records: Sequence[Record], batch_size: in
             log_likelihood = logits[row, start - 1 : end - 1].float().log_softmax(-1)
             total -= log_likelihood.gather(1, target[:, None]).double().sum().item()
             count += end - start
-    return math.exp(total / count)
+    mean = total / count
+    if not mean < _LARGEST_MEAN:
+        raise Refusal(f"the model gives the reference answers a mean loss of {mean} nats; it must not be used")
+    return math.exp(mean)
 
 
 def _by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:

@@ -8,6 +8,7 @@ import torch
 from tiny_model import save_tiny_model
 
 from stages.chat import Chat, make_chat
+from stages.errors import Refusal
 from stages.generation import answer, perplexity
 from stages.models import load_model, load_tokenizer
 from stages.params import Generation
@@ -66,3 +67,18 @@ def test_perplexity_is_that_of_the_completion_tokens(tiny: tuple[Any, Chat]) -> 
             ids, count = [*ids, token], count + 1
     for batch_size in (1, 3):
         assert perplexity(model, chat, records, batch_size) == pytest.approx(math.exp(total / count), rel=1e-4)
+
+
+def test_a_model_that_computes_nan_is_refused(tiny: tuple[Any, Chat]) -> None:
+    model, chat = tiny
+
+    class Broken(torch.nn.Module):
+        device = torch.device("cpu")
+
+        def forward(self, **inputs: Any) -> Any:
+            out = model(**inputs)
+            out.logits[:] = float("nan")
+            return out
+
+    with pytest.raises(Refusal, match="must not be used"):
+        perplexity(Broken(), chat, [make_record("x", "yes", None, "s", "s:1")], 1)

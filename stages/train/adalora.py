@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback
-from trl import SFTTrainer
+
+from stages.train.loss import CompletionTrainer
 
 
 class AllocateRanks(TrainerCallback):  # type: ignore[misc]
@@ -18,7 +19,7 @@ class AllocateRanks(TrainerCallback):  # type: ignore[misc]
         model.base_model.update_and_allocate(state.global_step)
 
 
-class AdaLoraTrainer(SFTTrainer):  # type: ignore[misc]
+class AdaLoraTrainer(CompletionTrainer):
     """Adds the orthogonality penalty (equation 4), which TRL's own loss leaves out of PEFT's."""
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:

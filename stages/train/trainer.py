@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
 from stages import paths
 from stages.chat import Chat
@@ -18,13 +18,14 @@ from stages.train.adalora import AdaLoraTrainer, AllocateRanks
 from stages.train.adapters import adapter_config, load_trainable
 from stages.train.callbacks import Curves, Progress, Samples, WholeCheckpoints
 from stages.train.examples import Examples, assert_stop_token_trained
+from stages.train.loss import CompletionTrainer
 
 _LOG_EVERY = 5  # optimiser steps between the points of the training curve
 
 
 def make_trainer(
     params: Params, chat: Chat, train: Examples, validation: Examples, folder: Path, samples: Samples
-) -> SFTTrainer:
+) -> CompletionTrainer:
     """A trainer whose batches are checked to teach the stop token.
 
     Raises:
@@ -40,7 +41,7 @@ def make_trainer(
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=settings.early_stopping_patience))
     if adaptive:
         callbacks.append(AllocateRanks())
-    trainer = (AdaLoraTrainer if adaptive else SFTTrainer)(
+    trainer = (AdaLoraTrainer if adaptive else CompletionTrainer)(
         model=model,
         args=_arguments(settings, params.seed, folder, steps, bool(len(validation)), adaptive),
         train_dataset=_dataset(train),
