@@ -22,8 +22,10 @@ class AllocateRanks(TrainerCallback):  # type: ignore[misc]
 class AdaLoraTrainer(CompletionTrainer):
     """Adds the orthogonality penalty (equation 4), which TRL's own loss leaves out of PEFT's."""
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
-        result = super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if not model.training:
             return result
         # The trainer divides the loss of a step among its micro-batches by tokens; the penalty counts once a step.
