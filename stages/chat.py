@@ -53,7 +53,8 @@ def make_chat(tokenizer: Any, instruction: str) -> Chat:
             "conversation; training on it would not match generation; use a model with a plain template"
         )
     tail = tokenizer(whole[len(before) + len(_SENTINEL) :], add_special_tokens=False)["input_ids"]
-    if not tail or tail[0] not in tokenizer.all_special_ids:
+    special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+    if not tail or tail[0] not in special:
         raise UserError(
             "the chat template of models/base ends an answer without a stop token; generation would not end"
         )

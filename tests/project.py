@@ -1,5 +1,6 @@
 """A small copy of the project to run: its code and pipeline, a tiny model, a few rows, one git repository."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -28,14 +29,25 @@ _COPIED = [
     "models/.gitignore",
     "params.yaml",
 ]
-_INTENTS = ("refund", "delivery", "invoice", "password")
-_FRAMES = (
-    "I want my money back for the {thing} I bought, order {order}",
-    "Where is the {thing} from order {order}? It has not arrived yet",
-    "Please send the bill of order {order} with the {thing} once more",
-    "The login of my {thing} account fails, it is about order {order}",
-)
-_THINGS = ("headphones", "keyboard", "monitor", "webcam", "router", "tablet")
+_INTENTS = ("refund", "tracking", "invoice", "account")
+_WORDS = [
+    "amber",
+    "birch",
+    "cedar",
+    "delta",
+    "ember",
+    "fjord",
+    "grove",
+    "haven",
+    "indigo",
+    "juniper",
+    "kelp",
+    "lotus",
+    "maple",
+    "nectar",
+    "onyx",
+    "pearl",
+]
 
 
 def make_project(folder: Path) -> Path:
@@ -76,11 +88,13 @@ def write_raw(repository: Path, rows: int) -> None:
     """Rows with a known share of repeats: every eighth row occurs twice, and one line is no JSON."""
     lines = []
     for number in range(rows):
-        intent, thing = number % len(_INTENTS), _THINGS[number % len(_THINGS)]
+        intent = _INTENTS[number % len(_INTENTS)]
         order = f"K-{1000 + 137 * number}"
-        values = {"intent": "refund", "product": None, "order": order, "urgent": bool(number % 3)}
-        prompt = _FRAMES[intent].format(thing=thing, order=order) + f" ({number * 7919 % 9973:04d})"
-        line = json.dumps({"prompt": prompt, "completion": json.dumps(values), "label": _INTENTS[intent]})
+        values = {"intent": intent, "product": None, "order": order, "urgent": bool(number % 3)}
+        # Words drawn by the row's number, so that no two prompts are near-duplicates of each other.
+        words = hashlib.sha256(str(number).encode()).digest()[:6]
+        prompt = f"{intent} {order}: " + " ".join(_WORDS[byte % len(_WORDS)] for byte in words)
+        line = json.dumps({"prompt": prompt, "completion": json.dumps(values), "label": intent})
         lines += [line] * (2 if number % 8 == 0 else 1)
     lines.append('{"prompt": "cut in the midd')
     raw = repository / "data" / "raw" / "tickets.jsonl"

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gguf import GGUFReader
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stages.errors import UserError
@@ -26,6 +27,8 @@ def materialise(source: Path, folder: Path, dtype: str) -> None:
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"model.source: transformers cannot load {source.name}: {reason}") from None
+    if source.is_file():
+        _set_special_tokens(tokenizer, source)
     if not tokenizer.chat_template:
         raise UserError("model.source: the tokenizer has no chat template; use an instruction-tuned model")
     _shed_quantisation_marks(model)
@@ -33,6 +36,15 @@ def materialise(source: Path, folder: Path, dtype: str) -> None:
     model.to(getattr(torch, dtype))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _set_special_tokens(tokenizer: Any, gguf_file: Path) -> None:
+    """Take the special tokens from the file itself: transformers 5.17 gives SmolLM2 its start token as its end token."""
+    fields = GGUFReader(gguf_file).fields
+    for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
+        field = fields.get(f"tokenizer.ggml.{key}_token_id")
+        if field is not None:
+            setattr(tokenizer, f"{name}_token", tokenizer.convert_ids_to_tokens(int(field.contents())))
 
 
 def _shed_quantisation_marks(model: Any) -> None:
