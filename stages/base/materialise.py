@@ -39,7 +39,7 @@ def materialise(source: Path, folder: Path, dtype: str) -> None:
 
 
 def _set_special_tokens(tokenizer: Any, gguf_file: Path) -> None:
-    """Take the special tokens from the file itself: transformers 5.17 gives SmolLM2 its start token as its end token."""
+    """Take the special tokens from the file: transformers 5.17 takes SmolLM2's start token for its end token."""
     fields = GGUFReader(gguf_file).fields
     for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
         field = fields.get(f"tokenizer.ggml.{key}_token_id")
