@@ -20,7 +20,7 @@ settings.load_profile("tests")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project that ran `dvc repro` to the end and was committed. Tests must leave it as it is."""
     repository = make_project(tmp_path_factory.mktemp("pipeline"))
-    run(repository, "git", "add", "--all")
+    commit(repository, "The project")
     run(repository, "dvc", "repro", "dedup")
     run(repository, "tunetrail", "holdout", "draw")
     run(repository, "dvc", "repro")

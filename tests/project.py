@@ -68,6 +68,7 @@ def make_project(folder: Path) -> Path:
             "augment": {"malformed_every": 20, "replay_share": 0.05},
             "train": {
                 "rank": 4,
+                "learning_rate": 1e-3,
                 "alpha": 8,
                 "layers_to_transform": None,
                 "batch_size": 4,
