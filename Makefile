@@ -25,6 +25,6 @@ test: check
 	@python -m pytest
 
 check: $(READY)
-	@ruff check stages tests data benchmarks
-	@ruff format --check --quiet stages tests data benchmarks
+	@ruff check stages tests data
+	@ruff format --check --quiet stages tests data
 	@mypy

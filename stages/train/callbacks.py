@@ -108,7 +108,11 @@ class Progress(TrainerCallback):  # type: ignore[misc]
 
 
 class WholeCheckpoints(TrainerCallback):  # type: ignore[misc]
-    """Mark a checkpoint once all of it is written."""
+    """Log the loss with each checkpoint, which keeps no running mean of it; mark a checkpoint once it is written."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step % args.save_steps == 0:
+            control.should_log = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
