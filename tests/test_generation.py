@@ -29,7 +29,7 @@ def one_by_one(model: Any, chat: Chat, prompt: str, limit: int) -> list[int]:
     said: list[int] = []
     while len(said) < limit and (not said or said[-1] != chat.stop_id):
         with torch.inference_mode():
-            said.append(int(model(torch.tensor([ids + said])).logits[0, -1].argmax()))
+            said.append(int(model(torch.tensor([ids + said], device=model.device)).logits[0, -1].argmax()))
     return said
 
 
@@ -63,7 +63,9 @@ def test_perplexity_is_that_of_the_completion_tokens(tiny: tuple[Any, Chat]) -> 
         ids, completion = chat.prompt_ids(record.prompt), chat.completion_ids(record.completion)
         for token in completion:
             with torch.inference_mode():
-                total -= model(torch.tensor([ids])).logits[0, -1].double().log_softmax(-1)[token].item()
+                total -= (
+                    model(torch.tensor([ids], device=model.device)).logits[0, -1].double().log_softmax(-1)[token].item()
+                )
             ids, count = [*ids, token], count + 1
     for batch_size in (1, 3):
         assert perplexity(model, chat, records, batch_size) == pytest.approx(math.exp(total / count), rel=1e-4)
