@@ -113,7 +113,7 @@ def _read_somewhere(root: Path, section: str, key: str) -> bool:
         if section not in entry.get("params", []):
             continue
         files = import_closure(root, stage) | (DRAWN_WITH if section == "holdout" else set())
-        if key in attributes_read(root, files - {Path("stages/params.py")}):
+        if key in attributes_read(root, {file for file in files if file.parent.name != "params"}):
             return True
         if f"${{{section}.{key}}}" in entry["deps"]:
             return True

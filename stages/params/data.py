@@ -1,0 +1,47 @@
+"""The data stages."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from stages.params.section import Count, Section, Share
+
+
+class Clean(Section):
+    raw: str
+    ignore_columns: list[str]
+    max_rejected_share: Share
+    fix_mojibake: bool
+    strip_html: bool
+    mask_personal_data: bool
+    phone_region: Annotated[str, Field(pattern="^[A-Z]{2}$")]
+    min_prompt_characters: Count
+    max_prompt_characters: Count
+    max_completion_characters: Count
+    max_line_bytes: Count
+
+
+class Dedup(Section):
+    threshold: Annotated[int, Field(ge=50, le=100)]
+    completion: Literal["equal", "fuzzy", "ignore"]
+
+
+class Holdout(Section):
+    """The locked evaluation records; share and max_rows are read when the lock is drawn."""
+
+    lock: str
+    share: Annotated[float, Field(gt=0, lt=1)]
+    max_rows: Count
+
+
+class Split(Section):
+    validation_share: Annotated[float, Field(ge=0, lt=0.5)]
+    max_train_rows: Count | None
+
+
+class Augment(Section):
+    malformed_every: Count | None
+    malformed_completion: str
+    structured_share: Share
+    replay_file: str
+    replay_share: Annotated[float, Field(ge=0, lt=1)]
