@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 READY := $(VENV)/.ready
+AXE := tests/node_modules/axe-core/package.json
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
 .PHONY: setup repro test check
@@ -21,8 +22,13 @@ repro: $(READY)
 	@dvc repro
 	@tunetrail gates || true
 
-test: check
+test: check $(AXE)
 	@python -m pytest
+
+# For the tests of pages; without npm they skip.
+$(AXE): tests/package.json
+	@! command -v npm >/dev/null || npm install --prefix tests --no-package-lock --no-audit --no-fund --silent
+	@test ! -e $@ || touch $@
 
 check: $(READY)
 	@ruff check stages tests data
