@@ -1,9 +1,11 @@
 """Prompts and completions as token ids: one rendering for training, scoring and generation."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from stages.errors import UserError
+from stages.records import REPLAY, Message, Record
 
 _SENTINEL = "Xq7"
 
@@ -21,9 +23,21 @@ class Chat:
     stop_id: int
     takes_system: bool
 
-    def prompt_ids(self, prompt: str, *, with_instruction: bool = True) -> list[int]:
+    def instruction_for(self, record: Record) -> str:
+        """What the model is told before the record's turns, or an empty text.
+
+        The record's own system message comes in place of the task's instruction: whoever wrote one wrote all
+        that the model was to know. General replay rows have neither.
+        """
+        if record.context and record.context[0].role == "system":
+            return record.context[0].content
+        return "" if record.source == REPLAY else self.instruction
+
+    def prompt_ids(self, record: Record) -> list[int]:
         """Token ids up to the point where the assistant's answer begins."""
-        messages = _messages(prompt, self.instruction if with_instruction else "", self.takes_system)
+        turns = [message for message in record.context if message.role != "system"]
+        turns.append(Message("user", record.prompt))
+        messages = _messages(turns, self.instruction_for(record), self.takes_system)
         ids: list[int] = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         return ids
 
@@ -44,7 +58,7 @@ def make_chat(tokenizer: Any, instruction: str) -> Chat:
             conversation with the very text that it shows the model before the answer.
     """
     takes_system = _takes_system(tokenizer)
-    messages = _messages("hello", instruction, takes_system)
+    messages = _messages([Message("user", "hello")], instruction, takes_system)
     before = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     whole = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": _SENTINEL}], tokenize=False)
     if not whole.startswith(before + _SENTINEL):
@@ -61,12 +75,14 @@ def make_chat(tokenizer: Any, instruction: str) -> Chat:
     return Chat(tokenizer, instruction, tail[0], takes_system)
 
 
-def _messages(prompt: str, instruction: str, takes_system: bool) -> list[dict[str, str]]:
-    if not instruction:
-        return [{"role": "user", "content": prompt}]
-    if not takes_system:
-        return [{"role": "user", "content": f"{instruction}\n\n{prompt}"}]
-    return [{"role": "system", "content": instruction}, {"role": "user", "content": prompt}]
+def _messages(turns: Sequence[Message], instruction: str, takes_system: bool) -> list[dict[str, str]]:
+    """The turns as a template takes them; where it takes no system message, the first turn opens with it."""
+    messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+    if instruction and takes_system:
+        messages.insert(0, {"role": "system", "content": instruction})
+    elif instruction:
+        messages[0]["content"] = f"{instruction}\n\n{messages[0]['content']}"
+    return messages
 
 
 def _takes_system(tokenizer: Any) -> bool:

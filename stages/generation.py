@@ -30,7 +30,7 @@ def answer_rows(
     model: Any, chat: Chat, records: Sequence[Record], generation: Generation, what: str
 ) -> list[dict[str, Any]]:
     """One row for each record, in the order given: the record's reference beside the model's answer."""
-    answers = answer(model, chat, [record.prompt for record in records], generation, what)
+    answers = answer(model, chat, records, generation, what)
     return [
         {
             "id": record.id,
@@ -45,9 +45,9 @@ def answer_rows(
     ]
 
 
-def answer(model: Any, chat: Chat, prompts: Sequence[str], generation: Generation, what: str) -> list[Answer]:
-    """Greedy answers in the order of `prompts`."""
-    encoded = [chat.prompt_ids(prompt) for prompt in prompts]
+def answer(model: Any, chat: Chat, records: Sequence[Record], generation: Generation, what: str) -> list[Answer]:
+    """Greedy answers in the order of `records`."""
+    encoded = [chat.prompt_ids(record) for record in records]
     # Greedy, said in full: a model's generation_config.json may ask for sampling.
     config = GenerationConfig(
         do_sample=False,
@@ -68,7 +68,7 @@ def answer(model: Any, chat: Chat, prompts: Sequence[str], generation: Generatio
             )
         for index, row in zip(batch, out[:, ids.shape[1] :].tolist(), strict=True):
             answers[index] = _cut_at_stop(row, chat)
-    return [answers[index] for index in range(len(prompts))]
+    return [answers[index] for index in range(len(records))]
 
 
 def perplexity(model: Any, chat: Chat, records: Sequence[Record], batch_size: int) -> float:
@@ -77,7 +77,7 @@ def perplexity(model: Any, chat: Chat, records: Sequence[Record], batch_size: in
     Raises:
         Refusal: when the model gives no finite likelihood, as broken weights or a broken kernel do.
     """
-    encoded = [(chat.prompt_ids(r.prompt), chat.completion_ids(r.completion)) for r in records]
+    encoded = [(chat.prompt_ids(r), chat.completion_ids(r.completion)) for r in records]
     total, count = 0.0, 0
     for batch in _by_length([len(p) + len(c) for p, c in encoded], batch_size):
         ids, mask = _padded([encoded[i][0] + encoded[i][1] for i in batch], chat.stop_id, left=False)

@@ -1,4 +1,4 @@
-"""What makes two prompts the same: the text that is compared, and its hash."""
+"""What makes two prompts the same: the text that stands for a record, its normal form, and its hash."""
 
 import hashlib
 import unicodedata
@@ -10,6 +10,17 @@ from stages.records import Record
 # Raise this with every change of `normalise`: a hold-out lock keeps hashes of normalised prompts, and one that
 # another version wrote would recognise nothing.
 NORMALISER_VERSION = 1
+
+
+def asked(record: Record) -> str:
+    """The text that stands for a record wherever prompts are compared: its earlier turns and its prompt.
+
+    A system message is left out. Data sets repeat one in every row, and it is often longer than what is asked:
+    with it all rows would be near-duplicates. So a question asked under two system messages counts as asked
+    twice, which keeps both on one side of a split.
+    """
+    turns = [message.content for message in record.context if message.role != "system"]
+    return "\n".join([*turns, record.prompt])
 
 
 def normalise(prompt: str) -> str:
@@ -32,5 +43,5 @@ def by_prompt(records: Iterable[Record]) -> dict[str, list[Record]]:
     """Records by their normalised prompt, in the order of the prompts."""
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in records:
-        groups[normalise(record.prompt)].append(record)
+        groups[normalise(asked(record))].append(record)
     return dict(sorted(groups.items()))

@@ -3,13 +3,24 @@
 import hashlib
 import json
 import unicodedata
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from stages.errors import UserError
 from stages.files import atomic
+
+# The source of general rows that `augment` mixes in: they are asked as anybody would ask, without an instruction.
+REPLAY = "augment:replay"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What was said before the prompt. `role` is system (then it is the first), user or assistant."""
+
+    role: str
+    content: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +28,9 @@ class Record:
     """One training pair.
 
     `label` is the stratum, or None. `source` names where the row came from (by default its file),
-    `origin` is the raw file and line, `FILE:LINE`, counted from 1.
+    `origin` is the raw file and line, `FILE:LINE`, counted from 1. `task` names the task of the row where a
+    data set has several. `context` is the row's own system message and the turns before the prompt. `fields`
+    are further columns of the raw row, kept for slices; they are no part of the id.
     """
 
     id: str
@@ -26,6 +39,9 @@ class Record:
     label: str | None
     source: str
     origin: str
+    task: str | None = None
+    context: tuple[Message, ...] = ()
+    fields: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 def canonical(text: str) -> str:
@@ -33,22 +49,64 @@ def canonical(text: str) -> str:
     return unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
-def record_id(prompt: str, completion: str) -> str:
-    """SHA-256 of the canonical pair. A JSON array keeps the border between the two unambiguous."""
-    pair = json.dumps([canonical(prompt), canonical(completion)], ensure_ascii=False)
-    return hashlib.sha256(pair.encode()).hexdigest()
+def record_id(prompt: str, completion: str, context: Sequence[Message] = ()) -> str:
+    """SHA-256 of the canonical pair, followed by the context where there is one.
+
+    A JSON array keeps the borders between the texts unambiguous.
+    """
+    parts: list[Any] = [canonical(prompt), canonical(completion)]
+    if context:
+        parts.append([[message.role, canonical(message.content)] for message in context])
+    return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()
 
 
-def make_record(prompt: str, completion: str, label: str | None, source: str, origin: str) -> Record:
+def make_record(
+    prompt: str,
+    completion: str,
+    label: str | None,
+    source: str,
+    origin: str,
+    *,
+    task: str | None = None,
+    context: Sequence[Message] = (),
+    fields: Mapping[str, str] | None = None,
+) -> Record:
     """A record whose texts are in canonical form and whose id follows from them."""
     return Record(
-        id=record_id(prompt, completion),
+        id=record_id(prompt, completion, context),
         prompt=canonical(prompt),
         completion=canonical(completion),
         label=label,
         source=source,
         origin=origin,
+        task=task,
+        context=tuple(Message(message.role, canonical(message.content)) for message in context),
+        fields=dict(fields or {}),
     )
+
+
+def record_row(record: Record) -> dict[str, Any]:
+    """The record as a row of JSONL; task, context and fields are there only where the record has them."""
+    row: dict[str, Any] = {
+        "id": record.id,
+        "prompt": record.prompt,
+        "completion": record.completion,
+        "label": record.label,
+        "source": record.source,
+        "origin": record.origin,
+    }
+    if record.task is not None:
+        row["task"] = record.task
+    if record.context:
+        row["context"] = [{"role": message.role, "content": message.content} for message in record.context]
+    if record.fields:
+        row["fields"] = dict(record.fields)
+    return row
+
+
+def record_of(row: Mapping[str, Any]) -> Record:
+    """The record of a row that `record_row` made. Raises TypeError when it is none."""
+    return Record(**{**row, "context": tuple(Message(**message) for message in row.get("context", ()))})
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
@@ -82,7 +140,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def write_records(path: Path, records: Iterable[Record]) -> int:
-    return write_rows(path, (asdict(record) for record in records))
+    return write_rows(path, map(record_row, records))
 
 
 def read_records(path: Path) -> list[Record]:
@@ -90,7 +148,7 @@ def read_records(path: Path) -> list[Record]:
     records = []
     for number, row in enumerate(read_rows(path), start=1):
         try:
-            records.append(Record(**row))
+            records.append(record_of(row))
         except TypeError:
             raise UserError(
                 f"{path}, line {number}: not a record of this pipeline (has {', '.join(row)}); "

@@ -1,11 +1,12 @@
 """Records that a data stage takes out, each with its reason and the record that stands against it."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from stages.errors import UserError
-from stages.records import Record, read_rows, write_rows
+from stages.records import Record, read_rows, record_of, record_row, write_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,17 @@ def origin_place(record: Record) -> tuple[str, int]:
 def write_rejected(path: Path, rows: Iterable[Rejected]) -> None:
     """Write the rows sorted by record id, then origin."""
     ordered = sorted(rows, key=lambda row: (row.record.id, origin_place(row.record)))
-    write_rows(path, (asdict(row) for row in ordered))
+    write_rows(path, map(_row, ordered))
+
+
+def _row(rejected: Rejected) -> dict[str, Any]:
+    return {
+        "reason": rejected.reason,
+        "detail": rejected.detail,
+        "witness": rejected.witness,
+        "score": rejected.score,
+        "record": record_row(rejected.record),
+    }
 
 
 def read_rejected(path: Path) -> list[Rejected]:
@@ -40,7 +51,7 @@ def read_rejected(path: Path) -> list[Rejected]:
     rows = []
     for number, row in enumerate(read_rows(path), start=1):
         try:
-            rows.append(Rejected(**{**row, "record": Record(**row["record"])}))
+            rows.append(Rejected(**{**row, "record": record_of(row["record"])}))
         except (TypeError, KeyError):
             raise UserError(f"{path}, line {number}: not a rejected record; run `dvc repro` to make it anew") from None
     return rows

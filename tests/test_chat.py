@@ -3,6 +3,7 @@ from tiny_model import CHAT_TEMPLATE, tiny_tokenizer
 
 from stages.chat import make_chat
 from stages.errors import UserError
+from stages.records import REPLAY, Message, Record, make_record
 
 NO_SYSTEM = (
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
@@ -18,9 +19,13 @@ THINKS = CHAT_TEMPLATE.replace(
 )
 
 
+def asking(prompt: str, *context: Message, source: str = "s") -> Record:
+    return make_record(prompt, "{}", None, source, "s:1", context=context)
+
+
 def test_the_instruction_is_the_system_message() -> None:
     chat = make_chat(tiny_tokenizer(), "Answer in JSON.")
-    text = chat.tokenizer.decode(chat.prompt_ids("hello"))
+    text = chat.tokenizer.decode(chat.prompt_ids(asking("hello")))
     assert (
         text
         == "<|im_start|>system\nAnswer in JSON.<|im_end|>\n<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
@@ -30,7 +35,34 @@ def test_the_instruction_is_the_system_message() -> None:
 @pytest.mark.parametrize("template", [NO_SYSTEM, IGNORES_SYSTEM])
 def test_a_template_without_system_gets_the_instruction_before_the_prompt(template: str) -> None:
     chat = make_chat(tiny_tokenizer(template), "Answer in JSON.")
-    assert "user\nAnswer in JSON.\n\nhello<|im_end|>" in chat.tokenizer.decode(chat.prompt_ids("hello"))
+    assert "user\nAnswer in JSON.\n\nhello<|im_end|>" in chat.tokenizer.decode(chat.prompt_ids(asking("hello")))
+
+
+TALK = (Message("user", "Hi."), Message("assistant", "Yes?"))
+
+
+def test_earlier_turns_come_before_the_prompt() -> None:
+    chat = make_chat(tiny_tokenizer(), "Answer in JSON.")
+    turns = "system\nAnswer in JSON.", "user\nHi.", "assistant\nYes?", "user\nhello"
+    expected = "".join(f"<|im_start|>{turn}<|im_end|>\n" for turn in turns) + "<|im_start|>assistant\n"
+    assert chat.tokenizer.decode(chat.prompt_ids(asking("hello", *TALK))) == expected
+
+
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, NO_SYSTEM, IGNORES_SYSTEM])
+def test_a_system_message_of_the_record_comes_in_place_of_the_instruction(template: str) -> None:
+    chat = make_chat(tiny_tokenizer(template), "Answer in JSON.")
+    own = make_chat(tiny_tokenizer(template), "Be brief.")
+    for turns in ((), TALK):
+        record = asking("hello", Message("system", "Be brief."), *turns)
+        assert chat.prompt_ids(record) == own.prompt_ids(asking("hello", *turns))
+        assert chat.tokenizer.decode(chat.prompt_ids(record)).count("Be brief.") == 1
+
+
+def test_general_replay_rows_have_no_instruction_but_may_have_a_system_message() -> None:
+    chat, bare = make_chat(tiny_tokenizer(), "Answer in JSON."), make_chat(tiny_tokenizer(), "")
+    assert chat.prompt_ids(asking("hello", source=REPLAY)) == bare.prompt_ids(asking("hello"))
+    own = asking("hello", Message("system", "Be brief."), source=REPLAY)
+    assert "Be brief." in chat.tokenizer.decode(chat.prompt_ids(own))
 
 
 def test_the_stop_token_is_the_one_with_which_the_template_ends_a_turn() -> None:

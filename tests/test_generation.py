@@ -12,9 +12,11 @@ from stages.errors import Refusal
 from stages.generation import answer, perplexity
 from stages.models import load_model, load_tokenizer
 from stages.params import Generation
-from stages.records import make_record
+from stages.records import Message, Record, make_record
 
 PROMPTS = ["a", "a much longer prompt than the first", "", "middle of the road", "ünïcödé 漢字", "b"]
+RECORDS = [make_record(prompt, "{}", None, "s", "s:1") for prompt in PROMPTS]
+RECORDS.append(make_record("b", "{}", None, "s", "s:1", context=[Message("user", "a"), Message("assistant", "b")]))
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +25,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Chat]:
     return load_model(folder, dtype=torch.float32), make_chat(load_tokenizer(folder), "Say something.")
 
 
-def one_by_one(model: Any, chat: Chat, prompt: str, limit: int) -> list[int]:
+def one_by_one(model: Any, chat: Chat, record: Record, limit: int) -> list[int]:
     """Greedy decoding by its definition: the likeliest token, again and again, without a cache."""
-    ids = chat.prompt_ids(prompt)
+    ids = chat.prompt_ids(record)
     said: list[int] = []
     while len(said) < limit and (not said or said[-1] != chat.stop_id):
         with torch.inference_mode():
@@ -36,9 +38,9 @@ def one_by_one(model: Any, chat: Chat, prompt: str, limit: int) -> list[int]:
 @pytest.mark.parametrize("batch_size", [1, 4, 16])
 def test_batches_give_the_answers_of_one_by_one(tiny: tuple[Any, Chat], batch_size: int) -> None:
     model, chat = tiny
-    answers = answer(model, chat, PROMPTS, Generation(max_new_tokens=12, batch_size=batch_size), "test")
-    for prompt, said in zip(PROMPTS, answers, strict=True):
-        slow = one_by_one(model, chat, prompt, 12)
+    answers = answer(model, chat, RECORDS, Generation(max_new_tokens=12, batch_size=batch_size), "test")
+    for record, said in zip(RECORDS, answers, strict=True):
+        slow = one_by_one(model, chat, record, 12)
         assert said.tokens == len(slow)
         assert said.stopped == (slow[-1] == chat.stop_id)
         assert said.output == chat.text(slow)
@@ -46,10 +48,10 @@ def test_batches_give_the_answers_of_one_by_one(tiny: tuple[Any, Chat], batch_si
 
 def test_an_answer_ends_at_the_stop_token(tiny: tuple[Any, Chat]) -> None:
     model, chat = tiny
-    second = one_by_one(model, chat, "a", 2)[1]
+    second = one_by_one(model, chat, RECORDS[0], 2)[1]
     stopping = Chat(chat.tokenizer, chat.instruction, second, chat.takes_system)
-    said = answer(model, stopping, ["a"], Generation(max_new_tokens=12, batch_size=1), "test")[0]
-    slow = one_by_one(model, stopping, "a", 12)
+    said = answer(model, stopping, RECORDS[:1], Generation(max_new_tokens=12, batch_size=1), "test")[0]
+    slow = one_by_one(model, stopping, RECORDS[0], 12)
     assert said.stopped
     assert said.tokens == len(slow)
     assert said.output == chat.text(slow[:-1])
@@ -60,7 +62,7 @@ def test_perplexity_is_that_of_the_completion_tokens(tiny: tuple[Any, Chat]) -> 
     records = [make_record(p, c, None, "s", "s:1") for p, c in [("x", "yes"), ("a longer one", '{"a": 1}'), ("z", "")]]
     total, count = 0.0, 0
     for record in records:
-        ids, completion = chat.prompt_ids(record.prompt), chat.completion_ids(record.completion)
+        ids, completion = chat.prompt_ids(record), chat.completion_ids(record.completion)
         for token in completion:
             with torch.inference_mode():
                 total -= (

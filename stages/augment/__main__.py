@@ -9,7 +9,7 @@ from stages.augment.replay import read_replay, refuse_leaks
 from stages.errors import UserError, run
 from stages.files import write_json
 from stages.params import Augment, load_params
-from stages.prompts import normalise
+from stages.prompts import asked, normalise
 from stages.records import Record, read_records, write_records
 from stages.seeded import rank
 
@@ -48,7 +48,7 @@ def _malformed(rows: list[Record], held: list[Record], settings: Augment, seed: 
     if settings.malformed_every is None:
         return []
     check_malformed_completion(settings.malformed_completion, rows)
-    known = {normalise(row.prompt) for row in rows + held}
+    known = {normalise(asked(row)) for row in rows + held}
     return malformed_rows(rows, settings.malformed_every, settings.malformed_completion, known, seed)
 
 

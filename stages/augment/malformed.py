@@ -35,7 +35,7 @@ def malformed_rows(
     for row in chosen:
         prompt = break_prompt(row, taken, seed)
         taken.add(normalise(prompt))
-        made.append(make_record(prompt, completion, None, SOURCE, row.origin))
+        made.append(make_record(prompt, completion, None, SOURCE, row.origin, task=row.task, context=row.context))
     return made
 
 

@@ -5,10 +5,8 @@ from pathlib import Path
 
 from stages.completions import BrokenContract, parse_json
 from stages.errors import UserError
-from stages.prompts import normalise
-from stages.records import Record, make_record
-
-SOURCE = "augment:replay"
+from stages.prompts import asked, normalise
+from stages.records import REPLAY, Record, make_record
 
 
 def read_replay(path: Path) -> list[Record]:
@@ -35,7 +33,7 @@ def _record(line: bytes, path: Path, number: int) -> Record:
     match row:
         case {"prompt": str(prompt), "completion": str(completion), **rest} if not rest:
             if prompt.strip() and completion.strip():
-                return make_record(prompt, completion, None, SOURCE, f"{path.name}:{number}")
+                return make_record(prompt, completion, None, REPLAY, f"{path.name}:{number}")
     raise UserError(f"{path}, line {number}: expected an object of two texts, prompt and completion")
 
 
@@ -45,8 +43,8 @@ def refuse_leaks(replay: Iterable[Record], held: Iterable[Record], path: Path) -
     Raises:
         UserError: naming the line.
     """
-    prompts = {normalise(record.prompt) for record in held}
+    prompts = {normalise(asked(record)) for record in held}
     for record in replay:
-        if normalise(record.prompt) in prompts:
+        if normalise(asked(record)) in prompts:
             line = record.origin.rpartition(":")[2]
             raise UserError(f"{path}, line {line}: the prompt is in the hold-out or validation; remove the line")

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from stages.dedup.agreement import Agreement, completion_key
 from stages.near_duplicates import Pair
-from stages.prompts import normalise
+from stages.prompts import asked, normalise
 from stages.records import Record
 from stages.rejected import Rejected, origin_place
 
@@ -53,7 +53,7 @@ def drop_near(
     kept_of: dict[str, list[tuple[Record, str]]] = defaultdict(list)
     dropped = []
     for record in sorted(records, key=_near_rank):
-        text, key = normalise(record.prompt), completion_key(record.completion)
+        text, key = normalise(asked(record)), completion_key(record.completion)
         witnesses = [
             (-score, _near_rank(kept), kept)
             for other, score in neighbours[text]
@@ -77,7 +77,7 @@ def with_kept_witness(exact: Iterable[Rejected], near: Iterable[Rejected]) -> li
 
 
 def _near_rank(record: Record) -> tuple[int, str]:
-    return -len(normalise(record.prompt)), record.id
+    return -len(normalise(asked(record))), record.id
 
 
 def _neighbours(texts: Sequence[str], pairs: Iterable[Pair]) -> dict[str, list[tuple[str, float]]]:

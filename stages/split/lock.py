@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stages.errors import UserError
 from stages.files import write_text
-from stages.prompts import NORMALISER_VERSION, prompt_hash
+from stages.prompts import NORMALISER_VERSION, asked, prompt_hash
 from stages.records import Record
 
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -49,7 +49,7 @@ class Lock(_Strict):
 
 
 def make_lock(records: list[Record], drawn: Drawn) -> Lock:
-    rows = [LockedRow(id=row.id, label=row.label, prompt_sha256=prompt_hash(row.prompt)) for row in records]
+    rows = [LockedRow(id=row.id, label=row.label, prompt_sha256=prompt_hash(asked(row))) for row in records]
     ordered = sorted(rows, key=lambda row: row.id)
     return Lock(drawn=drawn, format=1, normaliser_version=NORMALISER_VERSION, rows=ordered)
 
@@ -98,6 +98,6 @@ def check_holdout(path: Path, lock: Lock, holdout: Sequence[Record]) -> None:
     if not holdout:
         raise UserError(f"none of the {len(lock.rows)} rows of {path} is in the data; {_REDRAW}")
     hashes = {row.id: row.prompt_sha256 for row in lock.rows}
-    wrong = [record.id for record in holdout if hashes[record.id] != prompt_hash(record.prompt)]
+    wrong = [record.id for record in holdout if hashes[record.id] != prompt_hash(asked(record))]
     if wrong:
         raise UserError(f"{path} has another prompt_sha256 than the data for row {wrong[0]}; {_REDRAW}")

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 from stages.errors import Refusal
 from stages.near_duplicates import cross_pairs
-from stages.prompts import by_prompt, normalise, prompt_hash
+from stages.prompts import asked, by_prompt, normalise, prompt_hash
 from stages.records import Record
 from stages.rejected import Rejected
 from stages.seeded import rank
@@ -66,8 +66,8 @@ def quarantine(
     near = _nearest_locked(records, holdout, threshold)
     free, rejected = [], []
     for record in records:
-        text = normalise(record.prompt)
-        if witness := locked.get(prompt_hash(record.prompt)):
+        text = normalise(asked(record))
+        if witness := locked.get(prompt_hash(asked(record))):
             rejected.append(Rejected("same_prompt", "the prompt is that of a locked row", witness, 100.0, record))
         elif text in near:
             score, witness = near[text]
@@ -121,7 +121,7 @@ def refuse_overlap(seen: Iterable[Record], lock: Lock) -> None:
     """
     ids = {row.id for row in lock.rows}
     hashes = {row.prompt_sha256 for row in lock.rows}
-    leaks = [record for record in seen if record.id in ids or prompt_hash(record.prompt) in hashes]
+    leaks = [record for record in seen if record.id in ids or prompt_hash(asked(record)) in hashes]
     if leaks:
         names = ", ".join(f"{record.origin} ({record.id[:12]})" for record in leaks[:10])
         raise Refusal(f"{len(leaks)} rows of training or validation are in the hold-out: {names}; nothing was written")

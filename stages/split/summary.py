@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from stages.prompts import prompt_hash
+from stages.prompts import asked, prompt_hash
 from stages.records import Record
 from stages.split.holdout import label_name
 from stages.split.lock import Lock
@@ -47,5 +47,5 @@ def summarise(rows_in: int, parts: Partition, restored: int, lock: Lock) -> dict
 def _overlap(seen: Sequence[Record], holdout: Sequence[Record]) -> dict[str, int]:
     return {
         "shared_ids": len({row.id for row in seen} & {row.id for row in holdout}),
-        "shared_prompts": len({prompt_hash(row.prompt) for row in seen} & {prompt_hash(row.prompt) for row in holdout}),
+        "shared_prompts": len({prompt_hash(asked(row)) for row in seen} & {prompt_hash(asked(row)) for row in holdout}),
     }

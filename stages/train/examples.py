@@ -32,10 +32,10 @@ class Examples:
 
 
 def make_examples(chat: Chat, records: Sequence[Record], max_tokens: int) -> Examples:
-    """Encode records. General replay rows are asked as anybody would ask: without the task's instruction."""
+    """Encode records as generation shows them to the model."""
     inputs, labels, too_long = [], [], 0
     for record in records:
-        prompt = chat.prompt_ids(record.prompt, with_instruction=record.source != "augment:replay")
+        prompt = chat.prompt_ids(record)
         completion = chat.completion_ids(record.completion)
         if len(prompt) + len(completion) > max_tokens:
             too_long += 1

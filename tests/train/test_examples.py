@@ -26,8 +26,9 @@ def test_the_loss_sees_the_completion_and_the_stop_token_alone() -> None:
 
 
 def test_training_and_generation_show_the_model_the_same_prompt() -> None:
-    examples = make_examples(CHAT, [record("hello", "{}")], max_tokens=400)
-    assert examples.input_ids[0] == CHAT.prompt_ids("hello") + CHAT.completion_ids("{}")
+    row = record("hello", "{}")
+    examples = make_examples(CHAT, [row], max_tokens=400)
+    assert examples.input_ids[0] == CHAT.prompt_ids(row) + CHAT.completion_ids("{}")
 
 
 def test_long_rows_are_left_out_and_counted_not_cut() -> None:
