@@ -23,6 +23,10 @@ def check_gates(gates: Mapping[str, Gate], metrics: Mapping[str, Any]) -> dict[s
     Returns:
         {"verdict": state, "gates": {name: {"state", "value", "low", "high", "threshold", "kind",
         "required", "reason"}}}; low and high only where the metric has them, value only where finite.
+        Being widened: each gate also has "metric" (its path), "comparison" (absolute, baseline, previous,
+        adapter) and "evidence" (for: PASS must be shown; against: FAIL must be shown); the whole also has
+        "reason", a sentence. A gate against the previous release where there is none is PASS without a
+        value, its reason begins with "first release".
 
     Raises:
         UserError: when a gate names a metric that is not there.

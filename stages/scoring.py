@@ -81,6 +81,15 @@ def summarise(
     interval at `confidence`; that of a field counts the rows whose reference has the field, and that
     of a label the rows with the label.
 
+    SCORES are being widened to this shape (P is such a proportion, I a bootstrap interval {value, low, high}):
+        rows, exact_match: P, labels: {LABEL: {exact_match: P}}, perplexity: I, output_tokens: number    of all rows
+        json_valid: P, schema_valid: P, fields: {FIELD: P}, field_match: I     of the rows of json tasks
+        classification: {accuracy: P, valid: P, macro: {precision, recall, f1: I}, weighted: the same}
+        text: {rouge1, rouge2, rougeL, bleu, chrf: I, words: number, readability: I,
+               rules: {max_words, required_phrases, forbidden_phrases: P of outputs that keep the rule}}
+        tasks: {TAG: SCORES}     only where the rows have more than one task
+    What has no rows is left out.
+
     Raises:
         UserError: when there are no rows.
         ValueError: when `scores` are not those of `rows`.
@@ -116,6 +125,10 @@ def compare(before: Sequence[RowScore], after: Sequence[RowScore]) -> dict[str, 
 
     `won` counts rows that are right only after, `lost` rows that were right only before;
     `difference` is the change of the proportion, `p_value` the exact McNemar test.
+
+    COMPARISON is being widened: rows; exact_match, schema_valid: {difference, low, high, won, lost, p_value};
+    field_match: {difference, low, high}; perplexity: {ratio, low, high}; classification: {macro_f1: {difference,
+    low, high}}; text: {rougeL, bleu, chrf: {difference, low, high}}; tasks: {TAG: COMPARISON}.
 
     Raises:
         ValueError: when the two are not scores of the same rows, each row once.

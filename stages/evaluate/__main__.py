@@ -1,4 +1,23 @@
-"""evaluate: the adapter on the hold-out, beside the baseline; writes the verdict and never fails because of it."""
+"""evaluate: the adapter on the hold-out, beside the baseline; writes the verdict and never fails because of it.
+
+metrics/evaluate.json is being widened to this shape (what has no rows of its kind is left out):
+
+    adapter             SCORES (stages.scoring.summarise)
+    against_baseline    COMPARISON (stages.scoring.compare)
+    previous            {release, commit, rows: {both, only_now, only_then}, scores: SCORES of the rows in both}
+    against_previous    COMPARISON; these two only where evaluate.previous names a release
+    general             {rows, base: G, adapter: G, against_baseline: {perplexity: {ratio, low, high},
+                        agreement: {difference, low, high}}}; G = {perplexity: I, agreement: I}
+    robustness          {KIND: {valid: P, exact_match: P}} of truncated, noise, typos, injection
+    safety              {personal_data: P, verbatim: P, forbidden: P, refusals: {base: P, adapter: P,
+                        against_baseline: D}, canaries: {count, candidates, exposure: {mean, max, limit}}}
+    slices              {FIELD: {groups: {VALUE: P}, worst: {group, value}, best: {group, value},
+                        gap: {value, low, high}, left_out: rows}}
+
+P is a proportion {value, low, high, count, of}, I an interval {value, low, high}, D a paired difference
+{difference, low, high, won, lost, p_value}. A stage `gates` of its own, after merge_quantize, will judge all
+metrics and write metrics/gates.json; quantize.json then has no verdict and gates any more.
+"""
 
 from pathlib import Path
 
