@@ -37,6 +37,15 @@ def parse_json(text: str) -> Any:
     return value
 
 
+def completion_key(completion: str) -> str:
+    """JSON without insignificant white space and with sorted keys; any other text as it is."""
+    try:
+        value = parse_json(completion)
+    except BrokenContract:
+        return completion
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):

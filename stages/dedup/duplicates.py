@@ -4,7 +4,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from stages.dedup.agreement import Agreement, completion_key
+from stages.completions import completion_key
+from stages.dedup.agreement import Agreement
 from stages.near_duplicates import Pair
 from stages.prompts import asked, normalise
 from stages.records import Record

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from math import comb
 from typing import Any
 
-from stages.dedup.agreement import completion_key
+from stages.completions import completion_key
 from stages.near_duplicates import Pair, clusters
 from stages.records import Record
 from stages.rejected import Rejected

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rapidfuzz import fuzz
 
-from stages.dedup.agreement import agreement, completion_key
+from stages.completions import completion_key
+from stages.dedup.agreement import agreement
 from stages.dedup.duplicates import drop_exact, drop_near, with_kept_witness
 from stages.dedup.summary import summarise
 from stages.near_duplicates import near_pairs
