@@ -39,6 +39,8 @@ BASELINE_METRICS = METRICS / "baseline.json"
 TRAIN_METRICS = METRICS / "train.json"
 EVALUATE_METRICS = METRICS / "evaluate.json"
 GATES = METRICS / "gates.json"
+JUDGE_METRICS = METRICS / "judge.json"
+REVIEW_METRICS = METRICS / "review.json"
 QUANTIZE_METRICS = METRICS / "quantize.json"
 CURVES = METRICS / "curves"
 CONFUSION = METRICS / "confusion.csv"
@@ -46,4 +48,7 @@ REPORT_HTML = METRICS / "report.html"
 REPORT_MARKDOWN = METRICS / "report.md"
 ENVIRONMENT = METRICS / "env"
 
+REVIEWS = Path("reviews")
+
 CHECKPOINTS = Path(".tunetrail/checkpoints")
+JUDGE_REPLIES = Path(".tunetrail/judge/replies.jsonl")

@@ -28,6 +28,7 @@ _COPIED = [
     "metrics/.gitignore",
     "models/.gitignore",
     "params.yaml",
+    "reviews/README.md",
 ]
 _INTENTS = ("refund", "tracking", "invoice", "account")
 _WORDS = [

@@ -24,7 +24,7 @@ STAGES = sorted(pipeline(ROOT))
 # Read by `tunetrail holdout draw`, which writes the lock that the split stage depends on.
 DRAWN_WITH = {Path("stages/split/draw.py"), Path("stages/split/holdout.py")}
 # Not tracked by DVC: parameters and the pipeline are watched by other means, the rest lies outside the trail.
-OUTSIDE = {"PARAMS", "PIPELINE", "ENVIRONMENT", "CHECKPOINTS", "CONSTRAINTS"}
+OUTSIDE = {"PARAMS", "PIPELINE", "ENVIRONMENT", "CHECKPOINTS", "CONSTRAINTS", "JUDGE_REPLIES"}
 
 
 @pytest.mark.parametrize("stage", STAGES)

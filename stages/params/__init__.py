@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, ValidationError
 from stages import paths
 from stages.errors import UserError
 from stages.params.data import Augment, Clean, Dedup, Holdout, Split
-from stages.params.evaluation import Evaluate, Gate, MergeQuantize, Report, Scoring, Task
+from stages.params.evaluation import Evaluate, Gate, Judge, MergeQuantize, Price, Report, Review, Scoring, Task
 from stages.params.model import Generation, Model, Train
 from stages.params.section import Section
 
@@ -22,10 +22,13 @@ __all__ = [
     "Gate",
     "Generation",
     "Holdout",
+    "Judge",
     "MergeQuantize",
     "Model",
     "Params",
+    "Price",
     "Report",
+    "Review",
     "Scoring",
     "Split",
     "Task",
@@ -51,6 +54,8 @@ class Params(Section):
     generation: Generation
     scoring: Scoring
     evaluate: Evaluate
+    judge: Judge
+    review: Review
     merge_quantize: MergeQuantize
     report: Report
 

@@ -17,9 +17,11 @@ STAGES = [
     "clean",
     "dedup",
     "evaluate",
+    "judge",
     "manifest",
     "merge_quantize",
     "report",
+    "review",
     "split",
     "train",
 ]

@@ -1,0 +1,31 @@
+"""judge: a language model compares the tuned model's answers with the others'; off by default."""
+
+from stages import paths
+from stages.environment import measured
+from stages.errors import run
+from stages.files import write_json
+from stages.gates import check_gates
+from stages.judge.hearing import hear
+from stages.judge.questions import ask_about, sample
+from stages.judge.summary import OFF, summarise
+from stages.params import load_params
+from stages.sides import read_answers
+
+
+def main() -> None:
+    params = load_params("judge", "scoring", "seed", "task")
+    if not params.judge.enabled:
+        write_json(paths.JUDGE_METRICS, OFF)
+        print("the judge is off (judge.enabled in params.yaml)")
+        return
+    rows = sample(read_answers(), params.judge.rows, params.seed)
+    questions = ask_about(rows, params.judge, params.task, params.seed)
+    with measured("judge") as notes:
+        replies = hear(questions, params.judge, notes)
+    result = summarise(rows, replies, params.judge.price, params.scoring.confidence, params.seed)
+    gates = check_gates(params.judge.gates, {"judge": result}) if params.judge.gates else {}
+    write_json(paths.JUDGE_METRICS, {**result, **gates})
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,44 @@
+"""A judge of one's own: a transformers model in a folder of this machine."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stages.chat import make_chat
+from stages.errors import UserError
+from stages.files import tree_digest
+from stages.generation import answer
+from stages.judge.questions import SYSTEM, Question
+from stages.judge.replies import Reply
+from stages.models import load_model, load_tokenizer
+from stages.params import Generation, Judge
+from stages.records import make_record
+
+
+class Local:
+    """The model is known by its content, so that another model in the same folder is asked anew."""
+
+    def __init__(self, judge: Judge) -> None:
+        self._folder = Path(judge.model)
+        if not (self._folder / "config.json").is_file():
+            raise UserError(f"judge.model: {judge.model} is no folder with a model (config.json is missing)")
+        self._generation = Generation(max_new_tokens=judge.max_tokens, batch_size=judge.parallel)
+        self.identity: Mapping[str, Any] = {
+            "provider": "local",
+            "model": tree_digest(self._folder),
+            "max_tokens": judge.max_tokens,
+        }
+
+    def ask(self, questions: Sequence[Question]) -> Iterator[tuple[Question, Reply]]:
+        """Greedy replies, a batch at a time."""
+        if not questions:
+            return
+        model = load_model(self._folder)
+        chat = make_chat(load_tokenizer(self._folder), SYSTEM)
+        ordered = sorted(questions, key=lambda question: len(question.text))
+        for start in range(0, len(ordered), self._generation.batch_size):
+            batch = ordered[start : start + self._generation.batch_size]
+            records = [make_record(question.text, "", None, "judge", "") for question in batch]
+            said = answer(model, chat, records, self._generation, "judge")
+            for question, record, one in zip(batch, records, said, strict=True):
+                yield question, Reply(one.output, len(chat.prompt_ids(record)), one.tokens)

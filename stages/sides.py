@@ -1,0 +1,67 @@
+"""The answers that are held against each other: what each model said to the same prompt."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from stages import paths
+from stages.errors import UserError
+from stages.params import Task
+from stages.records import Record, read_records, read_rows
+
+BASE, TUNED = "base", "tuned"
+# The name of a comparison in the metrics, and whom the tuned model meets in it.
+RIVALS = {"against_baseline": BASE}
+_RESAMPLES = 10_000
+_FILES = {BASE: paths.BASE_GENERATIONS, TUNED: paths.ADAPTER_GENERATIONS}
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """One row of the hold-out with the output of every model, by the model's name."""
+
+    record: Record
+    outputs: Mapping[str, str]
+
+    @property
+    def id(self) -> str:
+        return self.record.id
+
+    def instruction(self, task: Task) -> str:
+        """What the models were told before the conversation."""
+        context = self.record.context
+        return context[0].content if context and context[0].role == "system" else task.instruction
+
+    def conversation(self) -> str:
+        """What was asked: the prompt, after the earlier turns where there are any."""
+        turns = [f"{turn.role}: {turn.content}" for turn in self.record.context if turn.role != "system"]
+        return "\n".join([*turns, f"user: {self.record.prompt}"]) if turns else self.record.prompt
+
+
+def read_answers() -> list[Answers]:
+    """The rows in the order of their ids. Raises UserError when a model did not answer the rows of the hold-out."""
+    records = {record.id: record for record in read_records(paths.HOLDOUT)}
+    said = {model: {row["id"]: row["output"] for row in read_rows(path)} for model, path in _FILES.items()}
+    for model, rows in said.items():
+        if rows.keys() != records.keys():
+            raise UserError(f"{_FILES[model]} does not answer the rows of {paths.HOLDOUT}; run `dvc repro`")
+    return [Answers(records[key], {model: rows[key] for model, rows in said.items()}) for key in sorted(records)]
+
+
+def delta(values: Sequence[float], confidence: float, seed: int) -> dict[str, float | int]:
+    """The mean of wins (+1), ties (0) and losses (-1), one value a row, with its interval: {value, low, high, of}.
+
+    The percentile bootstrap over rows (Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13),
+    with one imaginary win and one imaginary loss among the rows that are resampled. Without them a handful of rows
+    that all say the same would have an interval without width; Agresti & Min, "Simple improved confidence intervals
+    for comparing matched proportions", Statistics in Medicine 24 (2005), 729-740, add as much. No rows at all know
+    nothing: 0, from -1 to 1.
+    """
+    if not values:
+        return {"value": 0.0, "low": -1.0, "high": 1.0, "of": 0}
+    sample = np.array(sorted([*values, 1.0, -1.0]))
+    draws = np.random.default_rng(seed).choice(sample, size=(_RESAMPLES, len(sample))).mean(axis=1)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(draws, [tail, 1 - tail])
+    return {"value": sum(values) / len(values), "low": float(low), "high": float(high), "of": len(values)}
