@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from stages.report.inputs import Points
+from stages.report.metrics import Metric, look_up
 from stages.report.wording import number, percent, percents
 
 WIDTH = 400
@@ -97,27 +98,32 @@ def loss_chart(curves: Mapping[str, Points], best_step: float | None) -> LossCha
     )
 
 
-def interval_chart(scores: Mapping[str, Any], threshold: float | None, confidence: float) -> IntervalChart:
-    """Exact match of every model with its interval, and the gate's minimum where one is set."""
-    chart = IntervalChart
-    x = _scale(0, 1, chart.left, chart.right)
+def interval_chart(
+    scores: Mapping[str, Any], metric: Metric, threshold: float | None, confidence: float
+) -> IntervalChart:
+    """One metric of every model with its interval, and the gate's minimum where one is set."""
+    chart, form = IntervalChart, percent if metric.share else number
+    found = {name: one for name, score in scores.items() if (one := look_up(score, metric.path))}
+    most = 1 if all(one["high"] <= 1 for one in found.values()) else 100
+    x = _scale(0, most, chart.left, chart.right)
     bars = []
-    for index, (name, score) in enumerate(scores.items()):
-        match = score["exact_match"]
-        ends = {end: x(match[end]) for end in ("low", "value", "high")}
-        bars.append(Bar(name, 40 + 30 * index, text=percent(match["value"]), **ends))
-    told = [
-        f"{name}: {percent(s['exact_match']['value'])}, {percents(s['exact_match']['low'], s['exact_match']['high'])}."
-        for name, s in scores.items()
-    ]
+    for index, (name, one) in enumerate(found.items()):
+        ends = {end: x(one[end]) for end in ("low", "value", "high")}
+        bars.append(Bar(name, 40 + 30 * index, text=form(one["value"]), **ends))
+    told = [f"{name}: {form(one['value'])}, {_range(metric, one)}." for name, one in found.items()]
     return IntervalChart(
-        title=f"Exact match on the hold-out, with {confidence * 100:.4g} % intervals",
+        title=f"{metric.name} on the hold-out, with {confidence * 100:.4g} % intervals",
         description=" ".join(told),
-        ticks=[Tick(x(share), percent(share).replace(".0", "")) for share in (0, 0.25, 0.5, 0.75, 1)],
+        ticks=[Tick(x(most * share), form(most * share).replace(".0 %", " %")) for share in (0, 0.25, 0.5, 0.75, 1)],
         bars=bars,
-        threshold=None if threshold is None else Tick(x(threshold), f"gate {percent(threshold).replace('.0', '')}"),
+        threshold=None if threshold is None else Tick(x(threshold), f"gate {form(threshold).replace('.0 %', ' %')}"),
         height=40 + 30 * len(bars) + 26,
     )
+
+
+def _range(metric: Metric, one: Mapping[str, float]) -> str:
+    low, high = one["low"], one["high"]
+    return percents(low, high) if metric.share else f"{number(low)} to {number(high)}"
 
 
 def _line(name: str, points: Points, x: Callable[[float], float], y: Callable[[float], float]) -> Line:

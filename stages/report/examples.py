@@ -1,10 +1,11 @@
 """Examples worth reading: where a model is wrong, and where two models differ."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from stages.completions import BrokenContract, Schema, parse_json
+from stages.report.differences import Piece, differences, whole
 from stages.report.inputs import Row
 from stages.report.wording import excerpt, plural, value_text
 from stages.scoring import RowScore, same_value
@@ -16,10 +17,14 @@ _ABSENT = object()
 
 @dataclass(frozen=True)
 class Cell:
-    """What one model says; `right` is None for the reference."""
+    """What one model says, with what differs marked; `right` is None for the reference."""
 
-    text: str
+    pieces: list[Piece]
     right: bool | None
+
+    @property
+    def text(self) -> str:
+        return "".join(piece.text for piece in self.pieces)
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,24 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Flips:
+    """The rows by what two models make of them; `identical` counts answers that are the same to the letter."""
+
+    before: str
+    after: str
+    right: int
+    won: Group
+    lost: Group
+    wrong: int
+    identical: int
+
+    @property
+    def parts(self) -> list[tuple[str, int]]:
+        """The rows in four kinds, for the picture."""
+        return [("right", self.right), ("won", self.won.total), ("lost", self.lost.total), ("wrong", self.wrong)]
+
+
+@dataclass(frozen=True)
 class Answers:
     """One model's rows and their scores, in the order of the ids."""
 
@@ -53,29 +76,29 @@ class Answers:
     scores: Sequence[RowScore]
 
 
-def example_groups(answers: Mapping[str, Answers], schema: Schema, limit: int) -> list[Group]:
-    """The adapter's failures, then what changed from base to adapter and from adapter to each artefact."""
-    base, adapter = answers["base"], answers["adapter"]
-    artefacts = [one for name, one in answers.items() if name not in ("base", "adapter")]
+def failures(adapter: Answers, schema: Schema, limit: int) -> Group:
+    """The rows that the adapter gets wrong."""
     wrong = [index for index, score in enumerate(adapter.scores) if not score.exact_match]
-    failures = _group("Where the adapter is wrong", "Its answer is not the reference.", [adapter], wrong, schema, limit)
-    groups = [failures, *_flips(base, adapter, schema, min(limit, _FEW), limit)]
-    for artefact in artefacts:
-        groups += _flips(adapter, artefact, schema, limit, limit)
-    return groups
+    return _group("Where the adapter is wrong", "Its answer is not the reference.", [adapter], wrong, schema, limit)
 
 
-def _flips(before: Answers, after: Answers, schema: Schema, won_limit: int, lost_limit: int) -> list[Group]:
-    pairs = list(enumerate(zip(before.scores, after.scores, strict=True)))
-    lost = [index for index, (old, new) in pairs if old.exact_match and not new.exact_match]
-    won = [index for index, (old, new) in pairs if new.exact_match and not old.exact_match]
+def flips(before: Answers, after: Answers, schema: Schema, limit: int) -> Flips:
+    """The rows that are right with one model alone; of those won from the base, a few say it all."""
     both = [before, after]
-    return [
-        _group(
-            f"Lost from {before.name} to {after.name}", "Right before, wrong after.", both, lost, schema, lost_limit
-        ),
-        _group(f"Won from {before.name} to {after.name}", "Wrong before, right after.", both, won, schema, won_limit),
-    ]
+    kinds: dict[tuple[bool, bool], list[int]] = {}
+    for index, (old, new) in enumerate(zip(before.scores, after.scores, strict=True)):
+        kinds.setdefault((old.exact_match, new.exact_match), []).append(index)
+    won, lost = kinds.get((False, True), []), kinds.get((True, False), [])
+    title, few = f"from {before.name} to {after.name}", min(limit, _FEW) if before.name == "base" else limit
+    return Flips(
+        before=before.name,
+        after=after.name,
+        right=len(kinds.get((True, True), [])),
+        won=_group(f"Won {title}", "Wrong before, right after.", both, won, schema, few),
+        lost=_group(f"Lost {title}", "Right before, wrong after.", both, lost, schema, limit),
+        wrong=len(kinds.get((False, False), [])),
+        identical=sum(a["output"] == b["output"] for a, b in zip(before.rows, after.rows, strict=True)),
+    )
 
 
 def _group(
@@ -112,22 +135,33 @@ def _lines(completion: str, answers: Sequence[tuple[str, Row, RowScore]]) -> lis
     """The fields in which an answer differs; whole texts where an answer has no fields."""
     reference = _object(completion)
     if reference is None or not all(isinstance(score.predicted, dict) for _, _, score in answers):
-        cells = [Cell(excerpt(row["output"], _ANSWER), score.exact_match) for _, row, score in answers]
-        return [("whole answer", [Cell(excerpt(completion, _ANSWER), None), *cells])]
+        found = [(excerpt(row["output"], _ANSWER), score.exact_match) for _, row, score in answers]
+        return [("answer", _cells(excerpt(completion, _ANSWER), found))]
     predicted = [score.predicted for _, _, score in answers]
     added = sorted({key for one in predicted for key in one} - reference.keys())
     lines = []
     for key in [*reference, *added]:
         expected = reference.get(key, _ABSENT)
-        cells = [_cell(one.get(key, _ABSENT), expected) for one in predicted]
-        if not all(cell.right for cell in cells):
-            lines.append((excerpt(key), [Cell(_text(expected), None), *cells]))
+        found = [(_text(one.get(key, _ABSENT)), _right(one.get(key, _ABSENT), expected)) for one in predicted]
+        if not all(right for _, right in found):
+            lines.append((excerpt(key), _cells(_text(expected), found)))
     return lines
 
 
-def _cell(value: Any, expected: Any) -> Cell:
+def _cells(expected: str, found: Sequence[tuple[str, bool]]) -> list[Cell]:
+    """The reference, then each answer. Wrong ones are marked where they differ, the reference as the last of them."""
+    reference, cells = whole(expected), []
+    for text, right in found:
+        pieces = whole(text)
+        if not right:
+            reference, pieces = differences(expected, text)
+        cells.append(Cell(pieces, right))
+    return [Cell(reference, None), *cells]
+
+
+def _right(value: Any, expected: Any) -> bool:
     absent = value is _ABSENT or expected is _ABSENT
-    return Cell(_text(value), value is expected if absent else same_value(value, expected))
+    return value is expected if absent else same_value(value, expected)
 
 
 def _text(value: Any) -> str:

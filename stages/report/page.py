@@ -7,44 +7,89 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from stages.completions import Schema
 from stages.params import Params
-from stages.report import tables, trail, wording
+from stages.report import flags, rows, tables, trail, verdict, wording
 from stages.report.charts import interval_chart, loss_chart
-from stages.report.examples import Answers, example_groups
+from stages.report.comparisons import Comparison, comparisons
+from stages.report.confusion import confusion
+from stages.report.examples import Answers, failures, flips
+from stages.report.funnel import funnel
 from stages.report.inputs import Inputs
+from stages.report.metrics import Metric, main_metric
 from stages.scoring import score_row
 
 
 def view(inputs: Inputs, params: Params, schema: Schema) -> dict[str, Any]:
-    """Everything that the templates show, in their order."""
-    metrics, manifest, scores = inputs.metrics, inputs.manifest, inputs.scores()
-    artefacts = metrics["quantize"]["artefacts"]
+    """Everything that the templates show, section by section."""
+    scores, confidence = inputs.scores(), params.scoring.confidence
+    main = main_metric(scores["adapter"])
+    compared = comparisons(inputs.metrics, confidence, main)
+    said = verdict.verdict(inputs.metrics, confidence)
+    return {
+        "confidence": f"{confidence * 100:.4g} %",
+        "verdict": said,
+        "answers": verdict.answers(said, inputs.metrics, compared, scores),
+        "gates": verdict.gate_rows(inputs.metrics),
+        **_measured(inputs, params, main, compared),
+        **_examples(inputs, params, schema, compared),
+        **_training(inputs),
+        **_data(inputs),
+        **_trail(inputs.manifest),
+    }
+
+
+def _measured(inputs: Inputs, params: Params, main: Metric, compared: list[Comparison]) -> dict[str, Any]:
+    scores, confidence = inputs.scores(), params.scoring.confidence
+    return {
+        "main": main,
+        "models": list(scores),
+        "interval_chart": interval_chart(scores, main, _threshold(params, main), confidence),
+        "metrics": tables.metric_groups(scores, compared),
+        "sizes": tables.size_row(scores, inputs.metrics["quantize"]["artefacts"]),
+        "fields": tables.part_rows(scores, "fields"),
+        "labels": tables.part_rows(scores, "labels", "exact_match"),
+        "compared": compared,
+        "one_in": round(1 / (1 - confidence)),
+        "confusion": confusion(inputs.confusion),
+        "label_field": params.task.label_field,
+    }
+
+
+def _examples(inputs: Inputs, params: Params, schema: Schema, compared: list[Comparison]) -> dict[str, Any]:
+    limit = params.report.examples
     answers = {
         name: Answers(name, rows, [score_row(row, schema) for row in rows]) for name, rows in inputs.generations.items()
     }
+    pairs = [(answers[one.before], answers[one.after]) for one in compared]
     return {
-        "confidence": f"{params.scoring.confidence * 100:.4g} %",
         "instruction": params.task.instruction,
-        "label_field": params.task.label_field,
-        "verdict": tables.verdict(metrics["gates"], metrics["quantize"]),
-        "gates": tables.gate_rows(metrics["gates"], metrics["quantize"]),
-        "interval_chart": interval_chart(scores, _threshold(params), params.scoring.confidence),
-        "models": list(scores),
-        "metrics": tables.metric_rows(scores, artefacts),
-        "fields": tables.field_rows(scores),
-        "labels": tables.label_rows(scores),
-        "changes": tables.change_rows(metrics["evaluate"]["against_baseline"], artefacts),
-        "confusion": tables.confusion(inputs.confusion),
-        "groups": example_groups(answers, schema, params.report.examples),
-        "train": metrics["train"],
-        "loss_chart": loss_chart(inputs.curves, metrics["train"].get("best_step")),
+        "flips": [flips(before, after, schema, limit) for before, after in pairs],
+        "failures": failures(answers["adapter"], schema, limit),
+    }
+
+
+def _training(inputs: Inputs) -> dict[str, Any]:
+    train = inputs.metrics["train"]
+    return {
+        "train": train,
+        "loss_chart": loss_chart(inputs.curves, train.get("best_step")),
         "validation": inputs.curves["validation"],
         "samples": inputs.samples,
-        "flags": trail.flags(metrics, inputs.generations),
-        "funnel": trail.funnel(metrics),
-        "cleaned": trail.changes(metrics),
-        "rejected": trail.rejected_lines(inputs.rejected["clean"]),
-        "duplicates": trail.set_aside(inputs.rejected["duplicates"]),
-        "quarantined": trail.set_aside(inputs.rejected["quarantine"]),
+    }
+
+
+def _data(inputs: Inputs) -> dict[str, Any]:
+    return {
+        "flags": flags.flags(inputs.metrics, inputs.generations),
+        "funnel": funnel(inputs.metrics),
+        "cleaned": rows.changes(inputs.metrics),
+        "rejected": rows.rejected_lines(inputs.rejected["clean"]),
+        "duplicates": rows.set_aside(inputs.rejected["duplicates"]),
+        "quarantined": rows.set_aside(inputs.rejected["quarantine"]),
+    }
+
+
+def _trail(manifest: dict[str, Any]) -> dict[str, Any]:
+    return {
         "base": manifest["base"],
         "libraries": manifest["libraries"],
         "hashes": {
@@ -72,13 +117,13 @@ def environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.filters.update(
-        {name: getattr(wording, name) for name in ("excerpt", "markdown_code", "number", "percent", "plural", "whole")}
-    )
+    filters = ("excerpt", "markdown_code", "markdown_text", "number", "percent", "plural", "whole", "words")
+    made.filters.update({name: getattr(wording, name) for name in filters})
     return made
 
 
-def _threshold(params: Params) -> float | None:
-    """The minimum that a gate asks of the adapter's exact match."""
-    asked = (gate.minimum for gate in params.evaluate.gates.values() if gate.metric == "evaluate.adapter.exact_match")
+def _threshold(params: Params, main: Metric) -> float | None:
+    """The minimum that a gate asks of the adapter's main metric."""
+    wanted = f"evaluate.adapter.{main.path}"
+    asked = (gate.minimum for gate in params.evaluate.gates.values() if gate.metric == wanted)
     return next((minimum for minimum in asked if minimum is not None), None)

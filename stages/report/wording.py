@@ -22,6 +22,11 @@ def points(difference: float) -> str:
     return f"{'+' if difference > 0 else ''}{text} points".replace("-", "−")
 
 
+def signed(difference: float) -> str:
+    """A change of a number, always with its sign."""
+    return f"{'+' if difference > 0 else ''}{number(difference)}".replace("-", "−")
+
+
 def p_value(value: float) -> str:
     return "p < 0.001" if value < 0.001 else f"p = {_rounded(value, 3)}"
 
@@ -42,6 +47,11 @@ def whole(count: float) -> str:
 def number(value: float) -> str:
     """About four digits, never in exponent form between 0.001 and a million."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def rough(count: int) -> str:
+    """Two significant digits: for an estimate."""
+    return whole(float(f"{count:.1e}"))
 
 
 def plural(count: int, singular: str) -> str:
@@ -78,6 +88,11 @@ def markdown_code(text: str) -> str:
     one_line = " ".join(excerpt(text, 80).split()).replace("|", "\\|")
     fence = "`" * (max(map(len, re.findall("`+", one_line)), default=0) + 1)
     return f"{fence} {one_line} {fence}" if "`" in one_line else f"{fence}{one_line}{fence}"
+
+
+def markdown_text(text: str) -> str:
+    """The text as one line of Markdown in which nothing is read as markup."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~&])", r"\\\1", " ".join(visible(text).split()))
 
 
 def _rounded(value: float, digits: int) -> str:

@@ -62,10 +62,24 @@ def change(path: Path, **values: Any) -> None:
 
 def test_the_verdict_comes_first(finished_run: Path) -> None:
     page, markdown = report()
-    heading = Page(page).root.all("h1")[0].text()
-    assert heading == "≈ MARGINAL No required gate fails, but these rows do not show that all of them hold."
-    assert markdown.startswith("## ⚠️ MARGINAL: No required gate fails")
-    assert "48 rows cannot show 0.95 either way" in page[: page.index("<main")]
+    header = Page(page).root.all("header")[0]
+    assert header.all("h1")[0].text() == "≈ MARGINAL Not proven yet"
+    said = "No required gate fails, but the rows are too few to show that 2 gates of 5 hold: exact_match, schema_valid."
+    assert said in header.text()
+    assert "48 rows cannot show 0.95 either way" in header.text()
+    assert "about 2,600 rows would show exact_match" in header.text()
+    assert markdown.startswith("## ⚠️ MARGINAL: not proven yet\n\nNo required gate fails")
+
+
+def test_the_four_questions_are_answered_at_the_top(finished_run: Path) -> None:
+    answers = Page(report()[0]).root.all("header")[0].all("dl")[0]
+    told = dict(zip((one.text() for one in answers.all("dt")), answers.all("strong"), strict=True))
+    assert {question: word.text() for question, word in told.items()} == {
+        "Better than the base?": "Yes",
+        "Better than the last release?": "First release",
+        "Safe to ship?": "Not proven",
+        "Which examples changed?": "46 won, 0 lost",
+    }
 
 
 def test_a_failed_artefact_fails_the_page(finished_run: Path) -> None:
@@ -73,7 +87,7 @@ def test_a_failed_artefact_fails_the_page(finished_run: Path) -> None:
     quantize["gates"]["int8_drop"] |= {"state": "FAIL", "reason": "-0.3 is below -0.05"}
     write_json(paths.QUANTIZE_METRICS, {**quantize, "verdict": "FAIL"})
     page, markdown = report()
-    assert "1 required gate of 6 fails." in Page(page).root.all("h1")[0].text()
+    assert "1 required gate of 5 fails: int8_drop." in Page(page).root.all("header")[0].text()
     assert "-0.3 is below -0.05" in page[: page.index("<main")]
     assert markdown.startswith("## ❌ FAIL")
 
@@ -132,7 +146,7 @@ def test_hostile_names_stay_inside_their_cell(finished_run: Path) -> None:
         change(file, gates={f"{HOSTILE} | `a` **b** {name}": gate for name, gate in checked["gates"].items()})
     page, markdown = report()
     assert "<script" not in page
-    rows = [line for line in markdown.splitlines() if "alert" in line]
+    rows = [line for line in markdown.splitlines() if "alert" in line and line.startswith("|")]
     assert len(rows) == 6
     assert all(len(re.findall(r"(?<!\\)\|", line)) == 6 for line in rows)
 
@@ -157,8 +171,8 @@ def test_examples_agree_with_the_metrics(finished_run: Path) -> None:
 def test_only_fields_that_differ_are_shown(finished_run: Path) -> None:
     articles = Page(report()[0]).root.all("article")
     wrong = [one for one in articles if "Where the adapter is wrong" in (one.attributes["aria-label"] or "")]
-    fields = [[row.all("th")[0].text() for row in one.all("tr")[1:]] for one in wrong]
-    assert sorted(fields) == [["intent"], ["order"]]
+    fields = [[cell.text() for cell in one.all("tr")[0].all("th")] for one in wrong]
+    assert sorted(fields) == [["Who", "intent"], ["Who", "order"]]
     added = next(one for one in articles if "Lost from adapter to int8" in (one.attributes["aria-label"] or ""))
     assert [cell.text() for cell in added.all("td")] == ["(absent)", "✓ right: (absent)", '✕ wrong: "red"']
 
@@ -183,8 +197,8 @@ def test_a_bare_run(finished_run: Path) -> None:
     for file in (paths.GATES, paths.QUANTIZE_METRICS):
         change(file, gates={}, verdict="PASS")
     root = Page(report()[0]).root
-    assert "No gates are set." in root.all("h1")[0].text()
-    assert len(root.all("svg")) == 1
+    assert "No gates are set" in root.all("header")[0].text()
+    assert len([one for one in root.all("svg") if one.attributes.get("role") == "img"]) == 1
 
 
 def test_rare_reasons_are_among_the_examples(finished_run: Path) -> None:

@@ -1,0 +1,195 @@
+"""The verdict: may this model ship, why, and what to do next."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+from stages.gates import FAIL, MARGINAL, PASS, worst
+from stages.report.comparisons import BETTER, WORSE, Comparison, say_change
+from stages.report.wording import plural, rough
+
+_HEADLINE = {PASS: "Ready to release", MARGINAL: "Not proven yet", FAIL: "Do not release"}
+_ANSWERS = {BETTER: "Yes", WORSE: "No, it is worse"}
+
+
+@dataclass(frozen=True)
+class GateRow:
+    name: str
+    subject: str
+    state: str
+    asked: str
+    required: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something to do: a sentence, and a command or a place on the page where there is one."""
+
+    text: str
+    command: str = ""
+    section: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The verdict of all gates: a word, a headline, a sentence, the gates that do not pass, and what to do next."""
+
+    state: str
+    headline: str
+    sentence: str
+    open: list[GateRow]
+    steps: list[Step]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A question that every reader has, its answer in a word or two, and what that rests on."""
+
+    question: str
+    word: str
+    tone: str
+    detail: str
+    section: str
+
+
+def gate_rows(metrics: Mapping[str, Any]) -> list[GateRow]:
+    """All gates: those on the adapter, then those on the files that ship."""
+    return [
+        GateRow(
+            name=name,
+            subject=subject,
+            state=gate["state"],
+            asked=f"{'at least' if gate['kind'] == 'minimum' else 'at most'} {gate['threshold']:g}",
+            required=gate["required"],
+            reason=gate["reason"],
+        )
+        for subject, checked in (("adapter", metrics["gates"]), ("shipped files", metrics["quantize"]))
+        for name, gate in checked["gates"].items()
+    ]
+
+
+def verdict(metrics: Mapping[str, Any], confidence: float) -> Verdict:
+    """The verdict of the gates in words."""
+    rows = gate_rows(metrics)
+    state = worst([metrics["gates"]["verdict"], metrics["quantize"]["verdict"]])
+    return Verdict(
+        state=state,
+        headline=_HEADLINE[state],
+        sentence=_sentence(rows, state),
+        open=[row for row in rows if row.state != PASS],
+        steps=_steps(state, metrics["gates"]["gates"], confidence),
+    )
+
+
+def answers(
+    said: Verdict, metrics: Mapping[str, Any], compared: Sequence[Comparison], scores: Mapping[str, Any]
+) -> list[Answer]:
+    """Better than the base, better than the last release, safe to ship, and what changed."""
+    by_pair = {(one.before, one.after): one for one in compared}
+    return [
+        _better("Better than the base?", by_pair["base", "adapter"], scores),
+        _better("Better than the last release?", by_pair.get(("previous", "adapter")), scores),
+        _safe(said, gate_rows(metrics), compared),
+        _changed(compared),
+    ]
+
+
+def rows_needed(value: float, threshold: float, confidence: float) -> int:
+    """About how many rows would show a share of `value` to be beyond `threshold`.
+
+    The score test's condition |value - threshold| >= z * sqrt(threshold * (1 - threshold) / n), solved for n:
+    Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927), 209-212.
+    """
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    return round(z**2 * threshold * (1 - threshold) / (value - threshold) ** 2)
+
+
+def _sentence(rows: Sequence[GateRow], state: str) -> str:
+    required = [row for row in rows if row.required]
+    failed = [row.name for row in required if row.state == FAIL]
+    unsure = [row.name for row in required if row.state == MARGINAL]
+    missed = [row.name for row in rows if not row.required and row.state != PASS]
+    if not rows:
+        return "No gates are set, so that nothing here can refuse this model."
+    if failed:
+        return f"{plural(len(failed), 'required gate')} of {len(required)} {_verb(failed, 'fails')}: {_names(failed)}."
+    if unsure:
+        return (
+            f"No required gate fails, but the rows are too few to show that {plural(len(unsure), 'gate')} of "
+            f"{len(required)} {_verb(unsure, 'holds')}: {_names(unsure)}."
+        )
+    if state == MARGINAL:
+        return f"All {plural(len(required), 'required gate')} hold, but an advisory one does not: {_names(missed)}."
+    held = f"All {plural(len(required), 'required gate')} hold"
+    return f"{held}; advisory, and open: {_names(missed)}." if missed else f"{held}."
+
+
+def _steps(state: str, gates: Mapping[str, Any], confidence: float) -> list[Step]:
+    if state == PASS:
+        return [
+            Step("Commit the run, then tag it:", command="tunetrail release VERSION"),
+            Step("Look at what changed first", section="examples"),
+        ]
+    if state == FAIL:
+        return [
+            Step("Read the rows that the gates failed on", section="examples"),
+            Step("Check the data and the training for a cause", section="flags"),
+            Step("A release is refused until the required gates hold; to see them again:", command="tunetrail gates"),
+        ]
+    more = [step for name, gate in gates.items() if (step := _more_rows(name, gate, confidence))]
+    return [
+        *more,
+        Step("Or release with the doubt on record:", command="tunetrail release VERSION"),
+        Step("A pipeline that must not do so refuses it with:", command="tunetrail gates --strict"),
+    ]
+
+
+def _more_rows(name: str, gate: Mapping[str, Any], confidence: float) -> Step | None:
+    """How large a hold-out would decide a gate on a share, if the share stays what it is."""
+    if gate["state"] != MARGINAL or "low" not in gate or gate["kind"] != "minimum" or not 0 < gate["threshold"] < 1:
+        return None
+    if gate["value"] <= gate["threshold"]:
+        return Step(f"A better model: {name} was measured below its threshold, which more rows alone would hardly mend")
+    needed = rough(rows_needed(gate["value"], gate["threshold"], confidence))
+    return Step(f"A larger hold-out: at this quality, about {needed} rows would show {name}")
+
+
+def _better(question: str, found: Comparison | None, scores: Mapping[str, Any]) -> Answer:
+    if found is None:
+        return Answer(question, "First release", "soft", "No earlier release was named to compare with.", "metrics")
+    if found.main is None:
+        return Answer(question, "Not measured", "soft", "The rows have no score in common.", "metrics")
+    word = _ANSWERS.get(found.main.reading, "Not shown")
+    return Answer(
+        question, word, found.main.tone, say_change(found.main, scores[found.before], scores[found.after]), "metrics"
+    )
+
+
+def _safe(said: Verdict, gates: Sequence[GateRow], compared: Sequence[Comparison]) -> Answer:
+    word, tone = {PASS: ("Yes", "good"), MARGINAL: ("Not proven", "unsure"), FAIL: ("No", "bad")}[said.state]
+    required = [gate.state for gate in gates if gate.required]
+    detail = f"{required.count(PASS)} of {plural(len(required), 'required gate')} {'hold' if required else 'are set'}."
+    worse = [one.after for one in compared if one.before == "adapter" and one.main and one.main.reading == WORSE]
+    if worse:
+        detail += f" Worse than the adapter: {_names(worse)}."
+    return Answer("Safe to ship?", word, tone, detail, "gates")
+
+
+def _changed(compared: Sequence[Comparison]) -> Answer:
+    """The adapter against the release that it would replace, or else the base, in large; the others below."""
+    told = {one.title: change.rows() for one in compared if (change := one.main) and change.won is not None}
+    if not told:
+        return Answer("Which examples changed?", "See them", "soft", "Read the answers side by side.", "examples")
+    large = "previous to adapter" if "previous to adapter" in told else next(iter(told))
+    others = "; ".join(f"{title}: {rows}" for title, rows in told.items() if title != large)
+    return Answer("Which examples changed?", told[large], "soft", f"{large}. {others}{'.' * bool(others)}", "examples")
+
+
+def _verb(names: Sequence[str], one: str) -> str:
+    return one if len(names) == 1 else one.removesuffix("s")
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(names)

@@ -1,0 +1,132 @@
+"""The verdict in words, the answers to the four questions, and what a comparison may claim."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.report.comparisons import Comparison, read_change
+from stages.report.metrics import METRICS, Metric, main_metric
+from stages.report.verdict import answers, rows_needed, verdict
+from stages.statistics import clopper_pearson
+
+MATCH = METRICS[0]
+SCORES = {name: {"rows": 48, "exact_match": {"value": value}} for name, value in (("base", 0.1), ("adapter", 0.9))}
+
+
+def judged(states: dict[str, tuple[str, bool]], state: str) -> dict[str, Any]:
+    gates = {
+        name: {"state": one, "kind": "minimum", "threshold": 0.5, "required": required, "reason": "measured"}
+        for name, (one, required) in states.items()
+    }
+    return {"gates": {"verdict": state, "gates": gates}, "quantize": {"verdict": "PASS", "gates": {}}}
+
+
+def change(metric: Metric = MATCH, **raw: float) -> Any:
+    return read_change(metric, raw, 0.95)
+
+
+def compared(before: str, after: str, **raw: float) -> Comparison:
+    one = change(MATCH, **raw)
+    return Comparison(before, after, [one], one)
+
+
+@pytest.mark.parametrize(
+    ("states", "state", "headline", "sentence"),
+    [
+        ({"a": ("PASS", True), "b": ("PASS", True)}, "PASS", "Ready to release", "All 2 required gates hold."),
+        (
+            {"a": ("PASS", True), "b": ("MARGINAL", False)},
+            "PASS",
+            "Ready to release",
+            "All 1 required gate hold; advisory, and open: b.",
+        ),
+        (
+            {"a": ("PASS", True), "b": ("FAIL", False)},
+            "MARGINAL",
+            "Not proven yet",
+            "All 1 required gate hold, but an advisory one does not: b.",
+        ),
+        (
+            {"a": ("MARGINAL", True), "b": ("PASS", True)},
+            "MARGINAL",
+            "Not proven yet",
+            "No required gate fails, but the rows are too few to show that 1 gate of 2 holds: a.",
+        ),
+        (
+            {"a": ("FAIL", True), "b": ("FAIL", True)},
+            "FAIL",
+            "Do not release",
+            "2 required gates of 2 fail: a, b.",
+        ),
+        ({}, "PASS", "Ready to release", "No gates are set, so that nothing here can refuse this model."),
+    ],
+)
+def test_the_verdict_in_words(states: Any, state: str, headline: str, sentence: str) -> None:
+    said = verdict(judged(states, state), 0.95)
+    assert (said.state, said.headline, said.sentence) == (state, headline, sentence)
+    assert [row.name for row in said.open] == [name for name, (one, _) in states.items() if one != "PASS"]
+    assert said.steps
+
+
+def test_a_marginal_gate_says_how_many_rows_would_decide_it() -> None:
+    metrics = judged({"match": ("MARGINAL", True)}, "MARGINAL")
+    metrics["gates"]["gates"]["match"] |= {"value": 0.9583, "low": 0.857, "high": 0.995, "threshold": 0.95}
+    assert "about 2,600 rows would show match" in verdict(metrics, 0.95).steps[0].text
+    metrics["gates"]["gates"]["match"] |= {"value": 0.94}
+    assert "below its threshold" in verdict(metrics, 0.95).steps[0].text
+
+
+@given(st.integers(60, 99), st.integers(50, 95))
+def test_so_many_rows_do_show_it(percent: int, threshold: int) -> None:
+    """The estimate beside the exact interval: with a tenth more rows, the low end is about at the threshold."""
+    if percent - threshold < 3:
+        return
+    rows = int(rows_needed(percent / 100, threshold / 100, 0.95) * 1.1) + 12
+    low, _ = clopper_pearson(round(rows * percent / 100), rows, 0.95)
+    assert low >= threshold / 100 - 0.02
+
+
+def test_the_four_answers() -> None:
+    said = verdict(judged({"a": ("PASS", True)}, "PASS"), 0.95)
+    better = compared("base", "adapter", difference=0.8, won=40, lost=2, p_value=1e-9)
+    worse = compared("adapter", "nf4", difference=-0.4, won=0, lost=20, p_value=1e-6)
+    found = answers(said, judged({"a": ("PASS", True)}, "PASS"), [better, worse], SCORES)
+    assert [(one.word, one.tone) for one in found] == [
+        ("Yes", "good"),
+        ("First release", "soft"),
+        ("Yes", "good"),
+        ("40 won, 2 lost", "soft"),
+    ]
+    assert found[0].detail == "Exact match 10.0 % → 90.0 % on 48 rows: 40 won, 2 lost, p < 0.001."
+    assert found[2].detail == "1 of 1 required gate hold. Worse than the adapter: nf4."
+    assert found[3].detail == "base to adapter. adapter to nf4: 0 won, 20 lost."
+
+
+def test_an_unproven_gain_is_no_yes() -> None:
+    said = verdict(judged({}, "PASS"), 0.95)
+    gained = compared("base", "adapter", difference=0.06, won=4, lost=1, p_value=0.375)
+    assert answers(said, judged({}, "PASS"), [gained], SCORES)[0].word == "Not shown"
+    lost = compared("base", "adapter", difference=-0.4, won=0, lost=20, p_value=1e-6)
+    assert answers(said, judged({}, "PASS"), [lost], SCORES)[0].word == "No, it is worse"
+
+
+def test_what_a_change_may_claim() -> None:
+    by_path = {metric.path: metric for metric in METRICS}
+    assert change(difference=0.1, won=9, lost=1, p_value=0.021).reading == "better"
+    assert change(difference=0.1, won=9, lost=1, p_value=0.051).reading == "no change shown"
+    assert change(difference=0.0, won=0, lost=0, p_value=1.0).reading == "nothing changed"
+    assert change(difference=0.0, won=1, lost=1, p_value=1.0).reading == "no change shown"
+    perplexity = change(by_path["perplexity"], ratio=0.8, low=0.7, high=0.9)
+    assert (perplexity.reading, perplexity.symbol, perplexity.amount) == ("better", "▼", "× 0.8")
+    assert change(by_path["perplexity"], ratio=1.2, low=0.99, high=1.4).reading == "no change shown"
+    assert change(by_path["text.bleu"], difference=-3.2, low=-5.0, high=-1.0).reading == "worse"
+    words = change(by_path["text.words"], difference=4.0, low=1.0, high=7.0)
+    assert (words.reading, words.tone, words.symbol) == ("changed", "soft", "▲")
+
+
+def test_free_text_is_judged_by_its_overlap() -> None:
+    assert main_metric({"exact_match": {}, "text": {}}).path == "text.rougeL"
+    assert main_metric({"exact_match": {}, "text": {}, "classification": {}}).path == "exact_match"
+    assert main_metric({"exact_match": {}, "schema_valid": {}}).path == "exact_match"
