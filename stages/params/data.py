@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.params.section import Count, Section, Share
 
@@ -36,7 +36,16 @@ class Holdout(Section):
 
 class Split(Section):
     validation_share: Annotated[float, Field(ge=0, lt=0.5)]
+    pair_threshold: Annotated[int, Field(ge=50, le=100)]
     max_train_rows: Count | None
+    cross_validation: Annotated[int, Field(ge=2)] | None
+    fold: Count | None
+
+    @model_validator(mode="after")
+    def _a_fold_of_those(self) -> "Split":
+        if self.fold is not None and self.fold > (self.cross_validation or 0):
+            raise ValueError(f"has fold {self.fold} of {self.cross_validation or 'none'}; set cross_validation to k")
+        return self
 
 
 class Augment(Section):

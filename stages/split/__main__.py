@@ -6,11 +6,13 @@ from typing import Any
 from stages import paths
 from stages.errors import run
 from stages.files import atomic, write_json
+from stages.leaks import refuse_overlap
 from stages.params import Holdout, load_params
 from stages.records import read_records, write_records
 from stages.rejected import read_rejected, write_rejected
 from stages.split.lock import Lock, check_holdout, read_lock
-from stages.split.partition import Partition, partition, refuse_overlap, restore_locked
+from stages.split.nearness import Nearness
+from stages.split.partition import Partition, partition, restore_locked
 from stages.split.summary import summarise
 
 
@@ -21,10 +23,15 @@ def main() -> None:
     unique = read_records(paths.UNIQUE)
     restored = restore_locked(unique, read_rejected(paths.DUPLICATES), lock)
     records = unique + restored
-    share, max_rows = params.split.validation_share, params.split.max_train_rows
-    parts = partition(records, lock, params.dedup.threshold, share, max_rows, params.seed)
+    nearness = Nearness(params.dedup.threshold, params.split.pair_threshold)
+    parts = partition(records, lock, nearness, params.split, params.seed)
     check_holdout(path, lock, parts.holdout)
-    refuse_overlap(parts.train + parts.validation, lock)
+    refuse_overlap(
+        "training or validation",
+        parts.train + parts.validation,
+        {row.id for row in lock.rows},
+        {row.prompt_sha256 for row in lock.rows},
+    )
     metrics = summarise(len(records), parts, len(restored), lock)
     rows_in, *rows_out = metrics["rows"].values()
     assert rows_in == sum(rows_out), "a row is in no part or in two"
@@ -36,11 +43,15 @@ def main() -> None:
 
 
 def _write_parts(parts: Partition) -> None:
-    """All three files or none: the folder is renamed as a whole."""
+    """All files or none: the folder is renamed as a whole."""
     with atomic(paths.SPLIT_TRAIN.parent) as folder:
         write_records(folder / paths.SPLIT_TRAIN.name, parts.train)
         write_records(folder / paths.VALIDATION.name, parts.validation)
         write_records(folder / paths.HOLDOUT.name, parts.holdout)
+        for number in range(1, len(parts.folds) + 1):
+            train, validation = parts.fold(number)
+            write_records(folder / "folds" / str(number) / paths.SPLIT_TRAIN.name, train)
+            write_records(folder / "folds" / str(number) / paths.VALIDATION.name, validation)
 
 
 def _show(metrics: dict[str, Any], lock: Lock, params: Holdout) -> None:

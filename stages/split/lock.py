@@ -30,10 +30,24 @@ class LockedRow(_Strict):
     prompt_sha256: Digest
 
 
-class Drawn(_Strict):
-    """How the hold-out was drawn: the parameters of that time, and the MD5 (DVC's name) and rows of the data."""
+class DrawnLabel(_Strict):
+    """One label in the data at the draw: its rows, the number aimed at, and the rows that whole groups allowed."""
 
+    label: str | None
+    rows: int
+    quota: int
+    drawn: int
+
+
+class Drawn(_Strict):
+    """How the hold-out was drawn: the parameters of that time, and the MD5 (DVC's name), rows and labels of the data.
+
+    Locks drawn by earlier versions name neither labels nor the threshold for pairs.
+    """
+
+    labels: list[DrawnLabel] = []
     max_rows: int
+    pair_threshold: int | None = None
     rows: int
     seed: int
     share: float

@@ -4,25 +4,39 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from stages.errors import Refusal
-from stages.near_duplicates import cross_pairs
-from stages.prompts import asked, by_prompt, normalise, prompt_hash
+from stages.completions import completion_key
+from stages.params import Split
+from stages.prompts import asked, normalise, prompt_hash
 from stages.records import Record
 from stages.rejected import Rejected
 from stages.seeded import rank
+from stages.split.folds import make_folds
 from stages.split.lock import Lock
-from stages.split.strata import ideals, near_groups, quotas, take_groups
+from stages.split.nearness import Nearness, near_groups, near_prompts, near_same_completion
+from stages.split.strata import Stratum, draw
 
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """Every row in exactly one place, each list sorted by id."""
+    """Every row in exactly one place, each list sorted by id; `validation_strata` says how validation was drawn.
+
+    `folds` part the rows of training and validation once more, each fold the validation rows of one experiment.
+    """
 
     train: list[Record]
     validation: list[Record]
     holdout: list[Record]
     quarantined: list[Rejected]
     beyond_max: list[Rejected]
+    validation_strata: list[Stratum]
+    folds: list[list[Record]]
+
+    def fold(self, number: int) -> tuple[list[Record], list[Record]]:
+        """Training and validation rows of a fold, counted from 1."""
+        validation = self.folds[number - 1]
+        taken = {record.id for record in validation}
+        pool = sorted(self.train + self.validation, key=lambda record: record.id)
+        return [record for record in pool if record.id not in taken], validation
 
 
 def restore_locked(unique: Sequence[Record], duplicates: Iterable[Rejected], lock: Lock) -> list[Record]:
@@ -36,70 +50,52 @@ def restore_locked(unique: Sequence[Record], duplicates: Iterable[Rejected], loc
     return [found[identifier] for identifier in sorted(found)]
 
 
-def partition(
-    records: Iterable[Record],
-    lock: Lock,
-    threshold: int,
-    validation_share: float,
-    max_train_rows: int | None,
-    seed: int,
-) -> Partition:
+def partition(records: Iterable[Record], lock: Lock, nearness: Nearness, settings: Split, seed: int) -> Partition:
     """Split records with distinct ids along the lock."""
     locked = {row.id for row in lock.rows}
     ordered = sorted(records, key=lambda record: record.id)
     holdout = [record for record in ordered if record.id in locked]
-    free, quarantined = quarantine([record for record in ordered if record.id not in locked], holdout, lock, threshold)
-    validation, rest = draw_validation(free, threshold, validation_share, seed)
-    train, beyond_max = sample_train(rest, max_train_rows, seed)
-    return Partition(train, validation, holdout, quarantined, beyond_max)
+    free, quarantined = quarantine([record for record in ordered if record.id not in locked], holdout, lock, nearness)
+    share = Fraction(str(settings.validation_share))
+    validation, strata = draw(near_groups(free, nearness), share, seed, "validation")
+    taken = {record.id for record in validation}
+    rest = [record for record in free if record.id not in taken]
+    train, beyond_max = sample_train(rest, settings.max_train_rows, seed)
+    folds = []
+    if settings.cross_validation:
+        folds = make_folds(near_groups(train + validation, nearness), settings.cross_validation, seed)
+    parts = Partition(train, validation, holdout, quarantined, beyond_max, strata, folds)
+    if settings.fold:
+        train, validation = parts.fold(settings.fold)
+        parts = Partition(train, validation, holdout, quarantined, beyond_max, [], folds)
+    return parts
 
 
 def quarantine(
-    records: Sequence[Record], holdout: Sequence[Record], lock: Lock, threshold: int
+    records: Sequence[Record], holdout: Sequence[Record], lock: Lock, nearness: Nearness
 ) -> tuple[list[Record], list[Rejected]]:
     """The records that leave the hold-out unknown, and those that match or nearly match a locked row.
 
-    A locked row that is no longer in the data still catches the same prompt, by its hash; near prompts need its
+    A locked row that is no longer in the data still catches the same prompt, by its hash; near rows need its
     text and are found for the locked rows in `holdout` alone.
     """
     locked = {row.prompt_sha256: row.id for row in reversed(lock.rows)}
-    near = _nearest_locked(records, holdout, threshold)
+    prompts = near_prompts(records, holdout, nearness.prompt)
+    pairs = near_same_completion(records, holdout, nearness.pair)
     free, rejected = [], []
     for record in records:
         text = normalise(asked(record))
         if witness := locked.get(prompt_hash(asked(record))):
             rejected.append(Rejected("same_prompt", "the prompt is that of a locked row", witness, 100.0, record))
-        elif text in near:
-            score, witness = near[text]
-            rejected.append(
-                Rejected("near_prompt", f"the prompt is {score:.2f} % like a locked row's", witness, score, record)
-            )
+        elif near := prompts.get(text):
+            detail = f"the prompt is {near.score:.2f} % like a locked row's"
+            rejected.append(Rejected("near_prompt", detail, near.witness, near.score, record))
+        elif near := pairs.get((text, completion_key(record.completion))):
+            detail = f"the completion is a locked row's, and the prompt is {near.score:.2f} % like its"
+            rejected.append(Rejected("near_pair", detail, near.witness, near.score, record))
         else:
             free.append(record)
     return free, rejected
-
-
-def _nearest_locked(
-    records: Sequence[Record], holdout: Sequence[Record], threshold: int
-) -> dict[str, tuple[float, str]]:
-    """For each normalised prompt near the hold-out's the best score and the smallest id of a row that has it."""
-    prompts, locked = list(by_prompt(records)), by_prompt(holdout)
-    ids = [min(row.id for row in rows) for rows in locked.values()]
-    best: dict[str, tuple[float, str]] = {}
-    pairs = cross_pairs(prompts, list(locked), threshold)
-    for pair in sorted(pairs, key=lambda pair: (-pair.score, ids[pair.right])):
-        best.setdefault(prompts[pair.left], (pair.score, ids[pair.right]))
-    return best
-
-
-def draw_validation(
-    records: Sequence[Record], threshold: int, share: float, seed: int
-) -> tuple[list[Record], list[Record]]:
-    """Validation rows by label and in whole groups of near-duplicates, and the rest."""
-    quota = quotas(ideals(records, Fraction(str(share))), seed, "validation")
-    validation = take_groups(near_groups(records, threshold), quota, seed, "validation")
-    taken = {record.id for record in validation}
-    return validation, [record for record in records if record.id not in taken]
 
 
 def sample_train(records: Sequence[Record], max_rows: int | None, seed: int) -> tuple[list[Record], list[Rejected]]:
@@ -111,17 +107,3 @@ def sample_train(records: Sequence[Record], max_rows: int | None, seed: int) -> 
         [record for record in records if record.id in taken],
         [Rejected("beyond_max", detail, None, None, record) for record in records if record.id not in taken],
     )
-
-
-def refuse_overlap(seen: Iterable[Record], lock: Lock) -> None:
-    """Check that no row of training or validation is locked, by id or by prompt.
-
-    Raises:
-        Refusal: naming the rows.
-    """
-    ids = {row.id for row in lock.rows}
-    hashes = {row.prompt_sha256 for row in lock.rows}
-    leaks = [record for record in seen if record.id in ids or prompt_hash(asked(record)) in hashes]
-    if leaks:
-        names = ", ".join(f"{record.origin} ({record.id[:12]})" for record in leaks[:10])
-        raise Refusal(f"{len(leaks)} rows of training or validation are in the hold-out: {names}; nothing was written")

@@ -1,26 +1,45 @@
 """A draw that keeps the shares of the labels and never parts near-duplicates."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
-from stages.near_duplicates import clusters, near_pairs
-from stages.prompts import by_prompt
 from stages.records import Record
 from stages.seeded import rank
 
 Label = str | None
+Group = Sequence[Record]
 
 
-def near_groups(records: Iterable[Record], threshold: int) -> list[list[Record]]:
-    """Records in groups: the same group for prompts that are the same or near, directly or through others."""
-    prompts = by_prompt(records)
-    pairs = near_pairs(list(prompts), threshold)
-    roots = clusters(len(prompts), ((pair.left, pair.right) for pair in pairs))
-    groups: dict[int, list[Record]] = defaultdict(list)
-    for root, rows in zip(roots, prompts.values(), strict=True):
-        groups[root] += rows
-    return list(groups.values())
+@dataclass(frozen=True, slots=True)
+class Stratum:
+    """One label: its rows, the exact share of them that was wanted, the whole number aimed at, and the rows drawn."""
+
+    label: Label
+    rows: int
+    ideal: Fraction
+    quota: int
+    drawn: int
+
+
+def label_name(label: Label) -> str:
+    return "(no label)" if label is None else label
+
+
+def draw(groups: Sequence[Group], share: Fraction, seed: int, purpose: str) -> tuple[list[Record], list[Stratum]]:
+    """Draw `share` of the records by label and in whole groups.
+
+    Returns the drawn records sorted by id, and one line for each label. Where `drawn` is below `quota`, no whole
+    groups add up to it.
+    """
+    records = [record for group in groups for record in group]
+    ideal = ideals(records, share)
+    quota = quotas(ideal, seed, purpose)
+    drawn = take_groups(groups, quota, seed, purpose)
+    rows, found = Counter(row.label for row in records), Counter(row.label for row in drawn)
+    labels = sorted(rows, key=lambda label: (label is None, label or ""))
+    return drawn, [Stratum(label, rows[label], ideal[label], quota[label], found[label]) for label in labels]
 
 
 def ideals(records: Iterable[Record], share: Fraction) -> dict[Label, Fraction]:
@@ -41,19 +60,46 @@ def quotas(ideal: Mapping[Label, Fraction], seed: int, purpose: str) -> dict[Lab
     return whole
 
 
-def take_groups(
-    groups: Iterable[Sequence[Record]], quota: Mapping[Label, int], seed: int, purpose: str
-) -> list[Record]:
+def take_groups(groups: Iterable[Group], quota: Mapping[Label, int], seed: int, purpose: str) -> list[Record]:
     """Take whole groups in a seeded order, each that fits into what is left of the quota of all its labels.
 
     A group's place is that of its first record, so the draw depends on no order and a new record moves few. No
-    quota is exceeded; one is missed only when every group that is left is too large or has a label that is full.
+    quota is exceeded. A label that misses its quota although it has groups left is drawn anew among its groups of
+    one label, to the best sum that they allow.
     """
     left = Counter(quota)
-    taken: list[Record] = []
-    for _, group in sorted((min(rank(seed, purpose, row.id) for row in group), group) for group in groups):
+    taken: list[Group] = []
+    ordered = in_seeded_order(groups, seed, purpose)
+    for group in ordered:
         need = Counter(row.label for row in group)
         if all(left[label] >= count for label, count in need.items()):
             left -= need
-            taken += group
-    return sorted(taken, key=lambda record: record.id)
+            taken.append(group)
+    for label in [label for label in quota if left[label]]:
+        pure = [group for group in ordered if {row.label for row in group} == {label}]
+        mine = [group for group in taken if {row.label for row in group} == {label}]
+        if len(mine) < len(pure):
+            others = [group for group in taken if group not in mine]
+            taken = others + best_sum(pure, left[label] + sum(map(len, mine)))
+    return sorted((row for group in taken for row in group), key=lambda record: record.id)
+
+
+def in_seeded_order(groups: Iterable[Group], seed: int, purpose: str) -> list[Group]:
+    return sorted(groups, key=lambda group: min(rank(seed, purpose, row.id) for row in group))
+
+
+def best_sum(groups: Sequence[Group], goal: int) -> list[Group]:
+    """The groups whose sizes come nearest to `goal` without exceeding it; of several choices the one that takes the
+    first group, then the second, and so on."""
+    reachable = [1]  # bit n of the last number: some of the groups from here to the end have n rows together
+    mask = (1 << goal + 1) - 1
+    for group in reversed(groups):
+        reachable.append((reachable[-1] | reachable[-1] << len(group)) & mask)
+    goal = reachable.pop().bit_length() - 1
+    chosen = []
+    for group in groups:
+        rest = reachable.pop()
+        if len(group) <= goal and rest >> (goal - len(group)) & 1:
+            chosen.append(group)
+            goal -= len(group)
+    return chosen

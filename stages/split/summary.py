@@ -1,25 +1,28 @@
 """What the split came to, as numbers."""
 
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
-from stages.prompts import asked, prompt_hash
-from stages.records import Record
-from stages.split.holdout import label_name
 from stages.split.lock import Lock
+from stages.split.overlap import shared_rows, shared_runs
 from stages.split.partition import Partition
+from stages.split.strata import label_name
+
+_QUARANTINE = ("same_prompt", "near_prompt", "near_pair")
 
 
 def summarise(rows_in: int, parts: Partition, restored: int, lock: Lock) -> dict[str, Any]:
-    """Rows in and out, labels in each part, quarantined rows by reason, locked rows, and what the parts share.
+    """Rows in and out, labels in each part, quarantined rows by reason, locked rows, folds, and what the parts share.
 
     `rows.in` counts the unique rows and the `restored` locked ones; `locked.missing` those in neither.
+    `kept_back_by_groups` are the rows of each label that were wanted and that no whole groups added up to, in the
+    draw of the hold-out and of validation.
     """
     labels = {
         part: Counter(label_name(record.label) for record in records)
         for part, records in (("train", parts.train), ("validation", parts.validation), ("holdout", parts.holdout))
     }
+    seen = parts.train + parts.validation
     reasons = Counter(row.reason for row in parts.quarantined)
     return {
         "rows": {
@@ -34,18 +37,20 @@ def summarise(rows_in: int, parts: Partition, restored: int, lock: Lock) -> dict
             label: {part: counts[label] for part, counts in labels.items()}
             for label in sorted(set().union(*labels.values()))
         },
-        "quarantined": {reason: reasons[reason] for reason in ("same_prompt", "near_prompt")},
+        "kept_back_by_groups": {
+            "holdout": {label_name(drawn.label): drawn.quota - drawn.drawn for drawn in lock.drawn.labels},
+            "validation": {label_name(s.label): s.quota - s.drawn for s in parts.validation_strata},
+        },
+        "quarantined": {reason: reasons[reason] for reason in _QUARANTINE},
         "locked": {
             "rows": len(lock.rows),
             "missing": len(lock.rows) - len(parts.holdout),
             "restored": restored,
         },
-        "overlap": _overlap(parts.train + parts.validation, parts.holdout),
-    }
-
-
-def _overlap(seen: Sequence[Record], holdout: Sequence[Record]) -> dict[str, int]:
-    return {
-        "shared_ids": len({row.id for row in seen} & {row.id for row in holdout}),
-        "shared_prompts": len({prompt_hash(asked(row)) for row in seen} & {prompt_hash(asked(row)) for row in holdout}),
+        "folds": {
+            str(number): {"rows": len(fold), "labels": dict(sorted(Counter(label_name(r.label) for r in fold).items()))}
+            for number, fold in enumerate(parts.folds, start=1)
+        },
+        "overlap": shared_rows(seen, parts.holdout),
+        "shared_13_grams": shared_runs(seen, parts.holdout),
     }

@@ -1,4 +1,5 @@
 import random
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
@@ -8,15 +9,20 @@ from rapidfuzz import fuzz
 from stages.dedup.agreement import agreement
 from stages.dedup.duplicates import drop_exact, drop_near
 from stages.errors import Refusal
+from stages.leaks import refuse_overlap
 from stages.near_duplicates import near_pairs
+from stages.params import Split
 from stages.prompts import by_prompt, normalise, prompt_hash
 from stages.records import Record, make_record
 from stages.rejected import Rejected
 from stages.split.holdout import draw_holdout
 from stages.split.lock import Drawn, Lock, make_lock
-from stages.split.partition import Partition, partition, refuse_overlap, restore_locked, sample_train
+from stages.split.nearness import Nearness
+from stages.split.partition import Partition, partition, restore_locked, sample_train
 
 HOW = Drawn(max_rows=1, rows=1, seed=1, share=0.5, threshold=90, unique_md5="")
+NEAR = Nearness(prompt=90, pair=80)
+SETTINGS = Split(validation_share=0.2, pair_threshold=80, max_train_rows=None, cross_validation=None, fold=None)
 
 
 def row(prompt: str, completion: str = "{}", label: str | None = None) -> Record:
@@ -30,11 +36,11 @@ def unique(raw: list[Record]) -> tuple[list[Record], list[Rejected]]:
     return kept, copies + near
 
 
-def split(raw: list[Record], lock: Lock, max_train_rows: int | None = None) -> Partition:
+def split(raw: list[Record], lock: Lock, settings: Split = SETTINGS) -> Partition:
     """The data stages from the raw rows on; checks that no row is lost."""
     kept, duplicates = unique(raw)
     restored = restore_locked(kept, duplicates, lock)
-    parts = partition(kept + restored, lock, 90, 0.2, max_train_rows, 17)
+    parts = partition(kept + restored, lock, NEAR, settings, 17)
     out = parts.train + parts.validation + parts.holdout
     out += [rejected.record for rejected in parts.quarantined + parts.beyond_max]
     assert sorted(out, key=lambda r: r.id) == sorted(kept + restored, key=lambda r: r.id)
@@ -42,7 +48,12 @@ def split(raw: list[Record], lock: Lock, max_train_rows: int | None = None) -> P
 
 
 def near(left: Record, right: Record) -> bool:
-    return fuzz.ratio(normalise(left.prompt), normalise(right.prompt)) >= 90
+    alike = fuzz.ratio(normalise(left.prompt), normalise(right.prompt))
+    return alike >= (80 if left.completion == right.completion else 90)
+
+
+def refuse(seen: list[Record], lock: Lock) -> None:
+    refuse_overlap("training", seen, {row.id for row in lock.rows}, {row.prompt_sha256 for row in lock.rows})
 
 
 def check_no_leak(parts: Partition, lock: Lock, raw: list[Record]) -> None:
@@ -54,7 +65,7 @@ def check_no_leak(parts: Partition, lock: Lock, raw: list[Record]) -> None:
         assert prompt_hash(seen.prompt) not in hashes
         assert not any(near(seen, record) for record in parts.holdout)
     assert not any(near(left, right) for left in parts.train for right in parts.validation)
-    refuse_overlap(parts.train + parts.validation, lock)
+    refuse(parts.train + parts.validation, lock)
 
 
 PROMPTS = st.one_of(
@@ -102,7 +113,7 @@ def change(raw: list[Record], kind: str, value: object) -> list[Record]:
 def test_no_change_of_the_data_leaks_or_moves_the_holdout(
     first: list[Record], changes: list[tuple[str, object]]
 ) -> None:
-    drawn, _ = draw_holdout(unique(first)[0], 90, 0.4, 10, 17)
+    drawn, _ = draw_holdout(unique(first)[0], NEAR, 0.4, 10, 17)
     if not drawn:
         return
     lock = make_lock(drawn, HOW)
@@ -113,10 +124,38 @@ def test_no_change_of_the_data_leaks_or_moves_the_holdout(
         check_no_leak(split(raw, lock), lock, raw)
 
 
+def test_a_thousand_changes_leave_the_holdout_alone() -> None:
+    """One hold-out, drawn once; locked rows are withdrawn, come back, and are imitated."""
+    rng = random.Random(17)
+    raw = [_imitation("", rng) for _ in range(60)]
+    drawn, _ = draw_holdout(unique(raw)[0], NEAR, 0.3, 9, 17)
+    lock = make_lock(drawn, HOW)
+    seen: Counter[str] = Counter()
+    for _ in range(1000):
+        kind = rng.choice(["grow", "shuffle", "answer", "reword", "withdraw"])
+        arrived = [_imitation(rng.choice(["", rng.choice(drawn).prompt]), rng), rng.choice(drawn)]
+        raw = change(raw, kind, {"grow": arrived, "shuffle": rng}.get(kind, rng.randrange(99)))
+        if len(raw) > 50:
+            raw = rng.sample(raw, 40)
+        parts = split(raw, lock)
+        check_no_leak(parts, lock, raw)
+        seen.update(rejected.reason for rejected in parts.quarantined)
+        seen["whole"] += len(parts.holdout) == len(drawn)
+    assert all(seen[what] > 20 for what in ("same_prompt", "near_prompt", "near_pair", "whole")), seen
+
+
+def _imitation(prompt: str, rng: random.Random) -> Record:
+    """A prompt of its own where none is given, else one with letters changed: near, less near or unlike."""
+    letters = list(prompt) or rng.choices("abcdefgh ", k=30)
+    for place in rng.sample(range(len(letters)), rng.randrange(len(letters) // 3)):
+        letters[place] = rng.choice("xyz")
+    return row("".join(letters), rng.choice(["{}", "[]"]), rng.choice([None, "x", "y"]))
+
+
 def test_straight_after_a_draw_nothing_is_quarantined() -> None:
     raw = [row(f"Where is my order number {n}, please tell me", "{}" * n) for n in range(9)]
     raw += [row(word, label="x") for word in ("refund", "hello", "cancel", "another one")]
-    lock = make_lock(draw_holdout(raw, 90, 0.5, 99, 17)[0], HOW)
+    lock = make_lock(draw_holdout(raw, NEAR, 0.5, 99, 17)[0], HOW)
     parts = split(raw, lock)
     assert parts.quarantined == []
     assert len(parts.holdout) >= 2
@@ -153,9 +192,25 @@ def test_a_locked_row_with_a_corrected_answer_leaves_but_still_guards_its_prompt
 
 
 def test_an_exact_tie_at_the_threshold_is_quarantined() -> None:
-    locked, tie, below = row("a" * 9), row("a" * 11), row("a" * 7)
+    locked, tie, below = row("a" * 9), row("a" * 11, "[]"), row("a" * 7, "[]")
     parts = split([locked, tie, below], make_lock([locked], HOW))
     assert [r.record for r in parts.quarantined] == [tie]
+
+
+def test_the_same_completion_for_other_words_is_quarantined_at_pair_level() -> None:
+    locked = row("put some jazz on for me", "[1]")
+    same, other = row("play some jazz for me", "[ 1 ]"), row("play some jazz for me", "[2]")
+    assert 80 <= fuzz.ratio(same.prompt, locked.prompt) < 90
+    parts = split([locked, same, other], make_lock([locked], HOW))
+    assert [(r.reason, r.witness, r.record) for r in parts.quarantined] == [("near_pair", locked.id, same)]
+    assert "the completion is a locked row's, and the prompt is 81.81 %" in parts.quarantined[0].detail
+
+
+def test_short_prompts_with_one_long_answer_are_not_near() -> None:
+    answer = '{"intent": "greeting", "product": null, "order": null, "urgent": false}'
+    locked, other = row("hello", answer), row("good day", answer)
+    parts = split([locked, other], make_lock([locked], HOW))
+    assert parts.quarantined == []
 
 
 def test_rows_beyond_the_maximum_are_a_seeded_sample_that_grows_by_one() -> None:
@@ -174,7 +229,7 @@ def test_overlap_is_refused_and_named() -> None:
     locked = row("Where is my order?")
     lock = make_lock([locked], HOW)
     with pytest.raises(Refusal, match=r"1 rows .*raw\.jsonl:1 \(" + locked.id[:12]):
-        refuse_overlap([row("other"), locked], lock)
+        refuse([row("other"), locked], lock)
     with pytest.raises(Refusal, match="1 rows"):
-        refuse_overlap([row("WHERE is  my order?", "[]")], lock)
-    refuse_overlap([row("other")], lock)
+        refuse([row("WHERE is  my order?", "[]")], lock)
+    refuse([row("other")], lock)

@@ -14,12 +14,20 @@ from stages.split import __main__ as stage
 from stages.split.draw import draw
 from stages.split.lock import read_lock
 
+SPLIT = {
+    "validation_share": 0.2,
+    "pair_threshold": 80,
+    "max_train_rows": None,
+    "cross_validation": None,
+    "fold": None,
+}
 PARAMS = read_params(Path(__file__).parents[2] / "params.yaml") | {
     "seed": 17,
     "dedup": {"threshold": 90, "completion": "equal"},
     "holdout": {"lock": "data/holdout.lock", "share": 0.25, "max_rows": 48},
-    "split": {"validation_share": 0.2, "max_train_rows": None},
+    "split": SPLIT,
 }
+NO_RUNS = {"rows": 0, "of": 0, "runs": 0}
 LOCK = Path("data/holdout.lock")
 WORDS = [
     *("alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel"),
@@ -63,9 +71,15 @@ def test_draw_and_split(capsys: pytest.CaptureFixture[str]) -> None:
             "(no label)": {"train": 5, "validation": 1, "holdout": 2},
             "even": {"train": 5, "validation": 1, "holdout": 2},
         },
-        "quarantined": {"same_prompt": 0, "near_prompt": 0},
+        "kept_back_by_groups": {
+            "holdout": {"(no label)": 0, "even": 0},
+            "validation": {"(no label)": 0, "even": 0},
+        },
+        "quarantined": {"same_prompt": 0, "near_prompt": 0, "near_pair": 0},
         "locked": {"rows": 4, "missing": 0, "restored": 0},
+        "folds": {},
         "overlap": {"shared_ids": 0, "shared_prompts": 0},
+        "shared_13_grams": {"prompt": NO_RUNS, "completion": NO_RUNS},
     }
 
 
@@ -165,11 +179,69 @@ def test_a_locked_row_comes_back_from_the_duplicates(capsys: pytest.CaptureFixtu
 
 def test_max_train_rows_conserves_rows() -> None:
     draw(redraw=False)
-    write_params({"split": {"validation_share": 0.2, "max_train_rows": 3}})
+    write_params({"split": SPLIT | {"max_train_rows": 3}})
     stage.main()
     rows = json.loads(paths.SPLIT_METRICS.read_text())["rows"]
     assert (rows["train"], rows["beyond_max"]) == (3, 7)
     assert [row.reason for row in read_rejected(paths.QUARANTINE)] == ["beyond_max"] * 7
+
+
+def test_folds_are_written_and_one_can_be_trained_on() -> None:
+    draw(redraw=False)
+    write_params({"split": SPLIT | {"cross_validation": 3}})
+    stage.main()
+    pool = sorted(row.id for path in (paths.SPLIT_TRAIN, paths.VALIDATION) for row in read_records(path))
+    folds = paths.SPLIT_TRAIN.parent / "folds"
+    validations = []
+    for number in (1, 2, 3):
+        train, validation = (read_records(folds / str(number) / f"{part}.jsonl") for part in ("train", "validation"))
+        assert sorted(row.id for row in train + validation) == pool
+        validations += [row.id for row in validation]
+    assert sorted(validations) == pool
+    metrics = json.loads(paths.SPLIT_METRICS.read_text())
+    assert metrics["rows"]["train"] == 10
+    assert [fold["rows"] for fold in metrics["folds"].values()] == [4, 4, 4]
+    assert metrics["folds"]["2"] == {"rows": 4, "labels": {"(no label)": 2, "even": 2}}
+
+    write_params({"split": SPLIT | {"cross_validation": 3, "fold": 2}})
+    stage.main()
+    assert read_records(paths.SPLIT_TRAIN) == read_records(folds / "2" / "train.jsonl")
+    assert read_records(paths.VALIDATION) == read_records(folds / "2" / "validation.jsonl")
+    assert {row.id for row in read_records(paths.HOLDOUT)} == {row.id for row in read_lock(LOCK).rows}
+    assert json.loads(paths.SPLIT_METRICS.read_text())["rows"]["train"] == 8
+
+    write_params({"split": SPLIT})
+    stage.main()
+    assert not folds.exists()
+
+
+def test_a_fold_that_is_not_there() -> None:
+    for settings, message in [({"fold": 1}, "fold 1 of none"), ({"cross_validation": 3, "fold": 4}, "fold 4 of 3")]:
+        write_params({"split": SPLIT | settings})
+        with pytest.raises(UserError, match=message):
+            stage.main()
+
+
+def test_the_lock_and_the_metrics_say_what_groups_prevented() -> None:
+    rows = [make_record("book a table" + "!" * n, "{}", "booking", "raw", f"raw.jsonl:{n}") for n in range(8)]
+    write_unique([*ROWS, *rows])
+    draw(redraw=False)
+    found = {label.label: (label.rows, label.quota, label.drawn) for label in read_lock(LOCK).drawn.labels}
+    assert found == {"booking": (8, 2, 0), "even": (8, 2, 2), None: (8, 2, 2)}
+    stage.main()
+    assert json.loads(paths.SPLIT_METRICS.read_text())["kept_back_by_groups"] == {
+        "holdout": {"booking": 2, "even": 0, "(no label)": 0},
+        "validation": {"booking": 2, "even": 0, "(no label)": 0},
+    }
+
+
+def test_a_lock_of_an_earlier_version_is_read() -> None:
+    draw(redraw=False)
+    values = json.loads(LOCK.read_text(encoding="utf-8"))
+    del values["drawn"]["labels"], values["drawn"]["pair_threshold"]
+    LOCK.write_text(json.dumps(values))
+    stage.main()
+    assert json.loads(paths.SPLIT_METRICS.read_text())["kept_back_by_groups"]["holdout"] == {}
 
 
 def test_a_changed_share_is_said_to_wait_for_a_redraw(capsys: pytest.CaptureFixture[str]) -> None:
