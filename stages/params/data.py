@@ -49,6 +49,7 @@ class Split(Section):
 
 
 class Augment(Section):
+    value_swapped_per_row: Annotated[float, Field(ge=0, le=20)]
     malformed_every: Count | None
     malformed_completion: str
     structured_share: Share

@@ -9,11 +9,14 @@ from stages import paths
 from stages.augment.__main__ import main
 from stages.augment.replay import read_replay
 from stages.errors import UserError
+from stages.files import read_json
+from stages.near_duplicates import is_near
 from stages.params import read_params
 from stages.prompts import normalise
 from stages.records import Record, make_record, read_records, write_records
 
 AUGMENT = {
+    "value_swapped_per_row": 0,
     "malformed_every": 10,
     "malformed_completion": '{"intent": "unreadable"}',
     "structured_share": 0.5,
@@ -64,7 +67,7 @@ def test_every_kind_is_added() -> None:
     }
     assert json.loads(paths.AUGMENT_METRICS.read_text()) == {
         "rows": {"in": 40, "out": 80, "structured": 40},
-        "added": {"malformed": 4, "structured": 31, "replay": 5},
+        "added": {"value_swapped": 0, "malformed": 4, "structured": 31, "replay": 5},
     }
     assert sorted(record.origin for record in found["augment:replay"]) == [f"replay.jsonl:{n}" for n in range(1, 6)]
     assert {record.origin for record in found["augment:structured"]} == {f"raw.jsonl:{n}" for n in range(5)}
@@ -135,3 +138,23 @@ def test_no_training_rows() -> None:
     write_records(paths.SPLIT_TRAIN, [])
     with pytest.raises(UserError, match="has no rows"):
         main()
+
+
+def test_swapped_rows_keep_away_from_the_held_ones() -> None:
+    def weather(city: str, when: str, line: int) -> Record:
+        return make_record(f"Weather in {city} {when}", json.dumps({"city": city}), "x", "raw", f"raw.jsonl:{line}")
+
+    whens = [letter * 40 for letter in "abcdefghijkl"]
+    write_records(paths.SPLIT_TRAIN, [weather(f"Town{n}", when, n) for n, when in enumerate(whens)])
+    held = weather("Town1", whens[0] + "!", 50)
+    write_records(paths.HOLDOUT, [held])
+    write_params(value_swapped_per_row=3, malformed_every=None, replay_share=0.0, structured_share=0.0)
+    main()
+    swapped = by_source()["augment:value_swap"]
+    assert len(swapped) > 12
+    assert all(
+        not is_near(normalise(row.prompt), normalise(held.prompt), PARAMS["dedup"]["threshold"]) for row in swapped
+    )
+    metrics = read_json(paths.AUGMENT_METRICS)
+    assert metrics["added"]["value_swapped"] == len(swapped)
+    assert metrics["rows"]["out"] == 12 + len(swapped)
