@@ -36,7 +36,7 @@ def swapped_rows(rows: Sequence[Record], count: int, known: Collection[str], see
     be fewer than asked for.
     """
     values = _values(rows)
-    taken, made = set(known), []
+    taken, made = set(known), list[Record]()
     ordered = sorted(rows, key=lambda row: rank(seed, "value swap", row.id))
     rounds = -(-_ROUNDS_PER_ROW * count // max(len(rows), 1))
     for attempt, row in itertools.product(range(rounds), ordered):
