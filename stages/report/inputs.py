@@ -25,6 +25,8 @@ _METRICS = (
     paths.EVALUATE_METRICS,
     paths.GATES,
     paths.QUANTIZE_METRICS,
+    paths.JUDGE_METRICS,
+    paths.REVIEW_METRICS,
 )
 
 

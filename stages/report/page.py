@@ -7,7 +7,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from stages.completions import Schema
 from stages.params import Params
-from stages.report import flags, rows, tables, trail, verdict, wording
+from stages.report import flags, opinions, rows, tables, trail, verdict, wording
 from stages.report.charts import interval_chart, loss_chart
 from stages.report.comparisons import Comparison, comparisons
 from stages.report.confusion import confusion
@@ -31,6 +31,7 @@ def view(inputs: Inputs, params: Params, schema: Schema) -> dict[str, Any]:
         "gates": verdict.gate_rows(inputs.metrics),
         **_measured(inputs, params, main, compared),
         **_examples(inputs, params, schema, compared),
+        "opinions": [opinions.judge(inputs.metrics["judge"]), opinions.review(inputs.metrics["review"])],
         **_training(inputs),
         **_data(inputs),
         **_trail(inputs.manifest),

@@ -10,6 +10,7 @@ from stages.report.comparisons import BETTER, WORSE, Comparison, say_change
 from stages.report.wording import plural, rough
 
 _HEADLINE = {PASS: "Ready to release", MARGINAL: "Not proven yet", FAIL: "Do not release"}
+_SUBJECTS = {"gates": "adapter", "quantize": "shipped files", "judge": "judge", "review": "reviewers"}
 _ANSWERS = {BETTER: "Yes", WORSE: "No, it is worse"}
 
 
@@ -55,7 +56,7 @@ class Answer:
 
 
 def gate_rows(metrics: Mapping[str, Any]) -> list[GateRow]:
-    """All gates: those on the adapter, then those on the files that ship."""
+    """All gates: those on the adapter, on the files that ship, of the judge and of the people."""
     return [
         GateRow(
             name=name,
@@ -65,15 +66,15 @@ def gate_rows(metrics: Mapping[str, Any]) -> list[GateRow]:
             required=gate["required"],
             reason=gate["reason"],
         )
-        for subject, checked in (("adapter", metrics["gates"]), ("shipped files", metrics["quantize"]))
-        for name, gate in checked["gates"].items()
+        for file, subject in _SUBJECTS.items()
+        for name, gate in metrics[file].get("gates", {}).items()
     ]
 
 
 def verdict(metrics: Mapping[str, Any], confidence: float) -> Verdict:
     """The verdict of the gates in words."""
     rows = gate_rows(metrics)
-    state = worst([metrics["gates"]["verdict"], metrics["quantize"]["verdict"]])
+    state = worst(metrics[file]["verdict"] for file in _SUBJECTS if "verdict" in metrics[file])
     return Verdict(
         state=state,
         headline=_HEADLINE[state],

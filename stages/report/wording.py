@@ -54,9 +54,9 @@ def rough(count: int) -> str:
     return whole(float(f"{count:.1e}"))
 
 
-def plural(count: int, singular: str) -> str:
-    """ "1 row", "2 rows"."""
-    return f"{count:,} {singular}{'' if count == 1 else 's'}"
+def plural(count: int, singular: str, many: str = "") -> str:
+    """ "1 row", "2 rows"; "2 replies" where `many` says so."""
+    return f"{count:,} {singular if count == 1 else many or singular + 's'}"
 
 
 def words(identifier: str) -> str:

@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import example_opinions
+
 from stages import paths
 from stages.completions import Schema
 from stages.files import write_json, write_text
@@ -29,7 +31,7 @@ _FRAMES = {
 }
 
 
-def make_run(root: Path, formats: tuple[str, ...] = ("merged", "nf4", "int8")) -> None:
+def make_run(root: Path, formats: tuple[str, ...] = ("merged", "nf4", "int8"), opinions: bool = True) -> None:
     """Write everything that the report reads below the current folder, which must be `root`."""
     shutil.copy(ROOT / "params.yaml", root / "params.yaml")
     write_json(root / "data/schema.json", _schema())
@@ -44,6 +46,9 @@ def make_run(root: Path, formats: tuple[str, ...] = ("merged", "nf4", "int8")) -
     answers = {name: _answers(rows, outputs[name]) for name in ("base", "adapter", *formats)}
     _write_generations(answers)
     _write_evaluation(answers)
+    asked = example_opinions.answers(rows, {"base": outputs["base"], "tuned": outputs["adapter"]})
+    write = example_opinions.write_opinions if opinions else example_opinions.write_no_opinions
+    write(check_params(read_params()), asked)
     _write_training(rows)
     _write_data(rows)
     _write_manifest(formats)

@@ -37,7 +37,9 @@ ALWAYS_READ = [
     "metrics/dedup.json",
     "metrics/evaluate.json",
     "metrics/gates.json",
+    "metrics/judge.json",
     "metrics/quantize.json",
+    "metrics/review.json",
     "metrics/split.json",
     "metrics/train.json",
     "models/release/manifest.json",
@@ -64,7 +66,7 @@ def test_the_verdict_comes_first(finished_run: Path) -> None:
     page, markdown = report()
     header = Page(page).root.all("header")[0]
     assert header.all("h1")[0].text() == "≈ MARGINAL Not proven yet"
-    said = "No required gate fails, but the rows are too few to show that 2 gates of 5 hold: exact_match, schema_valid."
+    said = "No required gate fails, but the rows are too few to show that 2 gates of 7 hold: exact_match, schema_valid."
     assert said in header.text()
     assert "48 rows cannot show 0.95 either way" in header.text()
     assert "about 2,600 rows would show exact_match" in header.text()
@@ -87,7 +89,7 @@ def test_a_failed_artefact_fails_the_page(finished_run: Path) -> None:
     quantize["gates"]["int8_drop"] |= {"state": "FAIL", "reason": "-0.3 is below -0.05"}
     write_json(paths.QUANTIZE_METRICS, {**quantize, "verdict": "FAIL"})
     page, markdown = report()
-    assert "1 required gate of 5 fails: int8_drop." in Page(page).root.all("header")[0].text()
+    assert "1 required gate of 7 fails: int8_drop." in Page(page).root.all("header")[0].text()
     assert "-0.3 is below -0.05" in page[: page.index("<main")]
     assert markdown.startswith("## ❌ FAIL")
 
@@ -185,7 +187,9 @@ def test_a_run_without_quantised_artefacts(tmp_path: Path, monkeypatch: pytest.M
     assert "merged" in page
 
 
-def test_a_bare_run(finished_run: Path) -> None:
+def test_a_bare_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path, opinions=False)
     (paths.CURVES / "plots/metrics/validation/loss.tsv").unlink()
     (paths.CURVES / "plots/metrics/train/loss.tsv").write_text("step\tloss\n1\tnan\n")
     paths.CONFUSION.write_text("actual,predicted\n")
@@ -199,6 +203,28 @@ def test_a_bare_run(finished_run: Path) -> None:
     root = Page(report()[0]).root
     assert "No gates are set" in root.all("header")[0].text()
     assert len([one for one in root.all("svg") if one.attributes.get("role") == "img"]) == 1
+
+
+def test_what_judge_and_reviewers_say(finished_run: Path) -> None:
+    page, markdown = report()
+    section = next(one for one in Page(page).root.all("section") if one.attributes["aria-labelledby"] == "opinions")
+    told = " ".join(section.text().split())
+    judged = read_json(paths.JUDGE_METRICS)["against_baseline"]
+    assert f"{judged['wins']} won by the tuned model" in told
+    assert "1 are ties because a reply was no choice" in told
+    assert "the answer shown first won" in told
+    assert "<b>grace: 12 answers, 36 to go" in told
+    assert "Cohen’s kappa of the reviewers" in told
+    assert f"judge, base to adapter: {judged['wins']} won, " in markdown
+
+
+def test_no_judge_and_no_reviewer_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path, opinions=False)
+    page, markdown = report()
+    assert "The judge is off" in page
+    assert "Nobody has reviewed these answers" in page
+    assert "judge, base" not in markdown
 
 
 def test_rare_reasons_are_among_the_examples(finished_run: Path) -> None:

@@ -20,7 +20,12 @@ def judged(states: dict[str, tuple[str, bool]], state: str) -> dict[str, Any]:
         name: {"state": one, "kind": "minimum", "threshold": 0.5, "required": required, "reason": "measured"}
         for name, (one, required) in states.items()
     }
-    return {"gates": {"verdict": state, "gates": gates}, "quantize": {"verdict": "PASS", "gates": {}}}
+    return {
+        "gates": {"verdict": state, "gates": gates},
+        "quantize": {"verdict": "PASS", "gates": {}},
+        "judge": {},
+        "review": {},
+    }
 
 
 def change(metric: Metric = MATCH, **raw: float) -> Any:

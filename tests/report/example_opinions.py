@@ -1,0 +1,52 @@
+"""What a judge and two reviewers would say of the example run, summed up by the stages that sum it up."""
+
+from typing import Any
+
+from stages import paths
+from stages.files import write_json
+from stages.gates import check_gates
+from stages.judge.questions import ask_about
+from stages.judge.replies import Reply
+from stages.judge.summary import OFF
+from stages.judge.summary import summarise as sum_up_judge
+from stages.params import Params
+from stages.records import Record
+from stages.review.answers import Review, output_hashes
+from stages.review.summary import summarise as sum_up_reviews
+from stages.sides import TUNED, Answers
+
+
+def write_no_opinions(params: Params, rows: list[Answers]) -> None:
+    """The judge is off and nobody has reviewed."""
+    write_json(paths.JUDGE_METRICS, OFF)
+    write_json(paths.REVIEW_METRICS, sum_up_reviews(rows, {}, params.scoring.confidence, params.seed))
+
+
+def write_opinions(params: Params, rows: list[Answers]) -> None:
+    """A judge that likes the tuned model, at times what comes first, and is once unreadable; two reviewers."""
+    questions = ask_about(rows, params.judge, params.task, params.seed)
+    replies = {}
+    for number, question in enumerate(questions):
+        choice = "A" if question.tuned_first or number % 9 == 1 else "B"
+        replies[question] = Reply("I cannot say" if number == 4 else choice, 311, 1)
+    judged = sum_up_judge(rows, replies, params.judge.price, params.scoring.confidence, params.seed)
+    write_json(paths.JUDGE_METRICS, {**judged, **check_gates(params.judge.gates, {"judge": judged})})
+    reviews = {
+        "ada": {row.id: _review(row, number % 6 != 5) for number, row in enumerate(rows[:20])},
+        "<b>grace": {row.id: _review(row, number % 4 != 3) for number, row in enumerate(rows[:12])},
+    }
+    write_json(paths.REVIEW_METRICS, sum_up_reviews(rows, reviews, params.scoring.confidence, params.seed))
+
+
+def answers(rows: list[dict[str, Any]], outputs: dict[str, list[str]]) -> list[Answers]:
+    """The rows as the judge reads them; `outputs` by the names of stages.sides."""
+    made = []
+    for index, row in enumerate(rows):
+        record = Record(row["id"], row["prompt"], row["completion"], row["label"], "tickets.jsonl", "tickets.jsonl:1")
+        made.append(Answers(record, {model: texts[index] for model, texts in outputs.items()}))
+    return made
+
+
+def _review(row: Answers, likes: bool) -> Review:
+    best = (TUNED,) if likes else ()
+    return Review(row.id, output_hashes(row), tuple(row.outputs), best, "" if likes else "Both are wrong")
