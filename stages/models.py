@@ -9,6 +9,9 @@ import transformers
 
 from stages.errors import Refusal
 
+# A model that scales or caps its logits says so under one of these names.
+_SCALED_HEAD = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
+
 
 def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -41,6 +44,17 @@ def load_tuned(base: Path, adapter: Path, **options: Any) -> Any:
 
     model = load_model(base, **options)
     return PeftModel.from_pretrained(model, adapter, use_safetensors=True).eval()
+
+
+def causal_of(model: Any) -> Any:
+    """The causal language model itself, with what PEFT put into its layers."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def head_is_plain(causal: Any) -> bool:
+    """Whether the logits are the output embedding of the last hidden state, neither scaled nor capped."""
+    config = causal.config.get_text_config()
+    return not any(getattr(config, name, None) for name in _SCALED_HEAD)
 
 
 def refuse_not_finite(tensors: Mapping[str, torch.Tensor], what: str) -> None:

@@ -52,3 +52,4 @@ REVIEWS = Path("reviews")
 
 CHECKPOINTS = Path(".tunetrail/checkpoints")
 JUDGE_REPLIES = Path(".tunetrail/judge/replies.jsonl")
+GENERATIONS_MEMORY = Path(".tunetrail/generations")

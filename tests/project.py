@@ -78,7 +78,7 @@ def make_project(folder: Path) -> Path:
                 "evaluate_every": 4,
                 "sample_prompts": 1,
             },
-            "generation": {"max_new_tokens": 8, "batch_size": 8},
+            "generation": {"max_new_tokens": 8},
         },
     )
     write_raw(repository, rows=64)

@@ -29,8 +29,8 @@ from stages.errors import run
 from stages.evaluate.confusion import write_confusion
 from stages.files import read_json, write_json
 from stages.gates import check_gates
-from stages.generation import answer_rows, perplexity
-from stages.models import load_tokenizer, load_tuned
+from stages.generation import Weights, answer_rows, perplexity
+from stages.models import load_tokenizer
 from stages.params import load_params
 from stages.records import read_records, read_rows, write_rows
 from stages.scoring import compare, score_row, summarise
@@ -40,11 +40,12 @@ def main() -> None:
     params = load_params("evaluate", "generation", "scoring", "task")
     schema = Schema(Path(params.task.schema_file))
     holdout = read_records(paths.HOLDOUT)
-    with measured("evaluate"):
-        model = load_tuned(paths.BASE, paths.ADAPTER)
+    with measured("evaluate") as notes:
+        model = Weights(paths.BASE, paths.ADAPTER)
         chat = make_chat(load_tokenizer(paths.BASE), params.task.instruction)
         rows = answer_rows(model, chat, holdout, params.generation, "evaluate")
-        surprise = perplexity(model, chat, holdout, params.generation.batch_size)
+        surprise = perplexity(model, chat, holdout)
+        notes["generation"] = model.spent
 
     scores = [score_row(row, schema) for row in rows]
     before = [score_row(row, schema) for row in read_rows(paths.BASE_GENERATIONS)]

@@ -22,7 +22,8 @@ class Local:
         self._folder = Path(judge.model)
         if not (self._folder / "config.json").is_file():
             raise UserError(f"judge.model: {judge.model} is no folder with a model (config.json is missing)")
-        self._generation = Generation(max_new_tokens=judge.max_tokens, batch_size=judge.parallel)
+        self._generation = Generation(engine="transformers", max_new_tokens=judge.max_tokens, batch_tokens="auto")
+        self._parallel = judge.parallel
         self.identity: Mapping[str, Any] = {
             "provider": "local",
             "model": tree_digest(self._folder),
@@ -36,8 +37,8 @@ class Local:
         model = load_model(self._folder)
         chat = make_chat(load_tokenizer(self._folder), SYSTEM)
         ordered = sorted(questions, key=lambda question: len(question.text))
-        for start in range(0, len(ordered), self._generation.batch_size):
-            batch = ordered[start : start + self._generation.batch_size]
+        for start in range(0, len(ordered), self._parallel):
+            batch = ordered[start : start + self._parallel]
             records = [make_record(question.text, "", None, "judge", "") for question in batch]
             said = answer(model, chat, records, self._generation, "judge")
             for question, record, one in zip(batch, records, said, strict=True):

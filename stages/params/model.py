@@ -66,5 +66,6 @@ class Train(Section):
 
 
 class Generation(Section):
+    engine: Literal["transformers", "vllm"]
     max_new_tokens: Count
-    batch_size: Count
+    batch_tokens: Count | Literal["auto"]

@@ -1,0 +1,141 @@
+"""Greedy answers of many prompts at once: a row that ends makes room for the next prompt.
+
+Continuous batching as in Yu et al. 2022 (Orca, OSDI), with the prompts' common beginning computed once.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+
+from stages.generation.slots import TOKENS_AT_ONCE, Slots, bytes_a_token
+
+_CPU_TOKENS, _GPU_TOKENS = 16384, 131072
+_MEMORY_SHARE = 4  # of a card's memory, one part in so many holds keys and values
+_REFILL_SHARE = 8  # of the slots, one in so many must be free before new prompts come in
+
+
+class Greedy:
+    """The answers to `prompts`, token ids each, by the causal model `causal`; prompts of like length lie together.
+
+    An answer ends with `stop_id` or has `limit` tokens. `batch_tokens` prompt and answer tokens are in memory at once.
+    """
+
+    def __init__(
+        self, causal: Any, prompts: Sequence[list[int]], stop_id: int, limit: int, batch_tokens: int | Literal["auto"]
+    ) -> None:
+        self._prompts, self._stop, self._limit = prompts, stop_id, limit
+        self._head, self._device = causal.get_output_embeddings(), causal.device
+        self._prefix = _common_prefix(prompts)
+        capacity = max(map(len, prompts)) + limit
+        budget = _budget(causal) if batch_tokens == "auto" else batch_tokens
+        self._count = max(1, min(len(prompts), budget // capacity))
+        self._slots = Slots(causal, self._count, capacity)
+        # Of each slot: the next token to read and its position, what was said, how much of it, and whether it ended.
+        self._ids = torch.zeros(self._count, 1, dtype=torch.long, device=self._device)
+        self._positions = torch.zeros_like(self._ids)
+        self._said = torch.zeros(self._count, limit + 1, dtype=torch.long, device=self._device)
+        self._spoken = torch.zeros(self._count, dtype=torch.long, device=self._device)
+        self._ended = torch.zeros(self._count, dtype=torch.bool, device=self._device)
+        self._running: list[int] = []  # the prompts in the first slots
+        self._furthest: list[int] = []  # the position that each of them may have reached
+
+    @torch.inference_mode()
+    def answers(self) -> Iterator[tuple[int, list[int]]]:
+        """(index of the prompt, its answer's token ids with the stop token), in the order in which they end."""
+        waiting = deque(range(len(self._prompts)))
+        with self._slots.in_use():
+            self._read_prefix()
+            while waiting or self._running:
+                free = self._count - len(self._running)
+                if waiting and free * _REFILL_SHARE >= self._count:
+                    self._admit([waiting.popleft() for _ in range(min(free, len(waiting)))])
+                else:
+                    self._step()
+                yield from self._leave()
+
+    def _read_prefix(self) -> None:
+        if self._prefix:
+            ids = torch.tensor([self._prompts[0][: self._prefix]], device=self._device)
+            positions = torch.arange(self._prefix, device=self._device)[None]
+            self._slots.forward(ids, positions, 0, self._prefix)
+            self._slots.share(self._prefix)
+
+    def _admit(self, prompts: list[int]) -> None:
+        """Read prompts into the next slots, as many at a time as the memory for activations allows."""
+        at_once = max(1, TOKENS_AT_ONCE[self._device.type] // (len(self._prompts[prompts[0]]) - self._prefix))
+        for start in range(0, len(prompts), at_once):
+            self._read(prompts[start : start + at_once])
+
+    def _read(self, prompts: list[int]) -> None:
+        rest = [self._prompts[i][self._prefix :] for i in prompts]
+        longest = max(map(len, rest))
+        first, here = len(self._running), slice(len(self._running), len(self._running) + len(rest))
+        ids = torch.tensor([row + [self._stop] * (longest - len(row)) for row in rest], device=self._device)
+        positions = torch.arange(self._prefix, self._prefix + longest, device=self._device).expand(len(rest), -1)
+        hidden = self._slots.forward(ids, positions, first, self._prefix + longest)
+        ends = torch.tensor([len(row) for row in rest], device=self._device)
+        last = hidden[torch.arange(len(rest), device=self._device), ends - 1]
+        self._positions[here, 0] = ends + (self._prefix - 1)
+        self._spoken[here] = 0
+        self._ended[here] = False
+        self._say(here, last)
+        self._running += prompts
+        self._furthest += [len(self._prompts[i]) for i in prompts]
+
+    def _step(self) -> None:
+        here = slice(0, len(self._running))
+        hidden = self._slots.forward(self._ids[here], self._positions[here], 0, max(self._furthest) + 1)
+        self._say(here, hidden[:, -1])
+        self._furthest = [position + 1 for position in self._furthest]
+
+    def _say(self, here: slice, hidden: torch.Tensor) -> None:
+        """Take the likeliest token after each of the slots' last hidden states; no wait for the device."""
+        token = self._head(hidden).argmax(-1)
+        going = ~self._ended[here]
+        place = torch.where(going, self._spoken[here], self._limit)  # the last column is for those that ended
+        self._said[here].scatter_(1, place[:, None], token[:, None])
+        self._spoken[here] += going
+        self._positions[here, 0] += going
+        self._ended[here] |= (token == self._stop) | (self._spoken[here] >= self._limit)
+        self._ids[here, 0] = token
+
+    def _leave(self) -> Iterator[tuple[int, list[int]]]:
+        """Hand out the answers that ended, and close the gaps they leave with the last slots."""
+        ended = self._ended[: len(self._running)].nonzero().flatten().tolist()
+        if not ended:
+            return
+        said, spoken = self._said[ended].tolist(), self._spoken[ended].tolist()
+        answers = [(self._running[slot], row[:n]) for slot, row, n in zip(ended, said, spoken, strict=True)]
+        left = len(self._running) - len(ended)
+        gaps = [slot for slot in ended if slot < left]
+        movers = [slot for slot in range(left, len(self._running)) if slot not in set(ended)]
+        if gaps:
+            self._slots.move(movers, gaps, max(self._furthest))
+            for state in (self._ids, self._positions, self._said, self._spoken, self._ended):
+                state[gaps] = state[movers]
+            for gap, mover in zip(gaps, movers, strict=True):
+                self._running[gap], self._furthest[gap] = self._running[mover], self._furthest[mover]
+        del self._running[left:], self._furthest[left:]
+        yield from answers
+
+
+def _budget(causal: Any) -> int:
+    """Tokens to hold at once: more gain little on a CPU; on a card, a fixed share of its memory, never of what is free.
+
+    A number that changed from run to run would change the batches, and with them how sums are rounded.
+    """
+    if causal.device.type == "cpu":
+        return _CPU_TOKENS
+    memory = torch.cuda.get_device_properties(causal.device).total_memory
+    return min(_GPU_TOKENS, memory // _MEMORY_SHARE // bytes_a_token(causal))
+
+
+def _common_prefix(prompts: Sequence[list[int]]) -> int:
+    """How many tokens all prompts begin with; each keeps at least one of its own."""
+    if len(prompts) < 2:
+        return 0
+    low, high = min(prompts), max(prompts)  # in the order of lists, all others lie between these two
+    shared = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
+    return min(shared, min(map(len, prompts)) - 1)

@@ -1,0 +1,145 @@
+"""Many prompts at once against one by one, for the kinds of layers that small models have."""
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from slow_greedy import one_by_one
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    Phi3Config,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from stages.generation import lockstep
+from stages.generation.greedy import Greedy
+from stages.generation.slots import bytes_a_token, fits
+from stages.models import causal_of
+
+WORDS = 32
+SMALL = {
+    "vocab_size": WORDS,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.4,  # far from ties, and answers that do not repeat one token
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+KINDS: dict[str, PreTrainedConfig] = {
+    "llama": LlamaConfig(**SMALL),
+    "mistral with a window": MistralConfig(**SMALL, sliding_window=7),
+    "qwen2 with a window in some layers": Qwen2Config(
+        **SMALL, sliding_window=7, use_sliding_window=True, max_window_layers=1
+    ),
+    "qwen3": Qwen3Config(**SMALL, head_dim=16),
+    "phi3": Phi3Config(**SMALL),
+    "granite with scaled logits": GraniteConfig(**SMALL, logits_scaling=4.0),
+    "gemma3 with windows and two rotary bases": Gemma3TextConfig(
+        **SMALL,
+        head_dim=16,
+        sliding_window=7,
+        query_pre_attn_scalar=16,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+    ),
+}
+PROMPTS = st.lists(st.lists(st.integers(3, WORDS - 1), min_size=1, max_size=24), min_size=1, max_size=12)
+
+
+@cache
+def model_of(kind: str) -> Any:
+    torch.manual_seed(5)
+    return AutoModelForCausalLM.from_config(KINDS[kind], dtype=torch.float32).eval()
+
+
+def answers_of(model: Any, prompts: list[list[int]], stop_id: int, limit: int, batch_tokens: Any) -> list[list[int]]:
+    said = dict(Greedy(causal_of(model), prompts, stop_id, limit, batch_tokens).answers())
+    return [said[index] for index in range(len(prompts))]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_answers_are_those_of_one_by_one(kind: str) -> None:
+    model = model_of(kind)
+    generator = torch.Generator().manual_seed(1)
+    lengths = [1, 3, 9, 9, 14, 20, 27, 5, 30, 2]
+    prompts = [torch.randint(3, WORDS, (n,), generator=generator).tolist() for n in lengths]
+    attention = model.config._attn_implementation
+    stop_id = one_by_one(model, prompts[0], -1, 8)[-1]
+    slow = [one_by_one(model, prompt, stop_id, 16) for prompt in prompts]
+    assert len({tuple(answer) for answer in slow}) > 5
+    assert len({len(answer) for answer in slow}) > 1
+    assert fits(model)
+    assert answers_of(model, prompts, stop_id, 16, "auto") == slow
+    assert answers_of(model, prompts, stop_id, 16, 150) == slow  # three slots: rows wait, leave, move and are replaced
+    assert model.config._attn_implementation == attention
+
+
+@settings(max_examples=40)
+@given(
+    prompts=PROMPTS,
+    common=st.lists(st.integers(3, WORDS - 1), max_size=6),
+    limit=st.integers(1, 12),
+    stop_id=st.integers(0, WORDS - 1),
+    batch_tokens=st.integers(1, 400),
+)
+def test_no_prompt_batch_or_limit_changes_an_answer(
+    prompts: list[list[int]], common: list[int], limit: int, stop_id: int, batch_tokens: int
+) -> None:
+    model = model_of("gemma3 with windows and two rotary bases")
+    prompts = [common + prompt for prompt in prompts]
+    slow = [one_by_one(model, prompt, stop_id, limit) for prompt in prompts]
+    assert answers_of(model, prompts, stop_id, limit, batch_tokens) == slow
+
+
+def test_an_adapter_counts() -> None:
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_config(KINDS["llama"], dtype=torch.float32)
+    prompts = [[3, 4, 5], [6, 7], [8, 9, 10, 11]]
+    before = [one_by_one(base.eval(), prompt, 2, 10) for prompt in prompts]
+    tuned = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False))
+    tuned.eval()
+    slow = [one_by_one(tuned, prompt, 2, 10) for prompt in prompts]
+    assert slow != before
+    assert answers_of(tuned, prompts, 2, 10, "auto") == slow
+
+
+def test_a_model_in_training_is_left_as_it_was() -> None:
+    model = AutoModelForCausalLM.from_config(KINDS["llama"], dtype=torch.float32).eval()
+    for _ in Greedy(model, [[3, 4], [5]], 2, 8, "auto").answers():
+        pass
+    ids = torch.tensor([[3, 4]])
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_other_layers_are_left_to_transformers() -> None:
+    capped = AutoModelForCausalLM.from_config(Gemma2Config(**SMALL, head_dim=16, sliding_window=7)).float().eval()
+    assert not fits(capped)
+    prompts = [[3, 4, 5, 6], [6, 7], [8]]
+    said = dict(lockstep.answers(capped, prompts, 2, 6))
+    for index, prompt in enumerate(prompts):
+        slow = one_by_one(capped, prompt, 2, 6)
+        assert said[index][: len(slow)] == slow
+
+
+def test_memory_of_a_token_is_that_of_the_cache() -> None:
+    model = model_of("gemma3 with windows and two rotary bases")
+    greedy = Greedy(model, [[3, 4, 5]], 2, 4, "auto")
+    list(greedy.answers())
+    stores = [store for pair in greedy._slots._layers.values() for store in pair]
+    assert sum(store.nbytes for store in stores) == 7 * bytes_a_token(model)
