@@ -22,6 +22,16 @@ def compute_dtype() -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
 
 
+def free_memory() -> int | None:
+    """Bytes that this process may still take on its card; None without one."""
+    if not torch.cuda.is_available():
+        return None
+    free, total = torch.cuda.mem_get_info()
+    unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    allowed = int(total * torch.cuda.get_per_process_memory_fraction()) - torch.cuda.memory_allocated()
+    return min(free + unused, allowed)
+
+
 def load_tokenizer(path: Path) -> Any:
     return transformers.AutoTokenizer.from_pretrained(path)
 

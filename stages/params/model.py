@@ -36,6 +36,9 @@ def _layer_range(text: str | None) -> str | None:
     return text
 
 
+Auto = Literal["auto"]
+
+
 class Train(Section):
     method: Literal["lora", "qlora", "full"]
     adapter: Literal["lora", "dora", "adalora"]
@@ -51,9 +54,14 @@ class Train(Section):
     max_gradient_norm: Annotated[float, Field(gt=0)]
     epochs: Annotated[float, Field(gt=0)]
     batch_size: Count
-    accumulation: Count
     max_tokens: Annotated[int, Field(ge=8)]
-    gradient_checkpointing: bool
+    micro_batch_tokens: Count | Auto
+    precision: Literal["auto", "float32", "bfloat16"]
+    packing: bool | Auto
+    attention: Literal["auto", "varlen", "sdpa"]
+    checkpointing: bool | Auto
+    compile: Literal["auto", "none", "graphs", "full"]
+    deterministic: bool
     evaluate_every: Count
     early_stopping_patience: Count | None
     sample_prompts: Annotated[int, Field(ge=0)]

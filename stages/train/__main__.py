@@ -1,8 +1,12 @@
 """train: fine-tune the base model on the completions of data/train.jsonl; a killed run goes on where it was."""
 
+import os
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from stages import paths
 from stages.chat import Chat, make_chat
@@ -12,33 +16,45 @@ from stages.files import atomic, write_json
 from stages.models import load_tokenizer, refuse_not_finite
 from stages.params import Params, load_params
 from stages.records import Record, read_records, write_rows
+from stages.train import processes
 from stages.train.callbacks import Samples
 from stages.train.checkpoints import checkpoint_folder, last_complete, run_key
 from stages.train.examples import Examples, make_examples
+from stages.train.plan import Plan
 from stages.train.save import save_adapter
 from stages.train.summary import summarise
 from stages.train.trainer import make_trainer
 
 
 def main() -> None:
+    processes.start_all()
     params = load_params("generation", "seed", "task", "train")
+    if params.train.deterministic:
+        make_deterministic()
+    processes.join()
     chat = make_chat(load_tokenizer(paths.BASE), params.task.instruction)
     train = make_examples(chat, read_records(paths.TRAIN), params.train.max_tokens)
     held = read_records(paths.VALIDATION)
     validation = make_examples(chat, held, params.train.max_tokens)
-    print(f"{len(train)} rows to train on, {train.too_long} left out as longer than {params.train.max_tokens} tokens")
+    first = processes.rank() == 0
+    if first:
+        print(f"{len(train)} rows to train on, {train.too_long} left out: longer than {params.train.max_tokens} tokens")
 
     folder = checkpoint_folder(run_key())
-    with measured("train") as notes:
+    notes: dict[str, object]
+    with measured("train") if first else nullcontext(dict[str, object]()) as notes:
         trainer, samples = fit(params, chat, train, validation, held, folder)
-        notes["trained_tokens_per_second"] = round(speed(trainer, train), 1)
+        notes |= {"trained_tokens_per_second": round(speed(trainer, train), 1), "devices": processes.count()}
+        notes["computed"] = trainer.plan.described()
 
     refuse_not_finite(dict(trainer.model.named_parameters()), "the trained model")
-    with atomic(paths.ADAPTER) as partial:
-        save_adapter(trainer.model, chat.tokenizer, partial)
-    write_rows(paths.TRAINING_SAMPLES, samples.rows)
-    write_json(paths.TRAIN_METRICS, summarise(trainer, train))
-    shutil.rmtree(folder)
+    if first:
+        with atomic(paths.ADAPTER) as partial:
+            save_adapter(trainer.model, chat.tokenizer, partial)
+        write_rows(paths.TRAINING_SAMPLES, samples.rows)
+        write_json(paths.TRAIN_METRICS, summarise(trainer, train))
+        shutil.rmtree(folder)
+    processes.leave()
 
 
 def fit(
@@ -47,11 +63,37 @@ def fit(
     """Train to the end, from the newest whole checkpoint in `folder` if there is one."""
     samples = Samples(chat, held[: params.train.sample_prompts], params.generation, folder / "samples.jsonl")
     trainer = make_trainer(params, chat, train, validation, folder, samples)
-    checkpoint = last_complete(folder) if trainer.args.save_strategy != "no" else None
-    if checkpoint:
-        print(f"going on from {checkpoint}")
+    if processes.rank() == 0:
+        show(trainer.plan)
+    checkpoint = newest_checkpoint(folder) if trainer.args.save_strategy != "no" else None
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return trainer, samples
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """What all processes agree to go on from; the first one clears away what was written by half."""
+    if processes.rank():
+        processes.wait_for_all()
+        return last_complete(folder)
+    checkpoint = last_complete(folder)
+    processes.wait_for_all()
+    if checkpoint:
+        print(f"going on from {checkpoint}")
+    return checkpoint
+
+
+def show(plan: Plan) -> None:
+    """Print what was chosen, and why."""
+    chosen = plan.described()
+    for name, reason in chosen.pop("why").items():
+        print(f"train.{name}: {chosen[name]} ({reason})")
+
+
+def make_deterministic() -> None:
+    """Let torch take only kernels that add up in the same order every time."""
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when the first matrix product runs
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def speed(trainer: Any, train: Examples) -> float:

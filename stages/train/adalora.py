@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from stages.train.loss import CompletionTrainer
-
 
 class AllocateRanks(TrainerCallback):  # type: ignore[misc]
     """Move the rank budget between layers after each optimiser step, while the gradients are still there."""
@@ -19,22 +17,8 @@ class AllocateRanks(TrainerCallback):  # type: ignore[misc]
         model.base_model.update_and_allocate(state.global_step)
 
 
-class AdaLoraTrainer(CompletionTrainer):
-    """Adds the orthogonality penalty (equation 4), which TRL's own loss leaves out of PEFT's."""
-
-    def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if not model.training:
-            return result
-        # The trainer divides the loss of a step among its micro-batches by tokens; the penalty counts once a step.
-        penalty = orthogonality_penalty(model) / self.current_gradient_accumulation_steps
-        return (result[0] + penalty, result[1]) if return_outputs else result + penalty
-
-
 def orthogonality_penalty(model: Any) -> torch.Tensor:
-    """Mean over the factors P and Q of the Frobenius norm of P'P - I and QQ' - I, times its weight."""
+    """Equation 4: the mean over P and Q of the Frobenius norm of P'P - I and QQ' - I, times its weight."""
     weight = model.peft_config["default"].orth_reg_weight
     norms = []
     for name, factor in model.named_parameters():

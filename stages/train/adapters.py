@@ -4,31 +4,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import AdaLoraConfig, LoraConfig, PeftConfig, prepare_model_for_kbit_training
+from peft import AdaLoraConfig, LoraConfig, PeftConfig
 from transformers import BitsAndBytesConfig
 
 from stages.errors import UserError
-from stages.models import compute_dtype, load_model
+from stages.models import load_model
 from stages.params import Train
 
 
-def load_trainable(base: Path, train: Train) -> Any:
+def load_trainable(base: Path, train: Train, precision: torch.dtype) -> Any:
     """The base model as `train.method` wants it: NF4 for QLoRA, float32 master weights for full training."""
     if train.method == "qlora":
-        model = load_model(base, quantization_config=nf4_config())
-        return prepare_model_for_kbit_training(model, use_gradient_checkpointing=train.gradient_checkpointing)
-    if train.method == "full":
-        return load_model(base, dtype=torch.float32)
-    return load_model(base)
+        return load_model(base, dtype=precision, quantization_config=nf4_config(precision))
+    return load_model(base, dtype=torch.float32 if train.method == "full" else precision)
 
 
-def nf4_config() -> BitsAndBytesConfig:
+def nf4_config(precision: torch.dtype) -> BitsAndBytesConfig:
     """4-bit NormalFloat with double quantisation (Dettmers et al. 2023, arXiv 2305.14314, section 3)."""
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute_dtype(),
+        bnb_4bit_compute_dtype=precision,
     )
 
 

@@ -3,7 +3,8 @@
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +33,21 @@ class Curves(TrainerCallback):  # type: ignore[misc]
     """Loss curves for `dvc plots`, written while training runs."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._writes = state.is_world_process_zero
+        if not self._writes:
+            return
         # DVCLive would else write a dvc.yaml of its own and save an experiment within the experiment.
         self._live = Live(str(paths.CURVES), dvcyaml=None, save_dvc_exp=False)
         for entry in state.log_history:  # a resumed run first repeats the curve up to its checkpoint
             self._log(entry)
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._log(state.log_history[-1])
+        if self._writes:
+            self._log(state.log_history[-1])
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._live.end()
+        if self._writes:
+            self._live.end()
 
     def _log(self, entry: dict[str, Any]) -> None:
         self._live.step = entry["step"]
@@ -56,17 +62,17 @@ class Samples(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, chat: Chat, records: Sequence[Record], generation: Generation, file: Path) -> None:
         self._chat, self._records, self._generation, self._file = chat, records, generation, file
+        self.around: Callable[[], AbstractContextManager[None]] = nullcontext  # in which the model can answer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # What was sampled after the checkpoint that training resumes from will be sampled again.
         self._rows = [row for row in self._read() if row["step"] <= state.global_step]
 
     def on_evaluate(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        if not self._records:
+        if not self._records or not state.is_world_process_zero:
             return
-        model.eval()
-        answers = answer_rows(model, self._chat, self._records, self._generation, "samples")
-        model.train()
+        with self.around():
+            answers = answer_rows(model, self._chat, self._records, self._generation, "samples")
         self._rows += [{"step": state.global_step, **row} for row in answers]
         self._file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self._rows), "utf-8")
 
@@ -86,12 +92,15 @@ class Progress(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._first, self._start, self._last = state.global_step, time.monotonic(), 0.0
+        self._logged: list[tuple[int, float]] = []
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         now = time.monotonic()
+        self._logged.append((state.global_step, now))
         validation = "eval_loss" in (logs or {})
         if (
             not logs
+            or not state.is_world_process_zero
             or ("loss" not in logs and not validation)
             or (now - self._last < _SECONDS_BETWEEN_LINES and not validation)
         ):
@@ -106,6 +115,13 @@ class Progress(TrainerCallback):  # type: ignore[misc]
             flush=True,
         )
 
+    def steps_per_second(self) -> float | None:
+        """In the second half of the run, past start-up and compilation; None for a run too short to tell."""
+        half = self._logged[len(self._logged) // 2 :]
+        if len(half) < 2 or half[-1][0] == half[0][0]:
+            return None
+        return (half[-1][0] - half[0][0]) / (half[-1][1] - half[0][1])
+
 
 class WholeCheckpoints(TrainerCallback):  # type: ignore[misc]
     """Log the loss with each checkpoint, which keeps no running mean of it; mark a checkpoint once it is written."""
@@ -115,4 +131,5 @@ class WholeCheckpoints(TrainerCallback):  # type: ignore[misc]
             control.should_log = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        if state.is_world_process_zero:
+            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")

@@ -1,44 +1,66 @@
-"""The loss of a completion, without projecting to the vocabulary what does not count."""
+"""The loss of completions, computed a few positions at a time: logits of a whole batch would not fit."""
 
 from typing import Any
 
 import torch
-from trl import SFTTrainer
 
-from stages.train.examples import IGNORED
-
-# A model that scales or caps its logits is left to TRL, which knows all of these.
-_SCALED_HEAD = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
+_LOGITS_AT_ONCE = 1 << 25
+LOSS_BYTES = 20 * _LOGITS_AT_ONCE  # logits in 16 and 32 bit, their logarithms, and what goes back through each
 
 
-class CompletionTrainer(SFTTrainer):  # type: ignore[misc]
-    """TRL's trainer; on a CPU, the same loss for less.
+def completion_loss(
+    hidden: torch.Tensor, predictors: torch.Tensor, targets: torch.Tensor, head: Any, count: int
+) -> torch.Tensor:
+    """Sum of the negative log-likelihoods, in nats, of `targets` (n), over `count`.
 
-    There, TRL scores every position, those of prompts and padding too, and computes entropy and accuracy that
-    nobody reads: with 49,152 tokens in the vocabulary of a 135M model, that is more work than half the model.
+    `hidden` is positions x width; `predictors` (n) are the positions whose next tokens are the targets.
     """
+    total = hidden.new_zeros((), dtype=torch.float32)
+    for part, wanted in _chunks(predictors, targets, head):
+        total += _sum_over(head, hidden[part], wanted) / count
+    return total
 
-    def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        causal = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+def completion_loss_and_gradient(
+    hidden: torch.Tensor, predictors: torch.Tensor, targets: torch.Tensor, head: Any, count: int, gradient: torch.Tensor
+) -> torch.Tensor:
+    """The same loss; writes what it gives back to `hidden` into `gradient`, and adds to the head's own gradient.
+
+    A chunk's backward pass follows its forward pass at once, so no more than one chunk of logits is ever held
+    (as in Hsu et al. 2024, "Liger Kernel", arXiv 2410.10989; compare Wijmans et al. 2024, arXiv 2411.09009).
+    """
+    gradient.zero_()
+    total = hidden.new_zeros((), dtype=torch.float32)
+    for part, wanted in _chunks(predictors, targets, head):
+        piece = hidden[part].detach().requires_grad_()
+        loss = _sum_over(head, piece, wanted) / count
+        loss.backward()  # type: ignore[no-untyped-call]
+        gradient[part] = piece.grad.to(gradient.dtype)  # type: ignore[union-attr]
+        total += loss.detach()
+    return total
+
+
+def _chunks(predictors: torch.Tensor, targets: torch.Tensor, head: Any) -> Any:
+    size = max(16, _LOGITS_AT_ONCE // head.vocabulary)
+    return zip(torch.split(predictors, size), torch.split(targets, size), strict=True)
+
+
+def _sum_over(head: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.cross_entropy(head(hidden).float(), targets, reduction="sum")
+
+
+class Head:
+    """From hidden states to logits as the model itself does, scaled or capped where its configuration says so."""
+
+    def __init__(self, causal: Any) -> None:
         config = causal.config.get_text_config()
-        if causal.device.type != "cpu" or return_outputs or any(getattr(config, name, None) for name in _SCALED_HEAD):
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        hidden = causal.base_model(
-            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
-        ).last_hidden_state
-        return completion_loss(hidden, inputs["labels"], causal.get_output_embeddings(), num_items_in_batch)
+        self._project = causal.get_output_embeddings()
+        self._factor = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+        self._cap = getattr(config, "final_logit_softcapping", None)
+        self.vocabulary: int = self._project.weight.shape[0]
 
-
-def completion_loss(hidden: torch.Tensor, labels: torch.Tensor, head: Any, count: Any = None) -> torch.Tensor:
-    """Mean negative log-likelihood, in nats, of the tokens that `labels` does not ignore.
-
-    `hidden` is rows x positions x width, `labels` rows x positions; each position predicts the next. `count`
-    stands for the number of tokens where a batch is a part of an optimiser step.
-    """
-    labels = labels[:, 1:]
-    counted = labels != IGNORED
-    logits = head(hidden[:, :-1][counted]).float()
-    total = torch.nn.functional.cross_entropy(logits, labels[counted], reduction="sum")
-    return total / (counted.sum() if count is None else count)
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self._project(hidden)
+        if self._factor != 1:
+            logits = logits * self._factor
+        return torch.tanh(logits / self._cap) * self._cap if self._cap else logits

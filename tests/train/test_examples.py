@@ -1,7 +1,5 @@
 import pytest
-import torch
 from tiny_model import tiny_tokenizer
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from stages.chat import make_chat
 from stages.errors import UserError
@@ -44,16 +42,9 @@ def test_replay_rows_are_asked_without_the_instruction() -> None:
     assert "Answer in JSON." not in CHAT.tokenizer.decode(without.input_ids[0])
 
 
-def test_a_collator_that_hides_the_stop_token_is_refused() -> None:
+def test_rows_that_do_not_teach_to_stop_are_refused() -> None:
     examples = make_examples(CHAT, [record("hello", "{}"), record("hello you", "{}")], max_tokens=400)
-    honest = DataCollatorForLanguageModeling(pad_token_id=CHAT.tokenizer.pad_token_id)
-    assert_stop_token_trained(honest, examples, CHAT.stop_id)
-
-    def hiding(rows):  # type: ignore[no-untyped-def]
-        # What a collator does that masks by the padding token's id, where that is the stop token's.
-        batch = honest(rows)
-        batch["labels"] = torch.where(batch["input_ids"] == CHAT.tokenizer.pad_token_id, IGNORED, batch["labels"])
-        return batch
-
+    assert_stop_token_trained(examples, CHAT.stop_id)
+    examples.labels[1][-1] = IGNORED  # as a collator does that masks by the padding token, where that is the stop token
     with pytest.raises(UserError, match="never learn to stop"):
-        assert_stop_token_trained(hiding, examples, CHAT.stop_id)
+        assert_stop_token_trained(examples, CHAT.stop_id)

@@ -1,74 +1,84 @@
-"""The cheaper loss on a CPU is TRL's, and torch's by definition."""
+"""The loss by chunks is the model's own, with its gradients, for every kind of head."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
-from peft import LoraConfig
-from tiny_model import save_tiny_model
-from trl import SFTConfig, SFTTrainer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
-from stages.chat import make_chat
-from stages.models import load_model, load_tokenizer
-from stages.records import make_record
-from stages.train.examples import make_examples
-from stages.train.loss import CompletionTrainer, completion_loss
+from stages.train import loss
+from stages.train.loss import Head, completion_loss, completion_loss_and_gradient
 
-
-def trainer(kind: type[SFTTrainer], base: Path, folder: Path) -> Any:
-    chat = make_chat(load_tokenizer(base), "Answer.")
-    records = [make_record("p" * n, "c" * (n % 5 + 1), None, "s", "s:1") for n in range(1, 9)]
-    examples = make_examples(chat, records, 400)
-    return kind(
-        model=load_model(base, dtype=torch.float32),
-        args=SFTConfig(
-            output_dir=str(folder),
-            use_cpu=True,
-            bf16=False,
-            seed=5,
-            report_to="none",
-            gradient_checkpointing=False,
-            dataset_kwargs={"skip_prepare_dataset": True},
-            max_length=None,
-        ),
-        train_dataset=Dataset.from_dict({"input_ids": examples.input_ids, "labels": examples.labels}),
-        processing_class=chat.tokenizer,
-        peft_config=LoraConfig(
-            r=4, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM", init_lora_weights=False
-        ),
-    )
+SMALL = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+}
 
 
-def loss_and_gradients(kind: type[SFTTrainer], base: Path, folder: Path, count: Any) -> tuple[float, dict[str, Any]]:
-    one = trainer(kind, base, folder)
-    one.model.train()
-    batch = next(iter(one.get_train_dataloader()))
-    loss = one.compute_loss(one.model, batch, num_items_in_batch=count)
-    loss.backward()
-    return loss.item(), {name: p.grad for name, p in one.model.named_parameters() if p.grad is not None}
-
-
-@pytest.mark.parametrize("count", [None, torch.tensor(100)])
-def test_loss_and_gradients_are_those_of_trl(tmp_path: Path, count: Any) -> None:
-    base = save_tiny_model(tmp_path / "base", seed=4)
-    ours, our_gradients = loss_and_gradients(CompletionTrainer, base, tmp_path / "a", count)
-    theirs, their_gradients = loss_and_gradients(SFTTrainer, base, tmp_path / "b", count)
-    assert ours == pytest.approx(theirs, rel=1e-5)
-    assert our_gradients.keys() == their_gradients.keys()
-    for name, gradient in our_gradients.items():
-        torch.testing.assert_close(gradient, their_gradients[name], rtol=1e-3, atol=1e-6)
-
-
-def test_the_loss_is_the_mean_over_counted_next_tokens() -> None:
+def model(kind: str) -> Any:
     torch.manual_seed(0)
-    hidden, head = torch.randn(2, 5, 8), torch.nn.Linear(8, 11, bias=False)
-    labels = torch.tensor([[-100, -100, 3, 4, 5], [-100, 7, 1, -100, -100]])
-    by_hand = [
-        -head(hidden[row, position - 1]).log_softmax(-1)[labels[row, position]]
-        for row, position in ((0, 2), (0, 3), (0, 4), (1, 1), (1, 2))
+    made = {
+        "llama": lambda: LlamaForCausalLM(LlamaConfig(**SMALL, tie_word_embeddings=True)),
+        "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**SMALL, final_logit_softcapping=0.5)),
+        "cohere": lambda: CohereForCausalLM(CohereConfig(**SMALL, logit_scale=0.25)),
+        "granite": lambda: GraniteForCausalLM(GraniteConfig(**SMALL, logits_scaling=3.0)),
+    }
+    return made[kind]().eval()
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "cohere", "granite"])
+@pytest.mark.parametrize("at_once", [1, 40 * 16])
+def test_loss_and_gradients_are_those_of_the_whole_model(
+    kind: str, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loss, "_LOGITS_AT_ONCE", at_once)
+    causal = model(kind)
+    ids = torch.randint(0, 40, (1, 40))
+    predictors = torch.arange(3, 39)
+    logits = causal(input_ids=ids).logits[0, predictors]
+    expected = torch.nn.functional.cross_entropy(logits, ids[0, predictors + 1], reduction="sum") / 50
+    expected.backward()  # type: ignore[no-untyped-call]
+    theirs = {name: p.grad for name, p in causal.named_parameters() if p.grad is not None}
+    causal.zero_grad()
+
+    hidden = causal.base_model(input_ids=ids).last_hidden_state
+    flat, gradient = hidden.detach()[0], torch.full_like(hidden[0], float("nan"))
+    ours = completion_loss_and_gradient(flat, predictors, ids[0, predictors + 1], Head(causal), 50, gradient)
+    hidden.backward(gradient[None])
+    torch.testing.assert_close(ours, expected.detach())
+    torch.testing.assert_close(completion_loss(flat, predictors, ids[0, predictors + 1], Head(causal), 50), ours)
+    for name, parameter in causal.named_parameters():
+        torch.testing.assert_close(parameter.grad, theirs[name], rtol=1e-4, atol=1e-6)
+
+
+@given(positions=st.lists(st.integers(0, 9), unique=True), seed=st.integers(0, 100))
+@settings(max_examples=20, deadline=None)
+def test_the_loss_is_the_sum_of_surprises_over_the_count(positions: list[int], seed: int) -> None:
+    causal, generator = model("llama"), torch.Generator().manual_seed(seed)
+    hidden = torch.randn(10, 16, generator=generator)
+    targets = torch.randint(0, 40, (len(positions),), generator=generator)
+    surprises = [
+        -causal.lm_head(hidden[position]).log_softmax(-1)[target]
+        for position, target in zip(positions, targets, strict=True)
     ]
-    expected = torch.stack(by_hand).mean()
-    torch.testing.assert_close(completion_loss(hidden, labels, head), expected)
-    torch.testing.assert_close(completion_loss(hidden, labels, head, 10), expected / 2)
+    expected = sum(surprises, torch.zeros(())) / 7
+    found = completion_loss(hidden, torch.tensor(positions, dtype=torch.long), targets, Head(causal), 7)
+    torch.testing.assert_close(
+        found, expected.detach() if torch.is_tensor(expected) else expected, rtol=1e-4, atol=1e-5
+    )

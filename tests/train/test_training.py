@@ -28,12 +28,28 @@ def train(workspace: Path, **settings: Any) -> dict[str, Any]:
     return metrics
 
 
+def curve(workspace: Path) -> list[float]:
+    lines = (workspace / "metrics/curves/plots/metrics/train/loss.tsv").read_text().splitlines()
+    return [float(line.split("\t")[1]) for line in lines[1:]]
+
+
+@pytest.fixture(scope="module")
+def two_cuts(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """The loss curve of eight rows a step, packed, in micro-batches of about four."""
+    project = tmp_path_factory.mktemp("two-cuts") / "project"
+    shutil.copytree(pipeline, project, ignore=shutil.ignore_patterns(".git", "cache", "release"))
+    train(project, batch_size=8, learning_rate=1e-2, micro_batch_tokens=800)
+    losses = curve(project)
+    assert losses[-1] < losses[0]
+    return losses
+
+
 @pytest.mark.parametrize(
     "settings",
     [
         pytest.param({"method": "lora", "adapter": "dora"}, id="dora"),
         pytest.param({"method": "lora", "adapter": "adalora", "early_stopping_patience": None}, id="adalora"),
-        pytest.param({"method": "qlora", "gradient_checkpointing": True}, id="qlora"),
+        pytest.param({"method": "qlora", "checkpointing": True}, id="qlora"),
         pytest.param({"method": "full"}, id="full"),
     ],
 )
@@ -50,11 +66,19 @@ def test_method_trains_and_its_result_merges(workspace: Path, settings: dict[str
     assert any(not torch.equal(base[name], merged[name]) for name in base)
 
 
-def test_one_batch_of_eight_is_two_of_four_accumulated(workspace: Path) -> None:
-    whole = train(workspace, batch_size=8, accumulation=1)
-    cut = train(workspace, batch_size=4, accumulation=2)
-    assert whole["steps"] == cut["steps"]
-    assert whole["loss"]["train_last"] == pytest.approx(cut["loss"]["train_last"], rel=1e-4)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({"micro_batch_tokens": 10_000}, id="1x8"),
+        pytest.param({"micro_batch_tokens": 1}, id="8x1"),
+        pytest.param({"micro_batch_tokens": 600, "packing": False}, id="padded"),
+        pytest.param({"micro_batch_tokens": 1, "packing": False}, id="padded-8x1"),
+        pytest.param({"checkpointing": True}, id="recomputed"),
+    ],
+)
+def test_how_a_batch_is_cut_changes_no_loss(workspace: Path, settings: dict[str, Any], two_cuts: list[float]) -> None:
+    train(workspace, batch_size=8, learning_rate=1e-2, **settings)
+    assert curve(workspace) == pytest.approx(two_cuts, rel=1e-4)
 
 
 def test_only_the_named_layers_are_adapted(workspace: Path) -> None:
