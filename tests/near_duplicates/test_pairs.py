@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from rapidfuzz import fuzz
 
 from stages import near_duplicates
-from stages.near_duplicates import Pair, clusters, cross_pairs, is_near, near_pairs, score
+from stages.near_duplicates import Pair, brute, clusters, cross_pairs, is_near, near_pairs, score, sketched
 
 
 def slow_indel(left: str, right: str) -> int:
@@ -37,17 +37,25 @@ TEXTS = st.one_of(
     st.text(LETTERS, min_size=18, max_size=22),
     st.integers(0, 40).map(lambda n: "x" * n),
     st.integers(0, 40).map(lambda n: "ab" * n + "c"),
+    st.sampled_from(["\ud800", "\ud800" * 9, "\U0010ffff" * 20, "ﬁ" * 10]),
 )
 THRESHOLDS = st.one_of(st.just(90), st.integers(1, 100))
 
 
-@pytest.fixture(params=[(1, 1), (2, 3), (1024, 4096)], ids=str)
-def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(near_duplicates, "_ROWS", request.param[0])
-    monkeypatch.setattr(near_duplicates, "_COLUMNS", request.param[1])
+# Each way to join, with tiles so small that a few texts fill several of them.
+@pytest.fixture(params=["brute", "brute, small tiles", "sketched", "sketched, small tiles"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "sketched" in request.param:
+        monkeypatch.setattr(near_duplicates, "_FEW", 0)
+    if "small" in request.param:
+        for module in (brute, sketched):
+            monkeypatch.setattr(module, "_HEIGHT", 2)
+            monkeypatch.setattr(module, "_WIDTH", 3)
+        for name, small in (("_PART", 4), ("_ENCODED", 3), ("_ALIGNED", 2)):
+            monkeypatch.setattr(sketched, name, small)
 
 
-@pytest.mark.usefixtures("tile")
+@pytest.mark.usefixtures("way")
 def test_near_pairs_are_all_pairs_of_the_rule() -> None:
     @settings(max_examples=60, deadline=None)
     @given(texts=st.lists(TEXTS, max_size=14), threshold=THRESHOLDS)
@@ -58,7 +66,7 @@ def test_near_pairs_are_all_pairs_of_the_rule() -> None:
     check()
 
 
-@pytest.mark.usefixtures("tile")
+@pytest.mark.usefixtures("way")
 def test_cross_pairs_are_all_pairs_of_the_rule() -> None:
     @settings(max_examples=60, deadline=None)
     @given(left=st.lists(TEXTS, max_size=10), right=st.lists(TEXTS, max_size=10), threshold=THRESHOLDS)

@@ -1,0 +1,69 @@
+"""All pairs of near-duplicate texts, exactly: what `brute` would find, by `sketched` where there are many."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from stages.near_duplicates import brute
+from stages.near_duplicates.aligned import Found, joined
+from stages.near_duplicates.parts import Parts, join_folder
+from stages.near_duplicates.rule import Pair, is_near, score
+from stages.near_duplicates.sides import Side, comparisons, sorted_by_length
+
+__all__ = ["Pair", "clusters", "cross_pairs", "is_near", "near_pairs", "score"]
+
+# Below so many comparisons rapidfuzz is done before numba is loaded; above the other, an interruption costs minutes.
+_FEW = 2_000_000
+_MANY = 20_000_000_000
+
+
+def near_pairs(texts: Sequence[str], threshold: int) -> list[Pair]:
+    """All pairs of `texts` at or above `threshold` (1 to 100) with left < right, sorted.
+
+    Equal texts are pairs too, quadratically many: pass distinct texts where that matters.
+    """
+    side = sorted_by_length(texts)
+    found = _join(side, side, threshold)
+    found[:, :2] = np.sort(side.positions[found[:, :2]], axis=1)
+    return _sorted(found)
+
+
+def cross_pairs(left: Sequence[str], right: Sequence[str], threshold: int) -> list[Pair]:
+    """All pairs of a text of `left` and a text of `right` at or above `threshold` (1 to 100), sorted."""
+    sides = sorted_by_length(left), sorted_by_length(right)
+    found = _join(*sides, threshold)
+    found[:, 0], found[:, 1] = sides[0].positions[found[:, 0]], sides[1].positions[found[:, 1]]
+    return _sorted(found)
+
+
+def clusters(count: int, pairs: Iterable[tuple[int, int]]) -> list[int]:
+    """For each of `count` items the smallest item that `pairs` connect it with, directly or through others."""
+    parent = list(range(count))
+
+    def root(item: int) -> int:
+        while parent[item] != item:
+            parent[item] = parent[parent[item]]
+            item = parent[item]
+        return item
+
+    for left, right in pairs:
+        low, high = sorted((root(left), root(right)))
+        parent[high] = low
+    return [root(item) for item in range(count)]
+
+
+def _join(left: Side, right: Side, threshold: int) -> Found:
+    count = comparisons(left, right, threshold)
+    if count < _FEW:
+        return joined(brute.join(left, right, threshold))
+    from stages.near_duplicates import sketched
+
+    parts = Parts(join_folder(left, right, threshold) if count >= _MANY else None)
+    found = joined(sketched.join(left, right, threshold, parts))
+    parts.clear()
+    return found
+
+
+def _sorted(found: Found) -> list[Pair]:
+    order = np.lexsort((found[:, 1], found[:, 0]))
+    return [Pair(*row) for row in found[order].tolist()]

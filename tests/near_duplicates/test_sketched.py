@@ -1,0 +1,174 @@
+"""The join for many texts against the plain one, its bounds, and going on after an interruption."""
+
+import random
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rapidfuzz.distance import Indel
+
+from stages import near_duplicates, paths
+from stages.near_duplicates import Pair, aligned, cross_pairs, near_pairs, sketched
+from stages.near_duplicates.sides import comparisons, sorted_by_length
+
+ROOT = Path(__file__).parents[2]
+LATIN, MIXED = "etaoinshrdlu   ", "etaoé漢字かな😀́ "
+
+
+def texts_with_variants(count: int, length: int, letters: str, seed: int = 0) -> list[str]:
+    """Random texts of about `length` letters; every third is an earlier one with up to a sixth of it edited or none."""
+    rng = random.Random(seed)
+    texts: list[str] = []
+    while len(texts) < count:
+        if len(texts) % 29 == 28:
+            texts.append(rng.choice(texts))
+        if len(texts) % 3 < 2:
+            texts.append("".join(rng.choices(letters, k=max(1, round(rng.gauss(length, length / 5))))))
+            continue
+        text = list(rng.choice(texts))
+        for _ in range(rng.randint(0, len(text) // 6)):
+            place = rng.randrange(len(text) + 1)
+            text[place : place + rng.randint(0, 1)] = rng.choices(letters, k=rng.randint(0, 1))
+        texts.append("".join(text))
+    return texts
+
+
+def by_brute_force(call: Any, *arguments: Any) -> list[Pair]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(near_duplicates, "_FEW", 10**15)
+        found: list[Pair] = call(*arguments)
+    return found
+
+
+@pytest.mark.parametrize("threshold", [1, 50, 75, 87, 88, 90, 97, 100])
+@pytest.mark.parametrize(
+    ("count", "length", "letters"),
+    [(1500, 12, LATIN), (1200, 60, MIXED), (700, 150, LATIN), (90, 1400, LATIN), (60, 1300, MIXED)],
+)
+def test_the_pairs_are_those_of_brute_force(
+    count: int, length: int, letters: str, threshold: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if threshold == 1:
+        count //= 10  # nearly every pair is near
+    monkeypatch.setattr(near_duplicates, "_FEW", 0)
+    texts = texts_with_variants(count, length, letters)
+    expected = by_brute_force(near_pairs, texts, threshold)
+    assert near_pairs(texts, threshold) == expected
+    assert expected, "a test without pairs shows nothing"
+    left, right = texts[: count // 3], texts[count // 3 :]
+    assert cross_pairs(left, right, threshold) == by_brute_force(cross_pairs, left, right, threshold)
+
+
+LETTERS = st.sampled_from("aab é́漢😀")
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    left=st.text(LETTERS, max_size=30) | st.text("ab", max_size=600),
+    edits=st.lists(st.tuples(st.integers(0, 600), st.booleans(), LETTERS), max_size=25),
+    q=st.sampled_from([2, 3]),
+)
+def test_no_pair_is_further_apart_by_a_bound_than_by_its_distance(
+    left: str, edits: Sequence[tuple[int, bool, str]], q: int
+) -> None:
+    right = left
+    for place, insert, letter in edits:
+        right = right[:place] + letter + right[place:] if insert else right[:place] + right[place + 1 :]
+    distance = Indel.distance(left, right)
+    side = sorted_by_length([left, right])
+    (bags,) = sketched.character_bags([side])
+    assert np.abs(np.diff(bags.astype(int), axis=0)).sum() <= distance
+    for words in (1, 4, 64):
+        first, second = sketched.sketches(side.texts, q, words)
+        assert int(np.bitwise_count(first ^ second).sum()) <= (2 * q - 1) * distance
+
+
+def test_repeated_grams_are_told_apart() -> None:
+    """The parity of plain grams would say that these are the same."""
+    first, second = sketched.sketches(["abc", "abc" + "abc" * 2], 3, 64)
+    assert int(np.bitwise_count(first ^ second).sum()) == 6
+
+
+def test_shuffled_texts_have_the_same_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(near_duplicates, "_FEW", 0)
+    texts = list(dict.fromkeys(texts_with_variants(400, 40, LATIN)))
+
+    def named(order: list[str]) -> set[tuple[frozenset[str], int]]:
+        return {(frozenset([order[p.left], order[p.right]]), p.distance) for p in near_pairs(order, 90)}
+
+    assert named(texts) == named(random.Random(1).sample(texts, len(texts)))
+
+
+@given(left=st.lists(st.text("a", max_size=30), max_size=20), right=st.lists(st.text("a", max_size=30), max_size=20))
+def test_comparisons_are_the_pairs_that_lengths_allow(left: list[str], right: list[str]) -> None:
+    def near(a: str, b: str) -> bool:
+        return 90 * max(len(a), len(b)) <= 110 * min(len(a), len(b))
+
+    one, other = sorted_by_length(left), sorted_by_length(right)
+    assert comparisons(one, other, 90) == sum(near(a, b) for a in left for b in right)
+    assert comparisons(one, one, 90) == sum(near(a, b) for i, a in enumerate(left) for b in left[:i])
+
+
+@pytest.fixture
+def long_join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Texts whose join is taken for one of many parts."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(near_duplicates, "_FEW", 0)
+    monkeypatch.setattr(near_duplicates, "_MANY", 0)
+    monkeypatch.setattr(sketched, "_HEIGHT", 32)
+    monkeypatch.setattr(sketched, "_PART", 64)
+    return texts_with_variants(500, 40, LATIN)
+
+
+def interrupt_after(calls: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let the join align `calls` times and then stop; count the calls."""
+    done: list[int] = []
+
+    def align(*arguments: Any) -> Any:
+        if len(done) == calls:
+            raise KeyboardInterrupt
+        done.append(1)
+        return aligned.aligned(*arguments)
+
+    monkeypatch.setattr(sketched, "aligned", align)
+    return done
+
+
+def test_an_interrupted_join_goes_on_where_it_was(long_join: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = by_brute_force(near_pairs, long_join, 90)
+    with monkeypatch.context() as patch:
+        all_calls = interrupt_after(10**6, patch)
+        assert near_pairs(long_join, 90) == whole
+    with monkeypatch.context() as patch:
+        interrupt_after(3, patch)
+        with pytest.raises(KeyboardInterrupt):
+            near_pairs(long_join, 90)
+    assert len(list(paths.JOINS.glob("*/*.npy"))) >= 3
+    with monkeypatch.context() as patch:
+        rest = interrupt_after(10**6, patch)
+        assert near_pairs(long_join, 90) == whole
+    assert len(rest) == len(all_calls) - 3
+    assert not paths.JOINS.exists()
+
+
+def test_parts_of_another_join_are_not_used(long_join: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for texts, threshold in (([*long_join[:-1], long_join[-1][::-1]], 90), (long_join, 91)):
+        with monkeypatch.context() as patch:
+            interrupt_after(3, patch)
+            with pytest.raises(KeyboardInterrupt):
+                near_pairs(texts, threshold)
+    assert near_pairs(long_join, 90) == by_brute_force(near_pairs, long_join, 90)
+
+
+def test_numba_is_loaded_for_many_texts_alone() -> None:
+    code = (
+        "import sys; from stages.near_duplicates import near_pairs;"
+        "near_pairs([str(n) for n in range(500)], 90); assert 'numba' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
