@@ -123,6 +123,7 @@ def pull_request(scratch: Scratch, tmp_path: Path) -> tuple[Scratch, dict[str, s
 
 def test_pull_request(pull_request: tuple[Scratch, dict[str, str]]) -> None:
     clone, environment = pull_request
+    clone.write("metrics/report.md", "## ✅ PASS: ready to release\n")
     assert run_blocks("pull-request.yml", clone.root, environment) == [0, 0, 0, 0]
     assert Path(environment["CALLS"]).read_text() == "make setup\nmake test\n"
     text = (clone.root / "comment.md").read_text()
@@ -132,6 +133,7 @@ def test_pull_request(pull_request: tuple[Scratch, dict[str, str]]) -> None:
     assert metric[3:5] == ["0.97", "0.99"]
     assert any(row[1:3] == ["exact_match", "PASS"] for row in rows if len(row) > 2)
     assert "dvc.lock is fresh" in text
+    assert text.endswith("\n\n## ✅ PASS: ready to release\n")
     assert Path(environment["GITHUB_STEP_SUMMARY"]).read_text() == text
 
 
