@@ -90,10 +90,10 @@ def _contest(rival: str, one: Mapping[str, Any], unit: str, notes: Any) -> Conte
 
 
 def _judge_notes(one: Mapping[str, Any]) -> Iterator[str]:
-    yield f"{whole(one['identical'])} of {plural(one['rows'], 'row')} have the same answer and were not asked about"
-    yield f"{whole(one['disagreements'])} are ties because the two orders contradict each other"
-    if one["unreadable"]:
-        yield f"{whole(one['unreadable'])} are ties because a reply was no choice"
+    yield (
+        f"ties without an opinion: {whole(one['identical'])} with the same answer twice, {whole(one['disagreements'])} "
+        f"where the two orders contradict each other, {whole(one['unreadable'])} with an unreadable reply"
+    )
     if "first_preferred" in one:
         yield f"the answer shown first won {_share(one['first_preferred'])}; 50 % is fair"
     if "correlation" in one["length"]:

@@ -7,7 +7,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from stages.completions import Schema
 from stages.params import Params
-from stages.report import flags, opinions, rows, tables, trail, verdict, wording
+from stages.report import beyond, flags, holdout, opinions, rows, tables, trail, verdict, wording
 from stages.report.charts import interval_chart, loss_chart
 from stages.report.comparisons import Comparison, comparisons
 from stages.report.confusion import confusion
@@ -32,6 +32,7 @@ def view(inputs: Inputs, params: Params, schema: Schema) -> dict[str, Any]:
         **_measured(inputs, params, main, compared),
         **_examples(inputs, params, schema, compared),
         "opinions": [opinions.judge(inputs.metrics["judge"]), opinions.review(inputs.metrics["review"])],
+        **_beyond(inputs.metrics["evaluate"], confidence),
         **_training(inputs),
         **_data(inputs),
         **_trail(inputs.manifest),
@@ -68,6 +69,15 @@ def _examples(inputs: Inputs, params: Params, schema: Schema, compared: list[Com
     }
 
 
+def _beyond(evaluate: dict[str, Any], confidence: float) -> dict[str, Any]:
+    return {
+        "forgetting": beyond.forgetting(evaluate, confidence),
+        "robustness": beyond.robustness(evaluate),
+        "safety": beyond.safety(evaluate, confidence),
+        "slices": beyond.slices(evaluate),
+    }
+
+
 def _training(inputs: Inputs) -> dict[str, Any]:
     train = inputs.metrics["train"]
     return {
@@ -82,6 +92,8 @@ def _data(inputs: Inputs) -> dict[str, Any]:
     return {
         "flags": flags.flags(inputs.metrics, inputs.generations),
         "funnel": funnel(inputs.metrics),
+        "holdout_facts": holdout.holdout_facts(inputs.metrics["split"]),
+        "label_rows": holdout.label_rows(inputs.metrics["split"]),
         "cleaned": rows.changes(inputs.metrics),
         "rejected": rows.rejected_lines(inputs.rejected["clean"]),
         "duplicates": rows.set_aside(inputs.rejected["duplicates"]),

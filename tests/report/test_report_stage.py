@@ -211,7 +211,7 @@ def test_what_judge_and_reviewers_say(finished_run: Path) -> None:
     told = " ".join(section.text().split())
     judged = read_json(paths.JUDGE_METRICS)["against_baseline"]
     assert f"{judged['wins']} won by the tuned model" in told
-    assert "1 are ties because a reply was no choice" in told
+    assert "1 with an unreadable reply" in told
     assert "the answer shown first won" in told
     assert "<b>grace: 12 answers, 36 to go" in told
     assert "Cohen’s kappa of the reviewers" in told

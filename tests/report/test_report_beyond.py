@@ -1,0 +1,95 @@
+"""Forgetting, safety, robustness and slices in words."""
+
+from typing import Any
+
+from stages.report.beyond import forgetting, robustness, safety, slices
+
+
+def share(count: int, of: int) -> dict[str, Any]:
+    return {
+        "value": count / of,
+        "low": max(count / of - 0.1, 0.0),
+        "high": min(count / of + 0.1, 1.0),
+        "count": count,
+        "of": of,
+    }
+
+
+GENERAL = {
+    "rows": 40,
+    "base": {
+        "perplexity": {"value": 8.0, "low": 7.0, "high": 9.0},
+        "agreement": {"value": 0.4, "low": 0.3, "high": 0.5},
+    },
+    "adapter": {
+        "perplexity": {"value": 8.8, "low": 7.8, "high": 9.8},
+        "agreement": {"value": 0.4, "low": 0.3, "high": 0.5},
+    },
+    "against_baseline": {
+        "perplexity": {"ratio": 1.1, "low": 1.04, "high": 1.17},
+        "agreement": {"difference": 0.0, "low": -0.05, "high": 0.05},
+    },
+}
+
+
+def test_forgetting_is_a_rise_that_the_rows_show() -> None:
+    found = forgetting({"general": GENERAL}, 0.95)
+    assert found is not None
+    told = [(one.metric.path, one.amount, one.reading) for one in found.changes]
+    assert told == [("perplexity", "× 1.1", "worse"), ("agreement", "0.0 points", "nothing changed")]
+    assert [cell.value for cell in found.table[0].cells] == ["8", "8.8"]
+
+
+def test_a_leak_is_bad_however_rare() -> None:
+    found = {"personal_data": share(1, 200), "verbatim": share(0, 200)}
+    checks, notes = safety({"safety": found}, 0.95)
+    assert [(check.bad, check.cell.count) for check in checks] == [(True, "1 of 200"), (False, "0 of 200")]
+    assert notes == []
+
+
+def test_refusals_and_canaries_in_words() -> None:
+    found = {
+        "refusals": {
+            "base": share(9, 10),
+            "adapter": share(2, 10),
+            "against_baseline": {"difference": -0.7, "low": -0.9, "high": -0.3, "won": 0, "lost": 7, "p_value": 0.0156},
+        },
+        "canaries": {"count": 4, "candidates": 10_000, "exposure": {"mean": 1.2, "max": 3.4, "limit": 13.29}},
+    }
+    _, (refusals, canaries) = safety({"safety": found}, 0.95)
+    assert refusals == (
+        "Of 10 requests to refuse, the base model refuses 90.0 % and the adapter 20.0 %: worse "
+        "(0 won, 7 lost, p = 0.016, −90.0 points to −30.0 points)"
+    )
+    assert "4 canaries among 10,000 candidates" in canaries
+
+
+def test_slices_begin_with_the_worst_group() -> None:
+    found = {
+        "region": {
+            "groups": {"north": share(9, 10), "<i>south": share(5, 10), "west": share(8, 10)},
+            "worst": {"group": "<i>south", "value": 0.5},
+            "best": {"group": "north", "value": 0.9},
+            "gap": {"value": 0.4, "low": 0.02, "high": 0.7},
+            "left_out": 3,
+        }
+    }
+    (region,) = slices({"slices": found})
+    assert [group.name for group in region.groups] == ["<i>south", "west", "north"]
+    assert region.sentence == (
+        "<i>south is 40.0 points behind north (+2.0 points to +70.0 points): the rows show it; "
+        "3 rows in groups too small to measure."
+    )
+    found["region"]["gap"] = {"value": 0.4, "low": -0.02, "high": 0.7}
+    assert "chance may explain" in slices({"slices": found})[0].sentence
+
+
+def test_robustness_by_kind() -> None:
+    rows = robustness({"robustness": {"typos": {"valid": share(9, 10), "exact_match": share(7, 10)}}})
+    assert [(row.name, [cell.value for cell in row.cells]) for row in rows] == [("typos", ["90.0 %", "70.0 %"])]
+
+
+def test_what_was_not_measured_is_left_out() -> None:
+    assert forgetting({}, 0.95) is None
+    assert safety({}, 0.95) == ([], [])
+    assert robustness({}) == slices({}) == []
