@@ -5,7 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from stages.report.inputs import Row
-from stages.report.wording import plural, whole
+from stages.report.wording import plural, whole, words
+
+_TRAINING = {
+    "overfitting": "Overfitting: the validation loss rises while the training loss falls",
+    "plateau": "Plateau: the loss hardly moves",
+    "unstable": "Unstable: the loss jumps or is no number",
+}
 
 
 @dataclass(frozen=True)
@@ -22,9 +28,7 @@ def flags(metrics: Mapping[str, Any], generations: Mapping[str, Sequence[Row]]) 
     tuned = {name: rows for name, rows in generations.items() if name != "base"}
     unstopped = {name: sum(not row["stopped"] for row in rows) for name, rows in tuned.items()}
     found = [
-        Flag(bool(raised["overfitting"]), "Overfitting: the validation loss rises while the training loss falls"),
-        Flag(bool(raised["plateau"]), "Plateau: the loss hardly moves"),
-        Flag(bool(raised["unstable"]), "Unstable: the loss jumps or is no number"),
+        *(Flag(bool(raised[name]), _TRAINING.get(name, words(name).capitalize())) for name in raised),
         Flag(shared > 0, f"Leakage: {shared} ids or prompts in both the hold-out and the training rows"),
         Flag(missing > 0, f"Hold-out: {plural(missing, 'locked row')} missing from the data"),
         Flag(

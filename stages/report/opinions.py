@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stages.report.wording import number, percent, percents, plural, signed, whole
+from stages.report.wording import number, percent, percents, plural, whole
 
 _RIVALS = {"against_baseline": "base", "against_previous": "previous"}
 
@@ -83,7 +83,7 @@ def _contest(rival: str, one: Mapping[str, Any], unit: str, notes: Any) -> Conte
     return Contest(
         title=f"{rival} to adapter",
         parts=[("won", one["wins"]), ("right", one["ties"]), ("lost", one["losses"])],
-        sentence=f"Mean {signed(delta['value'])} ({signed(delta['low'])} to {signed(delta['high'])}) "
+        sentence=f"Mean {_mean(delta['value'])} ({_mean(delta['low'])} to {_mean(delta['high'])}) "
         f"on a scale from −1 to +1: {shown}.",
         notes=list(notes(one)),
     )
@@ -97,7 +97,7 @@ def _judge_notes(one: Mapping[str, Any]) -> Iterator[str]:
     if "first_preferred" in one:
         yield f"the answer shown first won {_share(one['first_preferred'])}; 50 % is fair"
     if "correlation" in one["length"]:
-        yield f"correlation of being longer with winning {signed(one['length']['correlation'])}; 0 is fair"
+        yield f"correlation of being longer with winning {_mean(one['length']['correlation'])}; 0 is fair"
     if "consistency" in one:
         yield f"asked again, the same verdict {_share(one['consistency'])}"
 
@@ -111,6 +111,10 @@ def _review_notes(one: Mapping[str, Any]) -> Iterator[str]:
         if method != "rows":
             name = {"cohen_kappa": "Cohen’s kappa", "krippendorff_alpha": "Krippendorff’s alpha"}[method]
             yield f"{name} of the reviewers {number(value)} on {plural(one['agreement']['rows'], 'row')}"
+
+
+def _mean(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
 
 
 def _share(one: Mapping[str, Any]) -> str:
