@@ -22,8 +22,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # this process must not touch the card: it forks
-
 import torch
 import transformers
 import yaml
@@ -165,6 +163,7 @@ def train_steps(architecture: str, steps: int, sizes: list[int] | None = None, *
         arguments.max_steps = steps
         progress = Progress()
         one = trainer.BatchTrainer(plan, made, [], train.batch_size, model=model, args=arguments, callbacks=[progress])
+        one.remove_callback(transformers.PrinterCallback)
         start = time.perf_counter()
         one.train()
         torch.cuda.synchronize()
@@ -191,24 +190,41 @@ def digest(model: Any) -> str:
     return hashlib.sha256(b"".join(trained)).hexdigest()[:12]
 
 
-def isolated(seconds: int, function: Callable[..., dict[str, Any]], *args: Any, **options: Any) -> dict[str, Any]:
-    """The function's answer from a forked process, or what became of it."""
-    context = multiprocessing.get_context("fork")
-    mine, theirs = context.Pipe(duplex=False)
+class Workers:
+    """Processes that have imported all they need and wait for work; each does one piece and ends."""
 
-    def child() -> None:
-        try:
-            theirs.send(function(*args, **options))
-        except BaseException as error:
-            traceback.print_exc()
-            theirs.send({"error": f"{type(error).__name__}: {str(error)[:300]}"})
+    def __init__(self, ahead: int = 3) -> None:
+        self._context = multiprocessing.get_context("spawn")
+        self._idle = [self._start() for _ in range(ahead)]
 
-    process = context.Process(target=child)
-    process.start()
-    answer = mine.recv() if mine.poll(seconds) else {"error": f"nothing within {seconds} s"}
-    process.kill()
-    process.join()
-    return dict(answer)
+    def do(self, seconds: int, function: Callable[..., dict[str, Any]], *args: Any, **options: Any) -> dict[str, Any]:
+        """The function's answer, or what became of it."""
+        process, pipe = self._idle.pop(0)
+        self._idle.append(self._start())
+        pipe.send((function, args, options))
+        answer = pipe.recv() if pipe.poll(seconds) else {"error": f"nothing within {seconds} s"}
+        process.kill()
+        process.join()
+        return dict(answer)
+
+    def close(self) -> None:
+        for process, _ in self._idle:
+            process.kill()
+
+    def _start(self) -> tuple[Any, Any]:
+        mine, theirs = self._context.Pipe()
+        process = self._context.Process(target=work, args=(theirs,), daemon=True)
+        process.start()
+        return process, mine
+
+
+def work(pipe: Any) -> None:
+    function, args, options = pipe.recv()
+    try:
+        pipe.send(function(*args, **options))
+    except BaseException as error:
+        traceback.print_exc()
+        pipe.send({"error": f"{type(error).__name__}: {str(error)[:300]}"})
 
 
 def show(title: str, answer: dict[str, Any]) -> None:
@@ -224,19 +240,21 @@ LADDER = {
 }
 
 
-def ladder(steps: int = 40) -> None:
+def ladder(workers: Workers, steps: int = 40) -> None:
     for architecture in ("Llama-3.2-1B", "Gemma-3-1B"):
         for method in ("lora", "qlora"):
             for name, changes in LADDER.items():
                 if method == "qlora" and changes["compile"] == "full":
                     continue
-                answer = isolated(100, train_steps, architecture, steps, method=method, **changes)
+                answer = workers.do(100, train_steps, architecture, steps, method=method, **changes)
                 show(f"{architecture} {method} {name}", answer)
 
 
 def main() -> None:
+    workers = Workers()
     for name in sys.argv[1:] or ["ladder"]:
-        {"ladder": ladder}[name]()
+        {"ladder": ladder}[name](workers)
+    workers.close()
 
 
 if __name__ == "__main__":
