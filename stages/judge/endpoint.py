@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import requests
+import urllib3
 
 from stages import paths
 from stages.errors import UserError
@@ -115,9 +116,9 @@ class Endpoint:
                     content = self._read(response)
         except requests.exceptions.SSLError as error:
             raise self._gives_up(f"has no certificate that can be trusted: {self._clean(str(error))}") from None
-        except requests.exceptions.Timeout:
+        except (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError):
             raise _TryAgain(f"did not reply within {self._judge.timeout:g} s") from None
-        except (requests.exceptions.RequestException, OSError) as error:
+        except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             raise _TryAgain(f"broke the connection ({_kind(error)})") from None
         self._check(response, content)
         return _parse(content)
@@ -131,7 +132,7 @@ class Endpoint:
         """The body, without the key should a server echo it. A body that drips in has no more time than others."""
         deadline = time.monotonic() + self._judge.timeout
         content = bytearray()
-        for chunk in response.iter_content(1 << 16):
+        while chunk := response.raw.read1(1 << 16, decode_content=True):
             content += chunk
             if len(content) > _MAX_BYTES:
                 raise _TryAgain("sent megabytes in place of a reply")
@@ -149,6 +150,8 @@ class Endpoint:
         if status in (401, 403):
             where = f"the key in {self._judge.key_variable}" if self._key else "requests without a key"
             raise self._gives_up(f"refuses {where} (HTTP {status})")
+        if 300 <= status < 400:
+            raise self._gives_up(f"sends the request elsewhere (HTTP {status}); set judge.endpoint to where it belongs")
         said = " ".join(content.split())[:300]
         raise self._gives_up(f"refuses the request with HTTP {status}: {said or 'no reason given'}")
 

@@ -14,6 +14,9 @@ from stages.models import load_model, load_tokenizer
 from stages.params import Generation, Judge
 from stages.records import make_record
 
+# As many replies are lost at most when a run is killed.
+_AT_ONCE = 64
+
 
 class Local:
     """The model is known by its content, so that another model in the same folder is asked anew."""
@@ -23,7 +26,6 @@ class Local:
         if not (self._folder / "config.json").is_file():
             raise UserError(f"judge.model: {judge.model} is no folder with a model (config.json is missing)")
         self._generation = Generation(engine="transformers", max_new_tokens=judge.max_tokens, batch_tokens="auto")
-        self._parallel = judge.parallel
         self.identity: Mapping[str, Any] = {
             "provider": "local",
             "model": tree_digest(self._folder),
@@ -31,14 +33,13 @@ class Local:
         }
 
     def ask(self, questions: Sequence[Question]) -> Iterator[tuple[Question, Reply]]:
-        """Greedy replies, a batch at a time."""
+        """Greedy replies, a part of them at a time."""
         if not questions:
             return
         model = load_model(self._folder)
         chat = make_chat(load_tokenizer(self._folder), SYSTEM)
-        ordered = sorted(questions, key=lambda question: len(question.text))
-        for start in range(0, len(ordered), self._parallel):
-            batch = ordered[start : start + self._parallel]
+        for start in range(0, len(questions), _AT_ONCE):
+            batch = questions[start : start + _AT_ONCE]
             records = [make_record(question.text, "", None, "judge", "") for question in batch]
             said = answer(model, chat, records, self._generation, "judge")
             for question, record, one in zip(batch, records, said, strict=True):

@@ -37,7 +37,8 @@ class Memory:
         for line in content.splitlines():
             try:
                 row = json.loads(line)
-                self.known[row.pop("key")] = Reply(**row)
+                name = row.pop("key")
+                self.known[name] = Reply(**row)
             except (ValueError, TypeError, KeyError, AttributeError):
                 continue  # the line at which a run was killed
         self._cut = bool(content) and not content.endswith(b"\n")

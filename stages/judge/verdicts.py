@@ -4,8 +4,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-# The last line must be the choice and nothing else, but for marks and a word such as "Winner:" before it.
-_CHOICE = re.compile(r"(?:(?:(?:the )?(?:better )?answer|winner|verdict)(?: is)?)?[\W_]*(A|B|TIE)[\W_]*", re.IGNORECASE)
+# The last line must be the choice and nothing else, but for marks and the few words that models put around it.
+_CHOICE = re.compile(
+    r"(?:(?:the )?(?:better |best )?(?:answer|choice|winner|verdict)(?: is)?)?[\W_]*"
+    r"(?:answer )?(A|B|TIE)(?: is better)?[\W_]*",
+    re.IGNORECASE,
+)
 
 WIN, TIE, LOSS = 1, 0, -1
 
