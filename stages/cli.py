@@ -45,6 +45,12 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("lock-check", help="check that dvc.lock belongs to this code, data and parameters")
     command.set_defaults(call=_lock_check)
 
+    data = commands.add_parser("data", help="raw data").add_subparsers(required=True, metavar="COMMAND")
+    command = data.add_parser("check", help="show what cleaning would do with a file; exit with 2 when it is unfit")
+    command.add_argument("path", metavar="FILE", help="a file, a data set saved on disk, or a folder of them")
+    command.add_argument("--strict", action="store_true", help="one rejected row makes it unfit")
+    command.set_defaults(call=_check)
+
     holdout = commands.add_parser("holdout", help="the locked evaluation records").add_subparsers(
         required=True, metavar="COMMAND"
     )
@@ -104,6 +110,13 @@ def _lock_check(options: argparse.Namespace, root: Path, start: Path) -> None:
     from stages.release.fresh import lock_check
 
     print(lock_check(root))
+
+
+def _check(options: argparse.Namespace, root: Path, start: Path) -> None:
+    from stages.clean.check import check
+
+    path = start / options.path
+    print(check(path.relative_to(root) if path.is_relative_to(root) else path, options.strict))
 
 
 def _draw(options: argparse.Namespace, root: Path, start: Path) -> None:

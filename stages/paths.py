@@ -7,6 +7,7 @@ PIPELINE = Path("dvc.yaml")
 CONSTRAINTS = Path("constraints.txt")
 
 CLEAN = Path("data/clean.jsonl")
+CLEAN_EXAMPLES = Path("data/changes/clean_examples.jsonl")
 REJECTED_CLEAN = Path("data/rejected/clean.jsonl")
 UNIQUE = Path("data/unique.jsonl")
 DUPLICATES = Path("data/rejected/duplicates.jsonl")

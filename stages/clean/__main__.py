@@ -1,54 +1,60 @@
 """clean: raw rows to records; every row that is no record is rejected with its reason."""
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
 from stages import paths
-from stages.clean.cleaning import Rules, clean_line
-from stages.clean.lines import Line, count_lines, raw_files, read_lines
+from stages.clean.cleaning import Kept, Rules, clean_row
+from stages.clean.examples import Examples
 from stages.clean.rejected import write_rejected
-from stages.clean.rows import Rejected
+from stages.clean.rows import Rejected, Row
+from stages.clean.sources import RawFile, count_rows, find_files, read_rows, refuse_unused
 from stages.clean.tally import Tally
-from stages.completions import Schema
 from stages.errors import run
 from stages.files import atomic, write_json
 from stages.params import load_params
 from stages.progress import track
-from stages.records import row_line
+from stages.records import record_row, row_line, write_rows
+
+_REMEDY = (
+    f"{paths.REJECTED_CLEAN} has them all. Mend the raw files, or the parameter that a reason names; raise "
+    "clean.max_rejected_share if the loss is meant"
+)
 
 
 def main() -> None:
     params = load_params("clean", "task")
-    rules = Rules.of(params.clean, Schema(Path(params.task.schema_file)))
-    files = raw_files(Path(params.clean.raw))
-    rows = sum(count_lines(file) for file in files)
-    tally = Tally()
+    rules = Rules.of(params.clean, params.task)
+    files = find_files(Path(params.clean.raw), params.clean.sources)
+    refuse_unused(params.clean.sources, files)
+    rows = sum(count_rows(file, params.clean.max_line_bytes) for file in files)
+    tally, examples = Tally(), Examples(params.clean.phone_region)
     with atomic(paths.CLEAN) as clean:
         # Inside, so that a refused input leaves no clean.jsonl but does leave the rows to look at.
-        with atomic(paths.REJECTED_CLEAN) as rejected:
-            lines = track(_all_lines(files, params.clean.max_line_bytes), rows, "clean")
-            with _text(clean) as clean_file, _text(rejected) as rejected_file:
-                sort_lines(lines, rules, tally, clean_file, rejected_file)
-        tally.check(rows, params.clean.max_rejected_share)
+        with atomic(paths.REJECTED_CLEAN) as rejected, _text(clean) as clean_file, _text(rejected) as rejected_file:
+            for source, row, outcome in track(outcomes(files, rules), rows, "clean"):
+                tally.add(source, row, outcome)
+                examples.add(source, row, outcome)
+                write_outcome(source, row, outcome, clean_file, rejected_file)
+        tally.check(rows, params.clean.max_rejected_share, _REMEDY)
+    write_rows(paths.CLEAN_EXAMPLES, examples.rows)
     write_json(paths.CLEAN_METRICS, tally.metrics())
 
 
-def sort_lines(lines: Iterator[Line], rules: Rules, tally: Tally, kept: IO[str], rejected: IO[str]) -> None:
-    """Write each line's record to `kept`, or the line with its reason to `rejected`."""
-    for line in lines:
-        outcome = clean_line(line, rules)
-        tally.add(line, outcome)
-        if isinstance(outcome, Rejected):
-            write_rejected(rejected, line, outcome)
-        else:
-            kept.write(row_line(asdict(outcome.record)))
-
-
-def _all_lines(files: list[Path], max_bytes: int) -> Iterator[Line]:
+def outcomes(files: list[RawFile], rules: Rules) -> Iterator[tuple[str, Row, Kept | Rejected]]:
+    """Every row with the name of its source, and what became of it, in the order of files and rows."""
     for file in files:
-        yield from read_lines(file, max_bytes)
+        for row in read_rows(file, rules.params.max_line_bytes):
+            yield file.source, row, clean_row(row, file, rules)
+
+
+def write_outcome(source: str, row: Row, outcome: Kept | Rejected, kept: IO[str], rejected: IO[str]) -> None:
+    """Write the row's record to `kept`, or the row with its reason to `rejected`."""
+    if isinstance(outcome, Rejected):
+        write_rejected(rejected, source, row, outcome)
+    else:
+        kept.write(row_line(record_row(outcome.record)))
 
 
 def _text(path: Path) -> IO[str]:

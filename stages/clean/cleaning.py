@@ -1,31 +1,45 @@
-"""One raw row to one record: text operators, the contract of the completion, the limits."""
+"""One raw row to one record: its shape, the text operators, the contract of the completion, the filters."""
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from stages.clean.lines import Line
+from stages.clean.filters import Filter, chosen_filters
 from stages.clean.operators import Operator, apply, chosen_operators
 from stages.clean.personal_data import TYPES, placeholder
-from stages.clean.rows import RawRow, Rejected, parse_row
-from stages.clean.settling import Unsettled
+from stages.clean.rows import Rejected, Row
+from stages.clean.settling import Unsettled, settle
+from stages.clean.shapes import Pair, read_pair
+from stages.clean.sources import RawFile
 from stages.completions import BrokenContract, Schema, parse_json
-from stages.params import Clean
-from stages.records import Record, make_record
+from stages.params import Clean, Task
+from stages.records import Message, Record, make_record
 
 # Markup may take most of a raw text. What is longer even so is rejected before the operators spend time on it.
 _RAW_PER_CLEAN = 4
 
 
+class Change(NamedTuple):
+    """The first change that an operator made in a row: in which column, from what to what."""
+
+    column: str
+    before: str
+    after: str
+
+
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A record, the names of the operators that changed it, and how many personal data of each type they masked."""
+    """A record, what changed in it by operator, how many personal data of each type were masked, and its raw pair."""
 
     record: Record
-    changed: set[str]
+    changed: Mapping[str, Change]
     personal_data: Counter[str]
+    shape: str
+    left_out: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,107 +47,158 @@ class Rules:
     """What a row must be, read once for all rows."""
 
     params: Clean
-    schema: Schema
+    schema: Schema | None
     operators: Mapping[str, Operator]
+    filters: Sequence[Filter]
 
     @classmethod
-    def of(cls, params: Clean, schema: Schema) -> "Rules":
-        return cls(params, schema, chosen_operators(params))
+    def of(cls, params: Clean, task: Task) -> "Rules":
+        schema = Schema(Path(task.schema_file)) if params.check_schema else None
+        return cls(params, schema, chosen_operators(params), chosen_filters(params))
 
 
-def clean_line(line: Line, rules: Rules) -> Kept | Rejected:
-    """The record of a raw line, or why there is none. Every line gives exactly one of the two."""
+def clean_row(row: Row, file: RawFile, rules: Rules) -> Kept | Rejected:
+    """The record of a raw row, or why there is none. Every row gives exactly one of the two."""
     try:
-        row = parse_row(line, rules.params.ignore_columns)
-        return clean_row(row, line.path.name, line.number, rules)
+        if isinstance(row.values, Rejected):
+            return row.values
+        pair = read_pair(row.values, file.shape, rules.params.keep_columns, rules.params.ignore_columns)
+        return clean_pair(pair, file.source, f"{row.file}:{row.number}", rules)
     except Rejected as rejected:
         return rejected
+    except Unsettled as error:
+        return Rejected("unsettled", str(error))
 
 
-def clean_row(row: RawRow, file: str, number: int, rules: Rules) -> Kept:
-    """Clean one row of line `number` of `file`.
+def clean_pair(pair: Pair, source: str, origin: str, rules: Rules) -> Kept:
+    """Clean one pair, of which no column names the source if `source` does not.
 
     Raises:
-        Rejected: prompt_too_short, prompt_too_long, empty_completion, completion_too_long,
-            completion_not_json, breaks_schema or unsettled.
+        Rejected: empty_turn, prompt_too_short, prompt_too_long, empty_completion, completion_too_long,
+            completion_not_json, breaks_schema, or the reason of a filter.
+        Unsettled: when a text does not come to rest.
     """
-    changes = _Changes()
-    try:
-        prompt = _clean_prompt(row.prompt, rules, changes)
-        completion = _clean_completion(row.completion, rules, changes)
-        label, source = (
-            apply(rules.operators, text or "", changes.observe) or default
-            for text, default in ((row.label, None), (row.source, file))
-        )
-    except Unsettled as error:
-        raise Rejected("unsettled", str(error)) from None
-    record = make_record(prompt, completion, label, source or file, f"{file}:{number}")
-    return Kept(record, changes.operators, changes.personal_data)
+    changes = _Changes(rules.operators)
+    context, prompt = _clean_question(pair, rules.params, changes)
+    completion = _clean_completion(pair.completion, rules, changes)
+    label, named, task = (changes.text(name, getattr(pair, name) or "") for name in ("label", "source", "task"))
+    fields = {column: changes.text(column, value) for column, value in pair.fields.items()}
+    record = make_record(
+        prompt, completion, label or None, named or source, origin, task=task or None, context=context, fields=fields
+    )
+    for keep_out in rules.filters:
+        keep_out(record)
+    return Kept(record, changes.made, changes.personal_data, pair.shape, pair.left_out)
 
 
 @dataclass(slots=True)
 class _Changes:
-    operators: set[str] = field(default_factory=set)
+    """Applies the operators and keeps what they changed."""
+
+    operators: Mapping[str, Operator]
+    made: dict[str, Change] = field(default_factory=dict)
     personal_data: Counter[str] = field(default_factory=Counter)
 
-    def observe(self, operator: str, before: str, after: str) -> None:
-        self.operators.add(operator)
+    def text(self, column: str, text: str) -> str:
+        return apply(self.operators, text, partial(self._observe, column))
+
+    def answer(self, column: str, text: str) -> str:
+        """Clean an answer: of a JSON object or array the strings, in its one form; else the text."""
+        return settle(partial(self._answer_once, column), text)
+
+    def json(self, column: str, value: Any) -> Any:
+        """`value` with the operators applied to its strings; keys belong to the schema and stay."""
+        if isinstance(value, str):
+            return self.text(column, value)
+        if isinstance(value, list):
+            return [self.json(column, item) for item in value]
+        if isinstance(value, dict):
+            return {key: self.json(column, item) for key, item in value.items()}
+        return value
+
+    def form(self, column: str, before: str, after: str) -> None:
+        """Note the one form of a structured completion, where it had another."""
+        if before != after:
+            self.made.setdefault("completion_form", Change(column, before, after))
+
+    def _answer_once(self, column: str, text: str) -> str:
+        try:
+            value = parse_json(text) if text.lstrip()[:1] in ("{", "[") else None
+            if not isinstance(value, dict | list):
+                return self.text(column, text)
+            self.form(column, text, dump(value))
+            return dump(self.json(column, value))
+        except (BrokenContract, RecursionError):
+            return self.text(column, text)
+
+    def _observe(self, column: str, operator: str, before: str, after: str) -> None:
+        self.made.setdefault(operator, Change(column, before, after))
         if operator == "personal_data":
             for kind in TYPES:
                 self.personal_data[kind] += after.count(placeholder(kind)) - before.count(placeholder(kind))
 
 
-def _clean_prompt(prompt: str, rules: Rules, changes: _Changes) -> str:
-    shortest, longest = rules.params.min_prompt_characters, rules.params.max_prompt_characters
-    _check_raw_length("prompt", prompt, longest)
-    prompt = apply(rules.operators, prompt, changes.observe)
+def _clean_question(pair: Pair, params: Clean, changes: _Changes) -> tuple[list[Message], str]:
+    """Context and prompt. The limit is that of all that the model reads, its length in characters."""
+    shortest, longest = params.min_prompt_characters, params.max_prompt_characters
+    raw = sum(len(message.content) for message in pair.context) + len(pair.prompt)
+    _check_raw_length("prompt", raw, longest)
+    context = [_clean_turn(message, changes) for message in pair.context]
+    if context and context[0].role == "system" and not context[0].content:
+        del context[0]
+    if not all(message.content for message in context):
+        raise Rejected("empty_turn", "a turn before the prompt has no text")
+    prompt = changes.text("prompt", pair.prompt)
     if len(prompt) < shortest:
         raise Rejected("prompt_too_short", f"{len(prompt)} characters; clean.min_prompt_characters is {shortest}")
-    if len(prompt) > longest:
-        raise Rejected("prompt_too_long", f"{len(prompt)} characters; clean.max_prompt_characters is {longest}")
-    return prompt
+    length = sum(len(message.content) for message in context) + len(prompt)
+    if length > longest:
+        what = "characters with all that comes before it" if context else "characters"
+        raise Rejected("prompt_too_long", f"{length} {what}; clean.max_prompt_characters is {longest}")
+    return context, prompt
+
+
+def _clean_turn(message: Message, changes: _Changes) -> Message:
+    clean = changes.answer if message.role == "assistant" else changes.text
+    return Message(message.role, clean("context", message.content))
 
 
 def _clean_completion(completion: str, rules: Rules, changes: _Changes) -> str:
     longest = rules.params.max_completion_characters
-    _check_raw_length("completion", completion, longest)
+    _check_raw_length("completion", len(completion), longest)
     if not completion.strip():
         raise Rejected("empty_completion", "the completion has no text")
+    cleaned = _fitting(completion, rules.schema, changes) if rules.schema else changes.answer("completion", completion)
+    if not cleaned.strip():
+        raise Rejected("empty_completion", "the completion has no text once it is clean")
+    if len(cleaned) > longest:
+        detail = f"{len(cleaned)} characters; clean.max_completion_characters is {longest}"
+        raise Rejected("completion_too_long", detail)
+    return cleaned
+
+
+def _fitting(completion: str, schema: Schema, changes: _Changes) -> str:
+    """The completion, clean and in its one form, if it is JSON that fits the schema."""
     try:
         value = parse_json(completion)
-        cleaned = _map_strings(value, rules, changes)
-        problem = rules.schema.problem(cleaned)
+        cleaned = changes.json("completion", value)
+        problem = schema.problem(cleaned)
+        form, result = dump(value), dump(cleaned)
     except BrokenContract as error:
         raise Rejected("completion_not_json", str(error)) from None
     except RecursionError:
         raise Rejected("completion_not_json", "nested too deeply") from None
     if problem:
         raise Rejected("breaks_schema", problem)
-    if dump(value) != completion:
-        changes.operators.add("completion_form")
-    if len(dump(cleaned)) > longest:
-        detail = f"{len(dump(cleaned))} characters; clean.max_completion_characters is {longest}"
-        raise Rejected("completion_too_long", detail)
-    return dump(cleaned)
+    changes.form("completion", completion, form)
+    return result
 
 
-def _check_raw_length(column: str, text: str, longest: int) -> None:
-    if len(text) > _RAW_PER_CLEAN * longest:
-        detail = f"{len(text)} raw characters; clean.max_{column}_characters is {longest}"
-        raise Rejected(f"{column}_too_long", detail)
+def _check_raw_length(column: str, length: int, longest: int) -> None:
+    if length > _RAW_PER_CLEAN * longest:
+        raise Rejected(f"{column}_too_long", f"{length} raw characters; clean.max_{column}_characters is {longest}")
 
 
 def dump(value: Any) -> str:
     """The one form of a completion. The order of its keys is the author's: a model may reason in it."""
     return json.dumps(value, ensure_ascii=False)
-
-
-def _map_strings(value: Any, rules: Rules, changes: _Changes) -> Any:
-    """`value` with the operators applied to its strings; keys belong to the schema and stay."""
-    if isinstance(value, str):
-        return apply(rules.operators, value, changes.observe)
-    if isinstance(value, list):
-        return [_map_strings(item, rules, changes) for item in value]
-    if isinstance(value, dict):
-        return {key: _map_strings(item, rules, changes) for key, item in value.items()}
-    return value

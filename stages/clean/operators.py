@@ -5,15 +5,15 @@ remove bytes that it needs; personal data last, because it looks for what a read
 """
 
 from collections.abc import Callable, Mapping
-from functools import partial
 
 from stages.clean.markup import strip_html
 from stages.clean.mojibake import fix_mojibake
-from stages.clean.personal_data import mask_personal_data
+from stages.clean.personal_data import masker
 from stages.clean.settling import settle
 from stages.clean.whitespace import normalise
 from stages.params import Clean
 
+NAMES = ("mojibake", "html", "whitespace", "personal_data")
 Operator = Callable[[str], str]
 Observer = Callable[[str, str, str], None]
 
@@ -25,9 +25,10 @@ def chosen_operators(params: Clean) -> dict[str, Operator]:
         operators["mojibake"] = fix_mojibake
     if params.strip_html:
         operators["html"] = strip_html
-    operators["whitespace"] = normalise
+    if params.normalise_whitespace:
+        operators["whitespace"] = normalise
     if params.mask_personal_data:
-        operators["personal_data"] = partial(mask_personal_data, region=params.phone_region)
+        operators["personal_data"] = masker(params.mask_personal_data, params.phone_region, params.ner_model)
     return operators
 
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from stages import paths
 from stages.errors import UserError
-from stages.params.data import Augment, Clean, Dedup, Holdout, Split
+from stages.params.data import Augment, Clean, Dedup, Holdout, PersonalData, Shape, Source, Split
 from stages.params.evaluation import Evaluate, Gate, Judge, MergeQuantize, Price, Report, Review, Scoring, Task
 from stages.params.model import Generation, Model, Train
 from stages.params.section import Section
@@ -26,10 +26,13 @@ __all__ = [
     "MergeQuantize",
     "Model",
     "Params",
+    "PersonalData",
     "Price",
     "Report",
     "Review",
     "Scoring",
+    "Shape",
+    "Source",
     "Split",
     "Task",
     "Train",

@@ -6,19 +6,43 @@ from pydantic import Field, model_validator
 
 from stages.params.section import Count, Section, Share
 
+Shape = Literal["auto", "prompt_completion", "alpaca", "sharegpt", "messages"]
+PersonalData = Literal["secret", "email", "iban", "card", "ip", "phone", "person", "location"]
+
+
+class Source(Section):
+    """Raw files of one source: those whose path below `clean.raw` fits the pattern `files`."""
+
+    files: str
+    shape: Shape
+
 
 class Clean(Section):
+    """Raw rows to records; of the limits, null switches one off."""
+
     raw: str
+    sources: dict[str, Source]
+    keep_columns: list[str]
     ignore_columns: list[str]
     max_rejected_share: Share
+    max_line_bytes: Count
     fix_mojibake: bool
     strip_html: bool
-    mask_personal_data: bool
+    normalise_whitespace: bool
+    mask_personal_data: list[PersonalData]
     phone_region: Annotated[str, Field(pattern="^[A-Z]{2}$")]
+    ner_model: str
+    check_schema: bool
     min_prompt_characters: Count
     max_prompt_characters: Count
     max_completion_characters: Count
-    max_line_bytes: Count
+    max_tokens: Count | None
+    tokenizer_file: str
+    max_repetition: Share | None
+    refusals: list[Annotated[str, Field(min_length=1)]]
+    languages: list[Annotated[str, Field(pattern="^[a-z]{2}$")]]
+    other_languages: list[Annotated[str, Field(pattern="^[a-z]{2}$")]]
+    language_confidence: Annotated[float, Field(gt=0.5, le=1)]
 
 
 class Dedup(Section):

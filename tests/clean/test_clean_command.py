@@ -10,7 +10,8 @@ from clean_project import GOOD, ROOT, CleanProject, raw_bytes, row
 
 from stages import paths
 
-HEAVY = {"torch", "transformers", "numpy", "pandas", "ftfy", "phonenumbers", "selectolax", "stdnum"}
+TRAINING = {"torch", "transformers", "tokenizers", "datasets"}
+HEAVY = TRAINING | {"numpy", "pandas", "pyarrow", "ftfy", "phonenumbers", "selectolax", "stdnum", "lingua"}
 
 
 def refused(project: CleanProject) -> str:
@@ -36,11 +37,11 @@ def test_a_good_file_ends_well_and_quietly(tmp_path: Path) -> None:
 def test_no_folder(tmp_path: Path) -> None:
     project = CleanProject(tmp_path)
     project.raw.rmdir()
-    assert "data/raw is missing; put the raw JSONL files there or correct clean.raw" in refused(project)
+    assert "data/raw is missing; put the raw files there or correct clean.raw" in refused(project)
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:
-    assert "data/raw has no .jsonl file" in refused(CleanProject(tmp_path))
+    assert "data/raw has no data; put files in .jsonl, .csv" in refused(CleanProject(tmp_path))
 
 
 def test_an_empty_file(tmp_path: Path) -> None:
@@ -52,8 +53,10 @@ def test_an_empty_file(tmp_path: Path) -> None:
 def test_a_file_of_another_kind(tmp_path: Path) -> None:
     project = CleanProject(tmp_path)
     project.write(GOOD)
-    project.write(b"a,b\n", "rows.csv")
-    assert "cannot read rows.csv: only files that end in .jsonl are data" in refused(project)
+    project.write(b"[]", "rows.json")
+    message = refused(project)
+    assert "cannot read rows.json: data are files in .jsonl, .csv, .tsv or .parquet" in message
+    assert "jq -c '.[]' FILE.json > FILE.jsonl" in message
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32"])
@@ -82,12 +85,13 @@ def test_too_many_rejected_rows_are_told_in_a_table_and_can_be_looked_at(tmp_pat
     project = CleanProject(tmp_path, max_rejected_share=0.5)
     project.write(b"\n".join([GOOD, row(priority=1), row(priority=2), b"{"]))
     message = refused(project)
-    assert "3 of 4 raw rows rejected (75.0%); clean.max_rejected_share allows 50.0%" in message
-    table = [line.split(maxsplit=3) for line in message.splitlines()[1:4]]
+    assert "3 of 4 raw rows rejected (75.0%); 50.0% are allowed (clean.max_rejected_share)" in message
+    table = [line.split(maxsplit=3) for line in message.splitlines()[1:5]]
     assert table[0] == ["reason", "rows", "first", "at"]
     assert table[1][:3] == ["unknown_column", "2", "raw.jsonl:2:"]
     assert "'priority'" in table[1][3]
-    assert table[2][:3] == ["not_json", "1", "raw.jsonl:4:"]
+    assert table[2][0] == "raw.jsonl:3:"
+    assert table[3][:3] == ["not_json", "1", "raw.jsonl:4:"]
     assert "data/rejected/clean.jsonl has them all" in message
     assert [row["line"] for row in project.rejected()] == [2, 3, 4]
 

@@ -1,6 +1,7 @@
 """What becomes of one raw line: a record, or a reason."""
 
 import json
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -11,30 +12,34 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.clean import cleaning
-from stages.clean.cleaning import Kept, Rules, clean_line
-from stages.clean.lines import Line
+from stages.clean.cleaning import Kept, Rules, clean_row
+from stages.clean.jsonl import jsonl_rows
 from stages.clean.rows import Rejected
-from stages.completions import Schema
-from stages.params import Clean
+from stages.clean.sources import RawFile
+from stages.params import Clean, Task
 from stages.records import record_id
 
 SCHEMA = {"type": "object", "properties": {"urgent": {"type": "boolean"}, "order": {"pattern": "^[A-Z]-[0-9]{4}$"}}}
 
 
 @pytest.fixture(scope="module")
-def schema(tmp_path_factory: pytest.TempPathFactory) -> Schema:
+def schema(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("schema") / "schema.json"
     path.write_text(json.dumps(SCHEMA))
-    return Schema(path)
+    return path
 
 
-def outcome(content: bytes | None, schema: Schema, number: int = 2, **changes: Any) -> Kept | Rejected:
-    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["clean"]
-    line = Line(Path("raw.jsonl"), number, 0, 7 if content is None else len(content), content)
-    return clean_line(line, Rules.of(Clean(**{**params, **changes}), schema))
+def outcome(content: bytes, schema: Path, number: int = 2, **changes: Any) -> Kept | Rejected:
+    """What becomes of a line of JSONL, by default the second."""
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    task = Task(**{**params["task"], "schema_file": str(schema)})
+    rules = Rules.of(Clean(**{**params["clean"], **changes}), task)
+    stream = BytesIO(b"\n" * (number - 1) + content + b"\n")
+    *_, row = jsonl_rows(stream, "raw.jsonl", rules.params.max_line_bytes)
+    return clean_row(row, RawFile(Path("raw.jsonl"), "raw.jsonl", "jsonl", "raw.jsonl", "auto"), rules)
 
 
-def kept(content: bytes, schema: Schema, **changes: Any) -> Kept:
+def kept(content: bytes, schema: Path, **changes: Any) -> Kept:
     result = outcome(content, schema, **changes)
     assert isinstance(result, Kept), result
     return result
@@ -45,7 +50,7 @@ def kept(content: bytes, schema: Schema, **changes: Any) -> Kept:
     [
         (b"", "blank_line", "nothing"),
         (b" \t\r", "blank_line", "nothing"),
-        (None, "line_too_long", "7 bytes"),
+        (b"x" * 1_000_007, "line_too_long", "1000007 bytes"),
         (b'{"prompt": "caf\xe9"}', "not_utf8", "byte 0xe9 at position 15"),
         (row()[:-5], "not_json", "Unterminated string"),
         (row() + b"\x00", "not_json", "Extra data"),
@@ -62,11 +67,11 @@ def kept(content: bytes, schema: Schema, **changes: Any) -> Kept:
         (b'{"prompt": "hello"}', "missing_field", "'completion' is missing; the row has 'prompt'"),
         (b'{"prompt": null, "completion": "{}"}', "wrong_type", "'prompt' must be a string, found null"),
         (b'{"prompt": "hello", "completion": {}}', "wrong_type", "write the JSON into a string"),
-        (row(label=7), "wrong_type", "'label' must be a string, found a number"),
+        (row(label=7.5), "wrong_type", "'label' must be a string, found a number"),
         (row(source=True), "wrong_type", "'source' must be a string, found a boolean"),
         (b'{"Prompt": "hello", "completion": "{}"}', "unknown_column", "did you mean 'prompt'?"),
         (row(completions="x"), "unknown_column", "did you mean 'completion'?"),
-        (row(messages=[]), "unknown_column", "known are prompt, completion, label, source, id"),
+        (row(origin=[]), "unknown_column", "known are prompt, completion, context, label, source, task, id"),
         (row(""), "prompt_too_short", "0 characters"),
         (row(" \u200b "), "prompt_too_short", "0 characters"),
         (row("a" * 2001), "prompt_too_long", "2001 characters; clean.max_prompt_characters is 2000"),
@@ -84,74 +89,100 @@ def kept(content: bytes, schema: Schema, **changes: Any) -> Kept:
     ],
 )  # fmt: skip
 def test_a_line_that_is_no_record_is_rejected_with_its_reason(
-    content: bytes | None, reason: str, detail: str, schema: Schema
+    content: bytes, reason: str, detail: str, schema: Path
 ) -> None:
-    result = outcome(content, schema, max_line_bytes=10**6)
+    result = outcome(content, schema)
     assert isinstance(result, Rejected)
     assert result.reason == reason
     assert detail.lower() in result.detail.lower()
 
 
-def test_a_byte_order_mark_may_open_the_file(schema: Schema) -> None:
+def test_a_byte_order_mark_may_open_the_file(schema: Path) -> None:
     assert isinstance(outcome(b"\xef\xbb\xbf" + row(), schema, number=1), Kept)
 
 
-def test_a_carriage_return_before_the_line_feed_is_no_part_of_the_row(schema: Schema) -> None:
+def test_a_carriage_return_before_the_line_feed_is_no_part_of_the_row(schema: Path) -> None:
     assert kept(row() + b"\r", schema).record == kept(row(), schema).record
 
 
-def test_the_record_knows_where_it_came_from(schema: Schema) -> None:
+def test_the_record_knows_where_it_came_from(schema: Path) -> None:
     record = kept(row("Hello there", {"b": 1, "a": 2}, label="x"), schema).record
     assert (record.prompt, record.completion, record.label) == ("Hello there", '{"b": 1, "a": 2}', "x")
     assert (record.source, record.origin) == ("raw.jsonl", "raw.jsonl:2")
     assert record.id == record_id(record.prompt, record.completion)
 
 
-def test_source_is_kept_and_a_given_id_is_not_believed(schema: Schema) -> None:
+def test_source_is_kept_and_a_given_id_is_not_believed(schema: Path) -> None:
     record = kept(row(source="mail", id=12, label=None), schema).record
     assert (record.source, record.label) == ("mail", None)
     assert record.id == record_id(record.prompt, record.completion)
 
 
-def test_named_columns_are_left_out(schema: Schema) -> None:
-    assert kept(row(priority=1, messages=[]), schema, ignore_columns=["priority", "messages"]).changed == set()
+def test_named_columns_are_left_out(schema: Path) -> None:
+    for ignored in (["priority", "lang"], ["*"]):
+        result = kept(row(priority=1, lang="en"), schema, ignore_columns=ignored)
+        assert (result.left_out, result.record.fields) == (("priority", "lang"), {})
+
+
+def test_kept_columns_go_with_the_record_clean_and_as_text(schema: Path) -> None:
+    columns: dict[str, Any] = {
+        "region": "<b>EU</b>",
+        "priority": 2,
+        "vip": True,
+        "tags": ["a"],
+        "mail": "a@example.com",
+        "empty": "",
+    }
+    record = kept(row(**columns), schema, keep_columns=[*columns, "absent"]).record
+    assert record.fields == {"region": "EU", "priority": "2", "vip": "true", "tags": '["a"]', "mail": "[EMAIL]"}
+    assert record.id == kept(row(), schema).record.id
+
+
+def test_a_numbered_class_is_a_label(schema: Path) -> None:
+    assert kept(row(label=7), schema).record == kept(row(label="7"), schema).record
 
 
 @pytest.mark.parametrize("spacing", ['{"a":1,"b":"é"}', ' {\n"a" : 1, "b": "\\u00e9"} '])
-def test_every_completion_has_one_form(spacing: str, schema: Schema) -> None:
+def test_every_completion_has_one_form(spacing: str, schema: Path) -> None:
     result = kept(row(completion=spacing), schema)
     assert result.record.completion == '{"a": 1, "b": "é"}'
-    assert result.changed == {"completion_form"}
+    assert set(result.changed) == {"completion_form"}
 
 
-def test_operators_reach_the_strings_of_a_completion_but_not_its_keys(schema: Schema) -> None:
+def test_operators_reach_the_strings_of_a_completion_but_not_its_keys(schema: Path) -> None:
     completion = {"<b>k</b>": ["<b>x</b>", {"mail": "a@example.com"}], "n": 1.5}
     result = kept(row("<p>Write to a@example.com</p>", completion), schema)
     assert json.loads(result.record.completion) == {"<b>k</b>": ["x", {"mail": "[EMAIL]"}], "n": 1.5}
     assert result.record.prompt == "Write to [EMAIL]"
-    assert result.changed == {"html", "personal_data"}
+    assert set(result.changed) == {"html", "personal_data"}
     assert +result.personal_data == {"email": 2}
 
 
 @pytest.mark.parametrize(
     ("switch", "prompt"),
-    [("fix_mojibake", "CafÃ©"), ("strip_html", "<b>bold</b>"), ("mask_personal_data", "a@example.com")],
+    [
+        ("fix_mojibake", "CafÃ©"),
+        ("strip_html", "<b>bold</b>"),
+        ("normalise_whitespace", "a\u00a0space"),
+        ("mask_personal_data", "a@example.com"),
+    ],
 )
-def test_a_switch_turns_its_operator_off_and_no_other(switch: str, prompt: str, schema: Schema) -> None:
+def test_a_switch_turns_its_operator_off_and_no_other(switch: str, prompt: str, schema: Path) -> None:
+    on = {"fix_mojibake": True, "strip_html": True, "normalise_whitespace": True, "mask_personal_data": ["email"]}
+    off = {"fix_mojibake": False, "strip_html": False, "normalise_whitespace": False, "mask_personal_data": []}
     assert kept(row(prompt), schema).record.prompt != prompt
-    assert kept(row(prompt), schema, **{switch: False}).record.prompt == prompt
-    others = {"fix_mojibake": False, "strip_html": False, "mask_personal_data": False} | {switch: True}
-    assert kept(row(prompt), schema, **others).record == kept(row(prompt), schema).record
+    assert kept(row(prompt), schema, **{**on, switch: off[switch]}).record.prompt == prompt
+    assert kept(row(prompt), schema, **{**off, switch: on[switch]}).record == kept(row(prompt), schema).record
 
 
-def test_a_text_that_never_rests_is_rejected(schema: Schema, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_that_never_rests_is_rejected(schema: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cleaning, "chosen_operators", lambda params: {"grow": lambda text: text + "x"})
     result = outcome(row(), schema)
     assert isinstance(result, Rejected)
     assert result.reason == "unsettled"
 
 
-def test_no_depth_of_nesting_ends_the_run(schema: Schema) -> None:
+def test_no_depth_of_nesting_ends_the_run(schema: Path) -> None:
     reasons = set()
     for depth in range(100, 1000, 50):
         completion = '{"":' * depth + "1" + "}" * depth
@@ -168,7 +199,7 @@ NAME = st.none() | TEXT
 
 @given(prompt=TEXT, value=st.dictionaries(st.text(), VALUE, max_size=3), label=NAME, source=NAME)
 def test_a_clean_record_is_clean(
-    prompt: str, value: dict[str, Any], label: str | None, source: str | None, schema: Schema
+    prompt: str, value: dict[str, Any], label: str | None, source: str | None, schema: Path
 ) -> None:
     raw = json.dumps({"prompt": prompt, "completion": json.dumps(value), "label": label, "source": source})
     first = outcome(raw.encode(), schema)
@@ -177,4 +208,4 @@ def test_a_clean_record_is_clean(
         again = row(record.prompt, record.completion, label=record.label, source=record.source, id=record.id)
         second = kept(again, schema)
         assert second.record == record
-        assert second.changed == set()
+        assert second.changed == {}
