@@ -9,10 +9,12 @@ from typing import Any, Literal
 
 import torch
 
+from stages.generation.graphs import Graphs
 from stages.generation.slots import TOKENS_AT_ONCE, Slots, bytes_a_token
 
 _CPU_TOKENS, _GPU_TOKENS = 16384, 131072
 _MEMORY_SHARE = 4  # of a card's memory, one part in so many holds keys and values
+_STEPS, _WIDTH_UNIT = 4, 64  # on a card: tokens between two looks at what ended; sizes of what is looked at
 _REFILL_SHARE = 8  # of the slots, one in so many must be free before new prompts come in
 
 
@@ -28,18 +30,21 @@ class Greedy:
         self._prompts, self._stop, self._limit = prompts, stop_id, limit
         self._head, self._device = causal.get_output_embeddings(), causal.device
         self._prefix = _common_prefix(prompts)
-        capacity = max(map(len, prompts)) + limit
+        unit = _WIDTH_UNIT if self._device.type == "cuda" else 1
+        self._capacity = _rounded(max(map(len, prompts)) + limit, unit)
         budget = _budget(causal) if batch_tokens == "auto" else batch_tokens
-        self._count = max(1, min(len(prompts), budget // capacity))
-        self._slots = Slots(causal, self._count, capacity)
+        self._count = max(1, min(len(prompts), budget // self._capacity))
+        self._slots = Slots(causal, self._count, self._capacity)
         # Of each slot: the next token to read and its position, what was said, how much of it, and whether it ended.
         self._ids = torch.zeros(self._count, 1, dtype=torch.long, device=self._device)
-        self._positions = torch.zeros_like(self._ids)
+        # A slot that is not in use writes to its last place, which its next row writes anew before it reads it.
+        self._positions = torch.full_like(self._ids, self._capacity - 1)
         self._said = torch.zeros(self._count, limit + 1, dtype=torch.long, device=self._device)
         self._spoken = torch.zeros(self._count, dtype=torch.long, device=self._device)
-        self._ended = torch.zeros(self._count, dtype=torch.bool, device=self._device)
+        self._ended = torch.ones(self._count, dtype=torch.bool, device=self._device)
         self._running: list[int] = []  # the prompts in the first slots
         self._furthest: list[int] = []  # the position that each of them may have reached
+        self._graphs = Graphs(self._advance) if self._device.type == "cuda" else None
 
     @torch.inference_mode()
     def answers(self) -> Iterator[tuple[int, list[int]]]:
@@ -54,6 +59,7 @@ class Greedy:
                 else:
                     self._step()
                 yield from self._leave()
+        self._graphs = None  # it holds this object, and with it the memory of the slots
 
     def _read_prefix(self) -> None:
         if self._prefix:
@@ -85,10 +91,25 @@ class Greedy:
         self._furthest += [len(self._prompts[i]) for i in prompts]
 
     def _step(self) -> None:
-        here = slice(0, len(self._running))
-        hidden = self._slots.forward(self._ids[here], self._positions[here], 0, max(self._furthest) + 1)
+        """One token for every running row; on a card, some tokens in sizes that come again, before it is waited for."""
+        if self._graphs is None:
+            self._advance(len(self._running), max(self._furthest) + 1)
+            self._furthest = [position + 1 for position in self._furthest]
+            return
+        rows = next(size for size in self._sizes() if size >= len(self._running))
+        width = min(_rounded(max(self._furthest) + _STEPS, _WIDTH_UNIT), self._capacity)
+        for _ in range(_STEPS):
+            self._graphs.run(rows, width)
+        self._furthest = [min(position + _STEPS, self._capacity - 1) for position in self._furthest]
+
+    def _sizes(self) -> list[int]:
+        """All slots, or a quarter, or a sixteenth: few graphs, and the last rows do not carry many empty slots."""
+        return [max(1, self._count // part) for part in (16, 4)] + [self._count]
+
+    def _advance(self, rows: int, width: int) -> None:
+        here = slice(0, rows)
+        hidden = self._slots.forward(self._ids[here], self._positions[here], 0, width)
         self._say(here, hidden[:, -1])
-        self._furthest = [position + 1 for position in self._furthest]
 
     def _say(self, here: slice, hidden: torch.Tensor) -> None:
         """Take the likeliest token after each of the slots' last hidden states; no wait for the device."""
@@ -117,6 +138,7 @@ class Greedy:
                 state[gaps] = state[movers]
             for gap, mover in zip(gaps, movers, strict=True):
                 self._running[gap], self._furthest[gap] = self._running[mover], self._furthest[mover]
+        self._ended[left:] = True
         del self._running[left:], self._furthest[left:]
         yield from answers
 
@@ -130,6 +152,11 @@ def _budget(causal: Any) -> int:
         return _CPU_TOKENS
     memory = torch.cuda.get_device_properties(causal.device).total_memory
     return min(_GPU_TOKENS, memory // _MEMORY_SHARE // bytes_a_token(causal))
+
+
+def _rounded(number: int, unit: int) -> int:
+    """The smallest multiple of `unit` from `number` on."""
+    return -(-number // unit) * unit
 
 
 def _common_prefix(prompts: Sequence[list[int]]) -> int:
