@@ -32,9 +32,16 @@ class Graphs:
 
     def _record(self, rows: int, width: int) -> None:
         graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
         try:
-            with torch.cuda.graph(graph, pool=self._memory, stream=self._stream):
-                self._step(rows, width)
+            # Not `torch.cuda.graph`, which collects garbage and empties the allocator's cache each time: a size is
+            # seldom run often enough to repay that.
+            with torch.cuda.stream(self._stream):
+                graph.capture_begin(pool=self._memory, capture_error_mode="thread_local")
+                try:
+                    self._step(rows, width)
+                finally:
+                    graph.capture_end()
         except RuntimeError as error:
             # Some quantised layers and rotary embeddings ask the card for a number in the middle of a step.
             print(f"generation without CUDA graphs: {str(error).splitlines()[0]}", flush=True)
