@@ -1,10 +1,11 @@
 """Prompts and completions as token ids: one rendering for training, scoring and generation."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from stages.errors import UserError
+from stages.params import Task
 from stages.records import REPLAY, Message, Record
 
 _SENTINEL = "Xq7"
@@ -12,7 +13,7 @@ _SENTINEL = "Xq7"
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """A tokenizer with its chat template and the task's instruction.
+    """A tokenizer with its chat template, the task's instruction and those of tagged rows.
 
     `stop_id` is the token with which the template ends the assistant's turn: it closes every trained
     completion and it stops generation.
@@ -22,6 +23,7 @@ class Chat:
     instruction: str
     stop_id: int
     takes_system: bool
+    by_task: Mapping[str, str] = field(default_factory=dict)
 
     def instruction_for(self, record: Record) -> str:
         """What the model is told before the record's turns, or an empty text.
@@ -31,7 +33,7 @@ class Chat:
         """
         if record.context and record.context[0].role == "system":
             return record.context[0].content
-        return "" if record.source == REPLAY else self.instruction
+        return "" if record.source == REPLAY else self.by_task.get(record.task or "", self.instruction)
 
     def prompt_ids(self, record: Record) -> list[int]:
         """Token ids up to the point where the assistant's answer begins."""
@@ -50,8 +52,15 @@ class Chat:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
-def make_chat(tokenizer: Any, instruction: str) -> Chat:
+def task_chat(tokenizer: Any, task: Task) -> Chat:
+    """The chat of a task and of its tags. Raises UserError as `make_chat` does."""
+    return make_chat(tokenizer, task.instruction, {tag: task.contract(tag).instruction for tag in task.tags})
+
+
+def make_chat(tokenizer: Any, instruction: str, by_task: Mapping[str, str] | None = None) -> Chat:
     """Find out how the template takes a system message and ends a turn.
+
+    `by_task` are the instructions of rows with a tag; all other rows have `instruction`.
 
     Raises:
         UserError: when the template has no special token after the answer, or does not begin a full
@@ -72,7 +81,7 @@ def make_chat(tokenizer: Any, instruction: str) -> Chat:
         raise UserError(
             "the chat template of models/base ends an answer without a stop token; generation would not end"
         )
-    return Chat(tokenizer, instruction, tail[0], takes_system)
+    return Chat(tokenizer, instruction, tail[0], takes_system, by_task or {})
 
 
 def _messages(turns: Sequence[Message], instruction: str, takes_system: bool) -> list[dict[str, str]]:

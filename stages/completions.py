@@ -7,6 +7,7 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError, best_match
+from referencing.exceptions import Unresolvable
 
 from stages.errors import UserError
 
@@ -67,13 +68,13 @@ def _finite(number: str) -> float:
 
 
 class Schema:
-    """A JSON Schema (draft 2020-12) from a file.
+    """A JSON Schema (draft 2020-12) from a file, or the part of it that a JSON pointer such as #/$defs/order names.
 
     Raises:
-        UserError: when the file is missing, no JSON, or no schema.
+        UserError: when the file is missing, no JSON, or no schema, or has no such part.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, pointer: str = "#") -> None:
         try:
             schema = parse_json(path.read_text(encoding="utf-8"))
             Draft202012Validator.check_schema(schema)
@@ -85,7 +86,13 @@ class Schema:
             raise UserError(f"{path}: not JSON: {error}") from None
         except SchemaError as error:
             raise UserError(f"{path}: not a JSON Schema: {error.message}") from None
-        self._validator = Draft202012Validator(schema)
+        # A part keeps the whole schema behind it, so that references lead where they led.
+        whole = Draft202012Validator(schema)
+        self._validator = whole if pointer == "#" else whole.evolve(schema={"$ref": pointer})
+        try:
+            self._validator.is_valid(None)
+        except Unresolvable:
+            raise UserError(f"{path} has no schema at {pointer}; task.schema_at must name a part of it") from None
 
     def problem(self, value: Any) -> str | None:
         """What is wrong with a parsed completion, or None."""

@@ -95,14 +95,14 @@ def _places(entry: dict[str, Any]) -> list[Any]:
 
 
 def _keys() -> list[tuple[str, str]]:
-    """(section, key) of the whole schema; a gate's keys belong to the section that holds it."""
+    """(section, key) of the whole schema; of the gates, the keys that each may have."""
     keys: list[tuple[str, str]] = []
     for section, field in Params.model_fields.items():
         annotation = field.annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             keys += [(section, key) for key in annotation.model_fields]
-            if "gates" in annotation.model_fields:
-                keys += [(section, key) for key in Gate.model_fields]
+        elif section == "gates":
+            keys += [(section, key) for key in ("gates", *Gate.model_fields)]
         else:
             keys.append((section, section))
     return keys

@@ -50,8 +50,8 @@ def test_all_mistakes_are_told_at_once(values: dict[str, Any]) -> None:
         (["dedub"], "dedub: unknown key; did you mean dedup?"),
         (["clean", "fix_mojibak"], "clean.fix_mojibak: unknown key; did you mean clean.fix_mojibake?"),
         (
-            ["evaluate", "gates", "exact_match", "minimun"],
-            "evaluate.gates.exact_match.minimun: unknown key; did you mean evaluate.gates.exact_match.minimum?",
+            ["gates", "exact_match", "minimun"],
+            "gates.exact_match.minimun: unknown key; did you mean gates.exact_match.minimum?",
         ),
         (["clean", "qqqq"], "clean.qqqq: unknown key; remove it"),
     ],
@@ -97,10 +97,10 @@ def test_every_spelling_of_a_number_is_that_number(tmp_path: Path, values: dict[
 
 
 def test_a_gate_has_one_threshold(values: dict[str, Any]) -> None:
-    gate = values["evaluate"]["gates"]["exact_match"]
+    gate = values["gates"]["exact_match"]
     gate["maximum"] = 1.0
     (told,) = mistakes(values)
-    assert "evaluate.gates.exact_match" in told
+    assert "gates.exact_match" in told
     assert "either a minimum or a maximum" in told
 
 

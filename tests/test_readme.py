@@ -22,7 +22,7 @@ def test_every_other_command_runs(pipeline: Path, tmp_path: Path) -> None:
     shutil.copytree(pipeline.parent, tmp_path / "copy", symlinks=True)
     repository = tmp_path / "copy" / pipeline.name
     # The tiny model learns nothing, so the gates that refuse a release must ask nothing of it.
-    set_params(repository, {"evaluate": {"gates": {}}, "merge_quantize": {"gates": {}}})
+    set_params(repository, {"gates": {}})
     run(repository, "dvc", "repro")
     commit(repository, "No gates")
     for command in COMMANDS[2:]:

@@ -19,47 +19,42 @@ P is a proportion {value, low, high, count, of}, I an interval {value, low, high
 metrics and write metrics/gates.json; quantize.json then has no verdict and gates any more.
 """
 
-from pathlib import Path
-
 from stages import paths
-from stages.chat import make_chat
-from stages.completions import Schema
+from stages.chat import task_chat
 from stages.environment import measured
 from stages.errors import run
 from stages.evaluate.confusion import write_confusion
-from stages.files import read_json, write_json
-from stages.gates import check_gates
-from stages.generation import Weights, answer_rows, perplexity
+from stages.files import write_json
+from stages.generation import Weights, answer_rows, likelihoods, with_likelihood
 from stages.models import load_tokenizer
 from stages.params import load_params
 from stages.records import read_records, read_rows, write_rows
-from stages.scoring import compare, score_row, summarise
+from stages.scoring import score_row
+from stages.scoring.comparison import compare
+from stages.scoring.summary import summarise
+from stages.tasks import Tasks
 
 
 def main() -> None:
-    params = load_params("evaluate", "generation", "scoring", "task")
-    schema = Schema(Path(params.task.schema_file))
+    params = load_params("generation", "scoring", "task")
+    tasks = Tasks(params.task)
     holdout = read_records(paths.HOLDOUT)
     with measured("evaluate") as notes:
         model = Weights(paths.BASE, paths.ADAPTER)
-        chat = make_chat(load_tokenizer(paths.BASE), params.task.instruction)
-        rows = answer_rows(model, chat, holdout, params.generation, "evaluate")
-        surprise = perplexity(model, chat, holdout)
+        chat = task_chat(load_tokenizer(paths.BASE), params.task)
+        answers = answer_rows(model, chat, holdout, params.generation, "evaluate")
+        rows = with_likelihood(answers, likelihoods(model, chat, holdout))
         notes["generation"] = model.spent
 
-    scores = [score_row(row, schema) for row in rows]
-    before = [score_row(row, schema) for row in read_rows(paths.BASE_GENERATIONS)]
+    scores = [score_row(row, tasks) for row in rows]
+    before = [score_row(row, tasks) for row in read_rows(paths.BASE_GENERATIONS)]
     result = {
-        "adapter": summarise(rows, scores, surprise, params.scoring.confidence),
-        "against_baseline": compare(before, scores),
+        "adapter": summarise(scores, params.scoring),
+        "against_baseline": compare(before, scores, params.scoring),
     }
-    known = {"baseline": read_json(paths.BASELINE_METRICS), "train": read_json(paths.TRAIN_METRICS), "evaluate": result}
-    gates = check_gates(params.evaluate.gates, known)
     write_rows(paths.ADAPTER_GENERATIONS, rows)
-    write_confusion(paths.CONFUSION, scores, params.task.label_field)
+    write_confusion(paths.CONFUSION, scores, tasks)
     write_json(paths.EVALUATE_METRICS, result)
-    write_json(paths.GATES, gates)
-    print(f"verdict: {gates['verdict']}")
 
 
 if __name__ == "__main__":

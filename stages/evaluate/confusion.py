@@ -1,4 +1,4 @@
-"""The confusion table of the label field, as rows that `dvc plots` counts."""
+"""The confusion table of the classes, as rows that `dvc plots` counts."""
 
 import csv
 import io
@@ -7,22 +7,31 @@ from pathlib import Path
 
 from stages.files import write_text
 from stages.scoring import RowScore
+from stages.tasks import Tasks
 
 NO_ANSWER = "(no valid answer)"
 
 
-def write_confusion(path: Path, scores: Sequence[RowScore], label_field: str) -> None:
-    """One line for each hold-out row: its label and what the output says at `label_field`."""
+def write_confusion(path: Path, scores: Sequence[RowScore], tasks: Tasks) -> None:
+    """One line for each row that has a class: the class, and the one that the output names.
+
+    In a json task the class is the row's label, named at the task's label field; in a classification task it is
+    the whole reference.
+    """
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["actual", "predicted"])
     for score in scores:
-        writer.writerow([score.label or "(no label)", _predicted(score, label_field)])
+        if score.kind != "text":
+            writer.writerow(_classes(score, tasks.of(score.task).settings.label_field))
     write_text(path, table.getvalue())
 
 
-def _predicted(score: RowScore, label_field: str) -> str:
-    """The label that the output names; free text would make a table of a thousand columns."""
-    if not score.schema_valid or not isinstance(score.predicted, dict):
-        return NO_ANSWER
-    return str(score.predicted.get(label_field, NO_ANSWER))
+def _classes(score: RowScore, label_field: str) -> tuple[str, str]:
+    """The class of the row and that of the output; free text would make a table of a thousand columns."""
+    if score.kind == "classification":
+        return score.reference, score.output if score.valid else NO_ANSWER
+    actual = score.label or "(no label)"
+    if not score.valid or not isinstance(score.predicted, dict):
+        return actual, NO_ANSWER
+    return actual, str(score.predicted.get(label_field, NO_ANSWER))

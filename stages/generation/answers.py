@@ -40,6 +40,7 @@ def answer_rows(
             "output": said.output,
             "tokens": said.tokens,
             "stopped": said.stopped,
+            **({"task": record.task} if record.task is not None else {}),
         }
         for record, said in zip(records, answers, strict=True)
     ]

@@ -21,30 +21,23 @@ _LOGITS_AT_ONCE = 1 << 25
 
 @dataclass(frozen=True, slots=True)
 class Likelihood:
-    """Negative log-likelihood of one record's reference answer, in nats, stop token included; how many tokens."""
+    """Of one record's reference answer, its stop token included.
+
+    `nats` is the negative log-likelihood of its `tokens`; `agreed` of them are the model's first choice. Greedy
+    decoding gives exactly the reference when all are.
+    """
 
     nats: float
     tokens: int
-
-
-def perplexity(model: Any, chat: Chat, records: Sequence[Record]) -> float:
-    """exp of the mean negative log-likelihood of a reference token.
-
-    Raises:
-        Refusal: when the model gives no finite likelihood, as broken weights or a broken kernel do.
-    """
-    found = likelihoods(model, chat, records)
-    mean = math.fsum(each.nats for each in found) / sum(each.tokens for each in found)
-    if not mean < _LARGEST_MEAN:
-        raise Refusal(f"the model gives the reference answers a mean loss of {mean} nats; it must not be used")
-    return math.exp(mean)
+    agreed: int
 
 
 def likelihoods(model: Any, chat: Chat, records: Sequence[Record]) -> list[Likelihood]:
     """One for each record, in the order given, by a loaded model or by `Weights`, which are asked only once.
 
     Raises:
-        Refusal: when a likelihood is not finite.
+        Refusal: when a likelihood is not finite, or a token's mean loss is, but no perplexity can be, as broken
+            weights or a broken kernel give.
     """
     pairs = [(chat.prompt_ids(record), chat.completion_ids(record.completion)) for record in records]
     order = sorted(range(len(pairs)), key=lambda i: (-len(pairs[i][0]) - len(pairs[i][1]), pairs[i]))
@@ -52,17 +45,25 @@ def likelihoods(model: Any, chat: Chat, records: Sequence[Record]) -> list[Likel
     if isinstance(model, Weights):
         weights = model
         request = {"likelihoods": asked, "weights": weights.identity}
-        nats, _ = remember(request, lambda: _nats(causal_of(weights.model), asked, chat.stop_id))
+        measured, _ = remember(request, lambda: _measure(causal_of(weights.model), asked, chat.stop_id))
     else:
-        nats = _nats(causal_of(model), asked, chat.stop_id)
-    by_record = dict(zip(order, nats, strict=True))
-    return [Likelihood(by_record[i], len(pairs[i][1])) for i in range(len(pairs))]
+        measured = _measure(causal_of(model), asked, chat.stop_id)
+    for (nats, _), (_, completion) in zip(measured, asked, strict=True):
+        if not nats < _LARGEST_MEAN * len(completion):
+            raise Refusal(f"the model gives a reference answer a loss of {nats} nats; it must not be used")
+    by_record = dict(zip(order, measured, strict=True))
+    return [Likelihood(by_record[i][0], len(pairs[i][1]), by_record[i][1]) for i in range(len(pairs))]
+
+
+def with_likelihood(rows: Sequence[dict[str, Any]], found: Sequence[Likelihood]) -> list[dict[str, Any]]:
+    """Generation rows, each with the likelihood of its reference."""
+    return [{**row, "nats": one.nats, "reference_tokens": one.tokens} for row, one in zip(rows, found, strict=True)]
 
 
 @torch.inference_mode()
-def _nats(causal: Any, pairs: Sequence[tuple[list[int], list[int]]], pad: int) -> list[float]:
-    """The likelihoods of (prompt, completion) pairs, longest first."""
-    result = []
+def _measure(causal: Any, pairs: Sequence[tuple[list[int], list[int]]], pad: int) -> list[list[Any]]:
+    """[nats, agreed] of each of the (prompt, completion) pairs, longest first."""
+    result: list[list[Any]] = []
     for rows in _batches(pairs, TOKENS_AT_ONCE[causal.device.type]):
         width = len(rows[0][0]) + len(rows[0][1])
         ids = torch.tensor([p + c + [pad] * (width - len(p) - len(c)) for p, c in rows], device=causal.device)
@@ -77,19 +78,29 @@ def _nats(causal: Any, pairs: Sequence[tuple[list[int], list[int]]], pad: int) -
         else:
             states, head = causal(input_ids=ids, attention_mask=mask, use_cache=False).logits, torch.nn.Identity()
         chosen = torch.cat([states[row, start:end] for row, start, end in asks])
-        losses = _losses(head, chosen, targets, causal.config.get_text_config().vocab_size)
-        result += [part.sum().item() for part in torch.split(losses, [len(c) for _, c in rows])]
-    if not all(map(math.isfinite, result)):
+        losses, agreed = _losses(head, chosen, targets, causal.config.get_text_config().vocab_size)
+        lengths = [len(c) for _, c in rows]
+        parts = zip(torch.split(losses, lengths), torch.split(agreed, lengths), strict=True)
+        result += [[nats.sum().item(), int(same.sum())] for nats, same in parts]
+    if not all(math.isfinite(nats) for nats, _ in result):
         raise Refusal("the model gives the reference answers a likelihood that is no number; it must not be used")
     return result
 
 
-def _losses(head: Any, states: torch.Tensor, targets: torch.Tensor, vocabulary: int) -> torch.Tensor:
-    """Cross-entropy of each position, in float64, with few positions' logits in memory at once."""
+def _losses(
+    head: Any, states: torch.Tensor, targets: torch.Tensor, vocabulary: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy of each position, in float64, and whether its target is the first choice.
+
+    The logits of few positions are in memory at once.
+    """
     at_once = max(1, _LOGITS_AT_ONCE // vocabulary)
-    parts = zip(torch.split(states, at_once), torch.split(targets, at_once), strict=True)
-    losses = [torch.nn.functional.cross_entropy(head(part).float(), want, reduction="none") for part, want in parts]
-    return torch.cat(losses).double()
+    losses, agreed = [], []
+    for part, want in zip(torch.split(states, at_once), torch.split(targets, at_once), strict=True):
+        logits = head(part).float()
+        losses.append(torch.nn.functional.cross_entropy(logits, want, reduction="none"))
+        agreed.append(logits.argmax(-1) == want)
+    return torch.cat(losses).double(), torch.cat(agreed)
 
 
 def _batches(

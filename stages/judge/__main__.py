@@ -4,7 +4,6 @@ from stages import paths
 from stages.environment import measured
 from stages.errors import run
 from stages.files import write_json
-from stages.gates import check_gates
 from stages.judge.hearing import hear
 from stages.judge.questions import ask_about, sample
 from stages.judge.summary import OFF, summarise
@@ -23,8 +22,7 @@ def main() -> None:
     with measured("judge") as notes:
         replies = hear(questions, params.judge, notes)
     result = summarise(rows, replies, params.judge.price, params.scoring.confidence, params.seed)
-    gates = check_gates(params.judge.gates, {"judge": result}) if params.judge.gates else {}
-    write_json(paths.JUDGE_METRICS, {**result, **gates})
+    write_json(paths.JUDGE_METRICS, result)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,8 @@ metrics/judge.json, nested numbers:
      "against_baseline": COMPARISON,                                    tuned against the base model
      "against_previous": COMPARISON,                                    only when there is a previous release
      "replies": {"count", "unreadable"},                                all replies; those that are no choice
-     "cost": {"input_tokens", "output_tokens", "uncounted", "price"},   of what was asked, now or in an earlier run;
+     "cost": {"input_tokens", "output_tokens", "uncounted", "price"}}   of what was asked, now or in an earlier run;
                                                                         uncounted: replies without a token count
-     "verdict": state, "gates": {...}}                                  as in metrics/gates.json; absent without gates
 
     COMPARISON = {
      "rows", "identical",                       rows; those where both models say the same, ties without asking
@@ -52,7 +51,7 @@ def summarise(
     confidence: float,
     seed: int,
 ) -> dict[str, Any]:
-    """The metrics of a judge that is on, without gates. `replies` are those to all questions about `rows`."""
+    """The metrics of a judge that is on. `replies` are those to all questions about `rows`."""
     choices = {question: read_choice(reply.text) for question, reply in replies.items()}
     paid = {(question.text, question.repeat): reply for question, reply in replies.items()}
     return {

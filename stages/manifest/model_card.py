@@ -25,11 +25,11 @@ Decode greedily and stop at the template's end-of-turn token; the numbers below 
 
 ## Measured on the hold-out ({holdout} rows never trained on)
 
-| model | folder | MB | exact match | {percent} % interval | valid against the schema |
+| model | folder | MB | exact match | {percent} % interval | valid |
 |---|---|---:|---:|---|---:|
 {table}
 
-Verdict of the gates: {verdict} for the adapter, {artefact_verdict} for the artefacts.
+Verdict of the gates: {verdict}. {reason}
 
 ## Trail
 
@@ -40,7 +40,9 @@ Verdict of the gates: {verdict} for the adapter, {artefact_verdict} for the arte
 
 def model_card(params: Params, manifest: dict[str, Any]) -> str:
     """The card in Markdown, with the front matter that model hubs read."""
-    evaluate, quantize = read_json(paths.EVALUATE_METRICS), read_json(paths.QUANTIZE_METRICS)
+    evaluate, quantize, gates = (
+        read_json(path) for path in (paths.EVALUATE_METRICS, paths.QUANTIZE_METRICS, paths.GATES)
+    )
     base = read_json(paths.BASELINE_METRICS)["base"]
     rows = [_row("base", "", None, base), _row("adapter", "", None, evaluate["adapter"])]
     for name, artefact in quantize["artefacts"].items():
@@ -57,13 +59,13 @@ def model_card(params: Params, manifest: dict[str, Any]) -> str:
         holdout=base["rows"],
         percent=f"{params.scoring.confidence:.0%}".rstrip("%"),
         table="\n".join(rows),
-        verdict=read_json(paths.GATES)["verdict"],
-        artefact_verdict=quantize["verdict"],
+        verdict=gates["verdict"],
+        reason=gates["reason"],
     )
 
 
 def _row(name: str, folder: str, size: int | None, scores: dict[str, Any]) -> str:
-    exact, valid = scores["exact_match"], scores["schema_valid"]["value"]
+    exact, valid = scores["exact_match"], scores["valid"]["value"]
     megabytes = "" if size is None else f"{size / 1e6:.0f}"
     interval = f"{exact['low']:.1%} to {exact['high']:.1%}"
     return f"| {name} | {folder} | {megabytes} | {exact['value']:.1%} | {interval} | {valid:.1%} |"

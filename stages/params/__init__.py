@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, ValidationError
 from stages import paths
 from stages.errors import UserError
 from stages.params.data import Augment, Clean, Dedup, Holdout, PersonalData, Shape, Source, Split
-from stages.params.evaluation import Evaluate, Gate, Judge, MergeQuantize, Price, Report, Review, Scoring, Task
+from stages.params.evaluation import Gate, Judge, Price, Report, Review, Scoring, Task, TaskContract
 from stages.params.model import Generation, Model, Train
 from stages.params.section import Section
 
@@ -18,12 +18,10 @@ __all__ = [
     "Augment",
     "Clean",
     "Dedup",
-    "Evaluate",
     "Gate",
     "Generation",
     "Holdout",
     "Judge",
-    "MergeQuantize",
     "Model",
     "Params",
     "PersonalData",
@@ -35,6 +33,7 @@ __all__ = [
     "Source",
     "Split",
     "Task",
+    "TaskContract",
     "Train",
     "check_params",
     "load_params",
@@ -56,10 +55,9 @@ class Params(Section):
     train: Train
     generation: Generation
     scoring: Scoring
-    evaluate: Evaluate
     judge: Judge
     review: Review
-    merge_quantize: MergeQuantize
+    gates: dict[str, Gate]
     report: Report
 
 

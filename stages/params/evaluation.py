@@ -1,27 +1,67 @@
 """The task, its scores, gates and report."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from stages.params.section import Count, Section
 
 
-class Task(Section):
-    """What the model is asked: the instruction before every prompt and the contract of the answer."""
+class TaskContract(Section):
+    """What the model is asked and what its answer must keep to."""
 
+    kind: Literal["json", "classification", "text"]
     instruction: str
-    schema_file: str
+    schema_at: Annotated[str, Field(pattern="^#(/.*)?$")]
     label_field: str
+    labels: list[str]
+    max_words: Count | None
+    required_phrases: list[str]
+    forbidden_phrases: list[str]
+
+    @model_validator(mode="after")
+    def _classes_have_names(self) -> Self:
+        if self.kind == "classification" and not self.labels:
+            raise ValueError("a classification task must name its labels")
+        return self
+
+
+class Task(TaskContract):
+    """The task of every row; a row with a tag of `tags` has what the tag says in place of it."""
+
+    schema_file: str
+    tags: dict[str, dict[str, Any]]
+
+    def contract(self, tag: str) -> TaskContract:
+        """What a tag of `tags` says, and for all else what the task says."""
+        shared = {key: getattr(self, key) for key in TaskContract.model_fields}
+        return TaskContract.model_validate({**shared, **self.tags[tag]})
+
+    @model_validator(mode="after")
+    def _tags_are_contracts(self) -> Self:
+        for tag in self.tags:
+            try:
+                self.contract(tag)
+            except ValidationError as error:
+                said = [f"{'.'.join(map(str, one['loc'])) or 'kind'}: {one['msg']}" for one in error.errors()]
+                raise ValueError(f"tag {tag}: {'; '.join(said)}") from None
+        return self
 
 
 class Gate(Section):
-    """One threshold: `metric` is FILE.KEY.KEY below metrics/, such as evaluate.adapter.exact_match."""
+    """One threshold: `metric` is FILE.KEY.KEY below metrics/, such as evaluate.adapter.exact_match.
+
+    With a comparison the change of that metric is judged: against the baseline, the previous release, or the
+    adapter. `evidence` says what must be shown: `for` passes only what is shown to keep the threshold, `against`
+    fails only what is shown to break it.
+    """
 
     metric: str
+    comparison: Literal["absolute", "baseline", "previous", "adapter"] = "absolute"
     minimum: float | None = None
     maximum: float | None = None
+    evidence: Literal["for", "against"] = "for"
     required: bool = True
 
     @model_validator(mode="after")
@@ -32,15 +72,11 @@ class Gate(Section):
 
 
 class Scoring(Section):
+    """Intervals: exact for proportions, a seeded bootstrap for all else."""
+
     confidence: Annotated[float, Field(gt=0.5, lt=1)]
-
-
-class Evaluate(Section):
-    gates: dict[str, Gate]
-
-
-class MergeQuantize(Section):
-    gates: dict[str, Gate]
+    resamples: Annotated[int, Field(ge=100)]
+    seed: Annotated[int, Field(ge=0, lt=2**31)]
 
 
 def _plain_endpoint(url: str) -> str:

@@ -1,4 +1,4 @@
-"""gates: the verdicts that `evaluate` and `merge_quantize` wrote, as a table."""
+"""gates: the verdict that the stage `gates` wrote, as a table."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from stages.errors import Refusal, UserError
 from stages.files import read_json
 from stages.gates import FAIL, MARGINAL, PASS, worst
 
-FILES = (paths.GATES, paths.QUANTIZE_METRICS)
+FILES = (paths.GATES,)
 
 
 def read_verdicts(root: Path) -> dict[str, dict[str, Any]]:

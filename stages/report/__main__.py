@@ -1,20 +1,18 @@
 """report: one page that says whether this model may ship, and shows what that rests on."""
 
-from pathlib import Path
-
 from stages import paths
-from stages.completions import Schema
 from stages.errors import run
 from stages.files import write_text
 from stages.params import load_params
 from stages.report.inputs import read_inputs
 from stages.report.page import render, view
+from stages.tasks import Tasks
 
 
 def main() -> None:
-    params = load_params("evaluate", "report", "scoring", "task")
+    params = load_params("gates", "report", "scoring", "task")
     inputs = read_inputs(params.report.examples)
-    shown = view(inputs, params, Schema(Path(params.task.schema_file)))
+    shown = view(inputs, params, Tasks(params.task))
     write_text(paths.REPORT_HTML, render("report.html.j2", shown))
     write_text(paths.REPORT_MARKDOWN, render("report.md.j2", shown))
     print(f"{shown['verdict'].state}: {shown['verdict'].sentence} See {paths.REPORT_HTML}")

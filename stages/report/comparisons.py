@@ -108,7 +108,7 @@ def say_change(change: Change, before: Mapping[str, Any], after: Mapping[str, An
 
 def _changes(raw: Mapping[str, Any], confidence: float) -> Iterator[Change]:
     for metric in METRICS:
-        found = look_up(raw, metric.change_path)
+        found = look_up(raw, metric.path)
         if isinstance(found, Mapping) and ("difference" in found or "ratio" in found):
             yield read_change(metric, found, confidence)
 

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stages.completions import BrokenContract, Schema, parse_json
+from stages.completions import BrokenContract, parse_json
 from stages.report.differences import Piece, differences, whole
 from stages.report.inputs import Row
 from stages.report.wording import excerpt, plural, value_text
 from stages.scoring import RowScore, same_value
+from stages.tasks import Tasks
 
 _FEW = 3
 _ANSWER = 300  # characters of an answer that are shown
@@ -76,13 +77,13 @@ class Answers:
     scores: Sequence[RowScore]
 
 
-def failures(adapter: Answers, schema: Schema, limit: int) -> Group:
+def failures(adapter: Answers, tasks: Tasks, limit: int) -> Group:
     """The rows that the adapter gets wrong."""
     wrong = [index for index, score in enumerate(adapter.scores) if not score.exact_match]
-    return _group("Where the adapter is wrong", "Its answer is not the reference.", [adapter], wrong, schema, limit)
+    return _group("Where the adapter is wrong", "Its answer is not the reference.", [adapter], wrong, tasks, limit)
 
 
-def flips(before: Answers, after: Answers, schema: Schema, limit: int) -> Flips:
+def flips(before: Answers, after: Answers, tasks: Tasks, limit: int) -> Flips:
     """The rows that are right with one model alone; of those won from the base, a few say it all."""
     both = [before, after]
     kinds: dict[tuple[bool, bool], list[int]] = {}
@@ -94,23 +95,23 @@ def flips(before: Answers, after: Answers, schema: Schema, limit: int) -> Flips:
         before=before.name,
         after=after.name,
         right=len(kinds.get((True, True), [])),
-        won=_group(f"Won {title}", "Wrong before, right after.", both, won, schema, few),
-        lost=_group(f"Lost {title}", "Right before, wrong after.", both, lost, schema, limit),
+        won=_group(f"Won {title}", "Wrong before, right after.", both, won, tasks, few),
+        lost=_group(f"Lost {title}", "Right before, wrong after.", both, lost, tasks, limit),
         wrong=len(kinds.get((False, False), [])),
         identical=sum(a["output"] == b["output"] for a, b in zip(before.rows, after.rows, strict=True)),
     )
 
 
 def _group(
-    title: str, explanation: str, models: Sequence[Answers], chosen: Sequence[int], schema: Schema, limit: int
+    title: str, explanation: str, models: Sequence[Answers], chosen: Sequence[int], tasks: Tasks, limit: int
 ) -> Group:
-    examples = [_example([(m.name, m.rows[i], m.scores[i]) for m in models], schema) for i in chosen[:limit]]
+    examples = [_example([(m.name, m.rows[i], m.scores[i]) for m in models], tasks) for i in chosen[:limit]]
     return Group(title, explanation, [model.name for model in models], len(chosen), examples)
 
 
-def _example(answers: Sequence[tuple[str, Row, RowScore]], schema: Schema) -> Example:
+def _example(answers: Sequence[tuple[str, Row, RowScore]], tasks: Tasks) -> Example:
     row = answers[0][1]
-    faults = [(name, fault) for name, one, score in answers for fault in _faults(one, score, schema)]
+    faults = [(name, fault) for name, one, score in answers for fault in _faults(one, score, tasks)]
     return Example(
         id=row["id"],
         label=row["label"],
@@ -120,12 +121,14 @@ def _example(answers: Sequence[tuple[str, Row, RowScore]], schema: Schema) -> Ex
     )
 
 
-def _faults(row: Row, score: RowScore, schema: Schema) -> list[str]:
+def _faults(row: Row, score: RowScore, tasks: Tasks) -> list[str]:
     faults = []
-    if not score.json_valid:
+    if score.kind == "json" and not score.json_valid:
         faults.append("not valid JSON")
-    elif not score.schema_valid:
-        faults.append(excerpt(f"does not fit the schema ({schema.problem(score.predicted)})"))
+    elif score.kind == "json" and not score.valid:
+        faults.append(excerpt(f"does not fit the schema ({tasks.of(score.task).schema.problem(score.predicted)})"))
+    elif not score.valid:
+        faults.append("none of the labels" if score.kind == "classification" else "breaks a rule of the task")
     if not row["stopped"]:
         faults.append(f"cut off after {plural(row['tokens'], 'token')}")
     return faults

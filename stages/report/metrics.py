@@ -9,7 +9,8 @@ from typing import Any
 class Metric:
     """A metric as SCORES name it (stages.scoring). `better` is 1 for more, -1 for less, 0 for neither.
 
-    `share` is a proportion, to be shown in per cent. `change` is its path in a COMPARISON where it is another.
+    `share` is a proportion, to be shown in per cent.
+    A COMPARISON has its change under the same path.
     """
 
     path: str
@@ -17,11 +18,6 @@ class Metric:
     group: str
     better: int = 1
     share: bool = True
-    change: str = ""
-
-    @property
-    def change_path(self) -> str:
-        return self.change or self.path
 
 
 _JSON, _CLASSES, _TEXT, _ALL = "Structured answers", "Classification", "Text", "All answers"
@@ -31,8 +27,7 @@ METRICS = (
     Metric("json_valid", "Valid JSON", _JSON),
     Metric("field_match", "Fields right", _JSON),
     Metric("classification.accuracy", "Accuracy", _CLASSES),
-    Metric("classification.valid", "Names a known class", _CLASSES),
-    Metric("classification.macro.f1", "F1, mean of the classes", _CLASSES, change="classification.macro_f1"),
+    Metric("classification.macro.f1", "F1, mean of the classes", _CLASSES),
     Metric("classification.macro.precision", "Precision, mean of the classes", _CLASSES),
     Metric("classification.macro.recall", "Recall, mean of the classes", _CLASSES),
     Metric("classification.weighted.f1", "F1, weighted by class", _CLASSES),
@@ -48,6 +43,7 @@ METRICS = (
     Metric("text.rules.forbidden_phrases", "Has no forbidden phrase", _TEXT),
     Metric("text.readability", "Readability", _TEXT, better=0, share=False),
     Metric("text.words", "Mean words an answer", _TEXT, better=0, share=False),
+    Metric("valid", "Keeps the contract of its task", _ALL),
     Metric("perplexity", "Perplexity of the references", _ALL, better=-1, share=False),
     Metric("output_tokens", "Mean tokens an answer", _ALL, better=0, share=False),
 )

@@ -5,7 +5,6 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from stages.completions import Schema
 from stages.params import Params
 from stages.report import beyond, flags, holdout, opinions, rows, tables, trail, verdict, wording
 from stages.report.charts import interval_chart, loss_chart
@@ -16,9 +15,10 @@ from stages.report.funnel import funnel
 from stages.report.inputs import Inputs
 from stages.report.metrics import Metric, main_metric
 from stages.scoring import score_row
+from stages.tasks import Tasks
 
 
-def view(inputs: Inputs, params: Params, schema: Schema) -> dict[str, Any]:
+def view(inputs: Inputs, params: Params, tasks: Tasks) -> dict[str, Any]:
     """Everything that the templates show, section by section."""
     scores, confidence = inputs.scores(), params.scoring.confidence
     main = main_metric(scores["adapter"])
@@ -30,7 +30,7 @@ def view(inputs: Inputs, params: Params, schema: Schema) -> dict[str, Any]:
         "answers": verdict.answers(said, inputs.metrics, compared, scores),
         "gates": verdict.gate_rows(inputs.metrics),
         **_measured(inputs, params, main, compared),
-        **_examples(inputs, params, schema, compared),
+        **_examples(inputs, params, tasks, compared),
         "opinions": [opinions.judge(inputs.metrics["judge"]), opinions.review(inputs.metrics["review"])],
         **_beyond(inputs.metrics["evaluate"], confidence),
         **_training(inputs),
@@ -56,16 +56,16 @@ def _measured(inputs: Inputs, params: Params, main: Metric, compared: list[Compa
     }
 
 
-def _examples(inputs: Inputs, params: Params, schema: Schema, compared: list[Comparison]) -> dict[str, Any]:
+def _examples(inputs: Inputs, params: Params, tasks: Tasks, compared: list[Comparison]) -> dict[str, Any]:
     limit = params.report.examples
     answers = {
-        name: Answers(name, rows, [score_row(row, schema) for row in rows]) for name, rows in inputs.generations.items()
+        name: Answers(name, rows, [score_row(row, tasks) for row in rows]) for name, rows in inputs.generations.items()
     }
     pairs = [(answers[one.before], answers[one.after]) for one in compared]
     return {
         "instruction": params.task.instruction,
-        "flips": [flips(before, after, schema, limit) for before, after in pairs],
-        "failures": failures(answers["adapter"], schema, limit),
+        "flips": [flips(before, after, tasks, limit) for before, after in pairs],
+        "failures": failures(answers["adapter"], tasks, limit),
     }
 
 
@@ -138,5 +138,5 @@ def environment() -> Environment:
 def _threshold(params: Params, main: Metric) -> float | None:
     """The minimum that a gate asks of the adapter's main metric."""
     wanted = f"evaluate.adapter.{main.path}"
-    asked = (gate.minimum for gate in params.evaluate.gates.values() if gate.metric == wanted)
+    asked = (gate.minimum for gate in params.gates.values() if gate.metric == wanted and gate.comparison == "absolute")
     return next((minimum for minimum in asked if minimum is not None), None)

@@ -5,12 +5,20 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
-from stages.gates import FAIL, MARGINAL, PASS, worst
+from stages.gates import FAIL, MARGINAL, PASS
 from stages.report.comparisons import BETTER, WORSE, Comparison, say_change
 from stages.report.wording import plural, rough
 
 _HEADLINE = {PASS: "Ready to release", MARGINAL: "Not proven yet", FAIL: "Do not release"}
-_SUBJECTS = {"gates": "adapter", "quantize": "shipped files", "judge": "judge", "review": "reviewers"}
+# What the metrics of a file are about; those of all other files are about the data.
+_SUBJECTS = {
+    "baseline": "base",
+    "train": "training",
+    "evaluate": "adapter",
+    "quantize": "shipped files",
+    "judge": "judge",
+    "review": "reviewers",
+}
 _ANSWERS = {BETTER: "Yes", WORSE: "No, it is worse"}
 
 
@@ -56,25 +64,24 @@ class Answer:
 
 
 def gate_rows(metrics: Mapping[str, Any]) -> list[GateRow]:
-    """All gates: those on the adapter, on the files that ship, of the judge and of the people."""
+    """All gates, with what each is about."""
     return [
         GateRow(
             name=name,
-            subject=subject,
+            subject=_SUBJECTS.get(gate["metric"].partition(".")[0], "data"),
             state=gate["state"],
             asked=f"{'at least' if gate['kind'] == 'minimum' else 'at most'} {gate['threshold']:g}",
             required=gate["required"],
             reason=gate["reason"],
         )
-        for file, subject in _SUBJECTS.items()
-        for name, gate in metrics[file].get("gates", {}).items()
+        for name, gate in metrics["gates"]["gates"].items()
     ]
 
 
 def verdict(metrics: Mapping[str, Any], confidence: float) -> Verdict:
     """The verdict of the gates in words."""
     rows = gate_rows(metrics)
-    state = worst(metrics[file]["verdict"] for file in _SUBJECTS if "verdict" in metrics[file])
+    state = metrics["gates"]["verdict"]
     return Verdict(
         state=state,
         headline=_HEADLINE[state],

@@ -3,7 +3,6 @@
 from stages import paths
 from stages.errors import run
 from stages.files import write_json
-from stages.gates import check_gates
 from stages.params import load_params
 from stages.review.answers import read_reviews
 from stages.review.rows import rows_to_review
@@ -14,8 +13,7 @@ def main() -> None:
     params = load_params("review", "scoring", "seed")
     rows = rows_to_review(params.review.rows, params.seed)
     result = summarise(rows, read_reviews(paths.REVIEWS), params.scoring.confidence, params.seed)
-    gates = check_gates(params.review.gates, {"review": result}) if params.review.gates else {}
-    write_json(paths.REVIEW_METRICS, {**result, **gates})
+    write_json(paths.REVIEW_METRICS, result)
     print(f"answers of people that count: {result['reviews']['counted']}")
 
 

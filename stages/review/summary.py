@@ -9,8 +9,7 @@ metrics/review.json, nested numbers:
                                                            Absent without reviewers
      "reviews": {"counted", "stale", "comments"},          over all reviewers
      "against_baseline": COMPARISON,                       tuned against the base model
-     "against_previous": COMPARISON,                       only when there is a previous release
-     "verdict": state, "gates": {...}}                     as in metrics/gates.json; absent without gates
+     "against_previous": COMPARISON}                       only when there is a previous release
 
     COMPARISON = {
      "reviews", "rows",               answers about pairs whose two texts differ; the rows that they are about
@@ -42,7 +41,7 @@ Reviews = Mapping[str, Mapping[str, Review]]
 
 
 def summarise(rows: Sequence[Answers], reviews: Reviews, confidence: float, seed: int) -> dict[str, Any]:
-    """The metrics without gates. `reviews` are the answers by reviewer and row."""
+    """The metrics; `reviews` are the answers by reviewer and row."""
     asked = {row.id: row for row in rows if differ(row)}
     counted = {
         name: {key: review for key, review in answers.items() if key in asked and is_of(review, asked[key])}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from stages import paths
-from stages.chat import Chat, make_chat
+from stages.chat import Chat, task_chat
 from stages.environment import measured
 from stages.errors import run
 from stages.files import atomic, write_json
@@ -32,7 +32,7 @@ def main() -> None:
     if params.train.deterministic:
         make_deterministic()
     processes.join()
-    chat = make_chat(load_tokenizer(paths.BASE), params.task.instruction)
+    chat = task_chat(load_tokenizer(paths.BASE), params.task)
     train = make_examples(chat, read_records(paths.TRAIN), params.train.max_tokens)
     held = read_records(paths.VALIDATION)
     validation = make_examples(chat, held, params.train.max_tokens)

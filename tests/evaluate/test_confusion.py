@@ -1,12 +1,19 @@
 from pathlib import Path
 from typing import Any
 
+from scored import make_score, make_tasks
+
 from stages.evaluate.confusion import NO_ANSWER, write_confusion
 from stages.scoring import RowScore
 
 
 def score(label: str | None, predicted: Any, *, valid: bool = True) -> RowScore:
-    return RowScore("id", label, valid, valid, False, {}, predicted)
+    return make_score(right=False, label=label, valid=valid, json_valid=valid, predicted=predicted)
+
+
+def lines(folder: Path, scores: list[RowScore]) -> list[str]:
+    write_confusion(folder / "confusion.csv", scores, make_tasks(folder))
+    return (folder / "confusion.csv").read_text(encoding="utf-8").splitlines()
 
 
 def test_one_line_a_row_and_no_free_text(tmp_path: Path) -> None:
@@ -18,8 +25,7 @@ def test_one_line_a_row_and_no_free_text(tmp_path: Path) -> None:
         score("cancel", None, valid=False),
         score("cancel", {"product": "lamp"}),
     ]
-    write_confusion(tmp_path / "confusion.csv", scores, "intent")
-    assert (tmp_path / "confusion.csv").read_text(encoding="utf-8").splitlines() == [
+    assert lines(tmp_path, scores) == [
         "actual,predicted",
         "refund,refund",
         'refund,"a, ""quoted"" label"',
@@ -28,3 +34,12 @@ def test_one_line_a_row_and_no_free_text(tmp_path: Path) -> None:
         f"cancel,{NO_ANSWER}",
         f"cancel,{NO_ANSWER}",
     ]
+
+
+def test_labels_have_lines_and_texts_have_none(tmp_path: Path) -> None:
+    scores = [
+        make_score(kind="classification", reference="ham", output="spam"),
+        make_score(kind="classification", reference="ham", output="some words", valid=False),
+        make_score(kind="text", reference="Good day.", output="Good day."),
+    ]
+    assert lines(tmp_path, scores) == ["actual,predicted", "ham,spam", f"ham,{NO_ANSWER}"]

@@ -1,6 +1,6 @@
-"""Answers and perplexity against the slow way: one prompt at a time."""
+"""Answers and likelihoods against the slow way: one prompt at a time."""
 
-import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +10,7 @@ from tiny_model import save_tiny_model
 
 from stages.chat import Chat, make_chat
 from stages.errors import Refusal
-from stages.generation import answer, answer_rows, likelihoods, perplexity
+from stages.generation import Likelihood, answer, answer_rows, likelihoods, with_likelihood
 from stages.models import load_model, load_tokenizer
 from stages.params import Generation
 from stages.records import Message, make_record
@@ -65,21 +65,40 @@ def test_no_record_is_no_answer(tiny: tuple[Any, Chat]) -> None:
     assert answer(*tiny, [], settings(), "test") == []
 
 
-def test_perplexity_is_that_of_the_completion_tokens(tiny: tuple[Any, Chat]) -> None:
+def test_likelihood_is_that_of_the_completion_tokens(tiny: tuple[Any, Chat]) -> None:
     model, chat = tiny
     records = [make_record(prompt, completion, None, "s", "s:1") for prompt, completion in PAIRS]
-    total, count = 0.0, 0
     for record, found in zip(records, likelihoods(model, chat, records), strict=True):
-        ids, nats = chat.prompt_ids(record), 0.0
+        ids, nats, agreed = chat.prompt_ids(record), 0.0, 0
         for token in chat.completion_ids(record.completion):
             with torch.inference_mode():
                 logits = model(torch.tensor([ids], device=model.device)).logits[0, -1]
             nats -= logits.double().log_softmax(-1)[token].item()
+            agreed += int(logits.argmax()) == token
             ids = [*ids, token]
+        assert found.agreed == agreed
         assert found.tokens == len(chat.completion_ids(record.completion))
         assert found.nats == pytest.approx(nats, rel=1e-4)
-        total, count = total + nats, count + found.tokens
-    assert perplexity(model, chat, records) == pytest.approx(math.exp(total / count), rel=1e-4)
+
+
+def test_the_greedy_answer_agrees_in_every_token(tiny: tuple[Any, Chat]) -> None:
+    model, chat = tiny
+    ids = one_by_one(model, chat.prompt_ids(RECORDS[0]), chat.stop_id, 6)
+    # The tokens themselves stand for the completion: not every answer of a random model survives as text.
+    spoken = SimpleNamespace(prompt_ids=chat.prompt_ids, completion_ids=lambda _: ids, stop_id=chat.stop_id)
+    found = likelihoods(model, spoken, RECORDS[:1])[0]  # type: ignore[arg-type]
+    assert (found.agreed, found.tokens) == (len(ids), len(ids))
+
+
+def test_rows_are_widened_in_order() -> None:
+    rows = with_likelihood([{"id": "a"}, {"id": "b"}], [Likelihood(1.5, 3, 1), Likelihood(2.5, 4, 4)])
+    assert rows == [{"id": "a", "nats": 1.5, "reference_tokens": 3}, {"id": "b", "nats": 2.5, "reference_tokens": 4}]
+
+
+def test_a_tag_stays_with_its_answer(tiny: tuple[Any, Chat]) -> None:
+    tagged = make_record("a", "{}", None, "s", "s:1", task="tone")
+    rows = answer_rows(*tiny, [RECORDS[0], tagged], settings(), "test")
+    assert [row.get("task", "none") for row in rows] == ["none", "tone"]
 
 
 @pytest.mark.parametrize("module", ["TOKENS_AT_ONCE", "_LOGITS_AT_ONCE"])
@@ -100,4 +119,4 @@ def test_a_model_that_computes_nan_is_refused(tmp_path: Any) -> None:
     with torch.no_grad():
         model.model.norm.weight[0] = float("nan")
     with pytest.raises(Refusal, match="must not be used"):
-        perplexity(model, chat, [make_record("x", "yes", None, "s", "s:1")])
+        likelihoods(model, chat, [make_record("x", "yes", None, "s", "s:1")])

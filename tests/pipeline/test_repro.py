@@ -17,6 +17,7 @@ STAGES = [
     "clean",
     "dedup",
     "evaluate",
+    "gates",
     "judge",
     "manifest",
     "merge_quantize",

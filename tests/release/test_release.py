@@ -101,9 +101,8 @@ def test_verify_without_a_manifest(scratch: Scratch) -> None:
     ("state", "strict", "code"),
     [("PASS", True, 0), ("MARGINAL", False, 0), ("MARGINAL", True, 1), ("FAIL", False, 1), ("FAIL", True, 1)],
 )
-@pytest.mark.parametrize("name", ["metrics/gates.json", "metrics/quantize.json"])
-def test_gates(scratch: Scratch, state: str, strict: bool, code: int, name: str) -> None:
-    set_verdict(scratch, state, name)
+def test_gates(scratch: Scratch, state: str, strict: bool, code: int) -> None:
+    set_verdict(scratch, state)
     answer = scratch.tunetrail("gates", *(["--strict"] if strict else []))
     assert answer.code == code
     assert f"verdict: {state}" in answer.out

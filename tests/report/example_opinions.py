@@ -4,7 +4,6 @@ from typing import Any
 
 from stages import paths
 from stages.files import write_json
-from stages.gates import check_gates
 from stages.judge.questions import ask_about
 from stages.judge.replies import Reply
 from stages.judge.summary import OFF
@@ -30,7 +29,7 @@ def write_opinions(params: Params, rows: list[Answers]) -> None:
         choice = "A" if question.tuned_first or number % 9 == 1 else "B"
         replies[question] = Reply("I cannot say" if number == 4 else choice, 311, 1)
     judged = sum_up_judge(rows, replies, params.judge.price, params.scoring.confidence, params.seed)
-    write_json(paths.JUDGE_METRICS, {**judged, **check_gates(params.judge.gates, {"judge": judged})})
+    write_json(paths.JUDGE_METRICS, judged)
     reviews = {
         "ada": {row.id: _review(row, number % 6 != 5) for number, row in enumerate(rows[:20])},
         "<b>grace": {row.id: _review(row, number % 4 != 3) for number, row in enumerate(rows[:12])},

@@ -11,12 +11,14 @@ from typing import Any
 import example_opinions
 
 from stages import paths
-from stages.completions import Schema
-from stages.files import write_json, write_text
+from stages.files import read_json, write_json, write_text
 from stages.gates import check_gates
-from stages.params import check_params, read_params
+from stages.params import Params, check_params, read_params
 from stages.records import write_rows
-from stages.scoring import compare, score_row, summarise
+from stages.scoring import score_row
+from stages.scoring.comparison import compare
+from stages.scoring.summary import summarise
+from stages.tasks import Tasks
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = "<script>alert('order')</script>"
@@ -48,7 +50,9 @@ def make_run(root: Path, formats: tuple[str, ...] = ("merged", "nf4", "int8"), o
     _write_evaluation(answers)
     asked = example_opinions.answers(rows, {"base": outputs["base"], "tuned": outputs["adapter"]})
     write = example_opinions.write_opinions if opinions else example_opinions.write_no_opinions
-    write(check_params(read_params()), asked)
+    params = check_params(read_params())
+    write(params, asked)
+    _write_gates(params, formats)
     _write_training(rows)
     _write_data(rows)
     _write_manifest(formats)
@@ -114,8 +118,15 @@ def _cut_off(row: dict[str, Any]) -> str:
 
 def _answers(rows: list[dict[str, Any]], outputs: list[str]) -> list[dict[str, Any]]:
     return [
-        {**row, "output": output, "tokens": len(output) // 4 + 1, "stopped": output.endswith("}")}
-        for row, output in zip(rows, outputs, strict=True)
+        {
+            **row,
+            "output": output,
+            "tokens": len(output) // 4 + 1,
+            "stopped": output.endswith("}"),
+            "nats": len(row["completion"]) * (0.005 if output == row["completion"] else 0.7 + 0.01 * index),
+            "reference_tokens": len(row["completion"]) // 4 + 1,
+        }
+        for index, (row, output) in enumerate(zip(rows, outputs, strict=True))
     ]
 
 
@@ -126,35 +137,44 @@ def _write_generations(answers: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def _write_evaluation(answers: dict[str, list[dict[str, Any]]]) -> None:
-    params, schema = check_params(read_params()), Schema(Path("data/schema.json"))
-    scores = {name: [score_row(row, schema) for row in rows] for name, rows in answers.items()}
-    surprise = {"base": 21.7, "adapter": 1.021, "merged": 1.021, "nf4": 1.087, "int8": 1.024}
-    summaries = {name: summarise(rows, scores[name], surprise[name], 0.95) for name, rows in answers.items()}
-    evaluate = {"adapter": summaries["adapter"], "against_baseline": compare(scores["base"], scores["adapter"])}
+    params = check_params(read_params())
+    tasks, scoring = Tasks(params.task), params.scoring
+    scores = {name: [score_row(row, tasks) for row in rows] for name, rows in answers.items()}
+    summaries = {name: summarise(one, scoring) for name, one in scores.items()}
+    evaluate = {
+        "adapter": summaries["adapter"],
+        "against_baseline": compare(scores["base"], scores["adapter"], scoring),
+    }
     sizes = {"merged": 269_060_552, "nf4": 113_424_128, "int8": 163_840_512}
     artefacts = {
         name: {
             "bytes": sizes[name],
             "scores": summaries[name],
-            "against_adapter": compare(scores["adapter"], scores[name]),
+            "against_adapter": compare(scores["adapter"], scores[name], scoring),
         }
         for name in answers
         if name in sizes
     }
-    gates = {
-        name: gate for name, gate in params.merge_quantize.gates.items() if name.removesuffix("_drop") in artefacts
-    }
     write_json(paths.BASELINE_METRICS, {"base": summaries["base"]})
     write_json(paths.EVALUATE_METRICS, evaluate)
-    write_json(paths.GATES, check_gates(params.evaluate.gates, {"evaluate": evaluate}))
-    write_json(
-        paths.QUANTIZE_METRICS,
-        {"artefacts": artefacts, **check_gates(gates, {"quantize": {"artefacts": artefacts}})},
-    )
+    write_json(paths.QUANTIZE_METRICS, {"artefacts": artefacts})
     lines = [
         f"{score.label},{(score.predicted or {}).get('intent', '(no valid answer)')}" for score in scores["adapter"]
     ]
     write_text(paths.CONFUSION, "\n".join(["actual,predicted", *lines]) + "\n")
+
+
+def _write_gates(params: Params, formats: tuple[str, ...]) -> None:
+    """All gates, but none on an artefact that this run does not have."""
+    metrics = {
+        path.stem: read_json(path) for path in (paths.EVALUATE_METRICS, paths.QUANTIZE_METRICS, paths.JUDGE_METRICS)
+    }
+    gates = {
+        name: gate
+        for name, gate in (params.gates | (params.judge.gates if metrics["judge"]["enabled"] else {})).items()
+        if not name.endswith("_drop") or name.removesuffix("_drop") in formats
+    }
+    write_json(paths.GATES, check_gates(gates, metrics))
 
 
 def _write_training(rows: list[dict[str, Any]]) -> None:

@@ -66,7 +66,7 @@ def test_the_verdict_comes_first(finished_run: Path) -> None:
     page, markdown = report()
     header = Page(page).root.all("header")[0]
     assert header.all("h1")[0].text() == "≈ MARGINAL Not proven yet"
-    said = "No required gate fails, but the rows are too few to show that 2 gates of 7 hold: exact_match, schema_valid."
+    said = "No required gate fails, but the rows are too few to show that 2 gates of 8 hold: exact_match, schema_valid."
     assert said in header.text()
     assert "48 rows cannot show 0.95 either way" in header.text()
     assert "about 2,600 rows would show exact_match" in header.text()
@@ -85,11 +85,11 @@ def test_the_four_questions_are_answered_at_the_top(finished_run: Path) -> None:
 
 
 def test_a_failed_artefact_fails_the_page(finished_run: Path) -> None:
-    quantize = read_json(paths.QUANTIZE_METRICS)
-    quantize["gates"]["int8_drop"] |= {"state": "FAIL", "reason": "-0.3 is below -0.05"}
-    write_json(paths.QUANTIZE_METRICS, {**quantize, "verdict": "FAIL"})
+    checked = read_json(paths.GATES)
+    checked["gates"]["int8_drop"] |= {"state": "FAIL", "reason": "-0.3 is below -0.05"}
+    write_json(paths.GATES, {**checked, "verdict": "FAIL"})
     page, markdown = report()
-    assert "1 required gate of 7 fails: int8_drop." in Page(page).root.all("header")[0].text()
+    assert "1 required gate of 8 fails: int8_drop." in Page(page).root.all("header")[0].text()
     assert "-0.3 is below -0.05" in page[: page.index("<main")]
     assert markdown.startswith("## ❌ FAIL")
 
@@ -143,13 +143,12 @@ def test_hostile_text_is_shown_and_never_read_as_markup(finished_run: Path) -> N
 
 
 def test_hostile_names_stay_inside_their_cell(finished_run: Path) -> None:
-    for file in (paths.GATES, paths.QUANTIZE_METRICS):
-        checked = read_json(file)
-        change(file, gates={f"{HOSTILE} | `a` **b** {name}": gate for name, gate in checked["gates"].items()})
+    checked = read_json(paths.GATES)
+    change(paths.GATES, gates={f"{HOSTILE} | `a` **b** {name}": gate for name, gate in checked["gates"].items()})
     page, markdown = report()
     assert "<script" not in page
     rows = [line for line in markdown.splitlines() if "alert" in line and line.startswith("|")]
-    assert len(rows) == 6
+    assert len(rows) == 9
     assert all(len(re.findall(r"(?<!\\)\|", line)) == 6 for line in rows)
 
 
@@ -198,8 +197,7 @@ def test_a_bare_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         write_rows(file, [])
     train = read_json(paths.TRAIN_METRICS)
     write_json(paths.TRAIN_METRICS, {key: value for key, value in train.items() if key != "best_step"})
-    for file in (paths.GATES, paths.QUANTIZE_METRICS):
-        change(file, gates={}, verdict="PASS")
+    change(paths.GATES, gates={}, verdict="PASS")
     root = Page(report()[0]).root
     assert "No gates are set" in root.all("header")[0].text()
     assert len([one for one in root.all("svg") if one.attributes.get("role") == "img"]) == 1

@@ -17,15 +17,17 @@ SCORES = {name: {"rows": 48, "exact_match": {"value": value}} for name, value in
 
 def judged(states: dict[str, tuple[str, bool]], state: str) -> dict[str, Any]:
     gates = {
-        name: {"state": one, "kind": "minimum", "threshold": 0.5, "required": required, "reason": "measured"}
+        name: {
+            "state": one,
+            "metric": "evaluate.adapter.exact_match",
+            "kind": "minimum",
+            "threshold": 0.5,
+            "required": required,
+            "reason": "measured",
+        }
         for name, (one, required) in states.items()
     }
-    return {
-        "gates": {"verdict": state, "gates": gates},
-        "quantize": {"verdict": "PASS", "gates": {}},
-        "judge": {},
-        "review": {},
-    }
+    return {"gates": {"verdict": state, "gates": gates}}
 
 
 def change(metric: Metric = MATCH, **raw: float) -> Any:

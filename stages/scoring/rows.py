@@ -1,0 +1,155 @@
+"""One output held against its reference and against the contract of its task."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from stages.completions import BrokenContract, parse_json
+from stages.params import TaskContract
+from stages.tasks import Contract, Tasks
+
+
+@dataclass(frozen=True, slots=True)
+class RowScore:
+    """The score of one output.
+
+    Attributes:
+        task: the tag of the row, None where it has none.
+        kind: json, classification or text.
+        valid: whether the output keeps the contract of its task: fits the schema, is one of the labels, or
+            keeps the rules for text.
+        json_valid: whether the output is JSON; asked of json tasks alone.
+        fields: for each top-level key of the reference, whether the output has the same value there; empty
+            when the reference is no JSON object.
+        rules: for each rule that a text task has, whether the output keeps it.
+        predicted: the parsed output, or the label that it names; None where it is no JSON (and where it is
+            JSON's null: `json_valid` tells the two apart) or no label.
+        reference, output: the two texts, without white space around them.
+        tokens: how many the model wrote, its stop token included.
+        nats: negative log-likelihood of the reference, its stop token included, over `reference_tokens`;
+            None where it was not measured.
+    """
+
+    id: str
+    task: str | None
+    label: str | None
+    kind: str
+    exact_match: bool
+    valid: bool
+    json_valid: bool
+    fields: dict[str, bool]
+    rules: dict[str, bool]
+    predicted: Any
+    reference: str
+    output: str
+    tokens: int
+    nats: float | None
+    reference_tokens: int
+
+
+def score_row(row: Mapping[str, Any], tasks: Tasks) -> RowScore:
+    """Score one generation row (keys id, completion, label, output, tokens; task, nats and reference_tokens if any).
+
+    The output is judged as it is, without repair; only white space around it is stripped. In a json task a
+    reference that is JSON is compared by value (`same_value`); any other reference must be met character for
+    character. Phrases are looked for without regard to case; words are what white space parts.
+    """
+    contract = tasks.of(row.get("task"))
+    kind, output, reference = contract.settings.kind, row["output"].strip(), row["completion"].strip()
+    score = {"json": _score_json, "classification": _score_label, "text": _score_text}[kind]
+    return RowScore(
+        id=row["id"],
+        task=row.get("task"),
+        label=row["label"],
+        kind=kind,
+        reference=reference,
+        output=output,
+        tokens=row["tokens"],
+        nats=row.get("nats"),
+        reference_tokens=row.get("reference_tokens", 0),
+        **{**_NOT_ASKED, **score(output, reference, contract)},
+    )
+
+
+_NOT_ASKED: dict[str, Any] = {"json_valid": False, "fields": {}, "rules": {}, "predicted": None}
+
+
+def _score_json(output: str, reference: str, contract: Contract) -> dict[str, Any]:
+    predicted, json_valid = _parse(output)
+    expected, structured = _parse(reference)
+    return {
+        "exact_match": json_valid and same_value(expected, predicted) if structured else output == reference,
+        "valid": json_valid and contract.schema.problem(predicted) is None,
+        "json_valid": json_valid,
+        "fields": _fields(expected, predicted),
+        "predicted": predicted,
+    }
+
+
+def _score_label(output: str, reference: str, contract: Contract) -> dict[str, Any]:
+    known = output in contract.settings.labels
+    return {"exact_match": output == reference, "valid": known, "predicted": output if known else None}
+
+
+def _score_text(output: str, reference: str, contract: Contract) -> dict[str, Any]:
+    rules = _rules(output, contract.settings)
+    return {
+        "exact_match": output == reference,
+        "valid": bool(output) and all(rules.values()),
+        "rules": rules,
+        "predicted": output,
+    }
+
+
+def _rules(output: str, settings: TaskContract) -> dict[str, bool]:
+    kept = {}
+    if settings.max_words is not None:
+        kept["max_words"] = len(output.split()) <= settings.max_words
+    if settings.required_phrases:
+        kept["required_phrases"] = all(_says(output, phrase) for phrase in settings.required_phrases)
+    if settings.forbidden_phrases:
+        kept["forbidden_phrases"] = not any(_says(output, phrase) for phrase in settings.forbidden_phrases)
+    return kept
+
+
+def _says(output: str, phrase: str) -> bool:
+    """Whether the phrase stands in the output as whole words: "the" is not in "other"."""
+    return re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", output, re.IGNORECASE) is not None
+
+
+def same_value(left: Any, right: Any) -> bool:
+    """Whether two parsed JSON values are the same value.
+
+    The order of an object's keys says nothing, the order of an array does. JSON has one type of
+    numbers, so 1 is 1.0; true is no number, so it is not 1; a string is never a number.
+    """
+    pending = [(left, right)]  # a stack, not recursion: a model can nest deeper than Python recurses
+    while pending:
+        a, b = pending.pop()
+        if isinstance(a, dict) and isinstance(b, dict):
+            if a.keys() != b.keys():
+                return False
+            pending.extend((a[key], b[key]) for key in a)
+        elif isinstance(a, list) and isinstance(b, list):
+            if len(a) != len(b):
+                return False
+            pending.extend(zip(a, b, strict=True))
+        elif isinstance(a, bool) != isinstance(b, bool) or a != b:
+            return False
+    return True
+
+
+def _parse(text: str) -> tuple[Any, bool]:
+    """The parsed value and whether there is one."""
+    try:
+        return parse_json(text), True
+    except BrokenContract:
+        return None, False
+
+
+def _fields(reference: Any, predicted: Any) -> dict[str, bool]:
+    if not isinstance(reference, dict):
+        return {}
+    found = predicted if isinstance(predicted, dict) else {}
+    return {key: key in found and same_value(value, found[key]) for key, value in reference.items()}
