@@ -23,11 +23,11 @@ _LEAKS = {
 
 @dataclass(frozen=True)
 class Forgetting:
-    """Base beside adapter on general rows: a row for each metric, the change in its second cell."""
+    """Base beside adapter on general rows: a row for each metric, and each metric's change by name."""
 
     rows: int
     table: list[Row]
-    changes: list[Change]
+    changes: list[tuple[str, Change]]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ def forgetting(evaluate: Mapping[str, Any], confidence: float) -> Forgetting | N
             for one in (general["base"][metric.path], general["adapter"][metric.path])
         ]
         table.append(Row(metric.name, cells))
-        changes.append(read_change(metric, general["against_baseline"][metric.path], confidence))
+        change = read_change(metric, general["against_baseline"][metric.path], confidence)
+        changes.append((metric.name, change))
     return Forgetting(general["rows"], table, changes)
 
 

@@ -1,6 +1,6 @@
 """What a comparison of two models on the same rows shows, and what it does not."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,18 +62,10 @@ class Comparison:
         return next((change for change in self.changes if change.metric is metric), None)
 
 
-def comparisons(metrics: Mapping[str, Any], confidence: float, main: Metric) -> list[Comparison]:
-    """Base to adapter, the previous release to the adapter where there is one, and the adapter to each artefact."""
-    evaluate, artefacts = metrics["evaluate"], metrics["quantize"]["artefacts"]
-    pairs = [("base", "adapter", evaluate["against_baseline"])]
-    if "against_previous" in evaluate:
-        pairs.append(("previous", "adapter", evaluate["against_previous"]))
-    pairs += [("adapter", name, artefact["against_adapter"]) for name, artefact in artefacts.items()]
-    compared = []
-    for before, after, raw in pairs:
-        changes = list(_changes(raw, confidence))
-        compared.append(Comparison(before, after, changes, next((c for c in changes if c.metric is main), None)))
-    return compared
+def compare(before: str, after: str, raw: Mapping[str, Any], main: Metric, confidence: float) -> Comparison:
+    """A COMPARISON of a metrics file (stages.scoring.comparison) in words."""
+    changes = list(_changes(raw, confidence))
+    return Comparison(before, after, changes, next((one for one in changes if one.metric is main), None))
 
 
 def read_change(metric: Metric, raw: Mapping[str, Any], confidence: float) -> Change:
@@ -88,7 +80,7 @@ def read_change(metric: Metric, raw: Mapping[str, Any], confidence: float) -> Ch
     return Change(
         metric=metric,
         amount=form(amount),
-        interval=f"{form(raw['low'])} to {form(raw['high'])}" if "low" in raw else "",
+        interval=_interval(form, raw["low"], raw["high"]) if "low" in raw else "",
         won=raw.get("won"),
         lost=raw.get("lost"),
         p=p_value(raw["p_value"]) if "p_value" in raw else "",
@@ -119,6 +111,13 @@ def _reading(metric: Metric, amount: float, shown: bool, same: bool) -> str:
     if not shown:
         return UNSHOWN
     return CHANGED if metric.better == 0 else BETTER if amount * metric.better > 0 else WORSE
+
+
+def _interval(form: Callable[[float], str], low: float, high: float) -> str:
+    """Both ends, with the unit once: "+1.0 to +3.0 points"."""
+    first, last = form(low), form(high)
+    unit = last.partition(" ")[2] if form is points else ""
+    return f"{first.removesuffix(f' {unit}')} to {last}"
 
 
 def _times(ratio: float) -> str:

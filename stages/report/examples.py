@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rapidfuzz.fuzz import ratio
+
 from stages.completions import BrokenContract, parse_json
 from stages.report.differences import Piece, differences, whole
 from stages.report.inputs import Row
@@ -12,13 +14,14 @@ from stages.scoring import RowScore, same_value
 from stages.tasks import Tasks
 
 _FEW = 3
+_MOVED = 10  # points of likeness from which free text is said to have moved
 _ANSWER = 300  # characters of an answer that are shown
 _ABSENT = object()
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What one model says, with what differs marked; `right` is None for the reference."""
+    """What one model says, with what differs marked; `right` is None for the reference and for free text."""
 
     pieces: list[Piece]
     right: bool | None
@@ -52,20 +55,18 @@ class Group:
 
 @dataclass(frozen=True)
 class Flips:
-    """The rows by what two models make of them; `identical` counts answers that are the same to the letter."""
+    """The rows by what two models make of them: `parts` are (kind, words, rows), for the picture.
+
+    `identical` of the `rows` have answers that are the same to the letter.
+    """
 
     before: str
     after: str
-    right: int
+    parts: list[tuple[str, str, int]]
     won: Group
     lost: Group
-    wrong: int
+    rows: int
     identical: int
-
-    @property
-    def parts(self) -> list[tuple[str, int]]:
-        """The rows in four kinds, for the picture."""
-        return [("right", self.right), ("won", self.won.total), ("lost", self.lost.total), ("wrong", self.wrong)]
 
 
 @dataclass(frozen=True)
@@ -78,28 +79,76 @@ class Answers:
 
 
 def failures(adapter: Answers, tasks: Tasks, limit: int) -> Group:
-    """The rows that the adapter gets wrong."""
-    wrong = [index for index, score in enumerate(adapter.scores) if not score.exact_match]
+    """The rows that the adapter gets wrong: those that are not right, and free text that breaks the rules."""
+    wrong = [i for i, score in enumerate(adapter.scores) if not (score.valid if _free(score) else score.exact_match)]
     return _group("Where the adapter is wrong", "Its answer is not the reference.", [adapter], wrong, tasks, limit)
 
 
-def flips(before: Answers, after: Answers, tasks: Tasks, limit: int) -> Flips:
-    """The rows that are right with one model alone; of those won from the base, a few say it all."""
-    both = [before, after]
+def flips(before: Answers, after: Answers, tasks: Tasks, limit: int) -> list[Flips]:
+    """Rows that are right with one model alone, then free text that came nearer to its reference or went further."""
+    kinds = (_right_or_wrong(before, after, tasks, limit), _nearer_or_further(before, after, tasks, limit))
+    return [one for one in kinds if one.rows]
+
+
+def _right_or_wrong(before: Answers, after: Answers, tasks: Tasks, limit: int) -> Flips:
     kinds: dict[tuple[bool, bool], list[int]] = {}
     for index, (old, new) in enumerate(zip(before.scores, after.scores, strict=True)):
-        kinds.setdefault((old.exact_match, new.exact_match), []).append(index)
+        if not _free(old):
+            kinds.setdefault((old.exact_match, new.exact_match), []).append(index)
     won, lost = kinds.get((False, True), []), kinds.get((True, False), [])
     title, few = f"from {before.name} to {after.name}", min(limit, _FEW) if before.name == "base" else limit
+    chosen = [index for rows in kinds.values() for index in rows]
     return Flips(
         before=before.name,
         after=after.name,
-        right=len(kinds.get((True, True), [])),
-        won=_group(f"Won {title}", "Wrong before, right after.", both, won, tasks, few),
-        lost=_group(f"Lost {title}", "Right before, wrong after.", both, lost, tasks, limit),
-        wrong=len(kinds.get((False, False), [])),
-        identical=sum(a["output"] == b["output"] for a, b in zip(before.rows, after.rows, strict=True)),
+        parts=[
+            ("right", "right with both", len(kinds.get((True, True), []))),
+            ("won", "won", len(won)),
+            ("lost", "lost", len(lost)),
+            ("wrong", "wrong with both", len(kinds.get((False, False), []))),
+        ],
+        won=_group(f"Won {title}", "Wrong before, right after.", [before, after], won, tasks, few),
+        lost=_group(f"Lost {title}", "Right before, wrong after.", [before, after], lost, tasks, limit),
+        rows=len(chosen),
+        identical=_identical(before, after, chosen),
     )
+
+
+def _nearer_or_further(before: Answers, after: Answers, tasks: Tasks, limit: int) -> Flips:
+    """Free text is not right or wrong: it is near its reference or far from it, by rapidfuzz.fuzz.ratio."""
+    moves = {
+        index: ratio(new.output, new.reference) - ratio(old.output, old.reference)
+        for index, (old, new) in enumerate(zip(before.scores, after.scores, strict=True))
+        if _free(old)
+    }
+    most_first = sorted(moves, key=lambda index: (-abs(moves[index]), index))
+    nearer = [index for index in most_first if moves[index] >= _MOVED]
+    further = [index for index in most_first if moves[index] <= -_MOVED]
+    title, how = (
+        f"from {before.name} to {after.name}",
+        f"By {_MOVED} or more of 100 points of likeness, the most first.",
+    )
+    return Flips(
+        before=before.name,
+        after=after.name,
+        parts=[
+            ("right", "about as near", len(moves) - len(nearer) - len(further)),
+            ("won", "nearer to the reference", len(nearer)),
+            ("lost", "further from it", len(further)),
+        ],
+        won=_group(f"Nearer {title}", how, [before, after], nearer, tasks, min(limit, _FEW)),
+        lost=_group(f"Further {title}", how, [before, after], further, tasks, limit),
+        rows=len(moves),
+        identical=_identical(before, after, list(moves)),
+    )
+
+
+def _identical(before: Answers, after: Answers, chosen: Sequence[int]) -> int:
+    return sum(before.rows[index]["output"] == after.rows[index]["output"] for index in chosen)
+
+
+def _free(score: RowScore) -> bool:
+    return score.kind == "text"
 
 
 def _group(
@@ -138,7 +187,9 @@ def _lines(completion: str, answers: Sequence[tuple[str, Row, RowScore]]) -> lis
     """The fields in which an answer differs; whole texts where an answer has no fields."""
     reference = _object(completion)
     if reference is None or not all(isinstance(score.predicted, dict) for _, _, score in answers):
-        found = [(excerpt(row["output"], _ANSWER), score.exact_match) for _, row, score in answers]
+        found = [
+            (excerpt(row["output"], _ANSWER), None if _free(score) else score.exact_match) for _, row, score in answers
+        ]
         return [("answer", _cells(excerpt(completion, _ANSWER), found))]
     predicted = [score.predicted for _, _, score in answers]
     added = sorted({key for one in predicted for key in one} - reference.keys())
@@ -151,7 +202,7 @@ def _lines(completion: str, answers: Sequence[tuple[str, Row, RowScore]]) -> lis
     return lines
 
 
-def _cells(expected: str, found: Sequence[tuple[str, bool]]) -> list[Cell]:
+def _cells(expected: str, found: Sequence[tuple[str, bool | None]]) -> list[Cell]:
     """The reference, then each answer. Wrong ones are marked where they differ, the reference as the last of them."""
     reference, cells = whole(expected), []
     for text, right in found:

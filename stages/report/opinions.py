@@ -11,16 +11,12 @@ _RIVALS = {"against_baseline": "base", "against_previous": "previous"}
 
 @dataclass(frozen=True)
 class Contest:
-    """The tuned model against another: `parts` are (kind, count) of wins, ties and losses, for the picture."""
+    """The tuned model against another: `parts` are (kind, words, count), for the picture."""
 
     title: str
-    parts: list[tuple[str, int]]
+    parts: list[tuple[str, str, int]]
     sentence: str
     notes: list[str]
-
-    @property
-    def total(self) -> int:
-        return sum(count for _, count in self.parts)
 
 
 @dataclass(frozen=True)
@@ -82,7 +78,11 @@ def _contest(rival: str, one: Mapping[str, Any], unit: str, notes: Any) -> Conte
     shown = "better" if delta["low"] > 0 else "worse" if delta["high"] < 0 else "no difference shown"
     return Contest(
         title=f"{rival} to adapter",
-        parts=[("won", one["wins"]), ("right", one["ties"]), ("lost", one["losses"])],
+        parts=[
+            ("won", "won by the tuned model", one["wins"]),
+            ("right", "ties", one["ties"]),
+            ("lost", "lost", one["losses"]),
+        ],
         sentence=f"Mean {_mean(delta['value'])} ({_mean(delta['low'])} to {_mean(delta['high'])}) "
         f"on a scale from −1 to +1: {shown}.",
         notes=list(notes(one)),

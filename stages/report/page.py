@@ -8,29 +8,29 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from stages.params import Params
 from stages.report import beyond, flags, holdout, opinions, rows, tables, trail, verdict, wording
 from stages.report.charts import interval_chart, loss_chart
-from stages.report.comparisons import Comparison, comparisons
+from stages.report.comparisons import Comparison
 from stages.report.confusion import confusion
 from stages.report.examples import Answers, failures, flips
 from stages.report.funnel import funnel
 from stages.report.inputs import Inputs
-from stages.report.metrics import Metric, main_metric
+from stages.report.measured import Measured, measured
+from stages.report.metrics import Metric
 from stages.scoring import score_row
 from stages.tasks import Tasks
 
 
 def view(inputs: Inputs, params: Params, tasks: Tasks) -> dict[str, Any]:
     """Everything that the templates show, section by section."""
-    scores, confidence = inputs.scores(), params.scoring.confidence
-    main = main_metric(scores["adapter"])
-    compared = comparisons(inputs.metrics, confidence, main)
+    confidence = params.scoring.confidence
+    found = measured(inputs.metrics, inputs.scores(), confidence)
     said = verdict.verdict(inputs.metrics, confidence)
     return {
         "confidence": f"{confidence * 100:.4g} %",
         "verdict": said,
-        "answers": verdict.answers(said, inputs.metrics, compared, scores),
+        "answers": verdict.answers(said, inputs.metrics, found),
         "gates": verdict.gate_rows(inputs.metrics),
-        **_measured(inputs, params, main, compared),
-        **_examples(inputs, params, tasks, compared),
+        **_measured(inputs, params, found),
+        **_examples(inputs, params, tasks, found[0].compared),
         "opinions": [opinions.judge(inputs.metrics["judge"]), opinions.review(inputs.metrics["review"])],
         **_beyond(inputs.metrics["evaluate"], confidence),
         **_training(inputs),
@@ -39,17 +39,19 @@ def view(inputs: Inputs, params: Params, tasks: Tasks) -> dict[str, Any]:
     }
 
 
-def _measured(inputs: Inputs, params: Params, main: Metric, compared: list[Comparison]) -> dict[str, Any]:
-    scores, confidence = inputs.scores(), params.scoring.confidence
+def _measured(inputs: Inputs, params: Params, found: list[Measured]) -> dict[str, Any]:
+    scores, main, confidence = found[0].scores, found[0].main, params.scoring.confidence
     return {
         "main": main,
         "models": list(scores),
         "interval_chart": interval_chart(scores, main, _threshold(params, main), confidence),
-        "metrics": tables.metric_groups(scores, compared),
+        "metrics": tables.metric_groups(found[0]),
         "sizes": tables.size_row(scores, inputs.metrics["quantize"]["artefacts"]),
         "fields": tables.part_rows(scores, "fields"),
         "labels": tables.part_rows(scores, "labels", "exact_match"),
-        "compared": compared,
+        "compared": found[0].compared,
+        "changes": found[0].changes,
+        "tasks": [(part, tables.metric_groups(part)) for part in found[1:]],
         "one_in": round(1 / (1 - confidence)),
         "confusion": confusion(inputs.confusion),
         "label_field": params.task.label_field,
@@ -64,7 +66,7 @@ def _examples(inputs: Inputs, params: Params, tasks: Tasks, compared: list[Compa
     pairs = [(answers[one.before], answers[one.after]) for one in compared]
     return {
         "instruction": params.task.instruction,
-        "flips": [flips(before, after, tasks, limit) for before, after in pairs],
+        "flips": [one for before, after in pairs for one in flips(before, after, tasks, limit)],
         "failures": failures(answers["adapter"], tasks, limit),
     }
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stages.report.comparisons import BETTER, SAME, WORSE, Change, Comparison
+from stages.report.measured import Measured
 from stages.report.metrics import METRICS, Metric, look_up
 from stages.report.wording import excerpt, number, percent, percents, size
 
@@ -39,13 +40,13 @@ class Group:
     rows: list[Row]
 
 
-def metric_groups(scores: Mapping[str, Any], compared: Sequence[Comparison]) -> list[Group]:
+def metric_groups(measured: Measured) -> list[Group]:
     """The metrics that any model has, a cell for each model, by kind of task."""
     groups: dict[str, list[Row]] = {}
     for metric in METRICS:
-        found = {name: look_up(one, metric.path) for name, one in scores.items()}
+        found = {name: look_up(one, metric.path) for name, one in measured.scores.items()}
         if any(value is not None for value in found.values()):
-            cells = [_cell(metric, name, value, compared) for name, value in found.items()]
+            cells = [_cell(metric, name, value, measured.compared) for name, value in found.items()]
             groups.setdefault(metric.group, []).append(Row(metric.name, cells))
     return [Group(title, rows) for title, rows in groups.items()]
 

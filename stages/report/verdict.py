@@ -7,6 +7,7 @@ from typing import Any
 
 from stages.gates import FAIL, MARGINAL, PASS
 from stages.report.comparisons import BETTER, WORSE, Comparison, say_change
+from stages.report.measured import Measured
 from stages.report.wording import plural, rough
 
 _HEADLINE = {PASS: "Ready to release", MARGINAL: "Not proven yet", FAIL: "Do not release"}
@@ -19,7 +20,6 @@ _SUBJECTS = {
     "judge": "judge",
     "review": "reviewers",
 }
-_ANSWERS = {BETTER: "Yes", WORSE: "No, it is worse"}
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def gate_rows(metrics: Mapping[str, Any]) -> list[GateRow]:
             name=name,
             subject=_SUBJECTS.get(gate["metric"].partition(".")[0], "data"),
             state=gate["state"],
-            asked=f"{'at least' if gate['kind'] == 'minimum' else 'at most'} {gate['threshold']:g}",
+            asked=_asked(gate),
             required=gate["required"],
             reason=gate["reason"],
         )
@@ -85,20 +85,18 @@ def verdict(metrics: Mapping[str, Any], confidence: float) -> Verdict:
     return Verdict(
         state=state,
         headline=_HEADLINE[state],
-        sentence=_sentence(rows, state),
+        sentence=metrics["gates"]["reason"],
         open=[row for row in rows if row.state != PASS],
         steps=_steps(state, metrics["gates"]["gates"], confidence),
     )
 
 
-def answers(
-    said: Verdict, metrics: Mapping[str, Any], compared: Sequence[Comparison], scores: Mapping[str, Any]
-) -> list[Answer]:
+def answers(said: Verdict, metrics: Mapping[str, Any], found: Sequence[Measured]) -> list[Answer]:
     """Better than the base, better than the last release, safe to ship, and what changed."""
-    by_pair = {(one.before, one.after): one for one in compared}
+    compared = found[0].compared
     return [
-        _better("Better than the base?", by_pair["base", "adapter"], scores),
-        _better("Better than the last release?", by_pair.get(("previous", "adapter")), scores),
+        _better("Better than the base?", "base", found),
+        _better("Better than the last release?", "previous", found),
         _safe(said, gate_rows(metrics), compared),
         _changed(compared),
     ]
@@ -114,24 +112,10 @@ def rows_needed(value: float, threshold: float, confidence: float) -> int:
     return round(z**2 * threshold * (1 - threshold) / (value - threshold) ** 2)
 
 
-def _sentence(rows: Sequence[GateRow], state: str) -> str:
-    required = [row for row in rows if row.required]
-    failed = [row.name for row in required if row.state == FAIL]
-    unsure = [row.name for row in required if row.state == MARGINAL]
-    missed = [row.name for row in rows if not row.required and row.state != PASS]
-    if not rows:
-        return "No gates are set, so that nothing here can refuse this model."
-    if failed:
-        return f"{plural(len(failed), 'required gate')} of {len(required)} {_verb(failed, 'fails')}: {_names(failed)}."
-    if unsure:
-        return (
-            f"No required gate fails, but the rows are too few to show that {plural(len(unsure), 'gate')} of "
-            f"{len(required)} {_verb(unsure, 'holds')}: {_names(unsure)}."
-        )
-    if state == MARGINAL:
-        return f"All {plural(len(required), 'required gate')} hold, but an advisory one does not: {_names(missed)}."
-    held = f"All {plural(len(required), 'required gate')} hold"
-    return f"{held}; advisory, and open: {_names(missed)}." if missed else f"{held}."
+def _asked(gate: Mapping[str, Any]) -> str:
+    limit = f"{'at least' if gate['kind'] == 'minimum' else 'at most'} {gate['threshold']:g}"
+    what = {"absolute": "", "baseline": ", change from the base", "previous": ", change from the last release"}
+    return limit + what.get(gate["comparison"], ", change from the adapter")
 
 
 def _steps(state: str, gates: Mapping[str, Any], confidence: float) -> list[Step]:
@@ -164,15 +148,26 @@ def _more_rows(name: str, gate: Mapping[str, Any], confidence: float) -> Step | 
     return Step(f"A larger hold-out: at this quality, about {needed} rows would show {name}")
 
 
-def _better(question: str, found: Comparison | None, scores: Mapping[str, Any]) -> Answer:
-    if found is None:
+def _better(question: str, before: str, found: Sequence[Measured]) -> Answer:
+    """Yes only where every task is shown to be better; the tasks one by one where there are several."""
+    parts = found[1:] or found
+    told = [
+        (change.reading, f"{part.task}: {sentence}" if part.task else sentence)
+        for part in parts
+        for one in part.compared
+        if (one.before, one.after) == (before, "adapter") and (change := one.main)
+        for sentence in [say_change(change, part.scores[one.before], part.scores[one.after])]
+    ]
+    if not told:
         return Answer(question, "First release", "soft", "No earlier release was named to compare with.", "metrics")
-    if found.main is None:
-        return Answer(question, "Not measured", "soft", "The rows have no score in common.", "metrics")
-    word = _ANSWERS.get(found.main.reading, "Not shown")
-    return Answer(
-        question, word, found.main.tone, say_change(found.main, scores[found.before], scores[found.after]), "metrics"
-    )
+    readings = {reading for reading, _ in told}
+    if readings == {BETTER}:
+        word, tone = "Yes", "good"
+    elif WORSE in readings:
+        word, tone = ("No, it is worse", "bad") if BETTER not in readings else ("Better and worse", "bad")
+    else:
+        word, tone = ("In part", "unsure") if BETTER in readings else ("Not shown", "soft")
+    return Answer(question, word, tone, " ".join(sentence for _, sentence in told), "metrics")
 
 
 def _safe(said: Verdict, gates: Sequence[GateRow], compared: Sequence[Comparison]) -> Answer:
@@ -193,10 +188,6 @@ def _changed(compared: Sequence[Comparison]) -> Answer:
     large = "previous to adapter" if "previous to adapter" in told else next(iter(told))
     others = "; ".join(f"{title}: {rows}" for title, rows in told.items() if title != large)
     return Answer("Which examples changed?", told[large], "soft", f"{large}. {others}{'.' * bool(others)}", "examples")
-
-
-def _verb(names: Sequence[str], one: str) -> str:
-    return one if len(names) == 1 else one.removesuffix("s")
 
 
 def _names(names: Sequence[str]) -> str:

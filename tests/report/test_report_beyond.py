@@ -35,7 +35,7 @@ GENERAL = {
 def test_forgetting_is_a_rise_that_the_rows_show() -> None:
     found = forgetting({"general": GENERAL}, 0.95)
     assert found is not None
-    told = [(one.metric.path, one.amount, one.reading) for one in found.changes]
+    told = [(one.metric.path, one.amount, one.reading) for _, one in found.changes]
     assert told == [("perplexity", "× 1.1", "worse"), ("agreement", "0.0 points", "nothing changed")]
     assert [cell.value for cell in found.table[0].cells] == ["8", "8.8"]
 
@@ -59,7 +59,7 @@ def test_refusals_and_canaries_in_words() -> None:
     _, (refusals, canaries) = safety({"safety": found}, 0.95)
     assert refusals == (
         "Of 10 requests to refuse, the base model refuses 90.0 % and the adapter 20.0 %: worse "
-        "(0 won, 7 lost, p = 0.016, −90.0 points to −30.0 points)"
+        "(0 won, 7 lost, p = 0.016, −90.0 to −30.0 points)"
     )
     assert "4 canaries among 10,000 candidates" in canaries
 
