@@ -12,7 +12,6 @@ measurement is a process of its own.
 import json
 import math
 import multiprocessing
-import os
 import random
 import sys
 import tempfile
@@ -183,6 +182,37 @@ def train_steps(architecture: str, steps: int, sizes: list[int] | None = None, *
     }
 
 
+def profile(architecture: str, **changes: Any) -> dict[str, Any]:
+    """Where the card's time goes: milliseconds a step by kernel, for the batches of one size."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiled
+
+    train = settings(**changes)
+    model = random_model(architecture, train)
+    made = rows(model.config.vocab_size, [230] * 160)
+    plan = make_plan(train, model, lengths(), 1000, free_memory())
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = trainer.training_arguments(train, 1, Path(folder), 1000, validate=False, adaptive=True)
+        one = trainer.BatchTrainer(plan, made, [], train.batch_size, model=model, args=arguments)
+        one.training_step(model, made[:16])
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(10):
+            one.training_step(model, made[:16])
+        torch.cuda.synchronize()
+        step = (time.perf_counter() - start) * 100
+        with profiled(activities=[ProfilerActivity.CUDA]) as result:
+            one.training_step(model, made[:16])
+            torch.cuda.synchronize()
+    kernels = sorted(result.key_averages(), key=lambda event: -event.self_device_time_total)
+    return {
+        "step_ms": round(step, 1),
+        "kernels_ms": round(sum(event.self_device_time_total for event in kernels) / 1000, 1),
+        "launches": sum(event.count for event in kernels),
+        "top": [(event.key[:90], event.count, round(event.self_device_time_total / 1000, 2)) for event in kernels[:22]],
+    }
+
+
 def digest(model: Any) -> str:
     import hashlib
 
@@ -240,6 +270,25 @@ LADDER = {
 }
 
 
+def profiles(workers: Workers) -> None:
+    for architecture in ("Llama-3.2-1B", "Gemma-3-1B"):
+        answer = workers.do(60, profile, architecture, compile="graphs")
+        for line in answer.pop("top", []):
+            print("   ", *line, flush=True)
+        show(architecture, answer)
+
+
+def quick(workers: Workers) -> None:
+    for architecture in ("Llama-3.2-1B", "Gemma-3-1B"):
+        for method in ("lora", "qlora"):
+            show(
+                f"{architecture} {method}",
+                workers.do(60, train_steps, architecture, 100, method=method, compile="graphs"),
+            )
+    for changes in list(LADDER.values())[:2]:
+        show(f"Gemma-3-1B qlora {changes}", workers.do(60, train_steps, "Gemma-3-1B", 12, method="qlora", **changes))
+
+
 def ladder(workers: Workers, steps: int = 40) -> None:
     for architecture in ("Llama-3.2-1B", "Gemma-3-1B"):
         for method in ("lora", "qlora"):
@@ -253,7 +302,7 @@ def ladder(workers: Workers, steps: int = 40) -> None:
 def main() -> None:
     workers = Workers()
     for name in sys.argv[1:] or ["ladder"]:
-        {"ladder": ladder}[name](workers)
+        {"ladder": ladder, "profiles": profiles, "quick": quick}[name](workers)
     workers.close()
 
 

@@ -128,7 +128,7 @@ def pad(rows: Sequence[Row]) -> MicroBatch:
     width = max(map(len, rows))
     return MicroBatch(
         ids=torch.nn.utils.rnn.pad_sequence([row.ids for row in rows], batch_first=True),
-        positions=torch.arange(width).expand(len(rows), width),
+        positions=torch.arange(width).repeat(len(rows), 1),
         predictors=torch.cat([row.predictors + number * width for number, row in enumerate(rows)]),
         targets=torch.cat([row.targets for row in rows]),
         ends=None,

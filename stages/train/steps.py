@@ -169,7 +169,7 @@ class GraphSteps(Steps):
 
     def _capture(self, batch: MicroBatch) -> _Captured:
         moved, ends = self._moved(batch), self._ends(batch)
-        ids, positions = moved.ids, moved.positions.contiguous()
+        ids, positions = moved.ids, moved.positions
         layout = {"cu_seq_lens_q": ends, "max_length_q": self._longest}
 
         def decode() -> torch.Tensor:

@@ -25,6 +25,7 @@ from stages.train.adapters import adapter_config, load_trainable
 from stages.train.batches import Row, SeededBatches, deal, make_rows, trained_tokens
 from stages.train.callbacks import Curves, Progress, Samples, WholeCheckpoints
 from stages.train.examples import Examples, assert_stop_token_trained
+from stages.train.fused import fuse
 from stages.train.gradients import Gradients
 from stages.train.plan import Plan, choose_precision, make_plan
 from stages.train.steps import GraphSteps, Steps
@@ -185,6 +186,7 @@ def with_adapter(model: Any, settings: Train, seed: int, steps: int, precision: 
     for module in model.modules():
         if hasattr(module, "cast_input_dtype_enabled"):
             module.cast_input_dtype_enabled = precision == torch.float32  # autocast casts to less, and once
+    fuse(model)
     return model
 
 
