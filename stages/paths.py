@@ -16,6 +16,7 @@ VALIDATION = Path("data/split/validation.jsonl")
 HOLDOUT = Path("data/split/holdout.jsonl")
 QUARANTINE = Path("data/rejected/quarantine.jsonl")
 TRAIN = Path("data/train.jsonl")
+CHECKS = Path("data/checks")
 
 BASE_GENERATIONS = Path("data/generations/base.jsonl")
 ADAPTER_GENERATIONS = Path("data/generations/adapter.jsonl")
@@ -35,6 +36,7 @@ METRICS = Path("metrics")
 CLEAN_METRICS = METRICS / "clean.json"
 DEDUP_METRICS = METRICS / "dedup.json"
 SPLIT_METRICS = METRICS / "split.json"
+DATA_CHECKS_METRICS = METRICS / "data_checks.json"
 AUGMENT_METRICS = METRICS / "augment.json"
 BASELINE_METRICS = METRICS / "baseline.json"
 TRAIN_METRICS = METRICS / "train.json"

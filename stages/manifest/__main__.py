@@ -16,6 +16,7 @@ def main() -> None:
     params = load_params(
         "augment",
         "clean",
+        "data_checks",
         "dedup",
         "gates",
         "generation",

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from stages import paths
 from stages.errors import UserError
-from stages.params.data import Augment, Clean, Dedup, Holdout, PersonalData, Shape, Source, Split
+from stages.params.data import Augment, Clean, DataChecks, Dedup, Holdout, PersonalData, Shape, Source, Split
 from stages.params.evaluation import Gate, Judge, Price, Report, Review, Scoring, Task, TaskContract
 from stages.params.model import Generation, Model, Train
 from stages.params.section import Section
@@ -17,6 +17,7 @@ from stages.params.section import Section
 __all__ = [
     "Augment",
     "Clean",
+    "DataChecks",
     "Dedup",
     "Gate",
     "Generation",
@@ -52,6 +53,7 @@ class Params(Section):
     holdout: Holdout
     split: Split
     augment: Augment
+    data_checks: DataChecks
     train: Train
     generation: Generation
     scoring: Scoring

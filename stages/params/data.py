@@ -79,3 +79,12 @@ class Augment(Section):
     structured_share: Share
     replay_file: str
     replay_share: Annotated[float, Field(ge=0, lt=1)]
+
+
+class DataChecks(Section):
+    """Signs of poisoning and bias: which n-grams are tested, the chance of any false alarm, which sources compare."""
+
+    ngram_min_rows: Annotated[int, Field(ge=3)]
+    ngram_max_share: Annotated[float, Field(gt=0, le=1)]
+    error_rate: Annotated[float, Field(gt=0, lt=1)]
+    source_min_rows: Count

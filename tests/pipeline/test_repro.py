@@ -15,6 +15,7 @@ STAGES = [
     "base",
     "baseline",
     "clean",
+    "data_checks",
     "dedup",
     "evaluate",
     "gates",
