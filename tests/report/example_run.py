@@ -52,9 +52,10 @@ def make_run(root: Path, formats: tuple[str, ...] = ("merged", "nf4", "int8"), o
     write = example_opinions.write_opinions if opinions else example_opinions.write_no_opinions
     params = check_params(read_params())
     write(params, asked)
-    _write_gates(params, formats)
     _write_training(rows)
     _write_data(rows)
+    _write_data_checks(rows)
+    _write_gates(params, formats)
     _write_manifest(formats)
 
 
@@ -166,9 +167,14 @@ def _write_evaluation(answers: dict[str, list[dict[str, Any]]]) -> None:
 
 def _write_gates(params: Params, formats: tuple[str, ...]) -> None:
     """All gates, but none on an artefact that this run does not have."""
-    metrics = {
-        path.stem: read_json(path) for path in (paths.EVALUATE_METRICS, paths.QUANTIZE_METRICS, paths.JUDGE_METRICS)
-    }
+    measured = (
+        paths.SPLIT_METRICS,
+        paths.DATA_CHECKS_METRICS,
+        paths.EVALUATE_METRICS,
+        paths.QUANTIZE_METRICS,
+        paths.JUDGE_METRICS,
+    )
+    metrics = {path.stem: read_json(path) for path in measured}
     gates = {
         name: gate
         for name, gate in (params.gates | (params.judge.gates if metrics["judge"]["enabled"] else {})).items()
@@ -252,13 +258,57 @@ def _write_data(rows: list[dict[str, Any]]) -> None:
         {
             "rows": {"in": 341, "train": 262, "validation": 23, "holdout": 48, "quarantined": 8, "beyond_max": 0},
             "labels": {},
-            "quarantined": {"same_prompt": 1, "near_prompt": 7},
+            "kept_back_by_groups": {"holdout": {}, "validation": {}},
+            "quarantined": {"same_prompt": 1, "near_prompt": 5, "near_pair": 2},
             "locked": {"rows": 48, "missing": 0, "restored": 0},
+            "folds": {},
             "overlap": {"shared_ids": 0, "shared_prompts": 0},
+            "shared_13_grams": {
+                "prompt": {"rows": 0, "of": 21, "runs": 0},
+                "completion": {"rows": 0, "of": 0, "runs": 0},
+            },
         },
     )
     added = {"malformed": 6, "structured": 0, "replay": 12}
     write_json(paths.AUGMENT_METRICS, {"rows": {"in": 262, "out": 280}, "added": added})
+
+
+def _write_data_checks(rows: list[dict[str, Any]]) -> None:
+    """What the checks find in rows with one conflict."""
+    shown = [
+        {"id": row["id"], "label": "refund", "prompt": row["prompt"], "source": "bought", "origin": f"b:{n}"}
+        for n, row in enumerate(rows[:2])
+    ]
+    tied = {"ngram": "money back", "label": "refund", "count": 17, "with_label": 17, "turned": 0}
+    conflict = {"labels": {"refund": 1, "tracking": 1}, "rows": [shown[0], {**shown[1], "label": "tracking"}]}
+    write_rows(paths.CHECKS / "triggers.jsonl", [])
+    write_rows(paths.CHECKS / "tied.jsonl", [{**tied, "p_value": 1.2e-9, "lift": 7.6}])
+    write_rows(paths.CHECKS / "conflicts.jsonl", [conflict])
+    by_source = {
+        name: {
+            "rows": count,
+            "share": count / 262,
+            "labels": {"refund": count - 20, "tracking": 20},
+            "median_characters": {"prompt": 61.0, "completion": 72.0},
+            "label_distance": 0.21,
+            "prompt_length_distance": 0.12,
+            "completion_length_distance": 0.1,
+        }
+        for name, count in (("bought", 62), ("tickets.jsonl", 200))
+    }
+    distances = {f"{name}_distance": by_source["bought"][f"{name}_distance"] for name in _DISTANCES}
+    write_json(
+        paths.DATA_CHECKS_METRICS,
+        {
+            "rows": 262,
+            "sources": {"count": 2, "largest_share": 200 / 262, **distances, "by_source": by_source},
+            "triggers": {"tested": 431, "found": 0, "rows": 0, "tied": 37},
+            "conflicts": {"clusters": 1, "rows": 2, "share": 2 / 262},
+        },
+    )
+
+
+_DISTANCES = ("label", "prompt_length", "completion_length")
 
 
 def _write_manifest(formats: tuple[str, ...]) -> None:
