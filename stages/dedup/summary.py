@@ -1,12 +1,13 @@
 """What the stage found, as numbers."""
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from math import comb
 from typing import Any
 
 from stages.completions import completion_key
-from stages.near_duplicates import Pair, clusters
+from stages.near_duplicates import Pair
+from stages.near_duplicates import clusters as connected
 from stages.records import Record
 from stages.rejected import Rejected
 
@@ -20,25 +21,37 @@ def conflicts(prompts: Mapping[str, Sequence[Record]]) -> dict[str, list[Record]
     }
 
 
+def near_clusters(prompts: Mapping[str, Sequence[Record]], pairs: Sequence[Pair]) -> list[list[Record]]:
+    """Records whose prompts are the same or near, directly or through others: the connected components."""
+    roots = connected(len(prompts), ((pair.left, pair.right) for pair in pairs))
+    members: dict[int, list[Record]] = defaultdict(list)
+    for root, rows in zip(roots, prompts.values(), strict=True):
+        members[root] += rows
+    return list(members.values())
+
+
+def giants(clusters: Iterable[Sequence[Record]], giant_rows: int) -> list[Sequence[Record]]:
+    """The clusters of `giant_rows` or more, the largest first."""
+    large = [cluster for cluster in clusters if len(cluster) >= giant_rows]
+    return sorted(large, key=lambda cluster: (-len(cluster), min(row.id for row in cluster)))
+
+
 def summarise(
     records: Sequence[Record],
     prompts: Mapping[str, Sequence[Record]],
     pairs: Sequence[Pair],
+    clusters: Sequence[Sequence[Record]],
+    giants: Sequence[Sequence[Record]],
     kept: Sequence[Record],
     dropped: Sequence[Rejected],
 ) -> dict[str, Any]:
     """Rows in and out by reason, pairs, conflicts and clusters.
 
     `pairs.exact` counts the pairs of rows with one id; `pairs.near` the pairs of different records whose prompts
-    are near or the same, whatever their completions. Clusters are the connected components of these, of two
-    records or more.
+    are near or the same, whatever their completions. A cluster counts from two records on.
     """
     copies = Counter(record.id for record in records)
     sizes = [len(group) for group in prompts.values()]
-    roots = clusters(len(sizes), ((pair.left, pair.right) for pair in pairs))
-    members: Counter[int] = Counter()
-    for root, size in zip(roots, sizes, strict=True):
-        members[root] += size
     conflicting = conflicts(prompts)
     reasons = Counter(row.reason for row in dropped)
     return {
@@ -50,7 +63,9 @@ def summarise(
         },
         "conflicts": {"prompts": len(conflicting), "rows": sum(map(len, conflicting.values()))},
         "clusters": {
-            "count": sum(size > 1 for size in members.values()),
-            "largest": max(members.values(), default=0),
+            "count": sum(len(cluster) > 1 for cluster in clusters),
+            "largest": max(map(len, clusters), default=0),
+            "giant": len(giants),
+            "giant_rows": sum(map(len, giants)),
         },
     }

@@ -1,4 +1,7 @@
-"""All pairs of near-duplicate texts, exactly: what `brute` would find, by `sketched` where there are many."""
+"""All pairs of near-duplicate texts, exactly: what `brute` would find, by `sketched` where there are many.
+
+Where there are too many for that, `proposed` finds most of them.
+"""
 
 from collections.abc import Iterable, Sequence
 
@@ -8,13 +11,19 @@ from stages.near_duplicates import brute
 from stages.near_duplicates.aligned import Found, joined
 from stages.near_duplicates.parts import Parts, join_folder
 from stages.near_duplicates.rule import Pair, is_near, score
-from stages.near_duplicates.sides import Side, comparisons, sorted_by_length
+from stages.near_duplicates.sides import Side, sorted_by_length, within_window
 
-__all__ = ["Pair", "clusters", "cross_pairs", "is_near", "near_pairs", "score"]
+__all__ = ["Pair", "clusters", "comparisons", "cross_pairs", "is_near", "near_pairs", "proposed_pairs", "score"]
 
 # Below so many comparisons rapidfuzz is done before numba is loaded; above the other, an interruption costs minutes.
 _FEW = 2_000_000
 _MANY = 20_000_000_000
+
+
+def comparisons(texts: Sequence[str], threshold: int) -> int:
+    """How many pairs of `texts` their lengths leave for `near_pairs` to compare."""
+    side = sorted_by_length(texts)
+    return within_window(side, side, threshold)
 
 
 def near_pairs(texts: Sequence[str], threshold: int) -> list[Pair]:
@@ -23,9 +32,15 @@ def near_pairs(texts: Sequence[str], threshold: int) -> list[Pair]:
     Equal texts are pairs too, quadratically many: pass distinct texts where that matters.
     """
     side = sorted_by_length(texts)
-    found = _join(side, side, threshold)
-    found[:, :2] = np.sort(side.positions[found[:, :2]], axis=1)
-    return _sorted(found)
+    return _within(side, _join(side, side, threshold))
+
+
+def proposed_pairs(texts: Sequence[str], threshold: int) -> list[Pair]:
+    """Most of the pairs that `near_pairs` finds and no others, in a time that grows little faster than `texts`."""
+    from stages.near_duplicates import proposed
+
+    side = sorted_by_length(texts)
+    return _within(side, joined(proposed.join(side, threshold)))
 
 
 def cross_pairs(left: Sequence[str], right: Sequence[str], threshold: int) -> list[Pair]:
@@ -53,7 +68,7 @@ def clusters(count: int, pairs: Iterable[tuple[int, int]]) -> list[int]:
 
 
 def _join(left: Side, right: Side, threshold: int) -> Found:
-    count = comparisons(left, right, threshold)
+    count = within_window(left, right, threshold)
     if count < _FEW:
         return joined(brute.join(left, right, threshold))
     from stages.near_duplicates import sketched
@@ -62,6 +77,11 @@ def _join(left: Side, right: Side, threshold: int) -> Found:
     found = joined(sketched.join(left, right, threshold, parts))
     parts.clear()
     return found
+
+
+def _within(side: Side, found: Found) -> list[Pair]:
+    found[:, :2] = np.sort(side.positions[found[:, :2]], axis=1)
+    return _sorted(found)
 
 
 def _sorted(found: Found) -> list[Pair]:

@@ -61,6 +61,16 @@ def count_characters(codes, ends, bucket_of, bags):  # type: ignore[no-untyped-d
 
 
 @njit(cache=True, nogil=True)
+def _hash(codes):  # type: ignore[no-untyped-def]
+    """64 bits of a gram."""
+    mixed = np.uint64(0)
+    for code in codes:
+        mixed = (mixed ^ np.uint64(code)) * np.uint64(0x9E3779B97F4A7C15)
+        mixed ^= mixed >> np.uint64(32)
+    return mixed
+
+
+@njit(cache=True, nogil=True)
 def sketch_grams(codes, ends, q, sketches):  # type: ignore[no-untyped-def]
     """Flip one bit of a text's sketch for each of its q-grams.
 
@@ -81,10 +91,7 @@ def sketch_grams(codes, ends, q, sketches):  # type: ignore[no-untyped-def]
     start = 0
     for text in range(len(ends)):
         for place in range(start, ends[text] - q + 1):
-            gram = np.uint64(0)
-            for code in codes[place : place + q]:
-                gram = (gram ^ np.uint64(code)) * np.uint64(0x9E3779B97F4A7C15)
-                gram ^= gram >> np.uint64(32)
+            gram = _hash(codes[place : place + q])
             slot = gram & mask
             while owners[slot] == text and hashes[slot] != gram:
                 slot = (slot + np.uint64(1)) & mask
@@ -152,5 +159,51 @@ def _compare_sketches(rows, row, columns, start, wide, pair, over, slack, found,
                 differing += _ones(rows[2][row, part] ^ columns[2][partner, part])
             if differing <= np.uint64(spread * distance):
                 found[0, count], found[1, count] = row, partner
+                count += 1
+    return count
+
+
+@njit(cache=True, nogil=True)
+def hash_bands(codes, ends, q, multipliers, summands, keys):  # type: ignore[no-untyped-def]
+    """One key of each band of minimum hashes of a text's q-grams.
+
+    codes, ends: as above; multipliers (odd) and summands: uint32 (hashes,); keys: uint64 (texts, bands), is filled.
+    """
+    bands = keys.shape[1]
+    size = len(multipliers) // bands
+    smallest = np.empty(len(multipliers), np.uint32)
+    start = 0
+    for text in range(len(ends)):
+        smallest[:] = 0xFFFFFFFF
+        for place in range(start, ends[text] - q + 1):
+            gram = np.uint32(_hash(codes[place : place + q]) >> np.uint64(32))
+            for n in range(len(multipliers)):
+                smallest[n] = min(smallest[n], np.uint32(gram * multipliers[n] + summands[n]))
+        for band in range(bands):
+            keys[text, band] = _hash(smallest[band * size : (band + 1) * size])
+        start = ends[text]
+
+
+@njit(cache=True, nogil=True)
+def pair_up(order, keys, lengths, bags, loss, start, stop, reach, found):  # type: ignore[no-untyped-def]
+    """Write pairs with equal keys that lengths and bags do not rule out to `found`, and return how many.
+
+    order: int64, texts sorted by key, then from short to long; keys: theirs; lengths, bags: of all texts; the first of
+    a pair is at `start` to `stop` of `order`, the second at most `reach` places behind; found: int64, is filled with
+    row * 2**32 + column.
+    """
+    count = 0
+    for place in range(start, stop):
+        row = order[place]
+        for other in range(place + 1, min(place + 1 + reach, len(order))):
+            column = order[other]
+            distance = loss * (lengths[row] + lengths[column]) // 100
+            if keys[other] != keys[place] or lengths[column] - lengths[row] > distance:
+                break
+            apart = np.int64(0)
+            for bucket in range(BUCKETS):
+                apart += abs(np.int64(bags[row, bucket]) - np.int64(bags[column, bucket]))
+            if apart <= distance:
+                found[count] = row * 2**32 + column
                 count += 1
     return count

@@ -44,7 +44,7 @@ def longest_near(lengths: NDArray[np.int64], threshold: int) -> NDArray[np.int64
     return (200 - threshold) * lengths // threshold
 
 
-def comparisons(left: Side, right: Side, threshold: int) -> int:
+def within_window(left: Side, right: Side, threshold: int) -> int:
     """How many pairs the lengths leave to compare; within one side (`left is right`) each pair once."""
     last = np.searchsorted(right.lengths, longest_near(left.lengths, threshold), "right")
     if left is right:

@@ -17,20 +17,17 @@ look at fewer pairs where few edits are allowed. At 90 % one character in five m
 text need share only half of the trigrams, so that rare ones decide little.
 """
 
-import heapq
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import groupby, pairwise
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stages.near_duplicates import kernels
 from stages.near_duplicates.aligned import Found, aligned, joined
+from stages.near_duplicates.encoding import character_bags, in_threads, sketches
 from stages.near_duplicates.parts import Parts
 from stages.near_duplicates.sides import Side, Tile, tiles, window
 from stages.progress import track
@@ -39,13 +36,9 @@ from stages.progress import track
 _HEIGHT = 512
 _WIDTH = 8192
 _PART = 32 * _HEIGHT  # rows whose result is kept for a run that goes on
-_ENCODED = 20_000  # texts as code points at once
 _ALIGNED = 50_000  # pairs at once
 _BITS = 8  # of a sketch for each character, so that few grams share one
 _LONG = 512  # beyond so many characters an alignment costs more than sharper sketches
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 class _Run(NamedTuple):
@@ -112,19 +105,6 @@ def _run(side: Side, bags: NDArray[np.unsignedinteger], first: int, last: int, q
     return _Run(first, side.lengths[first:last], bags[first:last], sketches(side.texts[first:last], q, words))
 
 
-def sketches(texts: Sequence[str], q: int, words: int) -> NDArray[np.uint64]:
-    """The odd sketches of the texts' q-grams: (texts, words)."""
-    made = np.zeros((len(texts), words), np.uint64)
-
-    def fill(batch: range) -> None:
-        codes, ends = _encoded(texts[batch.start : batch.stop])
-        kernels.sketch_grams(codes, ends, q, made[batch.start : batch.stop])
-
-    for _ in in_threads(fill, _batches(len(texts))):
-        pass
-    return made
-
-
 def _candidates(rows: _Run, columns: _Run, loss: int, spread: int, same: bool, tile: Tile) -> NDArray[np.int32]:
     """The pairs of a tile that no bound rules out: int32 (2, pairs)."""
     top, bottom, first, last = tile
@@ -145,56 +125,3 @@ def _in_batches(found: Iterable[NDArray[np.int32]], ticks: Iterator[int]) -> Ite
             held = []
     if held:
         yield np.concatenate(held, axis=1)
-
-
-def character_bags(sides: Sequence[Side]) -> list[NDArray[np.uint8]]:
-    """For each side uint8 (texts, kernels.BUCKETS): how often characters occur, by bucket.
-
-    The buckets share out the characters of all sides so that each holds about as many: frequent ones are alone.
-    """
-    counts = np.zeros(0x110000, np.int64)
-    for side in sides:
-        for batch in _batches(len(side.texts)):
-            codes, _ = _encoded(side.texts[batch.start : batch.stop])
-            counts += np.bincount(codes, minlength=len(counts))
-    bucket_of = np.zeros(len(counts), np.uint8)
-    heap = [(0, bucket) for bucket in range(kernels.BUCKETS)]
-    for code in np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]:
-        load, bucket_of[code] = heap[0]
-        heapq.heapreplace(heap, (load + int(counts[code]), heap[0][1]))
-    return [_bags(side, bucket_of) for side in sides]
-
-
-def _bags(side: Side, bucket_of: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    bags = np.zeros((len(side.texts), kernels.BUCKETS), np.uint8)
-
-    def fill(batch: range) -> None:
-        codes, ends = _encoded(side.texts[batch.start : batch.stop])
-        kernels.count_characters(codes, ends, bucket_of, bags[batch.start : batch.stop])
-
-    for _ in in_threads(fill, _batches(len(side.texts))):
-        pass
-    return bags
-
-
-def _batches(count: int) -> list[range]:
-    return [range(start, min(start + _ENCODED, count)) for start in range(0, count, _ENCODED)]
-
-
-def _encoded(texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-    """The code points of all texts, one after the other, and where each ends. Lone surrogates are code points, too."""
-    codes = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), np.uint32)
-    return codes, np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)))
-
-
-def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """`function` of each item, in order, on all cores: the kernels run without the interpreter's lock."""
-    threads = len(os.sched_getaffinity(0))
-    running: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        for item in items:
-            running.append(pool.submit(function, item))
-            if len(running) > 2 * threads:  # results do not pile up before a slow consumer
-                yield running.popleft().result()
-        while running:
-            yield running.popleft().result()

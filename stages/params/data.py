@@ -48,6 +48,8 @@ class Clean(Section):
 class Dedup(Section):
     threshold: Annotated[int, Field(ge=50, le=100)]
     completion: Literal["equal", "fuzzy", "ignore"]
+    max_comparisons: Count
+    giant_rows: Count
 
 
 class Holdout(Section):

@@ -10,7 +10,9 @@ from stages.params import read_params
 from stages.records import make_record, read_records, write_records
 from stages.rejected import read_rejected
 
-PARAMS = read_params(Path(__file__).parents[2] / "params.yaml") | {"dedup": {"threshold": 90, "completion": "equal"}}
+PARAMS = read_params(Path(__file__).parents[2] / "params.yaml") | {
+    "dedup": {"threshold": 90, "completion": "equal", "max_comparisons": 10**9, "giant_rows": 3}
+}
 
 PAIRS = [
     ("Where is my order 12345, please?", '{"intent": "status"}'),
@@ -47,10 +49,12 @@ def test_outputs(capsys: pytest.CaptureFixture[str]) -> None:
         "dropped": {"exact": 1, "near": 1},
         "pairs": {"exact": 1, "near": 4},
         "conflicts": {"prompts": 1, "rows": 2},
-        "clusters": {"count": 2, "largest": 3},
+        "clusters": {"count": 2, "largest": 3, "giant": 1, "giant_rows": 3},
+        "search": {"comparisons": 3, "exact": 1},
     }
     printed = capsys.readouterr().out
     assert "6 rows: 4 kept; duplicates dropped: 1 exact, 1 near" in printed
+    assert "3 rows are near-duplicates of each other, directly or through others, such as raw.jsonl:" in printed
     assert "raw.jsonl:5, raw.jsonl:6" in printed or "raw.jsonl:6, raw.jsonl:5" in printed
 
 

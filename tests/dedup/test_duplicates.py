@@ -9,7 +9,7 @@ from rapidfuzz import fuzz
 from stages.completions import completion_key
 from stages.dedup.agreement import agreement
 from stages.dedup.duplicates import drop_exact, drop_near, with_kept_witness
-from stages.dedup.summary import summarise
+from stages.dedup.summary import giants, near_clusters, summarise
 from stages.near_duplicates import near_pairs
 from stages.prompts import by_prompt, normalise
 from stages.records import Record, make_record
@@ -154,7 +154,8 @@ def test_counts_are_those_of_a_count_by_hand(rows: list[Record]) -> None:
     texts = list(prompts)
     pairs = near_pairs(texts, 90)
     kept, near = drop_near(distinct, texts, pairs, agreement("equal", 90))
-    found = summarise(rows, prompts, pairs, kept, near + with_kept_witness(exact, near))
+    clusters = near_clusters(prompts, pairs)
+    found = summarise(rows, prompts, pairs, clusters, [], kept, near + with_kept_witness(exact, near))
 
     near_rows = [
         (i, j)
@@ -180,7 +181,10 @@ def test_counts_are_those_of_a_count_by_hand(rows: list[Record]) -> None:
 def test_clusters_count_rows_and_chains() -> None:
     rows = [row("a" * 18), row("a" * 20), row("a" * 22), row("A" * 22, "other"), row("z")]
     prompts = by_prompt(rows)
-    found = summarise(rows, prompts, near_pairs(list(prompts), 90), rows, [])
-    assert found["clusters"] == {"count": 1, "largest": 4}
+    pairs = near_pairs(list(prompts), 90)
+    clusters = near_clusters(prompts, pairs)
+    found = summarise(rows, prompts, pairs, clusters, giants(clusters, 4), rows, [])
+    assert found["clusters"] == {"count": 1, "largest": 4, "giant": 1, "giant_rows": 4}
+    assert giants(clusters, 5) == []
     assert found["conflicts"] == {"prompts": 1, "rows": 2}
     assert json.dumps(found)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from rapidfuzz import fuzz
 
 from stages import near_duplicates
-from stages.near_duplicates import Pair, brute, clusters, cross_pairs, is_near, near_pairs, score, sketched
+from stages.near_duplicates import Pair, brute, clusters, cross_pairs, encoding, is_near, near_pairs, score, sketched
 
 
 def slow_indel(left: str, right: str) -> int:
@@ -51,8 +51,9 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
         for module in (brute, sketched):
             monkeypatch.setattr(module, "_HEIGHT", 2)
             monkeypatch.setattr(module, "_WIDTH", 3)
-        for name, small in (("_PART", 4), ("_ENCODED", 3), ("_ALIGNED", 2)):
-            monkeypatch.setattr(sketched, name, small)
+        monkeypatch.setattr(sketched, "_PART", 4)
+        monkeypatch.setattr(sketched, "_ALIGNED", 2)
+        monkeypatch.setattr(encoding, "_BATCH", 3)
 
 
 @pytest.mark.usefixtures("way")

@@ -12,31 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rapidfuzz.distance import Indel
+from variants import LATIN, MIXED, texts_with_variants
 
 from stages import near_duplicates, paths
-from stages.near_duplicates import Pair, aligned, cross_pairs, near_pairs, sketched
-from stages.near_duplicates.sides import comparisons, sorted_by_length
+from stages.near_duplicates import Pair, aligned, comparisons, cross_pairs, encoding, near_pairs, sketched
+from stages.near_duplicates.sides import sorted_by_length, within_window
 
 ROOT = Path(__file__).parents[2]
-LATIN, MIXED = "etaoinshrdlu   ", "etaoé漢字かな😀́ "
-
-
-def texts_with_variants(count: int, length: int, letters: str, seed: int = 0) -> list[str]:
-    """Random texts of about `length` letters; every third is an earlier one with up to a sixth of it edited or none."""
-    rng = random.Random(seed)
-    texts: list[str] = []
-    while len(texts) < count:
-        if len(texts) % 29 == 28:
-            texts.append(rng.choice(texts))
-        if len(texts) % 3 < 2:
-            texts.append("".join(rng.choices(letters, k=max(1, round(rng.gauss(length, length / 5))))))
-            continue
-        text = list(rng.choice(texts))
-        for _ in range(rng.randint(0, len(text) // 6)):
-            place = rng.randrange(len(text) + 1)
-            text[place : place + rng.randint(0, 1)] = rng.choices(letters, k=rng.randint(0, 1))
-        texts.append("".join(text))
-    return texts
 
 
 def by_brute_force(call: Any, *arguments: Any) -> list[Pair]:
@@ -82,16 +64,16 @@ def test_no_pair_is_further_apart_by_a_bound_than_by_its_distance(
         right = right[:place] + letter + right[place:] if insert else right[:place] + right[place + 1 :]
     distance = Indel.distance(left, right)
     side = sorted_by_length([left, right])
-    (bags,) = sketched.character_bags([side])
+    (bags,) = encoding.character_bags([side])
     assert np.abs(np.diff(bags.astype(int), axis=0)).sum() <= distance
     for words in (1, 4, 64):
-        first, second = sketched.sketches(side.texts, q, words)
+        first, second = encoding.sketches(side.texts, q, words)
         assert int(np.bitwise_count(first ^ second).sum()) <= (2 * q - 1) * distance
 
 
 def test_repeated_grams_are_told_apart() -> None:
     """The parity of plain grams would say that these are the same."""
-    first, second = sketched.sketches(["abc", "abc" + "abc" * 2], 3, 64)
+    first, second = encoding.sketches(["abc", "abc" + "abc" * 2], 3, 64)
     assert int(np.bitwise_count(first ^ second).sum()) == 6
 
 
@@ -111,8 +93,12 @@ def test_comparisons_are_the_pairs_that_lengths_allow(left: list[str], right: li
         return 90 * max(len(a), len(b)) <= 110 * min(len(a), len(b))
 
     one, other = sorted_by_length(left), sorted_by_length(right)
-    assert comparisons(one, other, 90) == sum(near(a, b) for a in left for b in right)
-    assert comparisons(one, one, 90) == sum(near(a, b) for i, a in enumerate(left) for b in left[:i])
+    assert within_window(one, other, 90) == sum(near(a, b) for a in left for b in right)
+    assert (
+        within_window(one, one, 90)
+        == comparisons(left, 90)
+        == sum(near(a, b) for i, a in enumerate(left) for b in left[:i])
+    )
 
 
 @pytest.fixture

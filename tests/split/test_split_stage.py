@@ -23,7 +23,7 @@ SPLIT = {
 }
 PARAMS = read_params(Path(__file__).parents[2] / "params.yaml") | {
     "seed": 17,
-    "dedup": {"threshold": 90, "completion": "equal"},
+    "dedup": {"threshold": 90, "completion": "equal", "max_comparisons": 10**9, "giant_rows": 3},
     "holdout": {"lock": "data/holdout.lock", "share": 0.25, "max_rows": 48},
     "split": SPLIT,
 }
