@@ -33,6 +33,11 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--strict", action="store_true", help="also exit with 1 when they are MARGINAL")
     command.set_defaults(call=_gates)
 
+    command = commands.add_parser("review", help="compare answers on a page, without knowing which model gave them")
+    command.add_argument("--reviewer", metavar="NAME", required=True, help=f"answers go to {paths.REVIEWS}/NAME.jsonl")
+    command.add_argument("--port", type=int, default=0, help="default: a free one")
+    command.set_defaults(call=_review)
+
     command = commands.add_parser("release", help="tag HEAD as a release, unless something is open")
     command.add_argument("version", metavar="VERSION", help="MAJOR.MINOR.PATCH")
     command.add_argument("--strict", action="store_true", help="refuse MARGINAL gates too")
@@ -92,6 +97,12 @@ def _gates(options: argparse.Namespace, root: Path, start: Path) -> None:
     verdicts = read_verdicts(root)
     print(gate_table(verdicts), flush=True)
     require(overall(verdicts), options.strict)
+
+
+def _review(options: argparse.Namespace, root: Path, start: Path) -> None:
+    from stages.review.serve import review
+
+    review(options.reviewer, options.port)
 
 
 def _release(options: argparse.Namespace, root: Path, start: Path) -> None:

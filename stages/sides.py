@@ -3,17 +3,15 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from stages import paths
 from stages.errors import UserError
-from stages.params import Task
+from stages.params import Scoring, Task
 from stages.records import Record, read_records, read_rows
+from stages.statistics import bootstrap, mean_of
 
 BASE, TUNED = "base", "tuned"
 # The name of a comparison in the metrics, and whom the tuned model meets in it.
 RIVALS = {"against_baseline": BASE}
-_RESAMPLES = 10_000
 _FILES = {BASE: paths.BASE_GENERATIONS, TUNED: paths.ADAPTER_GENERATIONS}
 
 
@@ -30,8 +28,10 @@ class Answers:
 
     def instruction(self, task: Task) -> str:
         """What the models were told before the conversation."""
-        context = self.record.context
-        return context[0].content if context and context[0].role == "system" else task.instruction
+        context, tag = self.record.context, self.record.task
+        if context and context[0].role == "system":
+            return context[0].content
+        return task.contract(tag).instruction if tag in task.tags else task.instruction
 
     def conversation(self) -> str:
         """What was asked: the prompt, after the earlier turns where there are any."""
@@ -49,19 +49,17 @@ def read_answers() -> list[Answers]:
     return [Answers(records[key], {model: rows[key] for model, rows in said.items()}) for key in sorted(records)]
 
 
-def delta(values: Sequence[float], confidence: float, seed: int) -> dict[str, float | int]:
+def delta(values: Sequence[float], scoring: Scoring) -> dict[str, float | int]:
     """The mean of wins (+1), ties (0) and losses (-1), one value a row, with its interval: {value, low, high, of}.
 
-    The percentile bootstrap over rows (Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13),
-    with one imaginary win and one imaginary loss among the rows that are resampled. Without them a handful of rows
-    that all say the same would have an interval without width; Agresti & Min, "Simple improved confidence intervals
-    for comparing matched proportions", Statistics in Medicine 24 (2005), 729-740, add as much. No rows at all know
-    nothing: 0, from -1 to 1.
+    The bootstrap over rows, with one imaginary win and one imaginary loss among those that are resampled. Without
+    them a handful of rows that all say the same would have an interval without width; Agresti & Min, "Simple
+    improved confidence intervals for comparing matched proportions", Statistics in Medicine 24 (2005), 729-740, add
+    as much. No rows at all know nothing: 0, from -1 to 1.
     """
     if not values:
         return {"value": 0.0, "low": -1.0, "high": 1.0, "of": 0}
-    sample = np.array(sorted([*values, 1.0, -1.0]))
-    draws = np.random.default_rng(seed).choice(sample, size=(_RESAMPLES, len(sample))).mean(axis=1)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(draws, [tail, 1 - tail])
-    return {"value": sum(values) / len(values), "low": float(low), "high": float(high), "of": len(values)}
+    value = sum(values) / len(values)
+    resampled = mean_of(sorted([*values, 1.0, -1.0]))
+    _, low, high = bootstrap(resampled, scoring.confidence, scoring.resamples, scoring.seed)
+    return {"value": value, "low": min(low, value), "high": max(high, value), "of": len(values)}

@@ -21,7 +21,7 @@ def main() -> None:
     questions = ask_about(rows, params.judge, params.task, params.seed)
     with measured("judge") as notes:
         replies = hear(questions, params.judge, notes)
-    result = summarise(rows, replies, params.judge.price, params.scoring.confidence, params.seed)
+    result = summarise(rows, replies, params.judge.price, params.scoring)
     write_json(paths.JUDGE_METRICS, result)
 
 

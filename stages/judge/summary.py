@@ -37,7 +37,7 @@ from typing import Any
 from stages.judge.questions import Question
 from stages.judge.replies import Reply
 from stages.judge.verdicts import LOSS, TIE, WIN, Verdict, read_choice, score, settle
-from stages.params import Price
+from stages.params import Price, Scoring
 from stages.sides import RIVALS, TUNED, Answers, delta
 from stages.statistics import clopper_pearson
 
@@ -48,8 +48,7 @@ def summarise(
     rows: Sequence[Answers],
     replies: Mapping[Question, Reply],
     price: Price,
-    confidence: float,
-    seed: int,
+    scoring: Scoring,
 ) -> dict[str, Any]:
     """The metrics of a judge that is on. `replies` are those to all questions about `rows`."""
     choices = {question: read_choice(reply.text) for question, reply in replies.items()}
@@ -57,14 +56,14 @@ def summarise(
     return {
         "enabled": 1,
         "rows": len(rows),
-        **{against: _comparison(against, rows, choices, confidence, seed) for against in RIVALS},
+        **{against: _comparison(against, rows, choices, scoring) for against in RIVALS},
         "replies": {"count": len(replies), "unreadable": sum(choice is None for choice in choices.values())},
         "cost": _cost(list(paid.values()), price),
     }
 
 
 def _comparison(
-    against: str, rows: Sequence[Answers], choices: Mapping[Question, str | None], confidence: float, seed: int
+    against: str, rows: Sequence[Answers], choices: Mapping[Question, str | None], scoring: Scoring
 ) -> dict[str, Any]:
     first, again = (_verdicts(against, choices, repeat) for repeat in (0, 1))
     values = {row.id: first[row.id].value if row.id in first else TIE for row in rows}
@@ -79,10 +78,10 @@ def _comparison(
         "losses": counted.count(LOSS),
         "disagreements": sum(verdict.readable and not verdict.agreed for verdict in first.values()),
         "unreadable": sum(not verdict.readable for verdict in first.values()),
-        "delta": delta(counted, confidence, seed),
-        **({"first_preferred": _share(preferred, confidence)} if preferred else {}),
+        "delta": delta(counted, scoring),
+        **({"first_preferred": _share(preferred, scoring.confidence)} if preferred else {}),
         "length": _length_effect([row for row in rows if row.id in first], RIVALS[against], values),
-        **({"consistency": _share(same, confidence)} if same else {}),
+        **({"consistency": _share(same, scoring.confidence)} if same else {}),
     }
 
 

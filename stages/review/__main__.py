@@ -12,7 +12,7 @@ from stages.review.summary import summarise
 def main() -> None:
     params = load_params("review", "scoring", "seed")
     rows = rows_to_review(params.review.rows, params.seed)
-    result = summarise(rows, read_reviews(paths.REVIEWS), params.scoring.confidence, params.seed)
+    result = summarise(rows, read_reviews(paths.REVIEWS), params.scoring)
     write_json(paths.REVIEW_METRICS, result)
     print(f"answers of people that count: {result['reviews']['counted']}")
 

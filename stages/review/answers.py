@@ -10,8 +10,9 @@
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from stages.errors import UserError
 from stages.records import read_rows, write_rows
@@ -20,20 +21,27 @@ from stages.sides import Answers
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,39}")
 
 
-@dataclass(frozen=True, slots=True)
-class Review:
+class Review(BaseModel):
     """One reviewer's answer to one row."""
 
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
     row: str
-    outputs: Mapping[str, str]
+    outputs: dict[str, str]
     shown: tuple[str, ...]
     best: tuple[str, ...]
     comment: str
 
+    @model_validator(mode="after")
+    def _best_was_shown(self) -> "Review":
+        if not set(self.best) <= self.outputs.keys():
+            raise ValueError("the best is among those that were shown")
+        return self
+
 
 def is_of(review: Review, row: Answers) -> bool:
     """Whether the reviewer saw the very texts that all models say now."""
-    return dict(review.outputs) == output_hashes(row)
+    return review.outputs == output_hashes(row)
 
 
 def output_hashes(row: Answers) -> dict[str, str]:
@@ -60,9 +68,12 @@ def read_review_file(path: Path) -> dict[str, Review]:
     """
     answers: dict[str, Review] = {}
     for number, row in enumerate(read_rows(path) if path.exists() else (), start=1):
-        review = _review(row)
-        if review is None:
-            raise UserError(f"{path}, line {number}: not an answer of `tunetrail review`; restore the file from git")
+        try:
+            review = Review.model_validate(row)
+        except ValidationError:
+            raise UserError(
+                f"{path}, line {number}: not an answer of `tunetrail review`; restore the file from git"
+            ) from None
         if review.row in answers:
             raise UserError(f"{path}, line {number}: a second answer to row {review.row}; keep one of the two")
         answers[review.row] = review
@@ -70,16 +81,4 @@ def read_review_file(path: Path) -> dict[str, Review]:
 
 
 def write_review_file(path: Path, answers: Mapping[str, Review]) -> None:
-    write_rows(path, (asdict(answers[row]) for row in sorted(answers)))
-
-
-def _review(row: Mapping[str, object]) -> Review | None:
-    try:
-        review = Review(**row)  # type: ignore[arg-type]
-        outputs, shown, best = dict(review.outputs), tuple(review.shown), tuple(review.best)
-    except (TypeError, ValueError):
-        return None
-    texts = (review.row, review.comment, *outputs, *outputs.values(), *shown, *best)
-    if not all(isinstance(text, str) for text in texts) or not set(best) <= set(outputs):
-        return None
-    return Review(review.row, outputs, shown, best, review.comment)
+    write_rows(path, (answers[row].model_dump(mode="json") for row in sorted(answers)))

@@ -28,6 +28,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from stages.params import Scoring
 from stages.review.agreement import cohen_kappa, krippendorff_alpha
 from stages.review.answers import Review, is_of
 from stages.review.rows import differ
@@ -40,7 +41,7 @@ _VALUES = {WIN: 1, TIE: 0, LOSS: -1}
 Reviews = Mapping[str, Mapping[str, Review]]
 
 
-def summarise(rows: Sequence[Answers], reviews: Reviews, confidence: float, seed: int) -> dict[str, Any]:
+def summarise(rows: Sequence[Answers], reviews: Reviews, scoring: Scoring) -> dict[str, Any]:
     """The metrics; `reviews` are the answers by reviewer and row."""
     asked = {row.id: row for row in rows if differ(row)}
     counted = {
@@ -64,13 +65,11 @@ def summarise(rows: Sequence[Answers], reviews: Reviews, confidence: float, seed
             "stale": sum(one["stale"] for one in reviewers.values()),
             "comments": sum(bool(review.comment) for answers in counted.values() for review in answers.values()),
         },
-        **{against: _comparison(rival, asked, counted, confidence, seed) for against, rival in RIVALS.items()},
+        **{against: _comparison(rival, asked, counted, scoring) for against, rival in RIVALS.items()},
     }
 
 
-def _comparison(
-    rival: str, asked: Mapping[str, Answers], reviews: Reviews, confidence: float, seed: int
-) -> dict[str, Any]:
+def _comparison(rival: str, asked: Mapping[str, Answers], reviews: Reviews, scoring: Scoring) -> dict[str, Any]:
     by_row: dict[str, dict[str, str]] = defaultdict(dict)
     both_bad = 0
     for name, answers in sorted(reviews.items()):
@@ -88,8 +87,8 @@ def _comparison(
         "ties": outcomes.count(TIE),
         "losses": losses,
         "both_bad": both_bad,
-        **({"win_rate": _share(wins, wins + losses, confidence)} if wins + losses else {}),
-        "delta": delta(means, confidence, seed),
+        **({"win_rate": _share(wins, wins + losses, scoring.confidence)} if wins + losses else {}),
+        "delta": delta(means, scoring),
         **_agreement(list(by_row.values())),
     }
 

@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 import yaml
 from completeness import pipeline
-from judge_project import KEY, make_judge_project, right_one
+from judge_project import KEY, judge_params, make_judge_project, right_one
 from project import ROOT, run, set_params
 from servers import Proxy, judging, reply
 
 import stages.errors
 from stages import paths
 from stages.files import read_json
+from stages.gates import check_gates
 from stages.judge.__main__ import main
 
 PAIRS = [("wrong", "RIGHT")] * 8 + [("RIGHT", "wrong")] * 2 + [("wrong", "false")] * 2 + [("same", "same")]
@@ -65,7 +66,7 @@ def test_the_verdict_is_that_of_the_judge_and_is_paid_once(tmp_path: Path) -> No
         metrics = json.loads(first)
         found = metrics["against_baseline"]
         assert (found["wins"], found["ties"], found["losses"], found["identical"]) == (8, 3, 2, 1)
-        assert metrics["gates"]["judge_better"]["state"] == "PASS"
+        assert check_gates(judge_params().gates, {"judge": metrics})["gates"]["judge_better"]["state"] == "PASS"
         assert judge(folder)[0] == 0
         assert len(server.seen) == ASKED
     assert (folder / paths.JUDGE_METRICS).read_bytes() == first

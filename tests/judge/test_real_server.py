@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stages import paths
 from stages.files import read_json
+from stages.gates import check_gates
 
 PAIRS = [("wrong", "RIGHT"), ("RIGHT", "wrong"), ("same", "same"), ("a", "b")]
 SECONDS_TO_START = 120
@@ -93,7 +94,7 @@ def test_the_server_and_the_local_judge_say_the_same_and_are_seen_through(
     found = metrics["against_baseline"]
     assert (found["rows"], found["identical"], found["ties"], found["disagreements"]) == (4, 1, 4, 3)
     assert (found["first_preferred"]["value"], found["consistency"]["value"]) == (0.0, 1.0)
-    assert metrics["verdict"] == "FAIL"
+    assert check_gates(judge_params().gates, {"judge": metrics})["verdict"] == "FAIL"
     assert metrics["replies"] == {"count": 12, "unreadable": 0}
     assert metrics["cost"]["input_tokens"] > 12 * 500
     assert (metrics["cost"]["output_tokens"], metrics["cost"]["uncounted"]) == (24, 0)

@@ -19,7 +19,7 @@ from stages.params import Price, load_params
 from stages.records import make_record
 from stages.sides import Answers, delta
 
-PARAMS = load_params("task", "judge", path=ROOT / "params.yaml")
+PARAMS = load_params("task", "judge", "scoring", path=ROOT / "params.yaml")
 
 
 def row(number: int, base: str, tuned: str) -> Answers:
@@ -34,7 +34,7 @@ def judged(rows: list[Answers], judge: Any, repeats: int = 0) -> dict[str, Any]:
         parts = read_question(question.text)
         said = judge(parts["answer A"], parts["answer B"], question.repeat)
         replies[question] = Reply(said, 100, 2)
-    return summarise(rows, replies, Price(input=3.0, output=15.0), 0.95, 1)
+    return summarise(rows, replies, Price(input=3.0, output=15.0), PARAMS.scoring)
 
 
 def right(first: str, second: str, repeat: int) -> str:
@@ -139,18 +139,18 @@ def test_changing_the_sides_changes_the_sign_alone(seed: int) -> None:
 def test_the_gates_of_params_ask_for_more_than_005_and_surely_more_than_0(
     wins: int, ties: int, losses: int, verdict: str
 ) -> None:
-    found = delta([1] * wins + [0] * ties + [-1] * losses, 0.95, 1)
+    found = delta([1] * wins + [0] * ties + [-1] * losses, PARAMS.scoring)
     metrics = {"judge": {"against_baseline": {"delta": found}}}
     assert check_gates(PARAMS.judge.gates, metrics)["verdict"] == verdict
 
 
 @given(st.lists(st.sampled_from([-1, -0.5, 0, 0.5, 1]), max_size=40), st.randoms())
 def test_the_interval_holds_the_mean_and_knows_no_order(values: list[float], draw: random.Random) -> None:
-    found = delta(values, 0.95, 1)
+    found = delta(values, PARAMS.scoring)
     assert -1 <= found["low"] <= found["value"] <= found["high"] <= 1
     assert found["low"] < found["high"]
     draw.shuffle(values)
-    assert delta(values, 0.95, 1) == {**found, "value": pytest.approx(found["value"])}
+    assert delta(values, PARAMS.scoring) == {**found, "value": pytest.approx(found["value"])}
 
 
 def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
@@ -159,6 +159,6 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
     hits = 0
     for _ in range(200):
         values = draw.choices([1, 0, -1], [0.9, 0.05, 0.05], k=20)
-        found = delta(values, 0.95, 1)
+        found = delta(values, PARAMS.scoring)
         hits += found["low"] <= 0.85 <= found["high"]
     assert hits >= 0.93 * 200

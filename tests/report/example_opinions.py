@@ -18,7 +18,7 @@ from stages.sides import TUNED, Answers
 def write_no_opinions(params: Params, rows: list[Answers]) -> None:
     """The judge is off and nobody has reviewed."""
     write_json(paths.JUDGE_METRICS, OFF)
-    write_json(paths.REVIEW_METRICS, sum_up_reviews(rows, {}, params.scoring.confidence, params.seed))
+    write_json(paths.REVIEW_METRICS, sum_up_reviews(rows, {}, params.scoring))
 
 
 def write_opinions(params: Params, rows: list[Answers]) -> None:
@@ -28,13 +28,13 @@ def write_opinions(params: Params, rows: list[Answers]) -> None:
     for number, question in enumerate(questions):
         choice = "A" if question.tuned_first or number % 9 == 1 else "B"
         replies[question] = Reply("I cannot say" if number == 4 else choice, 311, 1)
-    judged = sum_up_judge(rows, replies, params.judge.price, params.scoring.confidence, params.seed)
+    judged = sum_up_judge(rows, replies, params.judge.price, params.scoring)
     write_json(paths.JUDGE_METRICS, judged)
     reviews = {
         "ada": {row.id: _review(row, number % 6 != 5) for number, row in enumerate(rows[:20])},
         "<b>grace": {row.id: _review(row, number % 4 != 3) for number, row in enumerate(rows[:12])},
     }
-    write_json(paths.REVIEW_METRICS, sum_up_reviews(rows, reviews, params.scoring.confidence, params.seed))
+    write_json(paths.REVIEW_METRICS, sum_up_reviews(rows, reviews, params.scoring))
 
 
 def answers(rows: list[dict[str, Any]], outputs: dict[str, list[str]]) -> list[Answers]:
@@ -48,4 +48,5 @@ def answers(rows: list[dict[str, Any]], outputs: dict[str, list[str]]) -> list[A
 
 def _review(row: Answers, likes: bool) -> Review:
     best = (TUNED,) if likes else ()
-    return Review(row.id, output_hashes(row), tuple(row.outputs), best, "" if likes else "Both are wrong")
+    comment = "" if likes else "Both are wrong"
+    return Review(row=row.id, outputs=output_hashes(row), shown=tuple(row.outputs), best=best, comment=comment)
