@@ -17,8 +17,8 @@ def by_source(rows: Sequence[Record], labels: Sequence[str | None], min_rows: in
 
     A distance is the total variation of two distributions: the share of rows that would need another label, or
     another length, for the two to agree; from 0 to 1. Lengths are in characters and compared in ten bins that hold
-    a tenth of all rows each. The distances at the top are the largest of any source that has `min_rows` rows, for
-    few rows are far from anything by chance, and whose counterpart has as many.
+    a tenth of all rows each. `largest_distance` is that of any source with at least `min_rows` rows, and as many in
+    the others: few rows are far from anything by chance.
     """
     measures: dict[str, list[Hashable]] = {
         "label_distance": ["(no label)" if label is None else label for label in labels],
@@ -44,7 +44,7 @@ def by_source(rows: Sequence[Record], labels: Sequence[str | None], min_rows: in
     return {
         "count": len(found),
         "largest_share": max(one["share"] for one in found.values()),
-        **{name: max((one[name] for one in counted), default=0.0) for name in measures},
+        "largest_distance": max((one[name] for one in counted for name in measures), default=0.0),
         "by_source": found,
     }
 

@@ -67,11 +67,11 @@ def test_the_verdict_comes_first(finished_run: Path) -> None:
     page, markdown = report()
     header = Page(page).root.all("header")[0]
     assert header.all("h1")[0].text() == "≈ MARGINAL Not proven yet"
-    said = "Of 9 gates 2 required cannot be told from these rows: exact_match, schema_valid."
+    said = "Of 14 gates 2 required cannot be told from these rows: exact_match, schema_valid."
     assert said in header.text()
     assert "48 rows cannot show 0.95 either way" in header.text()
     assert "about 2,600 rows would show exact_match" in header.text()
-    assert markdown.startswith("## ⚠️ MARGINAL: not proven yet\n\nOf 9 gates 2 required")
+    assert markdown.startswith("## ⚠️ MARGINAL: not proven yet\n\nOf 14 gates 2 required")
 
 
 def test_the_four_questions_are_answered_at_the_top(finished_run: Path) -> None:
@@ -149,7 +149,7 @@ def test_hostile_names_stay_inside_their_cell(finished_run: Path) -> None:
     page, markdown = report()
     assert "<script" not in page
     rows = [line for line in markdown.splitlines() if "alert" in line and line.startswith("|")]
-    assert len(rows) == 9
+    assert len(rows) == 14
     assert all(len(re.findall(r"(?<!\\)\|", line)) == 6 for line in rows)
 
 
@@ -158,7 +158,7 @@ def test_the_short_version_holds_no_text_of_a_row(finished_run: Path) -> None:
     for row in read_rows(paths.ADAPTER_GENERATIONS):
         assert row["prompt"][:20] not in markdown
         assert row["completion"] not in markdown
-    assert len(markdown) < 4000
+    assert len(markdown) < 4500
 
 
 def test_examples_agree_with_the_metrics(finished_run: Path) -> None:
