@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,12 @@ import yaml
 
 
 def pipeline(root: Path) -> dict[str, Any]:
-    stages: dict[str, Any] = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    return _stages((root / "dvc.yaml").read_text(encoding="utf-8"))
+
+
+@cache
+def _stages(definition: str) -> dict[str, Any]:
+    stages: dict[str, Any] = yaml.safe_load(definition)["stages"]
     return stages
 
 
@@ -21,12 +27,17 @@ def import_closure(root: Path, stage: str) -> set[Path]:
         if file in found:
             continue
         found.add(file)
-        for module in _imported(ast.parse(file.read_text(encoding="utf-8"))):
+        for module in _imported(file.read_text(encoding="utf-8")):
             pending += _files_of(root, module)
     return {file.relative_to(root) for file in found if file.stat().st_size}
 
 
-def _imported(tree: ast.AST) -> Iterator[str]:
+@cache  # by the text: the same files are asked for again and again
+def _imported(source: str) -> tuple[str, ...]:
+    return tuple(_imports(ast.parse(source)))
+
+
+def _imports(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
@@ -73,12 +84,12 @@ def sections_read(root: Path, stage: str) -> set[str]:
 
 def attributes_read(root: Path, files: set[Path]) -> set[str]:
     """Every name that is read as an attribute in these files."""
-    return {
-        node.attr
-        for file in files
-        for node in ast.walk(ast.parse((root / file).read_text(encoding="utf-8")))
-        if isinstance(node, ast.Attribute)
-    }
+    return set().union(*(_attributes((root / file).read_text(encoding="utf-8")) for file in files))
+
+
+@cache
+def _attributes(source: str) -> frozenset[str]:
+    return frozenset(node.attr for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute))
 
 
 def paths_used(root: Path, stage: str) -> set[str]:
