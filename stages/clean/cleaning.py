@@ -2,14 +2,14 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from stages.clean.filters import Filter, chosen_filters
-from stages.clean.operators import Operator, apply, chosen_operators
+from stages.clean.operators import Step, chosen_operators, cleaner
 from stages.clean.personal_data import TYPES, placeholder
 from stages.clean.rows import Rejected, Row
 from stages.clean.settling import Unsettled, settle
@@ -48,13 +48,13 @@ class Rules:
 
     params: Clean
     schema: Schema | None
-    operators: Mapping[str, Operator]
+    clean: Callable[[str], tuple[str, tuple[Step, ...]]]
     filters: Sequence[Filter]
 
     @classmethod
     def of(cls, params: Clean, task: Task) -> "Rules":
         schema = Schema(Path(task.schema_file)) if params.check_schema else None
-        return cls(params, schema, chosen_operators(params), chosen_filters(params))
+        return cls(params, schema, cleaner(chosen_operators(params)), chosen_filters(params))
 
 
 def clean_row(row: Row, file: RawFile, rules: Rules) -> Kept | Rejected:
@@ -78,7 +78,7 @@ def clean_pair(pair: Pair, source: str, origin: str, rules: Rules) -> Kept:
             completion_not_json, breaks_schema, or the reason of a filter.
         Unsettled: when a text does not come to rest.
     """
-    changes = _Changes(rules.operators)
+    changes = _Changes(rules.clean)
     context, prompt = _clean_question(pair, rules.params, changes)
     completion = _clean_completion(pair.completion, rules, changes)
     label, named, task = (changes.text(name, getattr(pair, name) or "") for name in ("label", "source", "task"))
@@ -95,12 +95,15 @@ def clean_pair(pair: Pair, source: str, origin: str, rules: Rules) -> Kept:
 class _Changes:
     """Applies the operators and keeps what they changed."""
 
-    operators: Mapping[str, Operator]
+    clean: Callable[[str], tuple[str, tuple[Step, ...]]]
     made: dict[str, Change] = field(default_factory=dict)
     personal_data: Counter[str] = field(default_factory=Counter)
 
     def text(self, column: str, text: str) -> str:
-        return apply(self.operators, text, partial(self._observe, column))
+        text, steps = self.clean(text)
+        for step in steps:
+            self._note(column, step)
+        return text
 
     def answer(self, column: str, text: str) -> str:
         """Clean an answer: of a JSON object or array the strings, in its one form; else the text."""
@@ -131,11 +134,12 @@ class _Changes:
         except (BrokenContract, RecursionError):
             return self.text(column, text)
 
-    def _observe(self, column: str, operator: str, before: str, after: str) -> None:
-        self.made.setdefault(operator, Change(column, before, after))
-        if operator == "personal_data":
+    def _note(self, column: str, step: Step) -> None:
+        self.made.setdefault(step.operator, Change(column, step.before, step.after))
+        if step.operator == "personal_data":
             for kind in TYPES:
-                self.personal_data[kind] += after.count(placeholder(kind)) - before.count(placeholder(kind))
+                mask = placeholder(kind)
+                self.personal_data[kind] += step.after.count(mask) - step.before.count(mask)
 
 
 def _clean_question(pair: Pair, params: Clean, changes: _Changes) -> tuple[list[Message], str]:

@@ -5,6 +5,8 @@ remove bytes that it needs; personal data last, because it looks for what a read
 """
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
+from typing import NamedTuple
 
 from stages.clean.markup import strip_html
 from stages.clean.mojibake import fix_mojibake
@@ -15,7 +17,8 @@ from stages.params import Clean
 
 NAMES = ("mojibake", "html", "whitespace", "personal_data")
 Operator = Callable[[str], str]
-Observer = Callable[[str, str, str], None]
+
+_REMEMBERED = 1024  # texts, as long as the limits of prompts allow
 
 
 def chosen_operators(params: Clean) -> dict[str, Operator]:
@@ -32,20 +35,34 @@ def chosen_operators(params: Clean) -> dict[str, Operator]:
     return operators
 
 
-def apply(operators: Mapping[str, Operator], text: str, observe: Observer) -> str:
+class Step(NamedTuple):
+    """A change: the operator's name, the text before, the text after."""
+
+    operator: str
+    before: str
+    after: str
+
+
+def apply(operators: Mapping[str, Operator], text: str) -> tuple[str, tuple[Step, ...]]:
     """Run the operators over `text` until none changes it, so that cleaning a clean text does nothing.
 
-    `observe` is told each change: the operator's name, the text before, the text after.
+    Returns the text and each change on the way.
 
     Raises:
         Unsettled: when the text does not come to rest.
     """
+    steps = []
 
     def once(text: str) -> str:
         for name, operate in operators.items():
             before, text = text, operate(text)
             if text != before:
-                observe(name, before, text)
+                steps.append(Step(name, before, text))
         return text
 
-    return settle(once, text)
+    return settle(once, text), tuple(steps)
+
+
+def cleaner(operators: Mapping[str, Operator]) -> Callable[[str], tuple[str, tuple[Step, ...]]]:
+    """`apply` for these operators, which remembers the last texts: labels and values come again and again."""
+    return lru_cache(_REMEMBERED)(partial(apply, operators))

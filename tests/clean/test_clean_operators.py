@@ -44,15 +44,15 @@ def test_each_operator_twice_is_once(name: str, text: str) -> None:
 @example(text="415-\u200b555-0132")
 @example(text="jane@<b></b>example.com")
 def test_all_operators_twice_are_once(text: str) -> None:
-    once = apply(OPERATORS, text, lambda *_: None)
-    assert apply(OPERATORS, once, lambda *_: None) == once
+    once = apply(OPERATORS, text)[0]
+    assert apply(OPERATORS, once) == (once, ())
     once.encode()  # whatever goes in, what comes out can be written
 
 
 @given(text=st.text(alphabet=st.characters(min_codepoint=32, max_codepoint=126), max_size=40))
 def test_plain_words_are_left_alone(text: str) -> None:
     words = "".join(c for c in text if c.isalpha() or c == " ").strip()
-    assert apply(OPERATORS, words, lambda *_: None) == words
+    assert apply(OPERATORS, words) == (words, ())
 
 
 def test_a_text_that_never_rests_is_an_error_and_no_endless_loop() -> None:
@@ -61,8 +61,7 @@ def test_a_text_that_never_rests_is_an_error_and_no_endless_loop() -> None:
 
 
 def test_each_change_is_observed_by_name() -> None:
-    seen: list[tuple[str, str, str]] = []
-    text = apply(OPERATORS, "<p>CafÃ© </p>", lambda *change: seen.append(change))
+    text, seen = apply(OPERATORS, "<p>CafÃ© </p>")
     assert text == "Café"
     assert [name for name, _, _ in seen] == ["mojibake", "html", "whitespace"]
     assert seen[0] == ("mojibake", "<p>CafÃ© </p>", "<p>Café </p>")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from clean_project import ROOT, row
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from stages.clean import cleaning
@@ -19,6 +19,7 @@ from stages.clean.sources import RawFile
 from stages.params import Clean, Task
 from stages.records import record_id
 
+ROLES = ("user", "assistant")
 SCHEMA = {"type": "object", "properties": {"urgent": {"type": "boolean"}, "order": {"pattern": "^[A-Z]-[0-9]{4}$"}}}
 
 
@@ -209,3 +210,56 @@ def test_a_clean_record_is_clean(
         second = kept(again, schema)
         assert second.record == record
         assert second.changed == {}
+
+
+TURNS = st.lists(st.tuples(TEXT, TEXT), max_size=2)
+ANSWER = TEXT | st.dictionaries(st.text(), VALUE, max_size=2).map(json.dumps) | st.just('<b>{"a":1}</b>')
+
+
+@given(system=TEXT, turns=TURNS, prompt=TEXT, completion=ANSWER, answer=ANSWER)
+@example(system="", turns=[], prompt="json", completion='<b>{"a":1}</b>', answer="x")
+def test_a_clean_conversation_is_clean(
+    system: str, turns: list[tuple[str, str]], prompt: str, completion: str, answer: str, schema: Path
+) -> None:
+    talk = [("system", system), *((role, text) for pair in turns for role, text in zip(ROLES, pair, strict=True))]
+    talk += [("user", "And?"), ("assistant", answer), ("user", prompt), ("assistant", completion)]
+    raw = json.dumps({"messages": [{"role": role, "content": text} for role, text in talk]})
+    first = outcome(raw.encode(), schema, check_schema=False)
+    if isinstance(first, Kept):
+        record = first.record
+        context = [{"role": message.role, "content": message.content} for message in record.context]
+        second = kept(row(record.prompt, record.completion, context=context), schema, check_schema=False)
+        assert second.record == record
+        assert second.changed == {}
+
+
+def test_answers_in_words_are_cleaned_as_text_and_json_among_them_as_json(schema: Path) -> None:
+    answers = [
+        ("<b>Yes</b>, a@example.com", "Yes, [EMAIL]"),
+        ('{"a":"<b>x</b>","b":1}', '{"a": "x", "b": 1}'),
+        ("[1] is it", "[1] is it"),
+    ]
+    for raw, clean in answers:
+        assert kept(row(completion=raw), schema, check_schema=False).record.completion == clean
+    empty = outcome(row(completion="<br>"), schema, check_schema=False)
+    assert isinstance(empty, Rejected)
+    assert empty.reason == "empty_completion"
+
+
+def test_the_limit_of_a_prompt_is_that_of_all_that_the_model_reads(schema: Path) -> None:
+    system = {"role": "system", "content": "s" * 900}
+    talk = [system, {"role": "user", "content": "u" * 1090}, {"role": "assistant", "content": '{"intent": "x"}'}]
+    record = kept(json.dumps({"messages": talk}).encode(), schema, max_repetition=None).record
+    assert record.context[0].content == "s" * 900
+    system["content"] += "s" * 11
+    long = outcome(json.dumps({"messages": talk}).encode(), schema)
+    assert isinstance(long, Rejected)
+    assert (long.reason, long.detail[:45]) == ("prompt_too_long", "2001 characters with all that comes before it")
+
+
+def test_a_turn_that_says_nothing_is_no_turn(schema: Path) -> None:
+    talk = [("user", "<br>"), ("assistant", "Yes?"), ("user", "Where is it?"), ("assistant", "{}")]
+    raw = json.dumps({"messages": [{"role": role, "content": text} for role, text in talk]})
+    empty = outcome(raw.encode(), schema)
+    assert isinstance(empty, Rejected)
+    assert empty.reason == "empty_turn"
