@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from stages.clean.filters import Filter, chosen_filters
@@ -18,6 +17,7 @@ from stages.clean.sources import RawFile
 from stages.completions import BrokenContract, Schema, parse_json
 from stages.params import Clean, Task
 from stages.records import Message, Record, make_record
+from stages.tasks import Tasks
 
 # Markup may take most of a raw text. What is longer even so is rejected before the operators spend time on it.
 _RAW_PER_CLEAN = 4
@@ -47,14 +47,13 @@ class Rules:
     """What a row must be, read once for all rows."""
 
     params: Clean
-    schema: Schema | None
+    tasks: Tasks
     clean: Callable[[str], tuple[str, tuple[Step, ...]]]
     filters: Sequence[Filter]
 
     @classmethod
     def of(cls, params: Clean, task: Task) -> "Rules":
-        schema = Schema(Path(task.schema_file)) if params.check_schema else None
-        return cls(params, schema, cleaner(chosen_operators(params)), chosen_filters(params))
+        return cls(params, Tasks(task), cleaner(chosen_operators(params)), chosen_filters(params))
 
 
 def clean_row(row: Row, file: RawFile, rules: Rules) -> Kept | Rejected:
@@ -75,13 +74,13 @@ def clean_pair(pair: Pair, source: str, origin: str, rules: Rules) -> Kept:
 
     Raises:
         Rejected: empty_turn, prompt_too_short, prompt_too_long, empty_completion, completion_too_long,
-            completion_not_json, breaks_schema, or the reason of a filter.
+            completion_not_json, breaks_schema, not_a_label, or the reason of a filter.
         Unsettled: when a text does not come to rest.
     """
     changes = _Changes(rules.clean)
     context, prompt = _clean_question(pair, rules.params, changes)
-    completion = _clean_completion(pair.completion, rules, changes)
     label, named, task = (changes.text(name, getattr(pair, name) or "") for name in ("label", "source", "task"))
+    completion = _clean_completion(pair.completion, task or None, rules, changes)
     fields = {column: changes.text(column, value) for column, value in pair.fields.items()}
     record = make_record(
         prompt, completion, label or None, named or source, origin, task=task or None, context=context, fields=fields
@@ -167,14 +166,20 @@ def _clean_turn(message: Message, changes: _Changes) -> Message:
     return Message(message.role, clean("context", message.content))
 
 
-def _clean_completion(completion: str, rules: Rules, changes: _Changes) -> str:
+def _clean_completion(completion: str, task: str | None, rules: Rules, changes: _Changes) -> str:
     longest = rules.params.max_completion_characters
     _check_raw_length("completion", len(completion), longest)
     if not completion.strip():
         raise Rejected("empty_completion", "the completion has no text")
-    cleaned = _fitting(completion, rules.schema, changes) if rules.schema else changes.answer("completion", completion)
+    contract = rules.tasks.of(task) if rules.params.check_contract else None
+    if contract and contract.settings.kind == "json":
+        cleaned = _fitting(completion, contract.schema, changes)
+    else:
+        cleaned = changes.answer("completion", completion)
     if not cleaned.strip():
         raise Rejected("empty_completion", "the completion has no text once it is clean")
+    if contract and contract.settings.kind == "classification" and cleaned not in contract.settings.labels:
+        raise Rejected("not_a_label", f"{cleaned!r} is none of the labels that the task names")
     if len(cleaned) > longest:
         detail = f"{len(cleaned)} characters; clean.max_completion_characters is {longest}"
         raise Rejected("completion_too_long", detail)

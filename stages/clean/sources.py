@@ -116,13 +116,13 @@ def _units(folder: Path) -> Iterator[Path]:
 def _others(raw: Path) -> Iterator[str]:
     """What would stay unread, an empty folder included."""
     if raw.is_file():
-        if not (_format(raw) or raw.name in _NO_DATA or raw.suffix == ".dvc"):
-            yield raw.name
+        yield from [] if _format(raw) else [raw.name]
     elif not (raw / _SAVED).is_file():
         for path in sorted(raw.iterdir()):
             if path.is_dir() and not any(path.iterdir()):
                 yield path.name
-            yield from _others(path)
+            elif path.name not in _NO_DATA and path.suffix != ".dvc":
+                yield from _others(path)
 
 
 def _has_json(names: list[str]) -> bool:

@@ -32,7 +32,7 @@ class Clean(Section):
     mask_personal_data: list[PersonalData]
     phone_region: Annotated[str, Field(pattern="^[A-Z]{2}$")]
     ner_model: str
-    check_schema: bool
+    check_contract: bool
     min_prompt_characters: Count
     max_prompt_characters: Count
     max_completion_characters: Count

@@ -30,11 +30,13 @@ def schema(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def outcome(content: bytes, schema: Path, number: int = 2, **changes: Any) -> Kept | Rejected:
-    """What becomes of a line of JSONL, by default the second."""
+def outcome(
+    content: bytes, schema: Path, number: int = 2, task: dict[str, Any] | None = None, **changes: Any
+) -> Kept | Rejected:
+    """What becomes of a line of JSONL, by default the second, where clean and task have these changes."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    task = Task(**{**params["task"], "schema_file": str(schema)})
-    rules = Rules.of(Clean(**{**params["clean"], **changes}), task)
+    of_task = Task(**{**params["task"], "schema_file": str(schema), **(task or {})})
+    rules = Rules.of(Clean(**{**params["clean"], **changes}), of_task)
     stream = BytesIO(b"\n" * (number - 1) + content + b"\n")
     *_, row = jsonl_rows(stream, "raw.jsonl", rules.params.max_line_bytes)
     return clean_row(row, RawFile(Path("raw.jsonl"), "raw.jsonl", "jsonl", "raw.jsonl", "auto"), rules)
@@ -224,11 +226,11 @@ def test_a_clean_conversation_is_clean(
     talk = [("system", system), *((role, text) for pair in turns for role, text in zip(ROLES, pair, strict=True))]
     talk += [("user", "And?"), ("assistant", answer), ("user", prompt), ("assistant", completion)]
     raw = json.dumps({"messages": [{"role": role, "content": text} for role, text in talk]})
-    first = outcome(raw.encode(), schema, check_schema=False)
+    first = outcome(raw.encode(), schema, check_contract=False)
     if isinstance(first, Kept):
         record = first.record
         context = [{"role": message.role, "content": message.content} for message in record.context]
-        second = kept(row(record.prompt, record.completion, context=context), schema, check_schema=False)
+        second = kept(row(record.prompt, record.completion, context=context), schema, check_contract=False)
         assert second.record == record
         assert second.changed == {}
 
@@ -240,10 +242,26 @@ def test_answers_in_words_are_cleaned_as_text_and_json_among_them_as_json(schema
         ("[1] is it", "[1] is it"),
     ]
     for raw, clean in answers:
-        assert kept(row(completion=raw), schema, check_schema=False).record.completion == clean
-    empty = outcome(row(completion="<br>"), schema, check_schema=False)
+        assert kept(row(completion=raw), schema, check_contract=False).record.completion == clean
+    empty = outcome(row(completion="<br>"), schema, check_contract=False)
     assert isinstance(empty, Rejected)
     assert empty.reason == "empty_completion"
+
+
+def test_every_row_keeps_the_contract_of_its_own_task(schema: Path) -> None:
+    tags = {"topic": {"kind": "classification", "labels": ["news", "sport"]}, "chat": {"kind": "text"}}
+    expected = {
+        ("topic", "sport"): "kept",
+        ("topic", "cooking"): "not_a_label",
+        ("topic", "{}"): "not_a_label",
+        ("chat", "Hello <b>you</b>"): "kept",
+        (None, "Hello"): "completion_not_json",
+        ("other", '{"urgent": 1}'): "breaks_schema",
+    }
+    for (tag, completion), reason in expected.items():
+        result = outcome(row(completion=completion, task=tag), schema, task={"tags": tags})
+        assert (result.reason if isinstance(result, Rejected) else "kept") == reason
+        assert isinstance(result, Rejected) or result.record.task == tag
 
 
 def test_the_limit_of_a_prompt_is_that_of_all_that_the_model_reads(schema: Path) -> None:

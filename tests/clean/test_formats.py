@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from backports import zstd
 from clean_project import ROOT, CleanProject
+from hypothesis import given
+from hypothesis import strategies as st
 from raw_formats import jsonl, parquet, separated, write_all
 
 from stages.clean.sources import RawFile, count_rows, find_files, read_rows
@@ -21,6 +23,7 @@ from stages.errors import UserError
 from stages.params import Source
 from stages.records import Record
 
+FILES = ["r.jsonl", "r.csv", "r.tsv", "r.parquet", "r.arrow", "r.jsonl.gz", "r.csv.gz", "r.jsonl.zst", "r.parquet.zst"]
 SNIPS = ROOT.parent / "shared" / "data" / "snips" / "train.jsonl"
 COMPLETION = '{"intent": "tracking"}'
 PAIRS = [
@@ -155,6 +158,24 @@ def test_a_damaged_file_is_told_and_never_half_read(name: str, damage: str, tmp_
         list(read_rows(file, 10**6))
     with pytest.raises(UserError, match=rf"{name}: cannot be read"):
         count_rows(file, 10**6)
+
+
+@given(content=st.binary(max_size=200), name=st.sampled_from(FILES), packed=st.booleans())
+def test_no_bytes_end_in_anything_but_rows_or_a_sentence(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, name: str, packed: bool
+) -> None:
+    folder = tmp_path_factory.mktemp("bytes")
+    pack: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".zst": zstd.compress}
+    path = folder / name
+    path.write_bytes(pack.get(path.suffix, bytes)(content) if packed else content)
+    if path.suffix == ".arrow":
+        (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name}]}))
+    (file,) = find_files(folder, {})
+    try:
+        rows = sum(1 for _ in read_rows(file, 50))
+    except UserError:
+        return
+    assert count_rows(file, 50) == rows
 
 
 def test_compressed_text_in_another_encoding_is_told(tmp_path: Path) -> None:
