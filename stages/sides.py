@@ -9,15 +9,15 @@ from stages.params import Scoring, Task
 from stages.records import Record, read_records, read_rows
 from stages.statistics import bootstrap, mean_of
 
-BASE, TUNED = "base", "tuned"
+BASE, PREVIOUS, TUNED = "base", "previous", "tuned"
 # The name of a comparison in the metrics, and whom the tuned model meets in it.
-RIVALS = {"against_baseline": BASE}
+RIVALS = {"against_baseline": BASE, "against_previous": PREVIOUS}
 _FILES = {BASE: paths.BASE_GENERATIONS, TUNED: paths.ADAPTER_GENERATIONS}
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """One row of the hold-out with the output of every model, by the model's name."""
+    """One row of the hold-out with the output of every model that answered it, by the model's name."""
 
     record: Record
     outputs: Mapping[str, str]
@@ -47,6 +47,12 @@ def read_answers() -> list[Answers]:
         if rows.keys() != records.keys():
             raise UserError(f"{_FILES[model]} does not answer the rows of {paths.HOLDOUT}; run `dvc repro`")
     return [Answers(records[key], {model: rows[key] for model, rows in said.items()}) for key in sorted(records)]
+
+
+def meetings(rows: Sequence[Answers]) -> dict[str, tuple[str, list[Answers]]]:
+    """The rival and the rows that it answered, by the comparison's name; without those that there are not."""
+    met = {name: (rival, [row for row in rows if rival in row.outputs]) for name, rival in RIVALS.items()}
+    return {name: (rival, both) for name, (rival, both) in met.items() if both}
 
 
 def delta(values: Sequence[float], scoring: Scoring) -> dict[str, float | int]:

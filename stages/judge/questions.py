@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from stages.params import Judge, Task
 from stages.seeded import rank
-from stages.sides import RIVALS, TUNED, Answers
+from stages.sides import TUNED, Answers, meetings
 
 # Raise this with every change of what the judge reads or of how its reply is read.
 TEMPLATE_VERSION = 1
@@ -41,11 +41,16 @@ def sample(rows: Sequence[Answers], limit: int | None, seed: int) -> list[Answer
 
 def ask_about(rows: Sequence[Answers], judge: Judge, task: Task, seed: int) -> list[Question]:
     """All questions about the rows; equal answers are a tie without asking."""
-    return [question for against in RIVALS for question in _against(against, rows, judge, task, seed)]
+    return [
+        question
+        for against, (rival, both) in meetings(rows).items()
+        for question in _against(against, rival, both, judge, task, seed)
+    ]
 
 
-def _against(against: str, rows: Sequence[Answers], judge: Judge, task: Task, seed: int) -> Iterator[Question]:
-    rival = RIVALS[against]
+def _against(
+    against: str, rival: str, rows: Sequence[Answers], judge: Judge, task: Task, seed: int
+) -> Iterator[Question]:
     differ = [row for row in rows if row.outputs[TUNED] != row.outputs[rival]]
     again = {row.id for row in sorted(differ, key=lambda row: rank(seed, "judge-repeat", row.id))[: judge.repeats]}
     for row in differ:

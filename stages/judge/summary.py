@@ -7,13 +7,14 @@ metrics/judge.json, nested numbers:
     {"enabled": 1,
      "rows": rows of the hold-out that were judged,
      "against_baseline": COMPARISON,                                    tuned against the base model
-     "against_previous": COMPARISON,                                    only when there is a previous release
+     "against_previous": COMPARISON,                                    only where a previous release answered rows
      "replies": {"count", "unreadable"},                                all replies; those that are no choice
      "cost": {"input_tokens", "output_tokens", "uncounted", "price"}}   of what was asked, now or in an earlier run;
                                                                         uncounted: replies without a token count
 
     COMPARISON = {
-     "rows", "identical",                       rows; those where both models say the same, ties without asking
+     "rows", "identical",                       rows that both models answered; those where they say the same, which
+                                                are ties without asking
      "wins", "ties", "losses",                  of the tuned model, in rows
      "disagreements", "unreadable",             rows that count as ties because the two orders contradict each other,
                                                 or because a reply is no choice
@@ -38,7 +39,7 @@ from stages.judge.questions import Question
 from stages.judge.replies import Reply
 from stages.judge.verdicts import LOSS, TIE, WIN, Verdict, read_choice, score, settle
 from stages.params import Price, Scoring
-from stages.sides import RIVALS, TUNED, Answers, delta
+from stages.sides import TUNED, Answers, delta, meetings
 from stages.statistics import clopper_pearson
 
 OFF: dict[str, Any] = {"enabled": 0}
@@ -56,14 +57,17 @@ def summarise(
     return {
         "enabled": 1,
         "rows": len(rows),
-        **{against: _comparison(against, rows, choices, scoring) for against in RIVALS},
+        **{
+            against: _comparison(against, rival, both, choices, scoring)
+            for against, (rival, both) in meetings(rows).items()
+        },
         "replies": {"count": len(replies), "unreadable": sum(choice is None for choice in choices.values())},
         "cost": _cost(list(paid.values()), price),
     }
 
 
 def _comparison(
-    against: str, rows: Sequence[Answers], choices: Mapping[Question, str | None], scoring: Scoring
+    against: str, rival: str, rows: Sequence[Answers], choices: Mapping[Question, str | None], scoring: Scoring
 ) -> dict[str, Any]:
     first, again = (_verdicts(against, choices, repeat) for repeat in (0, 1))
     values = {row.id: first[row.id].value if row.id in first else TIE for row in rows}
@@ -80,7 +84,7 @@ def _comparison(
         "unreadable": sum(not verdict.readable for verdict in first.values()),
         "delta": delta(counted, scoring),
         **({"first_preferred": _share(preferred, scoring.confidence)} if preferred else {}),
-        "length": _length_effect([row for row in rows if row.id in first], RIVALS[against], values),
+        "length": _length_effect([row for row in rows if row.id in first], rival, values),
         **({"consistency": _share(same, scoring.confidence)} if same else {}),
     }
 

@@ -9,7 +9,7 @@ metrics/review.json, nested numbers:
                                                            Absent without reviewers
      "reviews": {"counted", "stale", "comments"},          over all reviewers
      "against_baseline": COMPARISON,                       tuned against the base model
-     "against_previous": COMPARISON}                       only when there is a previous release
+     "against_previous": COMPARISON}                       only where a previous release answered rows
 
     COMPARISON = {
      "reviews", "rows",               answers about pairs whose two texts differ; the rows that they are about
@@ -32,7 +32,7 @@ from stages.params import Scoring
 from stages.review.agreement import cohen_kappa, krippendorff_alpha
 from stages.review.answers import Review, is_of
 from stages.review.rows import differ
-from stages.sides import RIVALS, TUNED, Answers, delta
+from stages.sides import TUNED, Answers, delta, meetings
 from stages.statistics import clopper_pearson
 
 WIN, TIE, LOSS = "win", "tie", "loss"
@@ -65,7 +65,7 @@ def summarise(rows: Sequence[Answers], reviews: Reviews, scoring: Scoring) -> di
             "stale": sum(one["stale"] for one in reviewers.values()),
             "comments": sum(bool(review.comment) for answers in counted.values() for review in answers.values()),
         },
-        **{against: _comparison(rival, asked, counted, scoring) for against, rival in RIVALS.items()},
+        **{against: _comparison(rival, asked, counted, scoring) for against, (rival, _) in meetings(rows).items()},
     }
 
 
@@ -74,7 +74,8 @@ def _comparison(rival: str, asked: Mapping[str, Answers], reviews: Reviews, scor
     both_bad = 0
     for name, answers in sorted(reviews.items()):
         for key, review in answers.items():
-            if asked[key].outputs[TUNED] != asked[key].outputs[rival]:
+            outputs = asked[key].outputs
+            if rival in outputs and outputs[TUNED] != outputs[rival]:
                 by_row[key][name] = _outcome(review, rival)
                 both_bad += not {TUNED, rival} & set(review.best)
     outcomes = [outcome for said in by_row.values() for outcome in said.values()]

@@ -63,6 +63,18 @@ def test_every_row_counts_once() -> None:
     assert metrics["replies"] == {"count": 36, "unreadable": 0}
 
 
+def test_a_previous_release_meets_the_rows_that_it_answered() -> None:
+    rows = [Answers(one.record, {**one.outputs, "previous": "RIGHT"}) for one in ROWS[:6]] + ROWS[6:]
+    metrics = judged(rows, right)
+    found = metrics["against_previous"]
+    assert (found["rows"], found["identical"], found["delta"]["of"]) == (6, 6, 6)
+    assert metrics["against_baseline"] == judged(ROWS, right)["against_baseline"]
+    rows = [Answers(one.record, {**one.outputs, "previous": one.outputs["base"]}) for one in ROWS]
+    twice = judged(rows, right)
+    assert twice["against_previous"] == twice["against_baseline"]
+    assert twice["cost"] == judged(ROWS, right)["cost"]  # the same two texts are asked about once
+
+
 def test_cost_is_tokens_times_price() -> None:
     cost = judged(ROWS, right)["cost"]
     assert cost == {

@@ -81,6 +81,16 @@ def test_a_release_to_compare_with_makes_earlier_answers_stale() -> None:
     assert not is_of(review(two, "tuned"), three)
 
 
+def test_of_three_answers_the_best_beats_both_others() -> None:
+    one = Answers(row(1).record, {"base": "wrong", "previous": "right", "tuned": "right, and clear"})
+    two = Answers(row(2).record, {"base": "wrong", "previous": "right", "tuned": "right"})
+    said = reviews(review(one, "previous"), review(two, "previous", "tuned"))
+    found = summarise([one, two], {"anna": said}, SCORING)
+    earlier, base = found["against_previous"], found["against_baseline"]
+    assert (earlier["reviews"], earlier["losses"], earlier["both_bad"]) == (1, 1, 0)
+    assert (base["reviews"], base["wins"], base["ties"], base["both_bad"]) == (2, 1, 1, 1)
+
+
 def test_reviewers_of_one_row_count_as_one_row() -> None:
     rows = [row(n) for n in range(4)]
     anna = reviews(*[review(one, "tuned") for one in rows])
