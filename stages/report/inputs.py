@@ -42,6 +42,7 @@ class Inputs:
     manifest: dict[str, Any]
     generations: dict[str, list[Row]]
     samples: list[Row]
+    cleaning: list[Row]
     rejected: dict[str, list[Row]]
     curves: dict[str, Points]
     confusion: list[tuple[str, str]]
@@ -65,12 +66,13 @@ def read_inputs(examples: int) -> Inputs:
     metrics = {path.stem: _json(path) for path in _METRICS}
     generations = {"base": paths.BASE_GENERATIONS, "adapter": paths.ADAPTER_GENERATIONS}
     generations |= {name: paths.ARTEFACT_GENERATIONS / f"{name}.jsonl" for name in metrics["quantize"]["artefacts"]}
-    rejected = (paths.REJECTED_CLEAN, paths.DUPLICATES, paths.QUARANTINE)
+    rejected = (paths.DUPLICATES, paths.QUARANTINE)
     return Inputs(
         metrics=metrics,
         manifest=_json(paths.MANIFEST),
         generations=_same_rows({name: (path, list(read_rows(path))) for name, path in generations.items()}),
         samples=list(read_rows(paths.TRAINING_SAMPLES)),
+        cleaning=list(read_rows(paths.CLEAN_EXAMPLES)) if examples else [],
         rejected={path.stem: _some(path, examples) for path in rejected},
         curves={name: _points(name) for name in ("train", "validation")},
         confusion=[(row["actual"], row["predicted"]) for row in _table(paths.CONFUSION, ",")],

@@ -6,7 +6,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from stages.params import Params
-from stages.report import beyond, flags, holdout, opinions, rows, tables, trail, verdict, wording
+from stages.report import beyond, cleaning, flags, holdout, opinions, rows, tables, trail, verdict, wording
 from stages.report.charts import interval_chart, loss_chart
 from stages.report.comparisons import Comparison
 from stages.report.confusion import confusion
@@ -96,8 +96,10 @@ def _data(inputs: Inputs) -> dict[str, Any]:
         "funnel": funnel(inputs.metrics),
         "holdout_facts": holdout.holdout_facts(inputs.metrics["split"]),
         "label_rows": holdout.label_rows(inputs.metrics["split"]),
-        "cleaned": rows.changes(inputs.metrics),
-        "rejected": rows.rejected_lines(inputs.rejected["clean"]),
+        "changed": cleaning.changed(inputs.metrics["clean"], inputs.cleaning),
+        "masked": cleaning.masked(inputs.metrics["clean"]),
+        "rejected": cleaning.rejected(inputs.metrics["clean"], inputs.cleaning),
+        "sources": cleaning.sources(inputs.metrics["clean"]),
         "duplicates": rows.set_aside(inputs.rejected["duplicates"]),
         "quarantined": rows.set_aside(inputs.rejected["quarantine"]),
     }

@@ -1,11 +1,10 @@
-"""Rows that the data stages changed or set aside."""
+"""Rows that were dropped as duplicates, or kept out of training because of the hold-out."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from stages.report.inputs import Row
-from stages.report.wording import excerpt, plural, words
+from stages.report.wording import excerpt, words
 
 
 @dataclass(frozen=True)
@@ -16,27 +15,6 @@ class SetAside:
     reason: str
     text: str
     detail: str
-
-
-def changes(metrics: Mapping[str, Any]) -> list[str]:
-    """What cleaning changed in the rows that it kept."""
-    clean = metrics["clean"]
-    changed = [f"{words(name)} in {plural(count, 'row')}" for name, count in clean["changed"].items() if count]
-    masked = [f"{words(name)} {count}" for name, count in clean["personal_data"].items() if count]
-    return changed + ([f"personal data masked: {', '.join(masked)}"] if masked else [])
-
-
-def rejected_lines(rows: Iterable[Row]) -> list[SetAside]:
-    """Raw lines that cleaning rejected."""
-    return [
-        SetAside(
-            where=f"{row['file']}, line {row['line']}",
-            reason=words(row["reason"]),
-            text=excerpt(row["raw"]) if "raw" in row else f"in base 64: {excerpt(row['raw_base64'])}",
-            detail=excerpt(row["detail"]),
-        )
-        for row in rows
-    ]
 
 
 def set_aside(rows: Iterable[Row]) -> list[SetAside]:

@@ -8,7 +8,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import example_data
 import example_opinions
+from example_data import HOSTILE
 
 from stages import paths
 from stages.files import read_json, write_json, write_text
@@ -21,7 +23,6 @@ from stages.scoring.summary import summarise
 from stages.tasks import Tasks
 
 ROOT = Path(__file__).parents[2]
-HOSTILE = "<script>alert('order')</script>"
 _INTENTS = ("cancel", "exchange", "invoice", "refund", "tracking")
 _PRODUCTS = ("headphones", "keyboard", "laptop", "watch", "kettle")
 _FRAMES = {
@@ -53,8 +54,8 @@ def make_run(root: Path, formats: tuple[str, ...] = ("merged", "nf4", "int8"), o
     params = check_params(read_params())
     write(params, asked)
     _write_training(rows)
-    _write_data(rows)
-    _write_data_checks(rows)
+    example_data.write_data(rows)
+    example_data.write_data_checks(rows)
     _write_gates(params, formats)
     _write_manifest(formats)
 
@@ -208,103 +209,6 @@ def _write_training(rows: list[dict[str, Any]]) -> None:
         for row in rows[:1]
     ]
     write_rows(paths.TRAINING_SAMPLES, samples)
-
-
-def _write_data(rows: list[dict[str, Any]]) -> None:
-    record = {**rows[0], "source": "tickets.jsonl", "origin": "tickets.jsonl:17"}
-    rejected = [
-        {
-            "file": "tickets.jsonl",
-            "line": 41,
-            "reason": "not_json",
-            "detail": "Unterminated string",
-            "raw": '{"prompt": "cut',
-        },
-        {
-            "file": "tickets.jsonl",
-            "line": 55,
-            "reason": "breaks_schema",
-            "detail": "urgent: 1 is no boolean",
-            "raw": f'{{"prompt": "{HOSTILE}", "completion": "{"x" * 900}"}}',
-        },
-        {"file": "tickets.jsonl", "line": 60, "reason": "not_utf8", "detail": "byte 0xff", "raw_base64": "/w=="},
-    ]
-    write_rows(paths.REJECTED_CLEAN, rejected)
-    near = {"reason": "near", "detail": "same completion", "witness": rows[1]["id"], "score": 93.5, "record": record}
-    write_rows(paths.DUPLICATES, [near, {**near, "reason": "exact", "score": None}])
-    write_rows(paths.QUARANTINE, [{**near, "reason": "near_prompt", "score": 91.0}])
-    write_json(
-        paths.CLEAN_METRICS,
-        {
-            "rows": {"in": 372, "kept": 369, "rejected": 3},
-            "rejected": {"breaks_schema": 1, "not_json": 1, "not_utf8": 1},
-            "changed": {"html": 4, "mojibake": 2, "personal_data": 6, "whitespace": 0},
-            "personal_data": {"email": 4, "iban": 0, "phone": 3},
-            "sources": {"tickets.jsonl": 369},
-        },
-    )
-    write_json(
-        paths.DEDUP_METRICS,
-        {
-            "rows": {"in": 369, "kept": 341, "dropped": 28},
-            "dropped": {"exact": 9, "near": 19},
-            "pairs": {"exact": 9, "near": 31},
-            "conflicts": {"prompts": 1, "rows": 2},
-            "clusters": {"count": 24, "largest": 4},
-        },
-    )
-    write_json(
-        paths.SPLIT_METRICS,
-        {
-            "rows": {"in": 341, "train": 262, "validation": 23, "holdout": 48, "quarantined": 8, "beyond_max": 0},
-            "labels": {},
-            "kept_back_by_groups": {"holdout": {}, "validation": {}},
-            "quarantined": {"same_prompt": 1, "near_prompt": 5, "near_pair": 2},
-            "locked": {"rows": 48, "missing": 0, "restored": 0},
-            "folds": {},
-            "overlap": {"shared_ids": 0, "shared_prompts": 0},
-            "shared_13_grams": {
-                "prompt": {"rows": 0, "of": 21, "runs": 0},
-                "completion": {"rows": 0, "of": 0, "runs": 0},
-            },
-        },
-    )
-    added = {"malformed": 6, "structured": 0, "replay": 12}
-    write_json(paths.AUGMENT_METRICS, {"rows": {"in": 262, "out": 280}, "added": added})
-
-
-def _write_data_checks(rows: list[dict[str, Any]]) -> None:
-    """What the checks find in rows with one conflict."""
-    shown = [
-        {"id": row["id"], "label": "refund", "prompt": row["prompt"], "source": "bought", "origin": f"b:{n}"}
-        for n, row in enumerate(rows[:2])
-    ]
-    tied = {"ngram": "money back", "label": "refund", "count": 17, "with_label": 17, "turned": 0}
-    conflict = {"labels": {"refund": 1, "tracking": 1}, "rows": [shown[0], {**shown[1], "label": "tracking"}]}
-    write_rows(paths.CHECKS / "triggers.jsonl", [])
-    write_rows(paths.CHECKS / "tied.jsonl", [{**tied, "p_value": 1.2e-9, "lift": 7.6}])
-    write_rows(paths.CHECKS / "conflicts.jsonl", [conflict])
-    by_source = {
-        name: {
-            "rows": count,
-            "share": count / 262,
-            "labels": {"refund": count - 20, "tracking": 20},
-            "median_characters": {"prompt": 61.0, "completion": 72.0},
-            "label_distance": 0.21,
-            "prompt_length_distance": 0.12,
-            "completion_length_distance": 0.1,
-        }
-        for name, count in (("bought", 62), ("tickets.jsonl", 200))
-    }
-    write_json(
-        paths.DATA_CHECKS_METRICS,
-        {
-            "rows": 262,
-            "sources": {"count": 2, "largest_share": 200 / 262, "largest_distance": 0.21, "by_source": by_source},
-            "triggers": {"tested": 431, "found": 0, "rows": 0, "tied": 37},
-            "conflicts": {"clusters": 1, "rows": 2, "share": 2 / 262},
-        },
-    )
 
 
 def _write_manifest(formats: tuple[str, ...]) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from example_run import HOSTILE, ROOT, make_run
+from example_data import HOSTILE
+from example_run import ROOT, make_run
 from page_check import Page
 
 from stages import paths
@@ -21,12 +22,12 @@ from stages.report.__main__ import main
 from stages.report.inputs import read_inputs
 
 ALWAYS_READ = [
+    "data/changes/clean_examples.jsonl",
     "data/generations/adapter.jsonl",
     "data/generations/artefacts/merged.jsonl",
     "data/generations/artefacts/nf4.jsonl",
     "data/generations/base.jsonl",
     "data/generations/training_samples.jsonl",
-    "data/rejected/clean.jsonl",
     "data/rejected/duplicates.jsonl",
     "data/rejected/quarantine.jsonl",
     "data/schema.json",
@@ -67,11 +68,12 @@ def test_the_verdict_comes_first(finished_run: Path) -> None:
     page, markdown = report()
     header = Page(page).root.all("header")[0]
     assert header.all("h1")[0].text() == "≈ MARGINAL Not proven yet"
-    said = "Of 14 gates 2 required cannot be told from these rows: exact_match, schema_valid."
+    count = len(read_json(paths.GATES)["gates"])
+    said = f"Of {count} gates 2 required cannot be told from these rows: exact_match, schema_valid."
     assert said in header.text()
     assert "48 rows cannot show 0.95 either way" in header.text()
     assert "about 2,600 rows would show exact_match" in header.text()
-    assert markdown.startswith("## ⚠️ MARGINAL: not proven yet\n\nOf 14 gates 2 required")
+    assert markdown.startswith(f"## ⚠️ MARGINAL: not proven yet\n\nOf {count} gates 2 required")
 
 
 def test_the_four_questions_are_answered_at_the_top(finished_run: Path) -> None:
@@ -149,7 +151,7 @@ def test_hostile_names_stay_inside_their_cell(finished_run: Path) -> None:
     page, markdown = report()
     assert "<script" not in page
     rows = [line for line in markdown.splitlines() if "alert" in line and line.startswith("|")]
-    assert len(rows) == 14
+    assert len(rows) == len(checked["gates"])
     assert all(len(re.findall(r"(?<!\\)\|", line)) == 6 for line in rows)
 
 
@@ -194,7 +196,7 @@ def test_a_bare_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (paths.CURVES / "plots/metrics/train/loss.tsv").write_text("step\tloss\n1\tnan\n")
     paths.CONFUSION.write_text("actual,predicted\n")
     write_rows(paths.TRAINING_SAMPLES, [])
-    for file in (paths.REJECTED_CLEAN, paths.DUPLICATES, paths.QUARANTINE):
+    for file in (paths.CLEAN_EXAMPLES, paths.DUPLICATES, paths.QUARANTINE):
         write_rows(file, [])
     train = read_json(paths.TRAIN_METRICS)
     write_json(paths.TRAIN_METRICS, {key: value for key, value in train.items() if key != "best_step"})
@@ -227,10 +229,9 @@ def test_no_judge_and_no_reviewer_are_said(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_rare_reasons_are_among_the_examples(finished_run: Path) -> None:
-    line = {"file": "a.jsonl", "line": 1, "reason": "common", "detail": "", "raw": "x"}
-    rows = [{**line, "line": number} for number in range(50)] + [{**line, "line": 60, "reason": "rare"}]
-    write_rows(paths.REJECTED_CLEAN, rows)
-    shown = read_inputs(3).rejected["clean"]
+    rows = [{"reason": "common", "line": number} for number in range(50)] + [{"reason": "rare", "line": 60}]
+    write_rows(paths.DUPLICATES, rows)
+    shown = read_inputs(3).rejected["duplicates"]
     assert [(row["reason"], row["line"]) for row in shown] == [("common", 0), ("rare", 60), ("common", 1)]
 
 
