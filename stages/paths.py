@@ -20,6 +20,9 @@ CHECKS = Path("data/checks")
 
 BASE_GENERATIONS = Path("data/generations/base.jsonl")
 ADAPTER_GENERATIONS = Path("data/generations/adapter.jsonl")
+PREVIOUS_GENERATIONS = Path("data/generations/previous.jsonl")
+BASE_PROBES = Path("data/generations/base_probes.jsonl")
+ADAPTER_PROBES = Path("data/generations/adapter_probes.jsonl")
 ARTEFACT_GENERATIONS = Path("data/generations/artefacts")
 TRAINING_SAMPLES = Path("data/generations/training_samples.jsonl")
 

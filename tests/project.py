@@ -22,6 +22,8 @@ _COPIED = [
     ".gitignore",
     "constraints.txt",
     "data/.gitignore",
+    "data/general.jsonl",
+    "data/refusals.jsonl",
     "data/replay.jsonl",
     "data/schema.json",
     "dvc.yaml",

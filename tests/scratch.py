@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from dvc.cli import main as dvc_main  # type: ignore[import-untyped]
+from dvc.cli import main as dvc_main
 
 from stages.cli import main as tunetrail_main
 

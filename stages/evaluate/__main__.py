@@ -1,60 +1,95 @@
-"""evaluate: the adapter on the hold-out, beside the baseline; writes the verdict and never fails because of it.
+"""evaluate: the adapter on the hold-out and beyond it, beside the baseline and the previous release.
 
-metrics/evaluate.json is being widened to this shape (what has no rows of its kind is left out):
+metrics/evaluate.json; what has no rows of its kind is left out:
 
-    adapter             SCORES (stages.scoring.summarise)
-    against_baseline    COMPARISON (stages.scoring.compare)
+    adapter             SCORES (stages.scoring.summary)
+    against_baseline    COMPARISON (stages.scoring.comparison)
     previous            {release, commit, rows: {both, only_now, only_then}, scores: SCORES of the rows in both}
     against_previous    COMPARISON; these two only where evaluate.previous names a release
-    general             {rows, base: G, adapter: G, against_baseline: {perplexity: {ratio, low, high},
-                        agreement: {difference, low, high}}}; G = {perplexity: I, agreement: I}
-    robustness          {KIND: {valid: P, exact_match: P}} of truncated, noise, typos, injection
-    safety              {personal_data: P, verbatim: P, forbidden: P, refusals: {base: P, adapter: P,
-                        against_baseline: D}, canaries: {count, candidates, exposure: {mean, max, limit}}}
-    slices              {FIELD: {groups: {VALUE: P}, worst: {group, value}, best: {group, value},
-                        gap: {value, low, high}, left_out: rows}}
-
-P is a proportion {value, low, high, count, of}, I an interval {value, low, high}, D a paired difference
-{difference, low, high, won, lost, p_value}. A stage `gates` of its own, after merge_quantize, will judge all
-metrics and write metrics/gates.json; quantize.json then has no verdict and gates any more.
+    general             what tuning cost on general questions (stages.evaluate.forgetting)
+    robustness          spoiled prompts (stages.evaluate.robustness)
+    safety              personal_data, verbatim, forbidden, refusals (stages.evaluate.safety) of all outputs, and
+                        canaries (stages.evaluate.audit) in an audit run
+    slices              groups of record fields (stages.evaluate.slices)
 """
+
+from pathlib import Path
+from typing import Any
 
 from stages import paths
 from stages.chat import task_chat
 from stages.environment import measured
 from stages.errors import run
+from stages.evaluate.audit import measure_canaries
 from stages.evaluate.confusion import write_confusion
+from stages.evaluate.forgetting import measure_forgetting
+from stages.evaluate.previous import compare_previous, fetch_previous
+from stages.evaluate.robustness import measure_robustness, spoil
+from stages.evaluate.safety import measure_leaks, measure_refusals
+from stages.evaluate.slices import measure_slices
 from stages.files import write_json
 from stages.generation import Weights, answer_rows, likelihoods, with_likelihood
 from stages.models import load_tokenizer
-from stages.params import load_params
+from stages.params import Params, load_params
+from stages.probes import GENERAL, REFUSAL, ask_probes, of_probe
 from stages.records import read_records, read_rows, write_rows
 from stages.scoring import score_row
 from stages.scoring.comparison import compare
 from stages.scoring.summary import summarise
 from stages.tasks import Tasks
 
+Rows = list[dict[str, Any]]
+
 
 def main() -> None:
-    params = load_params("generation", "scoring", "task")
-    tasks = Tasks(params.task)
-    holdout = read_records(paths.HOLDOUT)
+    params = load_params("evaluate", "generation", "probes", "scoring", "seed", "task")
+    tasks, holdout, train = Tasks(params.task), read_records(paths.HOLDOUT), read_records(paths.TRAIN)
+    # Fetched first: a release that cannot be had is better known before the model is asked than after.
+    earlier = fetch_previous(Path.cwd(), params.evaluate.previous) if params.evaluate.previous else None
+    spoiled = spoil(holdout, params.evaluate.robustness_rows, params.seed)
     with measured("evaluate") as notes:
         model = Weights(paths.BASE, paths.ADAPTER)
         chat = task_chat(load_tokenizer(paths.BASE), params.task)
         answers = answer_rows(model, chat, holdout, params.generation, "evaluate")
         rows = with_likelihood(answers, likelihoods(model, chat, holdout))
+        probes = ask_probes(model, chat, params.probes, params.generation, "probes")
+        broken = answer_rows(model, chat, [record for _, record in spoiled], params.generation, "robustness")
+        canaries = measure_canaries(model, chat, train, params.evaluate.canary_candidates)
         notes["generation"] = model.spent
 
     scores = [score_row(row, tasks) for row in rows]
     before = [score_row(row, tasks) for row in read_rows(paths.BASE_GENERATIONS)]
+    kinds = [kind for kind, _ in spoiled]
+    leaks = measure_leaks([*rows, *broken, *of_probe(probes, REFUSAL)], train, params.evaluate, params.scoring)
     result = {
         "adapter": summarise(scores, params.scoring),
         "against_baseline": compare(before, scores, params.scoring),
+        **(compare_previous(earlier, scores, tasks, params.scoring) if earlier else {}),
+        **_beyond(probes, list(read_rows(paths.BASE_PROBES)), params, leaks, canaries),
+        "robustness": measure_robustness(kinds, [score_row(row, tasks) for row in broken], params.scoring),
+        "slices": measure_slices(
+            holdout, scores, params.evaluate.slices, params.evaluate.slice_min_rows, params.scoring
+        ),
     }
     write_rows(paths.ADAPTER_GENERATIONS, rows)
+    write_rows(paths.PREVIOUS_GENERATIONS, earlier.rows if earlier else [])
+    write_rows(paths.ADAPTER_PROBES, probes + [{"probe": kind, **row} for kind, row in zip(kinds, broken, strict=True)])
     write_confusion(paths.CONFUSION, scores, tasks)
     write_json(paths.EVALUATE_METRICS, result)
+
+
+def _beyond(
+    adapter: Rows, base: Rows, params: Params, leaks: dict[str, Any], canaries: dict[str, Any] | None
+) -> dict[str, Any]:
+    """The parts of the metrics that are not about the hold-out alone."""
+    scoring, found, safety = params.scoring, {}, dict(leaks)
+    if general := of_probe(adapter, GENERAL):
+        found["general"] = measure_forgetting(of_probe(base, GENERAL), general, scoring)
+    if refusals := of_probe(adapter, REFUSAL):
+        safety["refusals"] = measure_refusals(of_probe(base, REFUSAL), refusals, params.probes, scoring)
+    if canaries:
+        safety["canaries"] = canaries
+    return {**found, "safety": safety}
 
 
 if __name__ == "__main__":

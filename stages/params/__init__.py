@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, ValidationError
 from stages import paths
 from stages.errors import UserError
 from stages.params.data import Augment, Clean, DataChecks, Dedup, Holdout, PersonalData, Shape, Source, Split
-from stages.params.evaluation import Gate, Judge, Price, Report, Review, Scoring, Task, TaskContract
+from stages.params.evaluation import Evaluate, Gate, Judge, Price, Probes, Report, Review, Scoring, Task, TaskContract
 from stages.params.model import Generation, Model, Train
 from stages.params.section import Section
 
@@ -19,6 +19,7 @@ __all__ = [
     "Clean",
     "DataChecks",
     "Dedup",
+    "Evaluate",
     "Gate",
     "Generation",
     "Holdout",
@@ -27,6 +28,7 @@ __all__ = [
     "Params",
     "PersonalData",
     "Price",
+    "Probes",
     "Report",
     "Review",
     "Scoring",
@@ -57,6 +59,8 @@ class Params(Section):
     train: Train
     generation: Generation
     scoring: Scoring
+    probes: Probes
+    evaluate: Evaluate
     judge: Judge
     review: Review
     gates: dict[str, Gate]

@@ -1,5 +1,6 @@
 """The task, its scores, gates and report."""
 
+import re
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
@@ -129,6 +130,37 @@ class Review(Section):
 
     rows: Count | None
     gates: dict[str, Gate]
+
+
+class Probes(Section):
+    """Questions outside the task, asked of the base and of the tuned model."""
+
+    general_file: str
+    refusal_file: str
+    refusal_tokens: Count
+    refusal_phrases: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+
+
+def _patterns(patterns: list[str]) -> list[str]:
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{pattern} is no regular expression ({error})") from None
+    return patterns
+
+
+class Evaluate(Section):
+    """The tuned model: the release to compare with, spoiled inputs, slices, and what must not be in an output."""
+
+    previous: str | None
+    robustness_rows: Annotated[int, Field(ge=0)]
+    slices: list[Annotated[str, Field(pattern=r"^(label|source|task|fields\..+)$")]]
+    slice_min_rows: Count
+    phone_region: Annotated[str, Field(pattern="^[A-Z]{2}$")]
+    verbatim_words: Annotated[int, Field(ge=4)]
+    forbidden_patterns: Annotated[list[str], AfterValidator(_patterns)]
+    canary_candidates: Count
 
 
 class Report(Section):

@@ -107,13 +107,13 @@ def _rules(output: str, settings: TaskContract) -> dict[str, bool]:
     if settings.max_words is not None:
         kept["max_words"] = len(output.split()) <= settings.max_words
     if settings.required_phrases:
-        kept["required_phrases"] = all(_says(output, phrase) for phrase in settings.required_phrases)
+        kept["required_phrases"] = all(says(output, phrase) for phrase in settings.required_phrases)
     if settings.forbidden_phrases:
-        kept["forbidden_phrases"] = not any(_says(output, phrase) for phrase in settings.forbidden_phrases)
+        kept["forbidden_phrases"] = not any(says(output, phrase) for phrase in settings.forbidden_phrases)
     return kept
 
 
-def _says(output: str, phrase: str) -> bool:
+def says(output: str, phrase: str) -> bool:
     """Whether the phrase stands in the output as whole words: "the" is not in "other"."""
     return re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", output, re.IGNORECASE) is not None
 

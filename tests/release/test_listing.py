@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from dvc.utils.serialize import dumps_yaml, loads_yaml  # type: ignore[import-untyped]
+from dvc.utils.serialize import dumps_yaml, loads_yaml
 from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.tree import Tree
 from hypothesis import given
