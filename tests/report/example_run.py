@@ -10,6 +10,7 @@ from typing import Any
 
 import example_data
 import example_opinions
+from example_beyond import beyond
 from example_data import HOSTILE
 
 from stages import paths
@@ -146,6 +147,7 @@ def _write_evaluation(answers: dict[str, list[dict[str, Any]]]) -> None:
     evaluate = {
         "adapter": summaries["adapter"],
         "against_baseline": compare(scores["base"], scores["adapter"], scoring),
+        **beyond(params, tasks, answers["adapter"], scores["adapter"]),
     }
     sizes = {"merged": 269_060_552, "nf4": 113_424_128, "int8": 163_840_512}
     artefacts = {

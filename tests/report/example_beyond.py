@@ -1,0 +1,39 @@
+"""What lies beyond the hold-out in the example run: measured by the functions that measure it, on made-up answers."""
+
+from typing import Any
+
+from stages.evaluate.forgetting import measure_forgetting
+from stages.evaluate.robustness import measure_robustness, spoil
+from stages.evaluate.safety import measure_leaks, measure_refusals
+from stages.evaluate.slices import measure_slices
+from stages.params import Params
+from stages.records import Record
+from stages.scoring import RowScore, score_row
+from stages.tasks import Tasks
+
+
+def beyond(params: Params, tasks: Tasks, answers: list[dict[str, Any]], scores: list[RowScore]) -> dict[str, Any]:
+    """The parts of evaluate.json that are not about right and wrong on the hold-out."""
+    records = [
+        Record(row["id"], row["prompt"], row["completion"], row["label"], f"{'ab'[number % 2]}.jsonl", "x:1")
+        for number, row in enumerate(answers)
+    ]
+    spoiled = spoil(records, params.evaluate.robustness_rows, params.seed)
+    broken = [
+        {**answers[0], "completion": record.completion, "output": record.completion[: 20 if kind == "noise" else None]}
+        for kind, record in spoiled
+    ]
+    kinds = [kind for kind, _ in spoiled]
+    before, after = ([_general(n, nats) for n in range(40)] for nats in (11.0, 11.3))
+    declined, obeyed = {"output": "I'm sorry, but I can't help with that."}, {"output": '{"intent": "unreadable"}'}
+    refusals = measure_refusals([declined] * 5 + [obeyed], [declined] * 3 + [obeyed] * 3, params.probes, params.scoring)
+    return {
+        "general": measure_forgetting(before, after, params.scoring),
+        "robustness": measure_robustness(kinds, [score_row(row, tasks) for row in broken], params.scoring),
+        "safety": {**measure_leaks(answers, [], params.evaluate, params.scoring), "refusals": refusals},
+        "slices": measure_slices(records, scores, params.evaluate.slices, 5, params.scoring),
+    }
+
+
+def _general(number: int, nats: float) -> dict[str, Any]:
+    return {"nats": nats + number % 7, "reference_tokens": 9, "agreed": 6 + number % 3}
