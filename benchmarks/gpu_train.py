@@ -1,7 +1,7 @@
 """Training on a CUDA card: what each setting gains, time to an adapter, memory, and the price of determinism.
 
-    python benchmarks/gpu_train.py ladder job memory deterministic      the tables named, or all of them
-    python benchmarks/gpu_train.py devices                              one card against all of this machine
+    python benchmarks/gpu_train.py ladder jobs memory determinism        the tables named, or all of them
+    python benchmarks/gpu_train.py devices                               one card against all of this machine
 
 Random weights of the Llama-3.2-1B, Gemma-3-1B and Llama-3.1-8B architectures; LoRA of rank 16 on all seven
 projections; 2,000 pairs whose lengths are log-normal with median 176 and at most 1,024 tokens, half of each the
@@ -9,81 +9,43 @@ completion; 16 pairs to an optimiser step. Speed is in tokens of the pairs a sec
 measurement is a process of its own.
 """
 
+import gc
+import hashlib
 import json
 import math
-import multiprocessing
-import random
+import os
+import shutil
+import subprocess
 import sys
 import tempfile
 import time
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 import yaml
+from random_models import ARCHITECTURES, LONGEST, MEDIAN, lengths, random_model, rows
+from workers import Table, Workers, machine
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
+from stages.chat import make_chat
 from stages.models import free_memory
 from stages.params import Train
+from stages.records import make_record, write_records
 from stages.train import trainer
-from stages.train.batches import Row
 from stages.train.callbacks import Progress
 from stages.train.plan import make_plan
+from tests.tiny_model import tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
-PAIRS, BATCH, MEDIAN, LONGEST = 2000, 16, 176, 1024
-
-LLAMA_ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 500000.0,
-    "factor": 32.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
-ARCHITECTURES: dict[str, Callable[[], Any]] = {
-    "Llama-3.2-1B": lambda: transformers.LlamaConfig(
-        vocab_size=128256,
-        hidden_size=2048,
-        intermediate_size=8192,
-        num_hidden_layers=16,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=64,
-        max_position_embeddings=131072,
-        rms_norm_eps=1e-5,
-        rope_parameters=LLAMA_ROPE,
-        tie_word_embeddings=True,
-    ),
-    "Gemma-3-1B": lambda: transformers.Gemma3TextConfig(
-        vocab_size=262144,
-        hidden_size=1152,
-        intermediate_size=6912,
-        num_hidden_layers=26,
-        num_attention_heads=4,
-        num_key_value_heads=1,
-        head_dim=256,
-        sliding_window=512,
-        query_pre_attn_scalar=256,
-        max_position_embeddings=32768,
-        tie_word_embeddings=True,
-    ),
-    "Llama-3.1-8B": lambda: transformers.LlamaConfig(
-        vocab_size=128256,
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        max_position_embeddings=131072,
-        rms_norm_eps=1e-5,
-        rope_parameters=LLAMA_ROPE | {"factor": 8.0},
-    ),
+BATCH = 16
+ONE_BILLION = ("Llama-3.2-1B", "Gemma-3-1B")
+LADDER = {
+    "padded, 4 rows at a time": {"packing": False, "compile": "none", "micro_batch_tokens": 4 * MEDIAN},
+    "padded, as much as fits": {"packing": False, "compile": "none"},
+    "packed": {"compile": "none"},
+    "packed, CUDA graphs": {"compile": "graphs"},
+    "packed, compiled, CUDA graphs": {"compile": "full"},
 }
 
 
@@ -103,56 +65,13 @@ def settings(**changes: Any) -> Train:
     return Train(**(values | recipe | changes))
 
 
-def lengths(pairs: int = PAIRS) -> list[int]:
-    draw = random.Random(1)
-    return [min(LONGEST, max(16, round(MEDIAN * math.exp(draw.gauss(0, 0.7))))) for _ in range(pairs)]
-
-
-def rows(vocabulary: int, sizes: list[int]) -> list[Row]:
-    generator = torch.Generator().manual_seed(1)
-    made = []
-    for size in sizes:
-        ids = torch.randint(0, vocabulary, (size,), generator=generator)
-        predictors = torch.arange(size // 2, size - 1)
-        made.append(Row(ids, predictors, ids[predictors + 1]))
-    return made
-
-
-def random_model(architecture: str, train: Train) -> Any:
-    """The architecture with random weights and an adapter, on the card; NF4 weights for QLoRA."""
-    transformers.set_seed(1)
-    config = ARCHITECTURES[architecture]()
-    with torch.device("cuda"):
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    if train.method == "qlora":
-        quantise(model)
-    return trainer.with_adapter(model, train, 1, 1000, torch.bfloat16)
-
-
-def quantise(model: Any) -> None:
-    """NF4 with double quantisation for every linear layer but the head, as loading for QLoRA does."""
-    import bitsandbytes
-
-    for parent in list(model.base_model.modules()):
-        for name, linear in list(parent.named_children()):
-            if isinstance(linear, torch.nn.Linear):
-                four = bitsandbytes.nn.Linear4bit(
-                    linear.in_features, linear.out_features, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4"
-                )
-                weight = bitsandbytes.nn.Params4bit(
-                    linear.weight.data.cpu(), requires_grad=False, quant_type="nf4", compress_statistics=True
-                )
-                four.weight = weight
-                setattr(parent, name, four.to("cuda"))
-    model.is_loaded_in_4bit = True
-    torch.cuda.empty_cache()
-
-
-def train_steps(architecture: str, steps: int, sizes: list[int] | None = None, **changes: Any) -> dict[str, Any]:
-    """Some optimiser steps of the stage's own trainer; speed is that of the second half."""
+def train_steps(architecture: str, steps: int, **changes: Any) -> dict[str, Any]:
     train = settings(**changes)
-    sizes = sizes or lengths()
-    model = random_model(architecture, train)
+    return train_model(random_model(architecture, train), train, steps, lengths())
+
+
+def train_model(model: Any, train: Train, steps: int, sizes: list[int]) -> dict[str, Any]:
+    """Some optimiser steps of the stage's own trainer; speed is that of the second half."""
     torch.cuda.reset_peak_memory_stats()
     made = rows(model.config.vocab_size, sizes)
     whole = trainer.optimiser_steps(len(made), train)
@@ -180,6 +99,11 @@ def train_steps(architecture: str, steps: int, sizes: list[int] | None = None, *
         "plan": {name: value for name, value in one.plan.described().items() if name != "why"},
         "digest": digest(model),
     }
+
+
+def digest(model: Any) -> str:
+    trained = [p.detach().float().cpu().numpy().tobytes() for p in model.parameters() if p.requires_grad]
+    return hashlib.sha256(b"".join(trained)).hexdigest()[:12]
 
 
 def profile(architecture: str, **changes: Any) -> dict[str, Any]:
@@ -213,96 +137,129 @@ def profile(architecture: str, **changes: Any) -> dict[str, Any]:
     }
 
 
-def digest(model: Any) -> str:
-    import hashlib
-
-    trained = [p.detach().float().cpu().numpy().tobytes() for p in model.parameters() if p.requires_grad]
-    return hashlib.sha256(b"".join(trained)).hexdigest()[:12]
-
-
-class Workers:
-    """Processes that have imported all they need and wait for work; each does one piece and ends."""
-
-    def __init__(self, ahead: int = 3) -> None:
-        self._context = multiprocessing.get_context("spawn")
-        self._idle = [self._start() for _ in range(ahead)]
-
-    def do(self, seconds: int, function: Callable[..., dict[str, Any]], *args: Any, **options: Any) -> dict[str, Any]:
-        """The function's answer, or what became of it."""
-        process, pipe = self._idle.pop(0)
-        self._idle.append(self._start())
-        pipe.send((function, args, options))
-        answer = pipe.recv() if pipe.poll(seconds) else {"error": f"nothing within {seconds} s"}
-        process.kill()
-        process.join()
-        return dict(answer)
-
-    def close(self) -> None:
-        for process, _ in self._idle:
-            process.kill()
-
-    def _start(self) -> tuple[Any, Any]:
-        mine, theirs = self._context.Pipe()
-        process = self._context.Process(target=work, args=(theirs,), daemon=True)
-        process.start()
-        return process, mine
+def job(architecture: str, cards: int = 1, **changes: Any) -> dict[str, Any]:
+    """From nothing but files to an adapter: `python -m stages.train` as `dvc repro` runs it, imports included."""
+    with tempfile.TemporaryDirectory() as name:
+        project = Path(name)
+        tokens = make_project(project, architecture, settings(**changes))
+        start = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", "stages.train"],
+            cwd=project,
+            env=os.environ | {"TUNETRAIL_PROCESSES": str(cards)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        seconds = time.perf_counter() - start
+        if done.returncode:
+            return {"error": done.stderr[-600:]}
+        notes = json.loads((project / "metrics/env/train.json").read_text())
+        losses = json.loads((project / "metrics/train.json").read_text())["loss"]
+    return {
+        "seconds_to_adapter": round(seconds, 1),
+        "training_seconds": notes["seconds"],
+        "tokens": tokens,
+        "late_tokens_per_second": notes.get("late_tokens_per_second"),
+        "peak_gib": round(notes["peak_card_memory_mib"] / 1024, 2),
+        "loss": losses["train_last"],
+        "plan": {name: value for name, value in notes["computed"].items() if name != "why"},
+    }
 
 
-def work(pipe: Any) -> None:
-    function, args, options = pipe.recv()
-    try:
-        pipe.send(function(*args, **options))
-    except BaseException as error:
-        traceback.print_exc()
-        pipe.send({"error": f"{type(error).__name__}: {str(error)[:300]}"})
+def make_project(project: Path, architecture: str, train: Train) -> int:
+    """What the train stage reads: code, parameters, rows of the lengths drawn, the base model; returns the tokens."""
+    (project / "stages").symlink_to(ROOT / "stages")
+    for name in ("dvc.yaml", "constraints.txt"):
+        shutil.copy(ROOT / name, project / name)
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    params["train"] = train.model_dump()
+    (project / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    tokenizer = tiny_tokenizer()
+    chat = make_chat(tokenizer, params["task"]["instruction"])
+    overhead = len(chat.prompt_ids(make_record("x", "y", None, "s", "s:1")))  # a token a byte
+    records, tokens = [], 0
+    for number, length in enumerate(lengths()):
+        answer = max(8, min(length // 2, length - overhead - 8))
+        question = max(8, length - answer - overhead)
+        records.append(make_record("p" * question, "c" * answer, None, "s", f"s:{number}"))
+        tokens += overhead + question + answer
+    (project / "data" / "split").mkdir(parents=True)
+    write_records(project / "data" / "train.jsonl", records)
+    write_records(project / "data" / "split" / "validation.jsonl", [])
+    transformers.set_seed(1)
+    with torch.device("cuda"):
+        model = transformers.AutoModelForCausalLM.from_config(ARCHITECTURES[architecture](), dtype=torch.bfloat16)
+    model.save_pretrained(project / "models" / "base")
+    tokenizer.save_pretrained(project / "models" / "base")
+    return tokens
 
 
-def show(title: str, answer: dict[str, Any]) -> None:
-    print(f"{title}: {json.dumps(answer)}", flush=True)
+def in_memory(architecture: str, gib: float) -> dict[str, Any]:
+    """QLoRA of rows of 1,024 tokens on a card of so much memory; what is chosen is chosen for that."""
+    train = settings(method="qlora", micro_batch_tokens="auto")
+    model = random_model(architecture, train)
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(gib * 2**30 / torch.cuda.get_device_properties(0).total_memory)
+    return train_model(model, train, 3, [LONGEST] * 32)
 
 
-LADDER = {
-    "padded, 4 rows at a time": {"packing": False, "compile": "none", "micro_batch_tokens": 4 * MEDIAN},
-    "padded, as much as fits": {"packing": False, "compile": "none"},
-    "packed": {"compile": "none"},
-    "packed, CUDA graphs": {"compile": "graphs"},
-    "packed, compiled, CUDA graphs": {"compile": "full"},
-}
+def deterministic(architecture: str, on: bool) -> dict[str, Any]:
+    if on:
+        from stages.train.__main__ import make_deterministic
+
+        make_deterministic()
+    return train_steps(architecture, 60, compile="graphs")
 
 
-def profiles(workers: Workers) -> None:
-    for architecture in ("Llama-3.2-1B", "Gemma-3-1B"):
-        answer = workers.do(60, profile, architecture, compile="graphs")
-        for line in answer.pop("top", []):
-            print("   ", *line, flush=True)
-        show(architecture, answer)
+def ladder(workers: Workers, table: Table) -> None:
+    for architecture in ONE_BILLION:
+        for name, changes in LADDER.items():
+            steps = 40 if changes["compile"] == "none" else 80
+            table.add(f"{architecture}, {name}", workers.do(150, train_steps, architecture, steps, **changes))
+        for name in ("padded, as much as fits", "packed, CUDA graphs"):
+            answer = workers.do(100, train_steps, architecture, 80, method="qlora", **LADDER[name])
+            table.add(f"{architecture}, QLoRA, {name}", answer)
 
 
-def quick(workers: Workers) -> None:
-    for architecture in ("Llama-3.2-1B", "Gemma-3-1B"):
+def jobs(workers: Workers, table: Table) -> None:
+    for architecture in ONE_BILLION:
         for method in ("lora", "qlora"):
-            show(
-                f"{architecture} {method}",
-                workers.do(60, train_steps, architecture, 100, method=method, compile="graphs"),
-            )
-    for changes in list(LADDER.values())[:2]:
-        show(f"Gemma-3-1B qlora {changes}", workers.do(60, train_steps, "Gemma-3-1B", 12, method="qlora", **changes))
+            table.add(f"{architecture}, {method}", workers.do(300, job, architecture, method=method))
 
 
-def ladder(workers: Workers, steps: int = 40) -> None:
-    for architecture in ("Llama-3.2-1B", "Gemma-3-1B"):
-        for method in ("lora", "qlora"):
-            for name, changes in LADDER.items():
-                if method == "qlora" and changes["compile"] == "full":
-                    continue
-                answer = workers.do(100, train_steps, architecture, steps, method=method, **changes)
-                show(f"{architecture} {method} {name}", answer)
+def memory(workers: Workers, table: Table) -> None:
+    for architecture, gib in (*((name, 6) for name in ONE_BILLION), ("Llama-3.1-8B", 16)):
+        table.add(f"{architecture} in {gib} GiB", workers.do(150, in_memory, architecture, gib))
+
+
+def determinism(workers: Workers, table: Table) -> None:
+    for on in (False, False, True, True):
+        table.add(f"deterministic: {on}", workers.do(100, deterministic, "Llama-3.2-1B", on))
+
+
+def devices(workers: Workers, table: Table) -> None:
+    for batch in (16, 64):
+        for cards in (1, torch.cuda.device_count()):
+            answer = workers.do(300, job, "Llama-3.2-1B", cards, batch_size=batch, epochs=batch // 16)
+            table.add(f"{cards} card(s), batches of {batch}", answer)
+
+
+def profiles(workers: Workers, table: Table) -> None:
+    for architecture in ONE_BILLION:
+        table.add(architecture, workers.do(100, profile, architecture, compile="graphs"))
 
 
 def main() -> None:
+    tables = {f.__name__: f for f in (ladder, jobs, memory, determinism, devices, profiles)}
     workers = Workers()
-    for name in sys.argv[1:] or ["ladder"]:
-        {"ladder": ladder, "profiles": profiles, "quick": quick}[name](workers)
+    described = workers.do(100, machine)
+    print(json.dumps(described), flush=True)
+    for name in sys.argv[1:] or [name for name in tables if name != "devices"]:
+        table = Table(name)
+        tables[name](workers, table)
+        table.write(described)
     workers.close()
 
 

@@ -17,14 +17,16 @@ from typing import Any
 _HEAVY = ["torch", "transformers", "datasets", "peft", "trl", "bitsandbytes", "dvclive", "scipy.stats"]
 
 
-def run_stage(repository: Path, stage: str, die: Callable[[], None] | None = None) -> tuple[int, str]:
+def run_stage(repository: Path, stage: str, die: Callable[[], None] | None = None, name: str = "") -> tuple[int, str]:
     """Run `python -m stages.STAGE` in the repository; `die` prepares the death of the process.
+
+    `name` tells apart processes that run at the same time.
 
     Returns the exit code (negative: the signal that killed it) and what it printed.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_HEAVY)
-    output = repository / ".stage-output"
+    output = repository / f".stage-output{name}"
     process = context.Process(target=_run, args=(repository, stage, die, output))
     process.start()
     process.join()

@@ -45,7 +45,11 @@ def main() -> None:
     with measured("train") if first else nullcontext(dict[str, object]()) as notes:
         trainer, samples = fit(params, chat, train, validation, held, folder)
         notes |= {"trained_tokens_per_second": round(speed(trainer, train), 1), "devices": processes.count()}
-        notes["computed"] = trainer.plan.described()
+        notes |= {"computed": trainer.plan.described()} | card_notes()
+        if rate := trainer.late_steps_per_second():
+            notes["late_tokens_per_second"] = round(
+                rate * train.tokens * params.train.epochs / trainer.state.max_steps, 1
+            )
 
     refuse_not_finite(dict(trainer.model.named_parameters()), "the trained model")
     if first:
@@ -87,6 +91,16 @@ def show(plan: Plan) -> None:
     chosen = plan.described()
     for name, reason in chosen.pop("why").items():
         print(f"train.{name}: {chosen[name]} ({reason})")
+
+
+def card_notes() -> dict[str, object]:
+    """Which card, and the most of its memory that tensors took."""
+    if not torch.cuda.is_available():
+        return {}
+    return {
+        "card": torch.cuda.get_device_name(),
+        "peak_card_memory_mib": torch.cuda.max_memory_allocated() // 2**20,
+    }
 
 
 def make_deterministic() -> None:

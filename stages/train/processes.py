@@ -31,7 +31,7 @@ def start_all() -> None:
 
 
 def _run(count: int) -> int:
-    environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(count)}
+    environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(count)}
     children = [
         subprocess.Popen(
             [sys.executable, "-m", "stages.train"],
@@ -54,7 +54,7 @@ def _run(count: int) -> int:
     return failed[0] if failed else max(abs(child.returncode) for child in children)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -93,6 +93,10 @@ class BatchTrainer(Trainer):  # type: ignore[misc]
     def plan(self) -> Plan:
         return self._steps.plan
 
+    def late_steps_per_second(self) -> float | None:
+        """In the second half of the run, past start-up and captures."""
+        return next(c for c in self.callback_handler.callbacks if isinstance(c, Progress)).steps_per_second()
+
     def _use(self, plan: Plan) -> None:
         self._steps = (
             Steps(self.model, plan)

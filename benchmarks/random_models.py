@@ -1,0 +1,108 @@
+"""Models of well-known shapes with random weights, and pairs of tokens of life-like lengths."""
+
+import math
+import random
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import transformers
+
+from stages.params import Train
+from stages.train import trainer
+from stages.train.batches import Row
+
+PAIRS, MEDIAN, LONGEST = 2000, 176, 1024
+
+LLAMA_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+ARCHITECTURES: dict[str, Callable[[], Any]] = {
+    "Llama-3.2-1B": lambda: transformers.LlamaConfig(
+        vocab_size=128256,
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=16,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=64,
+        max_position_embeddings=131072,
+        rms_norm_eps=1e-5,
+        rope_parameters=LLAMA_ROPE,
+        tie_word_embeddings=True,
+    ),
+    "Gemma-3-1B": lambda: transformers.Gemma3TextConfig(
+        vocab_size=262144,
+        hidden_size=1152,
+        intermediate_size=6912,
+        num_hidden_layers=26,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=256,
+        sliding_window=512,
+        query_pre_attn_scalar=256,
+        max_position_embeddings=32768,
+        tie_word_embeddings=True,
+    ),
+    "Llama-3.1-8B": lambda: transformers.LlamaConfig(
+        vocab_size=128256,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        max_position_embeddings=131072,
+        rms_norm_eps=1e-5,
+        rope_parameters=LLAMA_ROPE | {"factor": 8.0},
+    ),
+}
+
+
+def lengths(pairs: int = PAIRS) -> list[int]:
+    draw = random.Random(1)
+    return [min(LONGEST, max(16, round(MEDIAN * math.exp(draw.gauss(0, 0.7))))) for _ in range(pairs)]
+
+
+def rows(vocabulary: int, sizes: list[int]) -> list[Row]:
+    generator = torch.Generator().manual_seed(1)
+    made = []
+    for size in sizes:
+        ids = torch.randint(0, vocabulary, (size,), generator=generator)
+        predictors = torch.arange(size // 2, size - 1)
+        made.append(Row(ids, predictors, ids[predictors + 1]))
+    return made
+
+
+def random_model(architecture: str, train: Train) -> Any:
+    """The architecture with random weights and an adapter, on the card; NF4 weights for QLoRA."""
+    transformers.set_seed(1)
+    config = ARCHITECTURES[architecture]()
+    with torch.device("cuda"):
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    if train.method == "qlora":
+        quantise(model)
+    return trainer.with_adapter(model, train, 1, 1000, torch.bfloat16)
+
+
+def quantise(model: Any) -> None:
+    """NF4 with double quantisation for every linear layer but the head, as loading for QLoRA does."""
+    import bitsandbytes
+
+    for parent in list(model.base_model.modules()):
+        for name, linear in list(parent.named_children()):
+            if isinstance(linear, torch.nn.Linear):
+                four = bitsandbytes.nn.Linear4bit(
+                    linear.in_features, linear.out_features, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4"
+                )
+                weight = bitsandbytes.nn.Params4bit(
+                    linear.weight.data.cpu(), requires_grad=False, quant_type="nf4", compress_statistics=True
+                )
+                four.weight = weight
+                setattr(parent, name, four.to("cuda"))
+    model.is_loaded_in_4bit = True
+    torch.cuda.empty_cache()

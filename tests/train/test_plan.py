@@ -1,0 +1,1 @@
+"""What `auto` comes to, from a card's memory, a model's shape and the length of a run."""

@@ -1,0 +1,105 @@
+"""Two processes learn what one does; only the first writes; a run goes on with another number of them."""
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from project import set_params
+from safetensors.torch import load_file
+from stage_process import die_training, run_stage
+
+from stages.files import read_json, remove
+from stages.train.processes import free_port
+
+ADAPTER = "models/adapter/adapter_model.safetensors"
+Result = tuple[dict[str, torch.Tensor], dict[str, float]]
+
+
+def become(rank: int, port: int, then: Callable[[], None] | None = None) -> None:
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in names.items()}
+    torch.set_num_threads(1)
+    if then:
+        then()
+
+
+def train_on_two(project: Path, die: Callable[[], None] | None = None) -> list[tuple[int, str]]:
+    port = free_port()
+    with ThreadPoolExecutor(2) as pool:
+        runs = [
+            pool.submit(run_stage, project, "train", functools.partial(become, rank, port, die), str(rank))
+            for rank in range(2)
+        ]
+        return [run.result() for run in runs]
+
+
+@pytest.fixture(scope="module")
+def project(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("processes") / "project"
+    shutil.copytree(pipeline, folder, ignore=shutil.ignore_patterns(".git", "cache", "release"))
+    set_params(folder, {"train": {"early_stopping_patience": None}})
+    remove(folder / "models" / "adapter")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one(project: Path) -> Result:
+    code, text = run_stage(project, "train")
+    assert code == 0, text
+    return result(project)
+
+
+def result(project: Path) -> Result:
+    return load_file(project / ADAPTER), read_json(project / "metrics" / "train.json")["loss"]
+
+
+def assert_same(ours: Result, theirs: Result) -> None:
+    assert ours[1] == pytest.approx(theirs[1], rel=1e-4)
+    for name, tensor in ours[0].items():
+        torch.testing.assert_close(tensor, theirs[0][name], rtol=1e-2, atol=1e-4)
+
+
+def test_two_processes_learn_what_one_does(project: Path, one: Result) -> None:
+    (first, text), (second, silent) = train_on_two(project)
+    assert (first, second) == (0, 0), text + silent
+    assert_same(result(project), one)
+    assert read_json(project / "metrics" / "env" / "train.json")["devices"] == 2
+    assert "rows to train on" in text
+    assert "rows to train on" not in silent
+
+
+def test_a_run_goes_on_with_another_number_of_processes(project: Path, one: Result) -> None:
+    assert run_stage(project, "train", die_training)[0] < 0
+    (code, text), _ = train_on_two(project)
+    assert code == 0, text
+    assert "checkpoint-8" in text
+    assert_same(result(project), one)
+    assert all(code < 0 for code, _ in train_on_two(project, die_training))
+    code, text = run_stage(project, "train")
+    assert code == 0, text
+    assert "checkpoint-8" in text
+    assert_same(result(project), one)
+
+
+def test_a_mistake_ends_all_processes_with_its_own_code(project: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(project, broken)
+    set_params(broken, {"train": {"max_tokens": 8}})
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.train"],
+        cwd=broken,
+        env=os.environ | {"TUNETRAIL_PROCESSES": "2", "PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "raise train.max_tokens" in done.stderr
+    assert "Traceback" not in done.stderr
