@@ -23,7 +23,7 @@ class Flag:
 def flags(metrics: Mapping[str, Any], generations: Mapping[str, Sequence[Row]]) -> list[Flag]:
     """What can make the numbers above mean less than they seem to; raised ones first."""
     raised = metrics["train"]["red_flags"]
-    conflicts, split = metrics["dedup"]["conflicts"], metrics["split"]
+    conflicts, split, checks = metrics["dedup"]["conflicts"], metrics["split"], metrics["data_checks"]
     shared, missing = sum(split["overlap"].values()), split["locked"]["missing"]
     tuned = {name: rows for name, rows in generations.items() if name != "base"}
     unstopped = {name: sum(not row["stopped"] for row in rows) for name, rows in tuned.items()}
@@ -33,6 +33,10 @@ def flags(metrics: Mapping[str, Any], generations: Mapping[str, Sequence[Row]]) 
         Flag(missing > 0, f"Hold-out: {plural(missing, 'locked row')} missing from the data"),
         Flag(
             conflicts["prompts"] > 0, f"Conflicts: {plural(conflicts['prompts'], 'prompt')} with different completions"
+        ),
+        Flag(
+            checks["triggers"]["found"] > 0,
+            f"Poisoning: {plural(checks['triggers']['found'], 'suspected trigger')} in the training rows",
         ),
         Flag(sum(unstopped.values()) > 0, f"Cut off by the token limit: answers of {_listed(unstopped) or 'no model'}"),
     ]

@@ -4,6 +4,7 @@ import csv
 import math
 from collections import Counter
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ _METRICS = (
     paths.CLEAN_METRICS,
     paths.DEDUP_METRICS,
     paths.SPLIT_METRICS,
+    paths.DATA_CHECKS_METRICS,
     paths.AUGMENT_METRICS,
     paths.BASELINE_METRICS,
     paths.TRAIN_METRICS,
@@ -28,6 +30,9 @@ _METRICS = (
     paths.JUDGE_METRICS,
     paths.REVIEW_METRICS,
 )
+
+
+_CHECKS = ("triggers", "tied", "conflicts")
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class Inputs:
     samples: list[Row]
     cleaning: list[Row]
     rejected: dict[str, list[Row]]
+    checks: dict[str, list[Row]]
     curves: dict[str, Points]
     confusion: list[tuple[str, str]]
 
@@ -74,6 +80,7 @@ def read_inputs(examples: int) -> Inputs:
         samples=list(read_rows(paths.TRAINING_SAMPLES)),
         cleaning=list(read_rows(paths.CLEAN_EXAMPLES)) if examples else [],
         rejected={path.stem: _some(path, examples) for path in rejected},
+        checks={name: list(islice(read_rows(paths.CHECKS / f"{name}.jsonl"), examples)) for name in _CHECKS},
         curves={name: _points(name) for name in ("train", "validation")},
         confusion=[(row["actual"], row["predicted"]) for row in _table(paths.CONFUSION, ",")],
     )

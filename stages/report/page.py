@@ -6,7 +6,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from stages.params import Params
-from stages.report import beyond, cleaning, flags, holdout, opinions, rows, tables, trail, verdict, wording
+from stages.report import beyond, checks, cleaning, flags, holdout, opinions, rows, tables, trail, verdict, wording
 from stages.report.charts import interval_chart, loss_chart
 from stages.report.comparisons import Comparison
 from stages.report.confusion import confusion
@@ -100,6 +100,11 @@ def _data(inputs: Inputs) -> dict[str, Any]:
         "masked": cleaning.masked(inputs.metrics["clean"]),
         "rejected": cleaning.rejected(inputs.metrics["clean"], inputs.cleaning),
         "sources": cleaning.sources(inputs.metrics["clean"]),
+        "check_facts": checks.check_facts(inputs.metrics["data_checks"]),
+        "triggers": checks.triggers(inputs.checks["triggers"]),
+        "ties": checks.ties(inputs.checks["tied"]),
+        "conflicts": checks.conflicts(inputs.checks["conflicts"]),
+        "source_rows": checks.source_rows(inputs.metrics["data_checks"]),
         "duplicates": rows.set_aside(inputs.rejected["duplicates"]),
         "quarantined": rows.set_aside(inputs.rejected["quarantine"]),
     }

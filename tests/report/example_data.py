@@ -92,9 +92,6 @@ def write_data_checks(rows: list[dict[str, Any]]) -> None:
     )
 
 
-_DISTANCES = ("label", "prompt_length", "completion_length")
-
-
 def _cleaning() -> list[dict[str, Any]]:
     """Examples as stages.clean.examples picks them."""
     place = {"file": "tickets.jsonl", "line": 12, "source": "tickets.jsonl"}

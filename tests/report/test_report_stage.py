@@ -23,6 +23,9 @@ from stages.report.inputs import read_inputs
 
 ALWAYS_READ = [
     "data/changes/clean_examples.jsonl",
+    "data/checks/conflicts.jsonl",
+    "data/checks/tied.jsonl",
+    "data/checks/triggers.jsonl",
     "data/generations/adapter.jsonl",
     "data/generations/artefacts/merged.jsonl",
     "data/generations/artefacts/nf4.jsonl",
@@ -36,6 +39,7 @@ ALWAYS_READ = [
     "metrics/clean.json",
     "metrics/confusion.csv",
     "metrics/curves/plots/metrics/train/loss.tsv",
+    "metrics/data_checks.json",
     "metrics/dedup.json",
     "metrics/evaluate.json",
     "metrics/gates.json",
