@@ -1,33 +1,39 @@
-"""augment: value-swapped, malformed-input, structured and general replay rows added to the training rows."""
+"""augment: rows added to the training rows, each with a source that says why; no other part is touched."""
 
+from collections import Counter
 from pathlib import Path
 
 from stages import paths
 from stages.augment.malformed import malformed_rows
-from stages.augment.mixture import check_malformed_completion, is_structured, plan, repeat_structured, training_order
+from stages.augment.mixture import balance_tasks, is_structured, plan, repeat_structured, training_order
+from stages.augment.refusal import rows_that_can_refuse
 from stages.augment.replay import read_replay, refuse_leaks
 from stages.augment.value_swap import swapped_rows
 from stages.errors import UserError, run
 from stages.files import write_json
+from stages.leaks import refuse_overlap
 from stages.near_duplicates import cross_pairs
 from stages.params import Augment, load_params
-from stages.prompts import asked, normalise
-from stages.records import Record, read_records, write_records
+from stages.prompts import asked, normalise, prompt_hash
+from stages.records import REPLAY, Record, read_records, write_records
 from stages.seeded import rank
+from stages.tasks import Tasks
 
 
 def main() -> None:
-    params = load_params("augment", "dedup", "seed")
-    settings, seed = params.augment, params.seed
+    params = load_params("augment", "dedup", "seed", "task")
+    settings, seed, threshold = params.augment, params.seed, params.dedup.threshold
     rows = read_records(paths.SPLIT_TRAIN)
     if not rows:
         raise UserError(f"{paths.SPLIT_TRAIN} has no rows: all are hold-out, validation or quarantined; add raw rows")
-    held = read_records(paths.VALIDATION) + read_records(paths.HOLDOUT)
+    holdout = read_records(paths.HOLDOUT)
+    held = read_records(paths.VALIDATION) + holdout
 
-    swapped = _swapped(rows, held, settings, params.dedup.threshold, seed)
-    malformed = _malformed(rows, held, settings, seed)
-    replay = _replay(held, settings, seed)
-    task = rows + swapped + malformed
+    swapped = unlike(_swapped(rows, held, settings, seed), held, threshold)
+    malformed = unlike(_malformed(rows, held, settings, Tasks(params.task), seed), held, threshold)
+    replay = _replay(held, settings, threshold, seed)
+    balance = balance_tasks(rows + swapped, settings.smallest_task_share, seed)
+    task = rows + swapped + balance + malformed
     repeats, taken = plan(
         len(task),
         sum(is_structured(row.completion) for row in task),
@@ -37,42 +43,57 @@ def main() -> None:
     )
     structured = repeat_structured(rows, repeats, seed)
     out = training_order(task + structured + replay[:taken], seed)
+    refuse_overlap("the training rows", out, {row.id for row in holdout}, {prompt_hash(asked(row)) for row in holdout})
 
     write_records(paths.TRAIN, out)
-    added = {"value_swapped": len(swapped), "malformed": len(malformed), "structured": repeats, "replay": taken}
+    added = {
+        "value_swapped": len(swapped),
+        "task_balance": len(balance),
+        "malformed": len(malformed),
+        "structured": repeats,
+        "replay": taken,
+    }
+    assert len(out) == len(rows) + sum(added.values()), "a row was lost or came from nowhere"
     with_json = sum(is_structured(row.completion) for row in out)
     counts = {"in": len(rows), "out": len(out), "structured": with_json}
-    write_json(paths.AUGMENT_METRICS, {"rows": counts, "added": added})
+    write_json(paths.AUGMENT_METRICS, {"rows": counts, "added": added, "tasks": _tasks(rows, out)})
     words = ", ".join(f"{count} {kind}" for kind, count in added.items())
     print(f"{len(rows)} rows in; added {words}; {len(out)} rows out, {with_json} with a JSON completion")
 
 
-def _swapped(rows: list[Record], held: list[Record], settings: Augment, threshold: int, seed: int) -> list[Record]:
-    """Rows with exchanged values, without those that came out like a held row."""
-    count = round(settings.value_swapped_per_row * len(rows))
-    if not count:
-        return []
-    made = swapped_rows(rows, count, {normalise(asked(row)) for row in rows + held}, seed)
+def unlike(made: list[Record], held: list[Record], threshold: int) -> list[Record]:
+    """The made rows without those that came out like a row of the hold-out or validation."""
     texts, held_texts = ([normalise(asked(row)) for row in some] for some in (made, held))
     near = {pair.left for pair in cross_pairs(texts, held_texts, threshold)}
     return [row for position, row in enumerate(made) if position not in near]
 
 
-def _malformed(rows: list[Record], held: list[Record], settings: Augment, seed: int) -> list[Record]:
+def _swapped(rows: list[Record], held: list[Record], settings: Augment, seed: int) -> list[Record]:
+    count = round(settings.value_swapped_per_row * len(rows))
+    return swapped_rows(rows, count, {normalise(asked(row)) for row in rows + held}, seed) if count else []
+
+
+def _malformed(rows: list[Record], held: list[Record], settings: Augment, tasks: Tasks, seed: int) -> list[Record]:
     if settings.malformed_every is None:
         return []
-    check_malformed_completion(settings.malformed_completion, rows)
+    able = rows_that_can_refuse(rows, settings.malformed_completion, tasks)
     known = {normalise(asked(row)) for row in rows + held}
-    return malformed_rows(rows, settings.malformed_every, settings.malformed_completion, known, seed)
+    return malformed_rows(able, settings.malformed_every, settings.malformed_completion, known, seed)
 
 
-def _replay(held: list[Record], settings: Augment, seed: int) -> list[Record]:
+def _tasks(rows: list[Record], out: list[Record]) -> dict[str, dict[str, int]]:
+    """Rows before and after of every tag, general replay rows left out; empty where no row has one."""
+    before, after = Counter(row.task for row in rows), Counter(row.task for row in out if row.source != REPLAY)
+    return {str(tag): {"in": before[tag], "out": after[tag]} for tag in sorted(before, key=str)} if any(before) else {}
+
+
+def _replay(held: list[Record], settings: Augment, threshold: int, seed: int) -> list[Record]:
     """The replay rows in the order in which they are taken."""
     if not settings.replay_share:
         return []
     path = Path(settings.replay_file)
     replay = read_replay(path)
-    refuse_leaks(replay, held, path)
+    refuse_leaks(replay, held, path, threshold)
     return sorted(replay, key=lambda row: rank(seed, "replay", row.id))
 
 

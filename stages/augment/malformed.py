@@ -1,11 +1,17 @@
-"""Examples of input that nobody can read, so that the model learns to say so instead of guessing."""
+"""Examples of input that nobody can read, so that the model learns to say so instead of guessing.
+
+A prompt that holds a JSON object is broken in its syntax alone: a brace, a quote or a colon less, a comma more, or cut
+off. Any other prompt is text, which is still understood after that, and is broken beyond reading.
+"""
 
 import itertools
+import json
 from collections.abc import Callable, Iterable, Sequence
 from random import Random
 
 from rapidfuzz import fuzz
 
+from stages.completions import BrokenContract, parse_json
 from stages.prompts import normalise
 from stages.records import Record, make_record
 from stages.seeded import rank
@@ -42,14 +48,75 @@ def malformed_rows(
 def break_prompt(row: Record, taken: set[str], seed: int) -> str:
     """Break a row's prompt in a seeded way, beyond reading and into none of the prompts `taken`."""
     original = normalise(row.prompt)
+    start, end = find_object(row.prompt)
     for attempt in itertools.count():
         # Random seeds itself from all of the text and gives the same numbers on every machine.
         random = Random(rank(seed, f"break {attempt}", row.id))
-        broken = random.choice(_WAYS)(row.prompt, random)
+        if start < end and attempt < _OBJECT_ATTEMPTS:
+            piece = random.choice(_OBJECT_WAYS)(row.prompt[start:end], random)
+            broken = row.prompt[:start] + piece + row.prompt[end:]
+            unreadable = not _parses(piece)
+        else:
+            broken = random.choice(_WAYS)(row.prompt, random)
+            unreadable = fuzz.ratio(normalise(broken), original) < _LESS_ALIKE_THAN
         text = normalise(broken)
-        if text and text not in taken and fuzz.ratio(text, original) < _LESS_ALIKE_THAN:
+        if text and text not in taken and unreadable:
             return broken
     raise AssertionError("keys struck at random never run out")
+
+
+def find_object(prompt: str) -> tuple[int, int]:
+    """Where the first JSON object with a key stands in the prompt; an empty span when there is none."""
+    start = prompt.find("{")
+    while start >= 0:
+        try:
+            value, end = json.JSONDecoder().raw_decode(prompt, start)
+        except (ValueError, RecursionError):
+            value, end = {}, start
+        if value:
+            return start, end
+        start = prompt.find("{", start + 1)
+    return 0, 0
+
+
+def _parses(text: str) -> bool:
+    try:
+        parse_json(text)
+    except BrokenContract:
+        return False
+    return True
+
+
+def _without(marks: str) -> Callable[[str, Random], str]:
+    """A way that leaves out one of the marks."""
+
+    def leave_out(text: str, random: Random) -> str:
+        places = [place for place, character in enumerate(text) if character in marks]
+        gone = random.choice(places)
+        return text[:gone] + text[gone + 1 :]
+
+    return leave_out
+
+
+def _extra_comma(text: str, random: Random) -> str:
+    """A comma after another one, or before a closing bracket."""
+    place = random.choice([place for place, character in enumerate(text) if character in ",}]"])
+    return f"{text[:place]},{text[place:]}"
+
+
+def _truncated(text: str, random: Random) -> str:
+    return text[: random.randrange(1, len(text))].rstrip()
+
+
+# An object has a brace, a quote and a colon at least, so that none of these fails; what still parses is tried again.
+_OBJECT_WAYS: tuple[Callable[[str, Random], str], ...] = (
+    _without("{}[]"),
+    _without('"'),
+    _without(":"),
+    _extra_comma,
+    _truncated,
+)
+_OBJECT_ATTEMPTS = 100  # then all the ways to break a short object are taken, and it is broken as text
 
 
 def _cut(prompt: str, random: Random) -> str:

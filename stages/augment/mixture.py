@@ -2,8 +2,8 @@
 
 import itertools
 import math
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import replace
 from fractions import Fraction
 
@@ -13,6 +13,7 @@ from stages.records import Record
 from stages.seeded import rank
 
 STRUCTURED_SOURCE = "augment:structured"
+BALANCE_SOURCE = "augment:task_balance"
 
 
 def is_structured(completion: str) -> bool:
@@ -21,20 +22,6 @@ def is_structured(completion: str) -> bool:
         return isinstance(parse_json(completion), dict | list)
     except BrokenContract:
         return False
-
-
-def check_malformed_completion(completion: str, rows: Sequence[Record]) -> None:
-    """Check that the answer to malformed input is JSON where most answers are.
-
-    Raises:
-        UserError: when it is not.
-    """
-    structured = sum(is_structured(row.completion) for row in rows)
-    if 2 * structured > len(rows) and not is_structured(completion):
-        raise UserError(
-            f"augment.malformed_completion: {completion!r} is no JSON object or array, but {structured} of the "
-            f"{len(rows)} training rows answer with one; write it as JSON that fits task.schema_file"
-        )
 
 
 def plan(rows: int, structured: int, replay: int, structured_share: float, replay_share: float) -> tuple[int, int]:
@@ -72,8 +59,25 @@ def repeat_structured(rows: Iterable[Record], count: int, seed: int) -> list[Rec
         raise UserError(
             "augment.structured_share asks for JSON completions, but no training row has one; set it to 0 or add rows"
         )
-    ordered = sorted(structured, key=lambda row: rank(seed, "structured", row.id))
-    return [replace(row, source=STRUCTURED_SOURCE) for row in itertools.islice(itertools.cycle(ordered), count)]
+    return _copies(structured, count, STRUCTURED_SOURCE, seed)
+
+
+def balance_tasks(rows: Iterable[Record], share: float, seed: int) -> list[Record]:
+    """Copies that bring every task to `share` of the rows that the largest one has; rows without a tag are a task."""
+    tasks: dict[str | None, list[Record]] = defaultdict(list)
+    for row in rows:
+        tasks[row.task].append(row)
+    goal = math.ceil(Fraction(str(share)) * max(map(len, tasks.values()), default=0))
+    return [
+        copy
+        for tag in sorted(tasks, key=repr)
+        for copy in _copies(tasks[tag], max(0, goal - len(tasks[tag])), BALANCE_SOURCE, seed)
+    ]
+
+
+def _copies(rows: Iterable[Record], count: int, source: str, seed: int) -> list[Record]:
+    ordered = sorted(rows, key=lambda row: rank(seed, source, row.id))
+    return [replace(row, source=source) for row in itertools.islice(itertools.cycle(ordered), count)]
 
 
 def training_order(rows: Iterable[Record], seed: int) -> list[Record]:

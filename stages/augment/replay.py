@@ -1,10 +1,11 @@
 """General rows that are trained along with the task against forgetting."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 from stages.completions import BrokenContract, parse_json
 from stages.errors import UserError
+from stages.near_duplicates import cross_pairs
 from stages.prompts import asked, normalise
 from stages.records import REPLAY, Record, make_record
 
@@ -37,14 +38,16 @@ def _record(line: bytes, path: Path, number: int) -> Record:
     raise UserError(f"{path}, line {number}: expected an object of two texts, prompt and completion")
 
 
-def refuse_leaks(replay: Iterable[Record], held: Iterable[Record], path: Path) -> None:
-    """Check that no replay row asks what the hold-out or validation asks.
+def refuse_leaks(replay: Sequence[Record], held: Sequence[Record], path: Path, threshold: int) -> None:
+    """Check that no replay row asks what the hold-out or validation asks, or nearly that.
 
     Raises:
         UserError: naming the line.
     """
-    prompts = {normalise(asked(record)) for record in held}
-    for record in replay:
-        if normalise(asked(record)) in prompts:
-            line = record.origin.rpartition(":")[2]
-            raise UserError(f"{path}, line {line}: the prompt is in the hold-out or validation; remove the line")
+    texts, held_texts = ([normalise(asked(row)) for row in rows] for rows in (replay, held))
+    pairs = cross_pairs(texts, held_texts, threshold)
+    if pairs:
+        pair = min(pairs, key=lambda pair: (pair.left, -pair.score))
+        line = replay[pair.left].origin.rpartition(":")[2]
+        alike = "is" if pair.distance == 0 else f"is {pair.score:.2f} % like one"
+        raise UserError(f"{path}, line {line}: the prompt {alike} in the hold-out or validation; remove the line")

@@ -24,7 +24,7 @@ def main() -> None:
     rows = sorted(read_records(paths.SPLIT_TRAIN), key=lambda row: row.id)
     if not rows:
         raise UserError(f"{paths.SPLIT_TRAIN} has no rows: all are hold-out, validation or quarantined; add raw rows")
-    labels = [label_of(row, params.task.label_field) for row in rows]
+    labels = [label_of(row, params.task) for row in rows]
     triggers = find_triggers(rows, outcomes(rows, labels), settings)
     clusters = conflicts(rows, labels, params.dedup.threshold)
     in_conflict = sum(len(cluster["rows"]) for cluster in clusters)

@@ -4,20 +4,26 @@ import json
 from collections.abc import Sequence
 
 from stages.completions import BrokenContract, completion_key, parse_json
+from stages.params import Task
 from stages.records import Record
 
 
-def label_of(record: Record, field: str) -> str | None:
-    """The completion's value at `field` (task.label_field), else the row's label, else None.
+def label_of(record: Record, task: Task) -> str | None:
+    """What the row's completion says where its task has classes, else the row's label, else None.
 
-    The completion comes first, for it is what the model learns: a row may be poisoned and keep its stratum.
+    That is the whole completion of a classification task, and the value at `label_field` of a JSON completion. The
+    completion comes first, for it is what the model learns: a row may be poisoned and keep its stratum.
     """
+    contract = task.contract(record.task) if record.task in task.tags else task
+    if contract.kind == "classification":
+        return record.completion.strip()
     try:
         value = parse_json(record.completion)
     except BrokenContract:
         return record.label
-    if isinstance(value, dict) and field in value:
-        return value[field] if isinstance(value[field], str) else json.dumps(value[field], sort_keys=True)
+    if isinstance(value, dict) and contract.label_field in value:
+        found = value[contract.label_field]
+        return found if isinstance(found, str) else json.dumps(found, sort_keys=True)
     return record.label
 
 

@@ -76,6 +76,7 @@ class Split(Section):
 
 class Augment(Section):
     value_swapped_per_row: Annotated[float, Field(ge=0, le=20)]
+    smallest_task_share: Share
     malformed_every: Count | None
     malformed_completion: str
     structured_share: Share

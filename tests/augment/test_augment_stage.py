@@ -1,4 +1,5 @@
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import yaml
 from stages import paths
 from stages.augment.__main__ import main
 from stages.augment.replay import read_replay
-from stages.errors import UserError
+from stages.errors import Refusal, UserError
 from stages.files import read_json
 from stages.near_duplicates import is_near
 from stages.params import read_params
@@ -17,6 +18,7 @@ from stages.records import Record, make_record, read_records, write_records
 
 AUGMENT = {
     "value_swapped_per_row": 0,
+    "smallest_task_share": 0,
     "malformed_every": 10,
     "malformed_completion": '{"intent": "unreadable"}',
     "structured_share": 0.5,
@@ -27,8 +29,8 @@ PARAMS = read_params(Path(__file__).parents[2] / "params.yaml")
 REPLAY = Path("data/replay.jsonl")
 
 
-def row(number: int, completion: str) -> Record:
-    return make_record(f"Prompt of the row {number}", completion, None, "raw", f"raw.jsonl:{number}")
+def row(number: int, completion: str, task: str | None = None) -> Record:
+    return make_record(f"Prompt of the row {number}", completion, None, "raw", f"raw.jsonl:{number}", task=task)
 
 
 TRAIN = [row(n, '{"n": 1}' if n < 5 else "text") for n in range(40)]
@@ -41,11 +43,13 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_records(paths.SPLIT_TRAIN, TRAIN)
     write_records(paths.VALIDATION, [row(100, "text")])
     write_records(paths.HOLDOUT, [row(101, "text")])
+    Path("data/schema.json").write_text('{"type": "object", "required": ["intent"]}')
     REPLAY.write_text("".join(f'{{"prompt": "general {n}", "completion": "yes"}}\n' for n in range(5)))
 
 
-def write_params(**changes: Any) -> None:
-    paths.PARAMS.write_text(yaml.safe_dump(PARAMS | {"seed": 17, "augment": AUGMENT | changes}), encoding="utf-8")
+def write_params(task: dict[str, Any] | None = None, **changes: Any) -> None:
+    params = PARAMS | {"seed": 17, "augment": AUGMENT | changes, "task": PARAMS["task"] | (task or {})}
+    paths.PARAMS.write_text(yaml.safe_dump(params), encoding="utf-8")
 
 
 def by_source() -> dict[str, list[Record]]:
@@ -67,7 +71,8 @@ def test_every_kind_is_added() -> None:
     }
     assert json.loads(paths.AUGMENT_METRICS.read_text()) == {
         "rows": {"in": 40, "out": 80, "structured": 40},
-        "added": {"value_swapped": 0, "malformed": 4, "structured": 31, "replay": 5},
+        "added": {"value_swapped": 0, "task_balance": 0, "malformed": 4, "structured": 31, "replay": 5},
+        "tasks": {},
     }
     assert sorted(record.origin for record in found["augment:replay"]) == [f"replay.jsonl:{n}" for n in range(1, 6)]
     assert {record.origin for record in found["augment:structured"]} == {f"raw.jsonl:{n}" for n in range(5)}
@@ -126,12 +131,61 @@ def test_replay_that_is_missing_or_no_pairs_is_a_user_error() -> None:
             read_replay(REPLAY)
 
 
-def test_the_answer_to_malformed_input_is_json_where_the_task_is() -> None:
-    write_params(malformed_completion="unreadable")
-    main()  # most of these rows are text
-    write_records(paths.SPLIT_TRAIN, TRAIN[:9])
-    with pytest.raises(UserError, match=r"malformed_completion: 'unreadable' is no JSON .* 5 of the 9"):
+def test_replay_of_nearly_a_held_prompt_is_refused() -> None:
+    write_records(paths.HOLDOUT, [row(101, "text"), make_record("Write a poem about rain", "x", None, "raw", "r:1")])
+    REPLAY.write_text('{"prompt": "Write a poem about rain!", "completion": "yes"}\n')
+    with pytest.raises(UserError, match=r"line 1: the prompt is 97\.87 % like one in the hold-out"):
         main()
+
+
+def test_a_row_of_the_holdout_in_the_training_rows_is_refused_and_named() -> None:
+    """Whoever puts it there: by hand, or an augmentation gone wrong."""
+    for leak in (row(101, "text"), make_record("prompt of the  ROW 101", "other", None, "raw", "raw.jsonl:101")):
+        write_records(paths.SPLIT_TRAIN, [*TRAIN, leak])
+        with pytest.raises(Refusal, match=rf"1 rows of the training rows .*: raw\.jsonl:101 \({leak.id[:12]}\)"):
+            main()
+        assert not paths.TRAIN.exists()
+
+
+def test_the_answer_to_malformed_input_keeps_the_contract_of_the_task() -> None:
+    write_params(malformed_completion='{"n": 1}')
+    with pytest.raises(UserError, match=r"malformed_completion: '{\"n\": 1}' is no answer of the task \('intent' is"):
+        main()
+    write_params(malformed_completion="unreadable")
+    with pytest.raises(UserError, match=r"is no answer of the task \(not JSON"):
+        main()
+    write_params({"kind": "text"}, malformed_completion="unreadable")
+    main()
+    write_params({"kind": "classification", "labels": ["a", "b"]}, malformed_completion="unreadable")
+    with pytest.raises(UserError, match="none of its labels: a, b"):
+        main()
+    write_params(malformed_every=None, malformed_completion="unreadable")
+    main()
+
+
+def test_only_rows_of_tasks_that_can_refuse_are_broken() -> None:
+    write_records(paths.SPLIT_TRAIN, [*TRAIN, *(row(n, "a", "triage") for n in range(200, 220))])
+    write_params({"tags": {"triage": {"kind": "classification", "labels": ["a", "b"]}}})
+    main()
+    assert {record.task for record in by_source()["augment:malformed"]} == {None}
+    assert len(by_source()["augment:malformed"]) == 4
+
+
+def test_small_tasks_are_brought_up_to_their_share() -> None:
+    rows = [row(n, "{}", "big") for n in range(20)] + [row(n, "{}", "small") for n in range(20, 23)]
+    write_records(paths.SPLIT_TRAIN, rows)
+    write_params(smallest_task_share=0.5, malformed_every=None, replay_share=0.1)
+    main()
+    copies = by_source()["augment:task_balance"]
+    assert {record.task for record in copies} == {"small"}
+    assert len(copies) == 7
+    assert sorted(Counter(record.id for record in copies).values()) == [2, 2, 3]
+    metrics = read_json(paths.AUGMENT_METRICS)
+    assert metrics["tasks"] == {"big": {"in": 20, "out": 20}, "small": {"in": 3, "out": 10}}
+    assert metrics["added"]["task_balance"] == 7
+    write_params(smallest_task_share=0, malformed_every=None)
+    main()
+    assert read_json(paths.AUGMENT_METRICS)["tasks"]["small"] == {"in": 3, "out": 3}
 
 
 def test_no_training_rows() -> None:

@@ -1,10 +1,14 @@
+import json
 import random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rapidfuzz import fuzz
+from rapidfuzz.distance import Indel
 
-from stages.augment.malformed import break_prompt, malformed_rows
+from stages.augment.malformed import break_prompt, find_object, malformed_rows
+from stages.completions import BrokenContract, parse_json
 from stages.prompts import normalise
 from stages.records import Record, make_record
 
@@ -36,6 +40,45 @@ def test_no_broken_prompt_has_a_long_word_of_its_origin() -> None:
     for ticket in TICKETS:
         words = {word for word in normalise(ticket.prompt).split() if len(word) > 4}
         assert not words & set(normalise(break_prompt(ticket, set(), 17)).split())
+
+
+ORDER = '{"id": 7, "lines": [{"item": "lamp", "count": 2}, {"item": "desk", "count": 1}], "note": "a } in , text"}'
+OBJECTS = st.dictionaries(
+    st.text("ab", min_size=1, max_size=3),
+    st.one_of(st.integers(), st.text('a,}{\\"', max_size=4), st.lists(st.integers(), max_size=3)),
+    min_size=1,
+    max_size=3,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(value=OBJECTS, before=st.sampled_from(["", "Book this: ", "a { b "]), seed=st.integers(0, 3))
+def test_an_object_in_a_prompt_is_broken_in_its_syntax(value: dict[str, object], before: str, seed: int) -> None:
+    text = json.dumps(value)
+    prompt = before + text + " please"
+    assert find_object(prompt) == (len(before), len(before) + len(text))
+    broken = break_prompt(row(prompt), {normalise(prompt)}, seed)
+    assert broken.startswith(before)
+    assert broken.endswith(" please")
+    inside = broken.removeprefix(before).removesuffix(" please")
+    with pytest.raises(BrokenContract):
+        parse_json(inside)
+    assert Indel.distance(inside, text) == 1 or text.startswith(inside)
+
+
+def test_all_ways_of_breaking_an_object_occur() -> None:
+    broken, taken = [], {normalise(ORDER)}
+    for seed in range(60):
+        broken.append(break_prompt(row(ORDER), taken, seed))
+    assert {len(text) for text in broken} >= {len(ORDER) - 1, len(ORDER) + 1}
+    for mark in ',{}[]":':
+        assert any(text.count(mark) != ORDER.count(mark) and abs(len(text) - len(ORDER)) == 1 for text in broken), mark
+    assert any(ORDER.startswith(text) for text in broken)
+
+
+@pytest.mark.parametrize("prompt", ["no object", "{} is empty", "{broken: 1}", "[1, 2]", "{"])
+def test_prompts_without_an_object(prompt: str) -> None:
+    assert find_object(prompt) == (0, 0)
 
 
 def test_all_ways_of_breaking_occur() -> None:

@@ -1,4 +1,5 @@
 import random
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -6,6 +7,7 @@ from hypothesis import strategies as st
 from stages.data_checks.conflicts import conflicts
 from stages.data_checks.labels import label_of, outcomes
 from stages.near_duplicates import is_near
+from stages.params import check_params, read_params
 from stages.records import Record, make_record
 
 TEXT = "Where is my order number {}, please tell me"
@@ -66,9 +68,18 @@ def test_a_row_that_contradicts_a_near_one_is_in_a_cluster(rows: list[Record], s
 
 
 def test_the_label_is_what_the_completion_teaches() -> None:
-    assert label_of(row("a", "refund", '{"intent": "account"}'), "intent") == "account"
-    assert label_of(row("a", "refund", '{"intent": ["b", 1]}'), "intent") == '["b", 1]'
-    assert label_of(row("a", "refund", '{"other": 1}'), "intent") == "refund"
-    assert label_of(row("a", "refund", "no json"), "intent") == "refund"
-    assert label_of(row("a", None, "[1]"), "intent") is None
+    values = read_params(Path(__file__).parents[2] / "params.yaml")
+    values["task"]["tags"] = {"triage": {"kind": "classification", "labels": ["x"]}, "chat": {"kind": "text"}}
+    task = check_params(values).task
+
+    def label(completion: str, label: str | None = "refund", tag: str | None = None) -> str | None:
+        return label_of(make_record("a", completion, label, "raw", "raw.jsonl:1", task=tag), task)
+
+    assert label('{"intent": "account"}') == "account"
+    assert label('{"intent": ["b", 1]}') == '["b", 1]'
+    assert label('{"other": 1}') == "refund"
+    assert label("no json") == "refund"
+    assert label("[1]", None) is None
+    assert label("x ", tag="triage") == "x"
+    assert label("Hello!", tag="chat") == "refund"
     assert outcomes([row("a", None, "[1,  2]"), row("b", None)], [None, "x"]) == ["[1,2]", "x"]
