@@ -67,6 +67,8 @@ def clean_row(row: Row, file: RawFile, rules: Rules) -> Kept | Rejected:
         return rejected
     except Unsettled as error:
         return Rejected("unsettled", str(error))
+    except RecursionError:  # a kept column may hold what can just be read, but not be written any more
+        return Rejected("not_json", "nested too deeply")
 
 
 def clean_pair(pair: Pair, source: str, origin: str, rules: Rules) -> Kept:

@@ -62,3 +62,31 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
         files = ("data/clean.jsonl", "data/rejected/clean.jsonl", "metrics/clean.json")
         outputs.append([(project.folder / file).read_bytes() for file in files])
     assert outputs[0] == outputs[1]
+
+
+SHAPED = [
+    GOOD,
+    b'{"instruction": "Where is it?", "output": "{}"}',
+    b'{"conversations": [{"from": "human", "value": "Good morning"}, {"from": "gpt", "value": "{}"}]}',
+    b'{"messages": [{"role": "user", "content": "<b>Hello</b> there"}, {"role": "assistant", "content": "{}"}]}',
+    b'{"messages": [{"role": "user", "content": "Hello"}]}',
+    b'{"prompt": "Which one?", "completion": "{}", "colour": "red"}',
+    b"{",
+]
+
+
+@settings(max_examples=10)
+@given(order=st.permutations(SHAPED))
+def test_the_order_of_the_rows_changes_nothing_that_is_kept_or_counted(
+    tmp_path_factory: pytest.TempPathFactory, order: list[bytes]
+) -> None:
+    found = []
+    for number, lines in enumerate((SHAPED, order)):
+        project = CleanProject(tmp_path_factory.mktemp("order") / str(number), max_rejected_share=1)
+        project.write(b"\n".join(lines))
+        project.clean()
+        records = {(record.id, record.prompt, record.completion, record.context) for record in project.kept()}
+        rejected = {(row["reason"], row["detail"], raw_bytes(row)) for row in project.rejected()}
+        found.append((records, rejected, project.metrics()))
+    assert found[0] == found[1]
+    assert (len(found[0][0]), len(found[0][1])) == (4, 3)

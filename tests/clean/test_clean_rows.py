@@ -194,6 +194,15 @@ def test_no_depth_of_nesting_ends_the_run(schema: Path) -> None:
     assert reasons == {"kept", "nested too deeply"}
 
 
+def test_no_depth_of_a_kept_column_ends_the_run(schema: Path) -> None:
+    reasons = set()
+    for depth in range(800, 1000, 5):
+        raw = row()[:-1] + b', "deep": ' + b"[" * depth + b"]" * depth + b"}"
+        result = outcome(raw, schema, keep_columns=["deep"])
+        reasons.add("kept" if isinstance(result, Kept) else result.detail)
+    assert reasons == {"kept", "nested too deeply"}
+
+
 PIECES = ["<b>", "</b>", "&lt;", "Ã©", "\u200b", "a@b.co", " ", "\r\n", "`", "x"]
 TEXT = st.text() | st.lists(st.sampled_from(PIECES)).map("".join)
 VALUE = TEXT | st.none() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False)
