@@ -15,7 +15,8 @@ patterns find: rows of which the data themselves would be shown are passed over 
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from stages.clean.cleaning import Change, Kept
@@ -24,6 +25,8 @@ from stages.clean.personal_data import TYPES, masker
 from stages.clean.rejected import short
 from stages.clean.rows import Rejected, Row
 from stages.clean.settling import Unsettled
+
+Texts = dict[str, str | None]
 
 _EACH = 5
 _LONGEST = 600
@@ -39,41 +42,29 @@ class Examples:
         self.rows: list[dict[str, Any]] = []
 
     def add(self, source: str, row: Row, outcome: Kept | Rejected) -> None:
+        place = {"file": row.file, "line": row.number, "source": source}
         if isinstance(outcome, Rejected):
-            if self._wanted("rejected", outcome.reason):
-                before = self._shown(_start(row.raw()))
-                self._take("rejected", outcome.reason, row, source, None, before, None, short(outcome.detail))
+            self._offer("rejected", outcome.reason, place, partial(self._of_rejected, row, outcome))
             return
         for operator, change in outcome.changed.items():
-            if self._wanted("changed", operator):
-                self._add_change(operator, change, row, source)
+            self._offer("changed", operator, place, partial(self._of_change, operator, change))
 
-    def _add_change(self, operator: str, change: Change, row: Row, source: str) -> None:
+    def _offer(self, kind: str, reason: str, place: Mapping[str, Any], texts: Callable[[], Texts | None]) -> None:
+        if self._seen[kind, reason] < _EACH and (found := texts()):
+            self._seen[kind, reason] += 1
+            self.rows.append({"kind": kind, "reason": reason, **place, **found})
+
+    def _of_rejected(self, row: Row, rejected: Rejected) -> Texts:
+        before = self._shown(_start(row.raw()))
+        return {"column": None, "before": before, "after": None, "detail": short(rejected.detail)}
+
+    def _of_change(self, operator: str, change: Change) -> Texts | None:
         before, after = self._shown(change.before), self._shown(change.after)
         if operator == "personal_data":
             before = None
         elif before != _cut(change.before) or after != _cut(change.after):
-            return
-        self._take("changed", operator, row, source, change.column, before, after, None)
-
-    def _wanted(self, kind: str, reason: str) -> bool:
-        return self._seen[kind, reason] < _EACH
-
-    def _take(
-        self,
-        kind: str,
-        reason: str,
-        row: Row,
-        source: str,
-        column: str | None,
-        before: str | None,
-        after: str | None,
-        detail: str | None,
-    ) -> None:
-        self._seen[kind, reason] += 1
-        place = {"file": row.file, "line": row.number, "source": source}
-        texts = {"column": column, "before": before, "after": after, "detail": detail}
-        self.rows.append({"kind": kind, "reason": reason, **place, **texts})
+            return None
+        return {"column": change.column, "before": before, "after": after, "detail": None}
 
     def _shown(self, text: str) -> str | None:
         try:

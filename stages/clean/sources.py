@@ -24,7 +24,7 @@ _TEXT = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv"}
 _FORMATS = _TEXT | {".parquet": "parquet"}
 _COMPRESSED = (".gz", ".zst")
 _SAVED = "state.json"  # marks a folder that the `datasets` library saved with save_to_disk
-_NO_DATA = {".gitignore", "README.md", "dataset_dict.json"}
+_NO_DATA = {".gitattributes", ".gitignore", "LICENSE", "README.md", "dataset_dict.json"}
 _WIDE_BOMS = (b"\xff\xfe", b"\xfe\xff")
 _KNOWN = "files in .jsonl, .csv, .tsv or .parquet, also with .gz or .zst, and data sets saved on disk"
 
@@ -55,7 +55,7 @@ def find_files(raw: Path, sources: Mapping[str, Source]) -> list[RawFile]:
     if others:
         hint = "; of a JSON array make lines: jq -c '.[]' FILE.json > FILE.jsonl" if _has_json(others) else ""
         raise UserError(
-            f"{raw}: cannot read {', '.join(others)}: data are {_KNOWN} (README.md, .gitignore and .dvc files may lie "
+            f"{raw}: cannot read {', '.join(others)}: data are {_KNOWN} (README.md, LICENSE, .gitignore and .dvc files may lie "
             f"beside them); convert, move or remove the others{hint}"
         )
     if not units:

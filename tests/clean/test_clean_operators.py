@@ -1,5 +1,8 @@
 """The text operators: what each changes, what it leaves, and that twice is once."""
 
+import contextlib
+import time
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -58,6 +61,18 @@ def test_plain_words_are_left_alone(text: str) -> None:
 def test_a_text_that_never_rests_is_an_error_and_no_endless_loop() -> None:
     with pytest.raises(Unsettled, match="still changes after 100 rounds"):
         settle(lambda text: text + "x", "")
+
+
+@pytest.mark.parametrize(
+    "piece", ["a.", "1 ", "a:", "<b", "<!--", "`a", "&amp;", "a@", "+1", "sk-", "DE89 ", " \n", "Ã©"]
+)
+@pytest.mark.parametrize("around", ["{}", "<b>{}</b>", "-----BEGIN PRIVATE KEY-----{}@"])
+def test_no_text_keeps_the_operators_busy(piece: str, around: str) -> None:
+    text = around.format(piece * (8000 // len(piece)))
+    start = time.process_time()
+    with contextlib.suppress(Unsettled):
+        apply(OPERATORS, text)
+    assert time.process_time() - start < 2
 
 
 def test_each_change_is_observed_by_name() -> None:
