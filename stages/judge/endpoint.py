@@ -20,6 +20,7 @@ from stages.errors import UserError
 from stages.judge.questions import SYSTEM, Question
 from stages.judge.replies import Reply
 from stages.params import Judge
+from stages.progress import track
 
 _MAX_BYTES = 4_000_000
 _TRANSIENT = (408, 425, 429)
@@ -58,7 +59,7 @@ class Endpoint:
         pool = ThreadPoolExecutor(self._judge.parallel)
         asked = {pool.submit(self._reply, question): question for question in questions}
         try:
-            for future in as_completed(asked):
+            for future in track(as_completed(asked), len(asked), "judge"):
                 if future.cancelled():
                     continue
                 if error := future.exception():

@@ -7,7 +7,6 @@ from stages import paths
 from stages.judge.questions import Question
 from stages.judge.replies import Memory, Reply, key
 from stages.params import Judge
-from stages.progress import track
 
 
 class Asked(Protocol):
@@ -16,7 +15,7 @@ class Asked(Protocol):
     identity: Mapping[str, Any]
 
     def ask(self, questions: Sequence[Question]) -> Iterator[tuple[Question, Reply]]:
-        """The replies, each as soon as it is there, in any order."""
+        """The replies, each as soon as it is there, in any order, and how long the rest will take."""
         ...
 
 
@@ -32,7 +31,7 @@ def hear(questions: Sequence[Question], judge: Judge, notes: dict[str, object]) 
     # Two models that say the same to a prompt make the same question, which is asked once.
     missing = list({keys[question]: question for question in questions if keys[question] not in memory.known}.values())
     notes |= {"replies_kept": len(questions) - len(missing), "replies_asked": len(missing)}
-    for question, reply in track(asked.ask(missing), len(missing), "judge"):
+    for question, reply in asked.ask(missing):
         memory.add(keys[question], reply)
     return {question: memory.known[keys[question]] for question in questions}
 

@@ -41,6 +41,7 @@ class Local:
         for start in range(0, len(questions), _AT_ONCE):
             batch = questions[start : start + _AT_ONCE]
             records = [make_record(question.text, "", None, "judge", "") for question in batch]
-            said = answer(model, chat, records, self._generation, "judge")
+            what = f"judge, {start + 1} to {start + len(batch)} of {len(questions)}"
+            said = answer(model, chat, records, self._generation, what)
             for question, record, one in zip(batch, records, said, strict=True):
                 yield question, Reply(one.output, len(chat.prompt_ids(record)), one.tokens)

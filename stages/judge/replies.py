@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.judge.questions import SYSTEM, TEMPLATE_VERSION, Question
+from stages.judge.questions import SYSTEM, Question
 from stages.records import row_line
 
 
@@ -22,8 +22,8 @@ class Reply:
 
 
 def key(question: Question, identity: Mapping[str, Any]) -> str:
-    """SHA-256 over all that decides a reply: the model and its sampling, the texts, and which asking this is."""
-    asked = {**identity, "template": TEMPLATE_VERSION, "texts": [SYSTEM, question.text], "repeat": question.repeat}
+    """SHA-256 over all that decides a reply: the model and its sampling, every word, and which asking this is."""
+    asked = {**identity, "texts": [SYSTEM, question.text], "repeat": question.repeat}
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 

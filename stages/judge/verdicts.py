@@ -7,7 +7,7 @@ from dataclasses import dataclass
 # The last line must be the choice and nothing else, but for marks and the few words that models put around it.
 _CHOICE = re.compile(
     r"(?:(?:the )?(?:better |best )?(?:answer|choice|winner|verdict)(?: is)?)?[\W_]*"
-    r"(?:answer )?(A|B|TIE)(?: is better)?[\W_]*",
+    r"(?:answer )?(A|B|TIE)(?: is (?:the )?better(?: (?:answer|one))?(?: than (?:the )?(?:answer )?[AB])?)?[\W_]*",
     re.IGNORECASE,
 )
 

@@ -19,6 +19,8 @@ CHOICES = st.sampled_from(["A", "B", "TIE", None])
         ("Winner: B", "B"),
         ("Answer A", "A"),
         ("Answer B is better.", "B"),
+        ("The answer A is better than the answer B.", "A"),
+        ("B is the better answer", "B"),
         ("The better answer is: A", "A"),
         ("The best answer is answer B.", "B"),
         ("Answer A names the order. Answer B does not.\n\nVerdict: A", "A"),
@@ -33,6 +35,8 @@ CHOICES = st.sampled_from(["A", "B", "TIE", None])
         ("I like A because it is short", None),
         ("A\nI hope this helps", None),
         ("Untie", None),
+        ("A is worse than B", None),
+        ("A is better than nothing", None),
     ],
 )
 def test_the_last_line_is_the_choice_or_nothing_is(reply: str, choice: str | None) -> None:
