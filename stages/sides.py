@@ -12,7 +12,7 @@ from stages.statistics import bootstrap, mean_of
 BASE, PREVIOUS, TUNED = "base", "previous", "tuned"
 # The name of a comparison in the metrics, and whom the tuned model meets in it.
 RIVALS = {"against_baseline": BASE, "against_previous": PREVIOUS}
-_FILES = {BASE: paths.BASE_GENERATIONS, TUNED: paths.ADAPTER_GENERATIONS}
+_FILES = {BASE: paths.BASE_GENERATIONS, PREVIOUS: paths.PREVIOUS_GENERATIONS, TUNED: paths.ADAPTER_GENERATIONS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +40,22 @@ class Answers:
 
 
 def read_answers() -> list[Answers]:
-    """The rows in the order of their ids. Raises UserError when a model did not answer the rows of the hold-out."""
+    """The rows in the order of their ids.
+
+    A previous release may have answered only some of them, or other ones too; a first release has none before it.
+
+    Raises:
+        UserError: when the base or the tuned model did not answer the rows of the hold-out.
+    """
     records = {record.id: record for record in read_records(paths.HOLDOUT)}
     said = {model: {row["id"]: row["output"] for row in read_rows(path)} for model, path in _FILES.items()}
-    for model, rows in said.items():
-        if rows.keys() != records.keys():
+    for model in (BASE, TUNED):
+        if said[model].keys() != records.keys():
             raise UserError(f"{_FILES[model]} does not answer the rows of {paths.HOLDOUT}; run `dvc repro`")
-    return [Answers(records[key], {model: rows[key] for model, rows in said.items()}) for key in sorted(records)]
+    return [
+        Answers(records[key], {model: rows[key] for model, rows in said.items() if key in rows})
+        for key in sorted(records)
+    ]
 
 
 def meetings(rows: Sequence[Answers]) -> dict[str, tuple[str, list[Answers]]]:

@@ -97,6 +97,10 @@ def _check(name: str, gate: Gate, metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 def _compared(name: str, gate: Gate, metrics: Mapping[str, Any]) -> Any:
     """What the gate judges: the metric, or its change; None for a change since a release that there is not."""
+    # The judge and the reviewers compare by themselves: judge.against_previous.delta.
+    who, previous, _ = gate.metric.partition(".against_previous.")
+    if previous and isinstance(_find(metrics, who), Mapping) and _find(metrics, f"{who}.against_previous") is None:
+        return None
     found = _look_up(name, gate.metric, metrics)
     if gate.comparison == "absolute":
         return found

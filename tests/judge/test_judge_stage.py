@@ -23,6 +23,7 @@ from stages import paths
 from stages.files import read_json
 from stages.gates import check_gates
 from stages.judge.__main__ import main
+from stages.records import write_rows
 
 PAIRS = [("wrong", "RIGHT")] * 8 + [("RIGHT", "wrong")] * 2 + [("wrong", "false")] * 2 + [("same", "same")]
 ASKED = 2 * 12
@@ -71,6 +72,18 @@ def test_the_verdict_is_that_of_the_judge_and_is_paid_once(tmp_path: Path) -> No
         assert len(server.seen) == ASKED
     assert (folder / paths.JUDGE_METRICS).read_bytes() == first
     assert read_json(folder / paths.ENVIRONMENT / "judge.json")["replies_asked"] == 0
+
+
+def test_a_previous_release_meets_the_rows_that_it_answered(tmp_path: Path) -> None:
+    with judging(right_one) as server:
+        folder = make_judge_project(tmp_path, PAIRS, endpoint=endpoint(server.port), repeats=0)
+        ids = [json.loads(line)["id"] for line in (folder / paths.HOLDOUT).read_text().splitlines()]
+        earlier = {ids[0]: "wrong", ids[8]: "RIGHT", ids[9]: "wrong", "a row of then": "RIGHT"}
+        write_rows(folder / paths.PREVIOUS_GENERATIONS, [{"id": id, "output": said} for id, said in earlier.items()])
+        assert judge(folder)[0] == 0
+        assert len(server.seen) == ASKED  # the base said the same two, and was asked about already
+    found = read_json(folder / paths.JUDGE_METRICS)["against_previous"]
+    assert (found["rows"], found["wins"], found["losses"], found["identical"]) == (3, 1, 1, 1)
 
 
 def test_what_is_another_question_is_asked_anew(tmp_path: Path) -> None:

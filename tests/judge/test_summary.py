@@ -11,11 +11,12 @@ from project import ROOT
 from scipy.stats import spearmanr
 from servers import read_question
 
+from stages.errors import UserError
 from stages.gates import check_gates
 from stages.judge.questions import ask_about
 from stages.judge.replies import Reply
 from stages.judge.summary import summarise
-from stages.params import Price, load_params
+from stages.params import Gate, Price, load_params
 from stages.records import make_record
 from stages.sides import Answers, delta
 
@@ -73,6 +74,17 @@ def test_a_previous_release_meets_the_rows_that_it_answered() -> None:
     twice = judged(rows, right)
     assert twice["against_previous"] == twice["against_baseline"]
     assert twice["cost"] == judged(ROWS, right)["cost"]  # the same two texts are asked about once
+
+
+def test_a_gate_on_the_previous_release_passes_the_first_one() -> None:
+    gates = {"no_worse": Gate(metric="judge.against_previous.delta", minimum=0, evidence="against")}
+    first = check_gates(gates, {"judge": judged(ROWS, right)})["gates"]["no_worse"]
+    assert first["state"] == "PASS"
+    assert first["reason"].startswith("first release")
+    worse = [Answers(one.record, {**one.outputs, "previous": "RIGHT"}) for one in ROWS[10:]]
+    assert check_gates(gates, {"judge": judged(worse, right)})["verdict"] == "FAIL"
+    with pytest.raises(UserError, match="not among the metrics"):
+        check_gates({"g": Gate(metric="jugde.against_previous.delta", minimum=0)}, {"judge": judged(ROWS, right)})
 
 
 def test_cost_is_tokens_times_price() -> None:
