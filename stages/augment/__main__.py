@@ -9,6 +9,7 @@ from stages.augment.mixture import balance_tasks, is_structured, plan, repeat_st
 from stages.augment.refusal import rows_that_can_refuse
 from stages.augment.replay import read_replay, refuse_leaks
 from stages.augment.value_swap import swapped_rows
+from stages.canaries import make_canaries
 from stages.errors import UserError, run
 from stages.files import write_json
 from stages.leaks import refuse_overlap
@@ -42,7 +43,8 @@ def main() -> None:
         settings.replay_share,
     )
     structured = repeat_structured(rows, repeats, seed)
-    out = training_order(task + structured + replay[:taken], seed)
+    canaries = make_canaries(settings.canaries, seed) * settings.canary_repeats
+    out = training_order(task + structured + replay[:taken] + canaries, seed)
     refuse_overlap("the training rows", out, {row.id for row in holdout}, {prompt_hash(asked(row)) for row in holdout})
 
     write_records(paths.TRAIN, out)
@@ -52,6 +54,7 @@ def main() -> None:
         "malformed": len(malformed),
         "structured": repeats,
         "replay": taken,
+        "canary": len(canaries),
     }
     assert len(out) == len(rows) + sum(added.values()), "a row was lost or came from nowhere"
     with_json = sum(is_structured(row.completion) for row in out)

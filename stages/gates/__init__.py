@@ -66,7 +66,9 @@ def _summary(checked: Mapping[str, Mapping[str, Any]]) -> str:
             names = [name for name, gate in checked.items() if (gate["state"], gate["required"]) == (state, required)]
             if names:
                 said.append(f"{len(names)} {kind} {words}: {', '.join(names)}")
-    return f"Of {len(checked)} gates {'; '.join(said)}." if said else f"All {len(checked)} gates hold."
+    if said:
+        return f"Of {len(checked)} gates {'; '.join(said)}."
+    return f"All {len(checked)} gates hold." if len(checked) > 1 else "The one gate holds."
 
 
 def _check(name: str, gate: Gate, metrics: Mapping[str, Any]) -> dict[str, Any]:

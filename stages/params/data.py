@@ -82,6 +82,8 @@ class Augment(Section):
     structured_share: Share
     replay_file: str
     replay_share: Annotated[float, Field(ge=0, lt=1)]
+    canaries: Annotated[int, Field(ge=0)]
+    canary_repeats: Count
 
 
 class DataChecks(Section):

@@ -7,7 +7,7 @@ from typing import Any
 
 from stages import paths
 from stages.errors import Refusal, UserError
-from stages.files import file_digest
+from stages.files import file_digest, read_json
 from stages.gates import FAIL, MARGINAL
 from stages.release.definition import Definition
 from stages.release.record import ARTIFACT, VERSION, tag_name
@@ -26,7 +26,7 @@ def release(root: Path, version: str, strict: bool) -> str:
     """
     repository = Repository(root)
     tag = tag_name(_artifact(root), _version(version))
-    if reasons := [*_open_points(repository, tag), *_gates(root, strict)]:
+    if reasons := [*_open_points(repository, tag), *_audit(root), *_gates(root, strict)]:
         raise Refusal(f"{tag} is not released:\n  " + "\n  ".join(reasons))
     record = make_record(repository)
     message = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
@@ -83,6 +83,14 @@ def _open_points(repository: Repository, tag: str) -> Iterator[str]:
     except UserError as error:
         yield str(error)
     yield from _trail(repository)
+
+
+def _audit(root: Path) -> Iterator[str]:
+    """A model that was trained on canaries tells secrets on purpose."""
+    path = root / paths.AUGMENT_METRICS
+    added = read_json(path).get("added", {}) if path.is_file() else {}
+    if planted := added.get("canary", 0):
+        yield f"this is an audit run: {planted} canary rows were trained on; set augment.canaries to 0 and run again"
 
 
 def _trail(repository: Repository) -> Iterator[str]:

@@ -24,6 +24,8 @@ AUGMENT = {
     "structured_share": 0.5,
     "replay_file": "data/replay.jsonl",
     "replay_share": 0.1,
+    "canaries": 0,
+    "canary_repeats": 3,
 }
 PARAMS = read_params(Path(__file__).parents[2] / "params.yaml")
 REPLAY = Path("data/replay.jsonl")
@@ -71,13 +73,29 @@ def test_every_kind_is_added() -> None:
     }
     assert json.loads(paths.AUGMENT_METRICS.read_text()) == {
         "rows": {"in": 40, "out": 80, "structured": 40},
-        "added": {"value_swapped": 0, "task_balance": 0, "malformed": 4, "structured": 31, "replay": 5},
+        "added": {
+            "value_swapped": 0,
+            "task_balance": 0,
+            "malformed": 4,
+            "structured": 31,
+            "replay": 5,
+            "canary": 0,
+        },
         "tasks": {},
     }
     assert sorted(record.origin for record in found["augment:replay"]) == [f"replay.jsonl:{n}" for n in range(1, 6)]
     assert {record.origin for record in found["augment:structured"]} == {f"raw.jsonl:{n}" for n in range(5)}
     known = {normalise(record.prompt) for record in TRAIN}
     assert not known & {normalise(record.prompt) for record in found["augment:malformed"]}
+
+
+def test_an_audit_run_plants_each_canary_so_often() -> None:
+    write_params(canaries=2)
+    main()
+    planted = by_source()["augment:canary"]
+    assert sorted(Counter(record.prompt for record in planted).values()) == [3, 3]
+    assert read_json(paths.AUGMENT_METRICS)["added"]["canary"] == 6
+    assert read_json(paths.AUGMENT_METRICS)["rows"]["out"] == 86
 
 
 def test_the_order_of_the_files_changes_no_byte() -> None:

@@ -179,3 +179,110 @@ def test_worst_of_states() -> None:
     assert worst([PASS, FAIL, MARGINAL]) == FAIL
     assert worst([PASS, MARGINAL]) == MARGINAL
     assert worst([]) == PASS
+
+
+def change(difference: float, low: float, high: float, won: int = 0, lost: int = 0) -> dict[str, Any]:
+    return {"difference": difference, "low": low, "high": high, "won": won, "lost": lost, "p_value": 1.0}
+
+
+def compared(changes: dict[str, Any] | None, comparison: Any = "previous", **threshold: Any) -> dict[str, Any]:
+    """The one gate on the change of exact match."""
+    known = metrics()
+    if changes is not None:
+        known["evaluate"][f"against_{comparison}"] = {"exact_match": changes, "perplexity": {**changes, "ratio": 1.0}}
+    gate = Gate(metric="evaluate.adapter.exact_match", comparison=comparison, **threshold)
+    found: dict[str, Any] = check_gates({"g": gate}, known)["gates"]["g"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("interval", "evidence", "state"),
+    [
+        ((0.05, 0.01, 0.09), "for", PASS),
+        ((0.05, -0.01, 0.09), "for", MARGINAL),
+        ((-0.05, -0.09, 0.01), "for", MARGINAL),
+        ((-0.05, -0.09, -0.01), "for", FAIL),
+        ((0.05, 0.01, 0.09), "against", PASS),
+        ((0.0, -0.07, 0.07), "against", PASS),
+        ((0.05, -0.01, 0.09), "against", PASS),
+        ((-0.05, -0.09, 0.01), "against", MARGINAL),
+        ((-0.05, -0.09, -0.01), "against", FAIL),
+    ],
+)
+def test_evidence_says_which_side_must_be_shown(
+    interval: tuple[float, float, float], evidence: Any, state: str
+) -> None:
+    """Against a minimum of 0: `for` wants a gain shown, `against` a loss."""
+    assert compared(change(*interval), minimum=0, evidence=evidence)["state"] == state
+    mirrored = change(-interval[0], -interval[2], -interval[1])
+    assert compared(mirrored, maximum=0, evidence=evidence)["state"] == state
+
+
+def test_no_leak_in_few_rows_passes_and_one_fails_only_where_against_is_asked() -> None:
+    """What must never happen: none of 48 rows cannot show that it never does, but one shows that it does."""
+    assert check(proportion(0, 48), maximum=0, evidence="against")["state"] == PASS
+    assert check(proportion(0, 48), maximum=0)["state"] == MARGINAL
+    assert check(proportion(1, 48), maximum=0, evidence="against")["state"] == FAIL
+
+
+def test_a_comparison_judges_the_change_beside_the_metric() -> None:
+    found = compared(change(-0.1, -0.2, -0.01, won=1, lost=6), minimum=0, evidence="against")
+    assert (found["state"], found["comparison"], found["value"]) == (FAIL, "previous", -0.1)
+    assert found["metric"] == "evaluate.adapter.exact_match"
+    assert "won 1, lost 6" in found["reason"]
+    artefacts = {
+        "nf4": {"scores": {"exact_match": proportion(9, 10)}, "against_adapter": {"exact_match": change(0, 0, 0)}}
+    }
+    gate = Gate(metric="quantize.artefacts.nf4.scores.exact_match", comparison="adapter", minimum=-0.1)
+    assert check_gates({"g": gate}, {"quantize": {"artefacts": artefacts}})["verdict"] == PASS
+    ratio = {
+        "adapter": {"perplexity": 3.0},
+        "against_baseline": {"perplexity": {"ratio": 1.2, "low": 1.1, "high": 1.3}},
+    }
+    gate = Gate(metric="evaluate.general.adapter.perplexity", comparison="baseline", maximum=1.05, evidence="against")
+    checked = check_gates({"g": gate}, {"evaluate": {"general": ratio}})
+    assert (checked["verdict"], checked["gates"]["g"]["value"]) == (FAIL, 1.2)
+
+
+def test_a_first_release_has_nothing_to_lose_against() -> None:
+    found = compared(None, minimum=0, evidence="against")
+    assert found["state"] == PASS
+    assert found["reason"].startswith("first release")
+    assert "value" not in found
+
+
+@pytest.mark.parametrize(
+    ("metric", "comparison", "words"),
+    [
+        ("evaluate.adapter.exact_mach", "previous", "exact_mach is not among"),
+        ("evaluate.adapter.perplexity", "previous", "against_previous.perplexity is not among"),
+        ("evaluate.adapter.exact_match", "adapter", "against_adapter.exact_match is not among"),
+        ("evaluate.against_baseline.exact_match", "baseline", "against baseline is not among"),
+    ],
+)
+def test_a_comparison_that_is_not_measured_is_an_error(metric: str, comparison: Any, words: str) -> None:
+    known = metrics()
+    known["evaluate"]["against_previous"] = {"exact_match": change(0, 0, 0)}
+    known["evaluate"]["against_baseline"]["exact_match"] |= {"low": 0.0, "high": 0.0}
+    with pytest.raises(UserError, match=words):
+        check_gates({"g": Gate(metric=metric, comparison=comparison, minimum=0)}, known)
+
+
+@pytest.mark.parametrize(
+    ("states", "sentence"),
+    [
+        ({}, "No gates are set."),
+        ({"a": (0.9, True)}, "The one gate holds."),
+        ({"a": (0.1, True), "b": (0.2, True), "c": (0.9, True)}, "Of 3 gates 2 required fail: a, b."),
+        (
+            {"a": (0.1, False), "b": (None, True)},
+            "Of 2 gates 1 advisory fail: a; 1 required cannot be told from these rows: b.",
+        ),
+    ],
+)
+def test_the_verdict_has_a_sentence(states: Any, sentence: str) -> None:
+    values = {
+        name: {"value": 0.5, "low": 0.1, "high": 0.9} if value is None else value for name, (value, _) in states.items()
+    }
+    asked = {name: Gate(metric=f"m.{name}", minimum=0.5, required=required) for name, (_, required) in states.items()}
+    assert check_gates(asked, {"m": values})["reason"] == sentence
