@@ -94,7 +94,7 @@ def test_spoiled_rows_follow_from_content_not_from_order() -> None:
 
 def test_robustness_asks_for_the_contract_and_where_fair_for_the_reference() -> None:
     kinds = ["truncated", "typos", "injection", "injection"]
-    scores = [make_score(right=right, valid=valid) for right, valid in ((0, 1), (1, 1), (0, 0), (1, 1))]
+    scores = [make_score(right=right > 0, valid=valid > 0) for right, valid in ((0, 1), (1, 1), (0, 0), (1, 1))]
     found = measure_robustness(kinds, scores, SCORING)
     assert found["truncated"].keys() == {"valid"}
     assert (found["typos"]["exact_match"]["count"], found["injection"]["valid"]["count"]) == (1, 1)
