@@ -56,6 +56,9 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--strict", action="store_true", help="one rejected row makes it unfit")
     command.set_defaults(call=_check)
 
+    command = commands.add_parser("preflight", help="check a training run before it starts; exit with 2 for a problem")
+    command.set_defaults(call=_preflight)
+
     holdout = commands.add_parser("holdout", help="the locked evaluation records").add_subparsers(
         required=True, metavar="COMMAND"
     )
@@ -128,6 +131,12 @@ def _check(options: argparse.Namespace, root: Path, start: Path) -> None:
 
     path = start / options.path
     print(check(path.relative_to(root) if path.is_relative_to(root) else path, options.strict))
+
+
+def _preflight(options: argparse.Namespace, root: Path, start: Path) -> None:
+    from stages.train.preflight import main
+
+    main()
 
 
 def _draw(options: argparse.Namespace, root: Path, start: Path) -> None:

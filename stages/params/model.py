@@ -55,6 +55,7 @@ class Train(Section):
     epochs: Annotated[float, Field(gt=0)]
     batch_size: Count
     max_tokens: Annotated[int, Field(ge=8)]
+    max_left_out_share: Share
     micro_batch_tokens: Count | Auto
     precision: Literal["auto", "float32", "bfloat16"]
     packing: bool | Auto

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from stages import paths
-from stages.chat import Chat, task_chat
+from stages.chat import Chat
 from stages.environment import measured
 from stages.errors import run
 from stages.files import atomic, write_json
-from stages.models import load_tokenizer, refuse_not_finite
+from stages.models import refuse_not_finite
 from stages.params import Params, load_params
 from stages.records import Record, read_records, write_rows
 from stages.train import processes
@@ -21,6 +21,7 @@ from stages.train.callbacks import Samples
 from stages.train.checkpoints import checkpoint_folder, last_complete, run_key
 from stages.train.examples import Examples, make_examples
 from stages.train.plan import Plan
+from stages.train.preflight import check, checked_chat
 from stages.train.save import save_adapter
 from stages.train.summary import summarise
 from stages.train.trainer import make_trainer
@@ -29,16 +30,16 @@ from stages.train.trainer import make_trainer
 def main() -> None:
     processes.start_all()
     params = load_params("generation", "seed", "task", "train")
-    if params.train.deterministic:
-        make_deterministic()
-    processes.join()
-    chat = task_chat(load_tokenizer(paths.BASE), params.task)
+    chat = checked_chat(params.task)
     train = make_examples(chat, read_records(paths.TRAIN), params.train.max_tokens)
     held = read_records(paths.VALIDATION)
     validation = make_examples(chat, held, params.train.max_tokens)
     first = processes.rank() == 0
     if first:
-        print(f"{len(train)} rows to train on, {train.too_long} left out: longer than {params.train.max_tokens} tokens")
+        check(chat, params.train, train, validation)
+    if params.train.deterministic:
+        make_deterministic()
+    processes.join()
 
     folder = checkpoint_folder(run_key())
     notes: dict[str, object]

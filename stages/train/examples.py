@@ -1,7 +1,7 @@
 """Records as token ids and labels: the loss sees the completion and its stop token, and nothing else."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from stages.chat import Chat
 from stages.errors import UserError
@@ -12,14 +12,21 @@ IGNORED = -100  # the label that torch's cross-entropy leaves out
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """Rows of equal-length `input_ids` and `labels`; rows over the token limit are counted, never cut."""
+    """Rows of equal-length `input_ids` and `labels`; rows over the token limit are left out, never cut.
+
+    `left_out` has the number of tokens of each row that was left out.
+    """
 
     input_ids: list[list[int]]
     labels: list[list[int]]
-    too_long: int
+    left_out: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    @property
+    def too_long(self) -> int:
+        return len(self.left_out)
 
     @property
     def tokens(self) -> int:
@@ -32,16 +39,16 @@ class Examples:
 
 def make_examples(chat: Chat, records: Sequence[Record], max_tokens: int) -> Examples:
     """Encode records as generation shows them to the model."""
-    inputs, labels, too_long = [], [], 0
+    inputs, labels, left_out = [], [], []
     for record in records:
         prompt = chat.prompt_ids(record)
         completion = chat.completion_ids(record.completion)
         if len(prompt) + len(completion) > max_tokens:
-            too_long += 1
+            left_out.append(len(prompt) + len(completion))
             continue
         inputs.append(prompt + completion)
         labels.append([IGNORED] * len(prompt) + completion)
-    return Examples(inputs, labels, too_long)
+    return Examples(inputs, labels, left_out)
 
 
 def assert_stop_token_trained(examples: Examples, stop_id: int) -> None:

@@ -69,7 +69,8 @@ def join() -> None:
 
 
 def rank() -> int:
-    return distributed.get_rank() if distributed.is_initialized() else 0
+    """The number of this process, also before it has joined the others."""
+    return distributed.get_rank() if distributed.is_initialized() else int(os.environ.get("RANK", "0"))
 
 
 def count() -> int:

@@ -152,7 +152,6 @@ def make_trainer(
             possible with this model or on this machine.
     """
     settings = params.train
-    _refuse_empty(train, validation, settings)
     assert_stop_token_trained(train, chat.stop_id)
     rows = make_rows(train)
     adaptive = settings.method != "full" and settings.adapter == "adalora"
@@ -197,19 +196,6 @@ def with_adapter(model: Any, settings: Train, seed: int, steps: int, precision: 
 def optimiser_steps(rows: int, settings: Train) -> int:
     """Steps of the whole run; the last step of an epoch may have fewer rows."""
     return math.ceil(math.ceil(rows / settings.batch_size) * settings.epochs)
-
-
-def _refuse_empty(train: Examples, validation: Examples, settings: Train) -> None:
-    if not len(train):
-        raise UserError(
-            f"{paths.TRAIN} leaves no row to train on ({train.too_long} are longer than train.max_tokens = "
-            f"{settings.max_tokens}); add rows or raise train.max_tokens"
-        )
-    if settings.early_stopping_patience and not len(validation):
-        raise UserError(
-            "train.early_stopping_patience needs validation rows and there are none; "
-            "raise split.validation_share or set the patience to null"
-        )
 
 
 def training_arguments(

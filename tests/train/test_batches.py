@@ -54,7 +54,7 @@ def test_what_is_predicted_is_the_next_token(lengths: list[int], width: int) -> 
 
 
 def test_rows_predict_the_completion_and_nothing_else() -> None:
-    rows = make_rows(Examples([[5, 6, 7, 8]], [[IGNORED, IGNORED, 7, 8]], 0))
+    rows = make_rows(Examples([[5, 6, 7, 8]], [[IGNORED, IGNORED, 7, 8]]))
     assert rows[0].predictors.tolist() == [1, 2]
     assert rows[0].targets.tolist() == [7, 8]
     assert trained_tokens(rows) == 2

@@ -105,7 +105,7 @@ def test_rows_that_are_all_too_long_are_refused(workspace: Path) -> None:
     set_params(workspace, {"train": {"max_tokens": 8}})
     code, text = run_stage(workspace, "train")
     assert code == 2
-    assert "raise train.max_tokens" in text
+    assert "exceed train.max_tokens = 8" in text
 
 
 def test_weights_that_are_not_finite_stop_the_release(workspace: Path) -> None:
