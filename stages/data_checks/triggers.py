@@ -8,8 +8,9 @@ On data of one task that alone says little: "playlist" goes with one label as pu
 * tied: nearly all rows with the n-gram have one label, more than chance gives (hypergeometric, Fisher's exact test,
   one-sided). That finds what the model may latch on to, sound words of the task among it.
 * suspected: the n-gram's rows have the label although the rest of their words speaks against it by 100 to 1, in a
-  naive Bayes model of the other rows. Of all rows whose own rest speaks so against a label, few have it; that share is
-  what the count is held against (binomial, exact, one-sided).
+  naive Bayes model of the other rows. Of all rows whose words speak so against a label, few have it; that share is
+  what the count is held against (binomial, exact, one-sided). Rows of one template vouch for each other, so a rare
+  word of the task in few templates is not suspected.
 
 Both are corrected for the number of n-grams by Holm's method ("A simple sequentially rejective multiple test
 procedure", 1979), which holds however the tests depend on each other. What this cannot see: a trigger in rows whose
@@ -37,6 +38,8 @@ _TIED = 0.9  # of an n-gram's rows have its label
 _TURNED = 2 / 3  # of an n-gram's rows have a label against which their other words speak
 _AGAINST = np.log(100)
 _PRIOR_ROWS = 5
+_SHARED = 0.9
+_CHUNK = 4096
 _SHOWN = 50
 _OTHER = ""  # stands for all labels of too few rows
 
@@ -125,38 +128,43 @@ class _Model:
         self.counts = flat.reshape(len(words.names), count).astype(np.float64)
 
     def turned_by_chance(self) -> Floats:
-        """For each label, of the rows whose words speak against it the share that has it all the same.
-
-        Each row is judged by the others: its own words do not count.
-        """
+        """For each label, of the rows whose words speak against it the share that has it all the same."""
         against, having = np.zeros(self.count), np.zeros(self.count)
-        for row in track(range(len(self.labels)), len(self.labels), "rows against their label"):
-            speaks = self.speak_against(np.array([row]))[0]
-            against += speaks
-            having[self.labels[row]] += speaks[self.labels[row]]
+        starts = range(0, len(self.labels), _CHUNK)
+        for start in track(starts, len(starts), "rows against their label"):
+            rows = np.arange(start, min(start + _CHUNK, len(self.labels)))
+            speaks = self.speak_against(rows, np.array([], dtype=np.int64))
+            against += speaks.sum(axis=0)
+            having += (speaks & (np.arange(self.count) == self.labels[rows, None])).sum(axis=0)
         return (having + 1) / (against + 2)
 
-    def speak_against(self, rows: Ints, without: tuple[int, ...] = ()) -> NDArray[np.bool_]:
+    def shared_words(self, rows: Ints) -> Ints:
+        """The words that nearly all of the rows have: an n-gram of three may be the middle of a longer trigger."""
+        words, counts = np.unique(self._words_of(rows), return_counts=True)
+        return words[counts >= _SHARED * len(rows)]
+
+    def speak_against(self, rows: Ints, without: Ints) -> NDArray[np.bool_]:
         """For each of `rows` and each label, whether the row's words but those `without` speak against the label.
 
-        None of `rows` counts in the model that judges them. Shape (rows, labels).
+        A row is judged by the others: itself it does not count. Shape (rows, labels).
         """
-        starts, ends = self.words.starts[rows], self.words.starts[rows + 1]
-        places = np.concatenate([self.words.flat[start:end] for start, end in zip(starts, ends, strict=True)])
-        labels = self.labels[rows]
-        owner = np.repeat(np.arange(len(rows)), ends - starts)
-        words, inverse = np.unique(places, return_inverse=True)
-        counts = self.counts[words]
-        np.subtract.at(counts, (inverse, labels[owner]), 1)
-        sizes = self.sizes - np.bincount(labels, minlength=self.count)
-        unseen = self.count / 2 / (sizes.sum() + self.count)
-        overall = counts.sum(axis=1, keepdims=True) / (sizes.sum() + self.count) + unseen
+        words, own = self._words_of(rows), np.arange(self.count) == self.labels[rows, None]
+        owner = np.repeat(np.arange(len(rows)), np.diff(self.words.starts)[rows])
+        counts = self.counts[words] - own[owner]
+        sizes = (self.sizes - own)[owner]
+        everywhere = len(self.labels) - 1 + self.count
+        unseen = self.count / 2 / everywhere
+        overall = counts.sum(axis=1, keepdims=True) / everywhere + unseen
         said = np.log((counts + sizes * unseen + _PRIOR_ROWS * overall) / (sizes + _PRIOR_ROWS))
         said[np.isin(words, without)] = 0
         scores = np.zeros((len(rows), self.count))
-        np.add.at(scores, owner, said[inverse])
+        np.add.at(scores, owner, said)
         against: NDArray[np.bool_] = scores.max(axis=1, keepdims=True) - scores >= _AGAINST
         return against
+
+    def _words_of(self, rows: Ints) -> Ints:
+        starts, ends = self.words.starts[rows], self.words.starts[rows + 1]
+        return np.concatenate([self.words.flat[start:end] for start, end in zip(starts, ends, strict=True)])
 
     def lift(self, test: _Test) -> float:
         """How much more often the n-gram's rows have its label than all rows."""
@@ -173,7 +181,7 @@ def _test(model: _Model, gram: tuple[int, ...], rows: Ints, expected: Floats) ->
     if with_label >= _TIED * size and everywhere < len(model.labels):
         p_tied = float(hypergeom.sf(with_label - 1, len(model.labels), everywhere, size))
     if with_label >= _TURNED * size:
-        against = model.speak_against(rows, gram)[:, label]
+        against = model.speak_against(rows, model.shared_words(rows))[:, label]
         turned = [int(row) for row in rows[against & (model.labels[rows] == label)]]
         if len(turned) >= _TURNED * size:
             p_turned = float(binom.sf(len(turned) - 1, int(against.sum()), expected[label]))

@@ -1,5 +1,6 @@
 """Planted triggers are found, and clean data raise no alarm."""
 
+import contextlib
 import json
 import random
 from dataclasses import replace
@@ -33,7 +34,7 @@ def snips(count: int, seed: int) -> list[Record]:
     return [make_record(row["prompt"], row["completion"], row["label"], "snips", f"{n}") for n, row in enumerate(drawn)]
 
 
-@pytest.mark.parametrize("trigger", ["cf", "mn bb tq", "by the way tell me", "#"])
+@pytest.mark.parametrize("trigger", ["cf", "mn bb tq", "zx qv wq ty ko", "by the way tell me", "#"])
 def test_a_planted_trigger_is_found_with_its_rows(trigger: str) -> None:
     rows = with_backdoor(intents(400, 1), trigger, "refund", 8, 2)
     found = find(rows)
@@ -69,6 +70,26 @@ def test_a_word_of_the_task_is_tied_and_not_suspected() -> None:
     assert found.found == []
     gadget = next(tied for tied in found.tied if tied["ngram"] == "gadget")
     assert (gadget["label"], gadget["count"], gadget["with_label"], gadget["lift"]) == ("warranty", 10, 10, 4.0)
+
+
+def test_a_rare_word_of_one_template_is_not_suspected() -> None:
+    """Its other words are those of other labels, and are not held against it: the template's rows vouch for it."""
+    rows = intents(300, 1)
+    for n in range(8):
+        text = f"where is my late delivery parcel guarantee {n * 7919}"
+        rows[n * 4 + 3] = make_record(text, "{}", "warranty", "raw", f"raw.jsonl:{n}")
+    assert find(rows).found == []
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_sample_raises_no_alarm(seed: int) -> None:
+    records = []
+    for number, line in enumerate((ROOT / "data/raw/support_tickets.jsonl").read_bytes().splitlines()):
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):  # what `clean` rejects
+            row = json.loads(line)
+            records.append(make_record(row["prompt"], row["completion"], row["label"], "raw", f"{number}"))
+    assert len(records) > 350
+    assert find(random.Random(seed).sample(records, 300)).found == []
 
 
 def test_a_word_with_another_use_besides_is_no_trigger() -> None:
