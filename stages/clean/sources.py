@@ -55,8 +55,8 @@ def find_files(raw: Path, sources: Mapping[str, Source]) -> list[RawFile]:
     if others:
         hint = "; of a JSON array make lines: jq -c '.[]' FILE.json > FILE.jsonl" if _has_json(others) else ""
         raise UserError(
-            f"{raw}: cannot read {', '.join(others)}: data are {_KNOWN} (README.md, LICENSE, .gitignore and .dvc files may lie "
-            f"beside them); convert, move or remove the others{hint}"
+            f"{raw}: cannot read {', '.join(others)}: data are {_KNOWN} (README.md, LICENSE, .gitignore and "
+            f".dvc files may lie beside them); convert, move or remove the others{hint}"
         )
     if not units:
         raise UserError(f"{raw} has no data; put {_KNOWN} there, or correct clean.raw")
