@@ -90,6 +90,10 @@ def _row(file: str, lines: list[Line], values: dict[str, str] | Rejected) -> Row
 
 
 def _header(names: list[str], file: str) -> list[str]:
+    try:
+        "".join(names).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{file}: the first line must name the columns in UTF-8; convert the file with iconv") from None
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice or not names or not all(names):
         what = f"{twice[0]!r} twice" if twice and twice[0] else "a column without a name"

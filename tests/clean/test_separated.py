@@ -86,6 +86,7 @@ def test_an_empty_file_has_no_rows_and_needs_no_header() -> None:
         (b"a,\n1,2\n", "a column without a name"),
         (b'"a,b', "must name"),
         (b"\n", "a column without a name"),
+        (b"a,caf\xe9\n1,2\n", "in UTF-8"),
     ],
 )
 def test_a_header_that_names_no_columns_is_an_error(content: bytes, what: str) -> None:
