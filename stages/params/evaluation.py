@@ -165,3 +165,4 @@ class Evaluate(Section):
 
 class Report(Section):
     examples: Annotated[int, Field(ge=0)]
+    pull_request_examples: Annotated[int, Field(ge=0)]

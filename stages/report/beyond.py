@@ -7,7 +7,7 @@ from typing import Any
 from stages.report.comparisons import Change, read_change
 from stages.report.metrics import Metric
 from stages.report.tables import Cell, Row, proportion
-from stages.report.wording import excerpt, number, percent, plural, points, whole, words
+from stages.report.wording import between, excerpt, number, percent, plural, points, whole, words
 
 _FORGETTING = (
     Metric("perplexity", "Perplexity of the references", "", better=-1, share=False),
@@ -66,7 +66,7 @@ def forgetting(evaluate: Mapping[str, Any], confidence: float) -> Forgetting | N
     for metric in _FORGETTING:
         form = percent if metric.share else number
         cells = [
-            Cell(form(one["value"]), f"{form(one['low'])} to {form(one['high'])}")
+            Cell(form(one["value"]), between(form, one["low"], one["high"]))
             for one in (general["base"][metric.path], general["adapter"][metric.path])
         ]
         table.append(Row(metric.name, cells))
@@ -132,7 +132,7 @@ def _slot(name: str, one: Mapping[str, Any]) -> Slot:
 
 def _gap(found: Mapping[str, Any]) -> str:
     gap = found["gap"]
-    interval = f"{points(gap['low'])} to {points(gap['high'])}"
+    interval = between(points, gap["low"], gap["high"])
     shown = "the rows show it" if gap["low"] > 0 else "which chance may explain"
     left = f"; {plural(found['left_out'], 'row')} in groups too small to measure" if found["left_out"] else ""
     return (

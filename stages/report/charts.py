@@ -7,7 +7,7 @@ from typing import Any
 
 from stages.report.inputs import Points
 from stages.report.metrics import Metric, look_up
-from stages.report.wording import number, percent, percents
+from stages.report.wording import between, number, percent
 
 WIDTH = 400
 _LABEL_HEIGHT = 15
@@ -110,7 +110,7 @@ def interval_chart(
     for index, (name, one) in enumerate(found.items()):
         ends = {end: x(one[end]) for end in ("low", "value", "high")}
         bars.append(Bar(name, 40 + 30 * index, text=form(one["value"]), **ends))
-    told = [f"{name}: {form(one['value'])}, {_range(metric, one)}." for name, one in found.items()]
+    told = [f"{name}: {form(one['value'])}, {between(form, one['low'], one['high'])}." for name, one in found.items()]
     return IntervalChart(
         title=f"{metric.name} on the hold-out, with {confidence * 100:.4g} % intervals",
         description=" ".join(told),
@@ -119,11 +119,6 @@ def interval_chart(
         threshold=None if threshold is None else Tick(x(threshold), f"gate {form(threshold).replace('.0 %', ' %')}"),
         height=40 + 30 * len(bars) + 26,
     )
-
-
-def _range(metric: Metric, one: Mapping[str, float]) -> str:
-    low, high = one["low"], one["high"]
-    return percents(low, high) if metric.share else f"{number(low)} to {number(high)}"
 
 
 def _line(name: str, points: Points, x: Callable[[float], float], y: Callable[[float], float]) -> Line:

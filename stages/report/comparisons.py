@@ -1,11 +1,11 @@
 """What a comparison of two models on the same rows shows, and what it does not."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from stages.report.metrics import METRICS, Metric, look_up
-from stages.report.wording import number, p_value, percent, plural, points, signed
+from stages.report.wording import between, number, p_value, percent, plural, points, signed
 
 BETTER, WORSE, SAME, UNSHOWN, CHANGED = "better", "worse", "nothing changed", "no change shown", "changed"
 
@@ -80,7 +80,7 @@ def read_change(metric: Metric, raw: Mapping[str, Any], confidence: float) -> Ch
     return Change(
         metric=metric,
         amount=form(amount),
-        interval=_interval(form, raw["low"], raw["high"]) if "low" in raw else "",
+        interval=between(form, raw["low"], raw["high"]) if "low" in raw else "",
         won=raw.get("won"),
         lost=raw.get("lost"),
         p=p_value(raw["p_value"]) if "p_value" in raw else "",
@@ -111,13 +111,6 @@ def _reading(metric: Metric, amount: float, shown: bool, same: bool) -> str:
     if not shown:
         return UNSHOWN
     return CHANGED if metric.better == 0 else BETTER if amount * metric.better > 0 else WORSE
-
-
-def _interval(form: Callable[[float], str], low: float, high: float) -> str:
-    """Both ends, with the unit once: "+1.0 to +3.0 points"."""
-    first, last = form(low), form(high)
-    unit = last.partition(" ")[2] if form is points else ""
-    return f"{first.removesuffix(f' {unit}')} to {last}"
 
 
 def _times(ratio: float) -> str:

@@ -1,6 +1,6 @@
 """Examples worth reading: where a model is wrong, and where two models differ."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +78,12 @@ class Answers:
     scores: Sequence[RowScore]
 
 
+def shared(before: Answers, after: Answers) -> tuple[Answers, Answers]:
+    """Both on the rows that both answered: an earlier release may have had another hold-out."""
+    ids = {row["id"] for row in before.rows} & {row["id"] for row in after.rows}
+    return _only(before, ids), _only(after, ids)
+
+
 def failures(adapter: Answers, tasks: Tasks, limit: int) -> Group:
     """The rows that the adapter gets wrong: those that are not right, and free text that breaks the rules."""
     wrong = [i for i, score in enumerate(adapter.scores) if not (score.valid if _free(score) else score.exact_match)]
@@ -141,6 +147,11 @@ def _nearer_or_further(before: Answers, after: Answers, tasks: Tasks, limit: int
         rows=len(moves),
         identical=_identical(before, after, list(moves)),
     )
+
+
+def _only(answers: Answers, ids: Set[str]) -> Answers:
+    chosen = [index for index, row in enumerate(answers.rows) if row["id"] in ids]
+    return Answers(answers.name, [answers.rows[i] for i in chosen], [answers.scores[i] for i in chosen])
 
 
 def _identical(before: Answers, after: Answers, chosen: Sequence[int]) -> int:

@@ -39,6 +39,7 @@ _CHECKS = ("triggers", "tied", "conflicts")
 class Inputs:
     """Metrics by file name, generations by model (base, adapter, then the artefacts), and the rest.
 
+    `previous` are the rows of the previous release, none without one; it may have answered other rows than these.
     `curves` are (step, loss) by name, without points that are no finite number; `confusion` are the
     (actual, predicted) values of the hold-out rows.
     """
@@ -46,6 +47,7 @@ class Inputs:
     metrics: dict[str, Any]
     manifest: dict[str, Any]
     generations: dict[str, list[Row]]
+    previous: list[Row]
     samples: list[Row]
     cleaning: list[Row]
     rejected: dict[str, list[Row]]
@@ -55,10 +57,11 @@ class Inputs:
 
     def scores(self) -> dict[str, Any]:
         """The SCORES of every model, in the order in which they are made."""
-        artefacts = self.metrics["quantize"]["artefacts"]
+        evaluate, artefacts = self.metrics["evaluate"], self.metrics["quantize"]["artefacts"]
         return {
             "base": self.metrics["baseline"]["base"],
-            "adapter": self.metrics["evaluate"]["adapter"],
+            **({"previous": evaluate["previous"]["scores"]} if "previous" in evaluate else {}),
+            "adapter": evaluate["adapter"],
             **{name: artefact["scores"] for name, artefact in artefacts.items()},
         }
 
@@ -77,6 +80,7 @@ def read_inputs(examples: int) -> Inputs:
         metrics=metrics,
         manifest=_json(paths.MANIFEST),
         generations=_same_rows({name: (path, list(read_rows(path))) for name, path in generations.items()}),
+        previous=sorted(read_rows(paths.PREVIOUS_GENERATIONS), key=lambda row: row["id"]),
         samples=list(read_rows(paths.TRAINING_SAMPLES)),
         cleaning=list(read_rows(paths.CLEAN_EXAMPLES)) if examples else [],
         rejected={path.stem: _some(path, examples) for path in rejected},

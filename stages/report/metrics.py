@@ -9,7 +9,7 @@ from typing import Any
 class Metric:
     """A metric as SCORES name it (stages.scoring). `better` is 1 for more, -1 for less, 0 for neither.
 
-    `share` is a proportion, to be shown in per cent.
+    `share` is a proportion, to be shown in per cent. A `brief` metric is in the short version too.
     A COMPARISON has its change under the same path.
     """
 
@@ -18,22 +18,23 @@ class Metric:
     group: str
     better: int = 1
     share: bool = True
+    brief: bool = False
 
 
 _JSON, _CLASSES, _TEXT, _ALL = "Structured answers", "Classification", "Text", "All answers"
 METRICS = (
-    Metric("exact_match", "Exact match", _ALL),
-    Metric("schema_valid", "Fits the schema", _JSON),
+    Metric("exact_match", "Exact match", _ALL, brief=True),
+    Metric("schema_valid", "Fits the schema", _JSON, brief=True),
     Metric("json_valid", "Valid JSON", _JSON),
     Metric("field_match", "Fields right", _JSON),
     Metric("classification.accuracy", "Accuracy", _CLASSES),
-    Metric("classification.macro.f1", "F1, mean of the classes", _CLASSES),
+    Metric("classification.macro.f1", "F1, mean of the classes", _CLASSES, brief=True),
     Metric("classification.macro.precision", "Precision, mean of the classes", _CLASSES),
     Metric("classification.macro.recall", "Recall, mean of the classes", _CLASSES),
     Metric("classification.weighted.f1", "F1, weighted by class", _CLASSES),
     Metric("classification.weighted.precision", "Precision, weighted by class", _CLASSES),
     Metric("classification.weighted.recall", "Recall, weighted by class", _CLASSES),
-    Metric("text.rougeL", "ROUGE-L", _TEXT, share=False),
+    Metric("text.rougeL", "ROUGE-L", _TEXT, share=False, brief=True),
     Metric("text.rouge1", "ROUGE-1", _TEXT, share=False),
     Metric("text.rouge2", "ROUGE-2", _TEXT, share=False),
     Metric("text.bleu", "BLEU", _TEXT, share=False),
@@ -44,7 +45,7 @@ METRICS = (
     Metric("text.readability", "Readability", _TEXT, better=0, share=False),
     Metric("text.words", "Mean words an answer", _TEXT, better=0, share=False),
     Metric("valid", "Keeps the contract of its task", _ALL),
-    Metric("perplexity", "Perplexity of the references", _ALL, better=-1, share=False),
+    Metric("perplexity", "Perplexity of the references", _ALL, better=-1, share=False, brief=True),
     Metric("output_tokens", "Mean tokens an answer", _ALL, better=0, share=False),
 )
 _BY_PATH = {metric.path: metric for metric in METRICS}

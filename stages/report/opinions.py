@@ -23,7 +23,6 @@ class Contest:
 class Opinions:
     """`off` says why there is none."""
 
-    who: str
     title: str
     off: str
     contests: list[Contest]
@@ -33,10 +32,9 @@ class Opinions:
 def judge(metrics: Mapping[str, Any]) -> Opinions:
     """metrics/judge.json, as stages.judge.summary describes it."""
     if not metrics["enabled"]:
-        return Opinions("judge", "Judged by a language model", "The judge is off (judge.enabled).", [], [])
+        return Opinions("Judged by a language model", "The judge is off (judge.enabled).", [], [])
     replies, cost = metrics["replies"], metrics["cost"]
     return Opinions(
-        who="judge",
         title="Judged by a language model",
         off="",
         contests=[
@@ -59,7 +57,7 @@ def review(metrics: Mapping[str, Any]) -> Opinions:
     """metrics/review.json, as stages.review.summary describes it."""
     title, counts = "Reviewed by people", metrics["reviews"]
     if not metrics.get("reviewers"):
-        return Opinions("people", title, "Nobody has reviewed these answers: `tunetrail review`.", [], [])
+        return Opinions(title, "Nobody has reviewed these answers: `tunetrail review`.", [], [])
     who = [
         f"{name}: {plural(one['counted'], 'answer')}, {whole(one['left'])} to go"
         + (f", {whole(one['stale'])} about other answers and not counted" if one["stale"] else "")
@@ -70,7 +68,7 @@ def review(metrics: Mapping[str, Any]) -> Opinions:
     contests = [
         _contest(rival, metrics[key], "answers", _review_notes) for key, rival in _RIVALS.items() if key in metrics
     ]
-    return Opinions("people", title, "", contests, notes)
+    return Opinions(title, "", contests, notes)
 
 
 def _contest(rival: str, one: Mapping[str, Any], unit: str, notes: Any) -> Contest:
@@ -91,7 +89,7 @@ def _contest(rival: str, one: Mapping[str, Any], unit: str, notes: Any) -> Conte
 
 def _judge_notes(one: Mapping[str, Any]) -> Iterator[str]:
     yield (
-        f"ties without an opinion: {whole(one['identical'])} with the same answer twice, {whole(one['disagreements'])} "
+        f"ties without an opinion: {whole(one['identical'])} where both say the same, {whole(one['disagreements'])} "
         f"where the two orders contradict each other, {whole(one['unreadable'])} with an unreadable reply"
     )
     if "first_preferred" in one:

@@ -10,7 +10,7 @@ from stages.report import beyond, checks, cleaning, flags, holdout, opinions, ro
 from stages.report.charts import interval_chart, loss_chart
 from stages.report.comparisons import Comparison
 from stages.report.confusion import confusion
-from stages.report.examples import Answers, failures, flips
+from stages.report.examples import Answers, failures, flips, shared
 from stages.report.funnel import funnel
 from stages.report.inputs import Inputs
 from stages.report.measured import Measured, measured
@@ -44,6 +44,7 @@ def _measured(inputs: Inputs, params: Params, found: list[Measured]) -> dict[str
     return {
         "main": main,
         "models": list(scores),
+        "previous": inputs.metrics["evaluate"].get("previous"),
         "interval_chart": interval_chart(scores, main, _threshold(params, main), confidence),
         "metrics": tables.metric_groups(found[0]),
         "sizes": tables.size_row(scores, inputs.metrics["quantize"]["artefacts"]),
@@ -60,14 +61,14 @@ def _measured(inputs: Inputs, params: Params, found: list[Measured]) -> dict[str
 
 def _examples(inputs: Inputs, params: Params, tasks: Tasks, compared: list[Comparison]) -> dict[str, Any]:
     limit = params.report.examples
-    answers = {
-        name: Answers(name, rows, [score_row(row, tasks) for row in rows]) for name, rows in inputs.generations.items()
-    }
-    pairs = [(answers[one.before], answers[one.after]) for one in compared]
+    given = {**inputs.generations, "previous": inputs.previous}
+    answers = {name: Answers(name, rows, [score_row(row, tasks) for row in rows]) for name, rows in given.items()}
+    pairs = [shared(answers[one.before], answers[one.after]) for one in compared]
     return {
         "instruction": params.task.instruction,
         "flips": [one for before, after in pairs for one in flips(before, after, tasks, limit)],
         "failures": failures(answers["adapter"], tasks, limit),
+        "in_git": params.report.pull_request_examples,
     }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from stages.report.comparisons import BETTER, SAME, WORSE, Change, Comparison
 from stages.report.measured import Measured
 from stages.report.metrics import METRICS, Metric, look_up
-from stages.report.wording import excerpt, number, percent, percents, size
+from stages.report.wording import between, excerpt, number, percent, percents, size
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Cell:
 class Row:
     name: str
     cells: list[Cell]
+    brief: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def metric_groups(measured: Measured) -> list[Group]:
         found = {name: look_up(one, metric.path) for name, one in measured.scores.items()}
         if any(value is not None for value in found.values()):
             cells = [_cell(metric, name, value, measured.compared) for name, value in found.items()]
-            groups.setdefault(metric.group, []).append(Row(metric.name, cells))
+            groups.setdefault(metric.group, []).append(Row(metric.name, cells, metric.brief))
     return [Group(title, rows) for title, rows in groups.items()]
 
 
@@ -78,10 +79,9 @@ def _cell(metric: Metric, model: str, found: Any, compared: Sequence[Comparison]
     arrows = [_arrow(one.before, change) for one in compared if one.after == model and (change := one.of(metric))]
     if not isinstance(found, Mapping):
         return Cell(number(found), arrows=arrows)
-    if metric.share:
-        count = f"{found['count']} of {found['of']}" if "count" in found else ""
-        return Cell(percent(found["value"]), percents(found["low"], found["high"]), count, arrows)
-    return Cell(number(found["value"]), f"{number(found['low'])} to {number(found['high'])}", arrows=arrows)
+    form = percent if metric.share else number
+    count = f"{found['count']} of {found['of']}" if "count" in found else ""
+    return Cell(form(found["value"]), between(form, found["low"], found["high"]), count, arrows)
 
 
 def _arrow(before: str, change: Change) -> Arrow:

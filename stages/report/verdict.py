@@ -11,6 +11,7 @@ from stages.report.measured import Measured
 from stages.report.wording import plural, rough
 
 _HEADLINE = {PASS: "Ready to release", MARGINAL: "Not proven yet", FAIL: "Do not release"}
+_WORST_FIRST = (FAIL, MARGINAL, PASS)
 # What the metrics of a file are about; those of all other files are about the data.
 _SUBJECTS = {
     "baseline": "base",
@@ -43,12 +44,13 @@ class Step:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The verdict of all gates: a word, a headline, a sentence, the gates that do not pass, and what to do next."""
+    """The verdict: a word, a headline, a sentence; the gates that do not hold and those that do; what to do next."""
 
     state: str
     headline: str
     sentence: str
     open: list[GateRow]
+    held: list[GateRow]
     steps: list[Step]
 
 
@@ -64,8 +66,8 @@ class Answer:
 
 
 def gate_rows(metrics: Mapping[str, Any]) -> list[GateRow]:
-    """All gates, with what each is about."""
-    return [
+    """All gates, with what each is about, the worst first."""
+    rows = [
         GateRow(
             name=name,
             subject=_SUBJECTS.get(gate["metric"].partition(".")[0], "data"),
@@ -76,6 +78,7 @@ def gate_rows(metrics: Mapping[str, Any]) -> list[GateRow]:
         )
         for name, gate in metrics["gates"]["gates"].items()
     ]
+    return sorted(rows, key=lambda row: (_WORST_FIRST.index(row.state), not row.required))
 
 
 def verdict(metrics: Mapping[str, Any], confidence: float) -> Verdict:
@@ -87,6 +90,7 @@ def verdict(metrics: Mapping[str, Any], confidence: float) -> Verdict:
         headline=_HEADLINE[state],
         sentence=metrics["gates"]["reason"],
         open=[row for row in rows if row.state != PASS],
+        held=[row for row in rows if row.state == PASS],
         steps=_steps(state, metrics["gates"]["gates"], confidence),
     )
 

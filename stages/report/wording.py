@@ -3,9 +3,11 @@
 import json
 import re
 import unicodedata
+from collections.abc import Callable
 from typing import Any
 
 _EXCERPT = 700
+_SPAN = 80  # characters of a text in a cell of Markdown
 
 
 def percent(share: float) -> str:
@@ -13,7 +15,7 @@ def percent(share: float) -> str:
 
 
 def percents(low: float, high: float) -> str:
-    return f"{_rounded(low * 100, 1)} to {_rounded(high * 100, 1)} %"
+    return between(percent, low, high)
 
 
 def points(difference: float) -> str:
@@ -25,6 +27,13 @@ def points(difference: float) -> str:
 def signed(difference: float) -> str:
     """A change of a number, always with its sign."""
     return f"{'+' if difference > 0 else ''}{number(difference)}".replace("-", "−")
+
+
+def between(form: Callable[[float], str], low: float, high: float) -> str:
+    """Both ends of an interval, with their unit once: "+1.0 to +3.0 points"."""
+    first, last = form(low), form(high)
+    unit = re.search(" (points|%)$", last)
+    return f"{first.removesuffix(unit[0])} to {last}" if unit else f"{first} to {last}"
 
 
 def p_value(value: float) -> str:
@@ -85,14 +94,16 @@ def value_text(value: Any) -> str:
 
 def markdown_code(text: str) -> str:
     """The text as a code span for a cell of a Markdown table, where nothing in it is read as markup."""
-    one_line = " ".join(excerpt(text, 80).split()).replace("|", "\\|")
+    short = visible(text[:_SPAN]) + "…" * (len(text) > _SPAN)
+    one_line = " ".join(short.split()).replace("|", "\\|")
     fence = "`" * (max(map(len, re.findall("`+", one_line)), default=0) + 1)
     return f"{fence} {one_line} {fence}" if "`" in one_line else f"{fence}{one_line}{fence}"
 
 
 def markdown_text(text: str) -> str:
-    """The text as one line of Markdown in which nothing is read as markup."""
-    return re.sub(r"([\\`*_{}\[\]<>#|~&])", r"\\\1", " ".join(visible(text).split()))
+    """The text as one line of Markdown in which nothing is read as markup, also where it is escaped once more."""
+    plain = " ".join(visible(text).split()).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([\\`*_{}\[\]>#|~])", r"\\\1", plain)
 
 
 def _rounded(value: float, digits: int) -> str:

@@ -10,15 +10,18 @@ from typing import Any
 
 import example_data
 import example_opinions
+import example_tasks
 from example_beyond import beyond
 from example_data import HOSTILE
 
 from stages import paths
+from stages.evaluate.confusion import write_confusion
+from stages.evaluate.previous import Previous, compare_previous
 from stages.files import read_json, write_json, write_text
 from stages.gates import check_gates
 from stages.params import Params, check_params, read_params
 from stages.records import write_rows
-from stages.scoring import score_row
+from stages.scoring import RowScore, score_row
 from stages.scoring.comparison import compare
 from stages.scoring.summary import summarise
 from stages.tasks import Tasks
@@ -35,24 +38,44 @@ _FRAMES = {
 }
 
 
-def make_run(root: Path, formats: tuple[str, ...] = ("merged", "nf4", "int8"), opinions: bool = True) -> None:
-    """Write everything that the report reads below the current folder, which must be `root`."""
+def make_run(
+    root: Path,
+    formats: tuple[str, ...] = ("merged", "nf4", "int8"),
+    *,
+    opinions: bool = True,
+    previous: bool = False,
+    tasks: bool = False,
+) -> None:
+    """Write everything that the report reads below the current folder, which must be `root`.
+
+    With `previous` there is an earlier release, which answered two rows less and one more; with `tasks` there are
+    a classification task and one of free text beside the tickets.
+    """
     shutil.copy(ROOT / "params.yaml", root / "params.yaml")
     write_json(root / "data/schema.json", _schema())
     rows = _holdout()
     outputs = {
         "base": [_ramble(row) for row in rows],
+        "previous": _spoil(rows, {3: _other_intent, 5: _not_urgent, 8: _no_order, 20: _other_intent}),
         "adapter": _spoil(rows, {3: _other_intent, 17: _no_order}),
         "merged": _spoil(rows, {3: _other_intent, 17: _no_order}),
         "nf4": _spoil(rows, {3: _other_intent, 9: _not_urgent, 17: _no_order, 30: _cut_off}),
         "int8": _spoil(rows, {17: _no_order, 22: _added_field}),
     }
+    if tasks:
+        example_tasks.set_tags(root / "params.yaml")
+        further = example_tasks.further_rows()
+        outputs = {name: [*one, *example_tasks.further_outputs(further, name)] for name, one in outputs.items()}
+        rows += further
+    params = check_params(read_params())
     answers = {name: _answers(rows, outputs[name]) for name in ("base", "adapter", *formats)}
+    then = _answers(rows, outputs["previous"])
+    earlier = [{**then[0], "id": "0" * 64}, *then[2:]] if previous else []
     _write_generations(answers)
-    _write_evaluation(answers)
+    write_rows(paths.PREVIOUS_GENERATIONS, earlier)
+    _write_evaluation(params, answers, earlier)
     asked = example_opinions.answers(rows, {"base": outputs["base"], "tuned": outputs["adapter"]})
     write = example_opinions.write_opinions if opinions else example_opinions.write_no_opinions
-    params = check_params(read_params())
     write(params, asked)
     _write_training(rows)
     example_data.write_data(rows)
@@ -125,7 +148,7 @@ def _answers(rows: list[dict[str, Any]], outputs: list[str]) -> list[dict[str, A
             **row,
             "output": output,
             "tokens": len(output) // 4 + 1,
-            "stopped": output.endswith("}"),
+            "stopped": row.get("task") is not None or output.endswith("}"),
             "nats": len(row["completion"]) * (0.005 if output == row["completion"] else 0.7 + 0.01 * index),
             "reference_tokens": len(row["completion"]) // 4 + 1,
         }
@@ -139,14 +162,14 @@ def _write_generations(answers: dict[str, list[dict[str, Any]]]) -> None:
         write_rows(folder / f"{name}.jsonl", rows)
 
 
-def _write_evaluation(answers: dict[str, list[dict[str, Any]]]) -> None:
-    params = check_params(read_params())
+def _write_evaluation(params: Params, answers: dict[str, list[dict[str, Any]]], earlier: list[dict[str, Any]]) -> None:
     tasks, scoring = Tasks(params.task), params.scoring
     scores = {name: [score_row(row, tasks) for row in rows] for name, rows in answers.items()}
     summaries = {name: summarise(one, scoring) for name, one in scores.items()}
     evaluate = {
         "adapter": summaries["adapter"],
         "against_baseline": compare(scores["base"], scores["adapter"], scoring),
+        **_against_previous(earlier, scores["adapter"], tasks, params),
         **beyond(params, tasks, answers["adapter"], scores["adapter"]),
     }
     sizes = {"merged": 269_060_552, "nf4": 113_424_128, "int8": 163_840_512}
@@ -162,10 +185,14 @@ def _write_evaluation(answers: dict[str, list[dict[str, Any]]]) -> None:
     write_json(paths.BASELINE_METRICS, {"base": summaries["base"]})
     write_json(paths.EVALUATE_METRICS, evaluate)
     write_json(paths.QUANTIZE_METRICS, {"artefacts": artefacts})
-    lines = [
-        f"{score.label},{(score.predicted or {}).get('intent', '(no valid answer)')}" for score in scores["adapter"]
-    ]
-    write_text(paths.CONFUSION, "\n".join(["actual,predicted", *lines]) + "\n")
+    write_confusion(paths.CONFUSION, scores["adapter"], tasks)
+
+
+def _against_previous(
+    earlier: list[dict[str, Any]], scores: list[RowScore], tasks: Tasks, params: Params
+) -> dict[str, Any]:
+    release = Previous("support-tickets@v1.2.0", "0" * 40, earlier)
+    return compare_previous(release, scores, tasks, params.scoring) if earlier else {}
 
 
 def _write_gates(params: Params, formats: tuple[str, ...]) -> None:

@@ -77,7 +77,7 @@ def test_slices_begin_with_the_worst_group() -> None:
     (region,) = slices({"slices": found})
     assert [group.name for group in region.groups] == ["<i>south", "west", "north"]
     assert region.sentence == (
-        "<i>south is 40.0 points behind north (+2.0 points to +70.0 points): the rows show it; "
+        "<i>south is 40.0 points behind north (+2.0 to +70.0 points): the rows show it; "
         "3 rows in groups too small to measure."
     )
     found["region"]["gap"] = {"value": 0.4, "low": -0.02, "high": 0.7}

@@ -22,6 +22,7 @@ from stages.report.__main__ import main
 from stages.report.inputs import read_inputs
 
 ALWAYS_READ = [
+    "data/generations/previous.jsonl",
     "data/changes/clean_examples.jsonl",
     "data/checks/conflicts.jsonl",
     "data/checks/tied.jsonl",
@@ -155,16 +156,49 @@ def test_hostile_names_stay_inside_their_cell(finished_run: Path) -> None:
     page, markdown = report()
     assert "<script" not in page
     rows = [line for line in markdown.splitlines() if "alert" in line and line.startswith("|")]
-    assert len(rows) == len(checked["gates"])
+    assert len(rows) == 2
     assert all(len(re.findall(r"(?<!\\)\|", line)) == 6 for line in rows)
 
 
-def test_the_short_version_holds_no_text_of_a_row(finished_run: Path) -> None:
+def test_the_short_version_can_be_kept_free_of_the_text_of_rows(finished_run: Path) -> None:
+    """It is in git, where a text stays."""
+    assert "Where is my keyboard? B-2557" in report()[1]
+    set_params(pull_request_examples=0)
     markdown = report()[1]
     for row in read_rows(paths.ADAPTER_GENERATIONS):
         assert row["prompt"][:20] not in markdown
         assert row["completion"] not in markdown
-    assert len(markdown) < 5000
+    assert len(markdown) < 4500
+
+
+def test_the_short_version_shows_a_few_flips_and_no_markup(finished_run: Path) -> None:
+    lines = report()[1].splitlines()
+    lost = lines.index("**Lost from adapter to nf4: 2 rows**")
+    assert lines[lost + 2] == "| Prompt | Field | Expected | adapter | nf4 |"
+    keyboard = "| `Where is my keyboard? B-2557 was due last Friday.` | urgent | `false` | ✓ `false` | ✕ `true` |"
+    assert lines[lost + 4] == keyboard
+    won = lines.index("**Won from base to adapter: 46 rows**, of which 3 here")
+    assert not lines[won + 7]
+    tables = [line for line in lines if line.startswith("|")]
+    cells = [re.sub("(`+)(?!`).*?(?<!`)\\1(?!`)", "", line) for line in tables]
+    assert not [line for line in cells if re.search("<[^ ]", line)]
+
+
+def test_tasks_and_the_previous_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path, previous=True, tasks=True)
+    page, markdown = report()
+    root = Page(page).root
+    headings = [one.text() for one in root.all("h3")]
+    assert [one for one in headings if one.startswith("Task")] == ["Task: mood", "Task: reply", "Task: untagged"]
+    assert "previous to adapter: free text" in headings
+    answers = root.all("header")[0].all("dl")[0]
+    better, since = (" ".join(one.text().split()) for one in answers.all("dd")[:2])
+    assert better.startswith("Yes mood: Exact match 25.0 % → 91.7 % on 24 rows: 17 won, 1 lost")
+    assert "reply: ROUGE-L" in better
+    assert since.startswith("In part mood: Exact match 83.3 % → 91.7 %")
+    assert "compared on the 76 rows that both answered; 2 are new, 1 are gone." in page
+    assert "| On the hold-out | base | previous | adapter | merged | nf4 | int8 |" in markdown
 
 
 def test_examples_agree_with_the_metrics(finished_run: Path) -> None:
@@ -220,7 +254,7 @@ def test_what_judge_and_reviewers_say(finished_run: Path) -> None:
     assert "the answer shown first won" in told
     assert "<b>grace: 12 answers, 36 to go" in told
     assert "Cohen’s kappa of the reviewers" in told
-    assert f"judge, base to adapter: {judged['wins']} won by the tuned model, " in markdown
+    assert f"Judged by a language model, base to adapter: {judged['wins']} won by the tuned model, " in markdown
 
 
 def test_no_judge_and_no_reviewer_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,7 +263,7 @@ def test_no_judge_and_no_reviewer_are_said(tmp_path: Path, monkeypatch: pytest.M
     page, markdown = report()
     assert "The judge is off" in page
     assert "Nobody has reviewed these answers" in page
-    assert "judge, base" not in markdown
+    assert "Judged by" not in markdown
 
 
 def test_rare_reasons_are_among_the_examples(finished_run: Path) -> None:
@@ -239,9 +273,15 @@ def test_rare_reasons_are_among_the_examples(finished_run: Path) -> None:
     assert [(row["reason"], row["line"]) for row in shown] == [("common", 0), ("rare", 60), ("common", 1)]
 
 
-def test_no_examples_can_be_asked_for(finished_run: Path) -> None:
+def set_params(**values: int) -> None:
     text = Path("params.yaml").read_text("utf-8")
-    Path("params.yaml").write_text(re.sub(r"examples: \d+", "examples: 0", text), "utf-8")
+    for name, value in values.items():
+        text = re.sub(rf"  {name}: \d+", f"  {name}: {value}", text)
+    Path("params.yaml").write_text(text, "utf-8")
+
+
+def test_no_examples_can_be_asked_for(finished_run: Path) -> None:
+    set_params(examples=0)
     root = Page(report()[0]).root
     labels = [one.attributes["aria-label"] or "" for one in root.all("article")]
     assert [one for one in labels if not one.startswith("Answers while learning")] == []
