@@ -96,6 +96,17 @@ def test_every_spelling_of_a_number_is_that_number(tmp_path: Path, values: dict[
     assert load_params("train", path=path).train.learning_rate == 0.001
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("endpoint", "https://user:sk-planted@judge.example/v1"), ("key_variable", "sk-planted")],
+)
+def test_a_key_in_the_wrong_place_is_not_repeated(values: dict[str, Any], name: str, value: str) -> None:
+    values["judge"][name] = value
+    (told,) = mistakes(values)
+    assert told.startswith(f"judge.{name}: the value is not allowed: ")
+    assert "sk-planted" not in told
+
+
 def test_a_gate_has_one_threshold(values: dict[str, Any]) -> None:
     gate = values["gates"]["exact_match"]
     gate["maximum"] = 1.0

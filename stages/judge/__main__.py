@@ -8,7 +8,7 @@ from stages.judge.hearing import hear
 from stages.judge.questions import ask_about, sample
 from stages.judge.summary import OFF, summarise
 from stages.params import load_params
-from stages.sides import read_answers
+from stages.sides import RIVALS, read_answers
 
 
 def main() -> None:
@@ -23,6 +23,9 @@ def main() -> None:
         replies = hear(questions, params.judge, notes)
     result = summarise(rows, replies, params.judge.price, params.scoring)
     write_json(paths.JUDGE_METRICS, result)
+    for against in result.keys() & RIVALS.keys():
+        found = result[against]
+        print(f"{against}: {found['wins']} wins, {found['ties']} ties, {found['losses']} losses")
 
 
 if __name__ == "__main__":

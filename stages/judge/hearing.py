@@ -30,7 +30,9 @@ def hear(questions: Sequence[Question], judge: Judge, notes: dict[str, object]) 
     keys = {question: key(question, asked.identity) for question in questions}
     # Two models that say the same to a prompt make the same question, which is asked once.
     missing = list({keys[question]: question for question in questions if keys[question] not in memory.known}.values())
-    notes |= {"replies_kept": len(questions) - len(missing), "replies_asked": len(missing)}
+    kept = len(questions) - len(missing)
+    notes |= {"replies_kept": kept, "replies_asked": len(missing)}
+    print(f"asking {judge.model} {len(missing)} times; {kept} replies are known already", flush=True)
     for question, reply in asked.ask(missing):
         memory.add(keys[question], reply)
     return {question: memory.known[keys[question]] for question in questions}

@@ -44,6 +44,10 @@ __all__ = [
 ]
 
 
+# What people take for the place of a key is not repeated in messages.
+_MAY_HOLD_A_KEY = ("judge.endpoint", "judge.key_variable")
+
+
 class Params(Section):
     """All of params.yaml."""
 
@@ -112,7 +116,8 @@ def _sentence(problem: Any) -> str:
     if problem["type"] == "missing":
         return f"{key}: missing; add it"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{key}: {problem['input']!r} is not allowed: {message[:1].lower()}{message[1:]}"
+    value = "the value" if key in _MAY_HOLD_A_KEY else repr(problem["input"])
+    return f"{key}: {value} is not allowed: {message[:1].lower()}{message[1:]}"
 
 
 def _known_keys(keys: list[str]) -> list[str]:

@@ -47,10 +47,14 @@ def summarise(rows_in: int, parts: Partition, restored: int, lock: Lock) -> dict
             "missing": len(lock.rows) - len(parts.holdout),
             "restored": restored,
         },
-        "folds": {
-            str(number): {"rows": len(fold), "labels": dict(sorted(Counter(label_name(r.label) for r in fold).items()))}
-            for number, fold in enumerate(parts.folds, start=1)
-        },
+        **({"folds": _folds(parts)} if parts.folds else {}),  # DVC shows no empty group
         "overlap": shared_rows(seen, parts.holdout),
         "shared_13_grams": shared_runs(seen, parts.holdout),
+    }
+
+
+def _folds(parts: Partition) -> dict[str, Any]:
+    return {
+        str(number): {"rows": len(fold), "labels": dict(sorted(Counter(label_name(r.label) for r in fold).items()))}
+        for number, fold in enumerate(parts.folds, start=1)
     }

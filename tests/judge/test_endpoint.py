@@ -189,6 +189,22 @@ def test_a_key_that_cannot_be_sent_is_said(
     assert KEY not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"endpoint": f"https://user:{KEY}@judge.example/v1"}, "no user, password or query"),
+        ({"endpoint": f"https://judge.example/v1?key={KEY}"}, "no user, password or query"),
+        ({"endpoint": "judge.example/v1"}, "http or https address"),
+        ({"endpoint": "file:///etc/passwd"}, "http or https address"),
+        ({"key_variable": KEY}, "key_variable"),
+        ({"provider": "local", "temperature": 0.5}, "a local judge decodes greedily"),
+    ],
+)
+def test_parameters_that_cannot_be_are_refused(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        judge_params(**change)
+
+
 def test_without_a_key_none_is_sent(proxy: Proxy, server: type[Rule], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUDGE_API_KEY", KEY)
     ask(proxy, question(1), key_variable=None)

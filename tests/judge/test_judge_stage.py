@@ -61,7 +61,8 @@ def test_off_it_asks_nobody_and_needs_nothing(tmp_path: Path) -> None:
 def test_the_verdict_is_that_of_the_judge_and_is_paid_once(tmp_path: Path) -> None:
     with judging(right_one) as server:
         folder = make_judge_project(tmp_path, PAIRS, endpoint=endpoint(server.port), repeats=0)
-        assert judge(folder) == (0, "")
+        said = "asking judge 24 times; 0 replies are known already\nagainst_baseline: 8 wins, 3 ties, 2 losses\n"
+        assert judge(folder) == (0, said)
         assert len(server.seen) == ASKED
         first = (folder / paths.JUDGE_METRICS).read_bytes()
         metrics = json.loads(first)
@@ -136,7 +137,7 @@ def test_a_judge_that_cannot_be_asked_is_a_sentence_and_loses_nothing(tmp_path: 
         proxy.faults = [None] * 7 + [reply("400 Bad Request", "the model is asleep")] * 40
         code, said = judge(folder)
         assert code == 2
-        assert said.startswith(f"error: the judge at {proxy.endpoint} refuses the request with HTTP 400: the model is")
+        assert f"error: the judge at {proxy.endpoint} refuses the request with HTTP 400: the model is asleep;" in said
         assert "Traceback" not in said
         proxy.faults = []
         assert judge(folder)[0] == 0

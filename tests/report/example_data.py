@@ -46,7 +46,6 @@ def write_data(rows: list[dict[str, Any]]) -> None:
             "kept_back_by_groups": {"holdout": {}, "validation": {}},
             "quarantined": {"same_prompt": 1, "near_prompt": 5, "near_pair": 2},
             "locked": {"rows": 48, "missing": 0, "restored": 0},
-            "folds": {},
             "overlap": {"shared_ids": 0, "shared_prompts": 0},
             "shared_13_grams": {
                 "prompt": {"rows": 0, "of": 21, "runs": 0},

@@ -157,6 +157,7 @@ def test_an_answer_that_cannot_be_saved_is_said_and_kept(chromium: Chrome, proje
     press(page, "1")
     assert settled(page, "Not saved") == "Not saved: is tunetrail review still running?"
     assert page.find_element(By.ID, "again").is_displayed()
+    assert violations(page) == []
     assert chosen(page) == [True, False]
     page.execute_script("unsaved.clear()")  # or the browser asks whether to leave
 

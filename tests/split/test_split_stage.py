@@ -77,7 +77,6 @@ def test_draw_and_split(capsys: pytest.CaptureFixture[str]) -> None:
         },
         "quarantined": {"same_prompt": 0, "near_prompt": 0, "near_pair": 0},
         "locked": {"rows": 4, "missing": 0, "restored": 0},
-        "folds": {},
         "overlap": {"shared_ids": 0, "shared_prompts": 0},
         "shared_13_grams": {"prompt": NO_RUNS, "completion": NO_RUNS},
     }
