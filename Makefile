@@ -31,6 +31,6 @@ $(AXE): tests/package.json
 	@test ! -e $@ || touch $@
 
 check: $(READY)
-	@ruff check stages tests data
-	@ruff format --check --quiet stages tests data
+	@ruff check stages tests data benchmarks
+	@ruff format --check --quiet stages tests data benchmarks
 	@mypy

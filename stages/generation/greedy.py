@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from stages.generation.graphs import Graphs
-from stages.generation.slots import TOKENS_AT_ONCE, Slots, bytes_a_token
+from stages.generation.slots import TOKENS_AT_ONCE, Slots, bytes_a_token, common_prefix
 
 _CPU_TOKENS, _GPU_TOKENS = 16384, 131072
 _MEMORY_SHARE = 4  # of a card's memory, one part in so many holds keys and values
@@ -29,7 +29,7 @@ class Greedy:
     ) -> None:
         self._prompts, self._stop, self._limit = prompts, stop_id, limit
         self._head, self._device = causal.get_output_embeddings(), causal.device
-        self._prefix = _common_prefix(prompts)
+        self._prefix = common_prefix(prompts)
         unit = _WIDTH_UNIT if self._device.type == "cuda" else 1
         self._capacity = _rounded(max(map(len, prompts)) + limit, unit)
         budget = _budget(causal) if batch_tokens == "auto" else batch_tokens
@@ -51,7 +51,7 @@ class Greedy:
         """(index of the prompt, its answer's token ids with the stop token), in the order in which they end."""
         waiting = deque(range(len(self._prompts)))
         with self._slots.in_use():
-            self._read_prefix()
+            self._slots.begin(self._prompts[0][: self._prefix])
             while waiting or self._running:
                 free = self._count - len(self._running)
                 if waiting and free * _REFILL_SHARE >= self._count:
@@ -61,13 +61,6 @@ class Greedy:
                 yield from self._leave()
         self._graphs = None  # it holds this object, and with it the memory of the slots
 
-    def _read_prefix(self) -> None:
-        if self._prefix:
-            ids = torch.tensor([self._prompts[0][: self._prefix]], device=self._device)
-            positions = torch.arange(self._prefix, device=self._device)[None]
-            self._slots.forward(ids, positions, 0, self._prefix)
-            self._slots.share(self._prefix)
-
     def _admit(self, prompts: list[int]) -> None:
         """Read prompts into the next slots, as many at a time as the memory for activations allows."""
         at_once = max(1, TOKENS_AT_ONCE[self._device.type] // (len(self._prompts[prompts[0]]) - self._prefix))
@@ -76,11 +69,8 @@ class Greedy:
 
     def _read(self, prompts: list[int]) -> None:
         rest = [self._prompts[i][self._prefix :] for i in prompts]
-        longest = max(map(len, rest))
         first, here = len(self._running), slice(len(self._running), len(self._running) + len(rest))
-        ids = torch.tensor([row + [self._stop] * (longest - len(row)) for row in rest], device=self._device)
-        positions = torch.arange(self._prefix, self._prefix + longest, device=self._device).expand(len(rest), -1)
-        hidden = self._slots.forward(ids, positions, first, self._prefix + longest)
+        hidden = self._slots.read(rest, self._stop, first, self._prefix)
         ends = torch.tensor([len(row) for row in rest], device=self._device)
         last = hidden[torch.arange(len(rest), device=self._device), ends - 1]
         self._positions[here, 0] = ends + (self._prefix - 1)
@@ -157,12 +147,3 @@ def _budget(causal: Any) -> int:
 def _rounded(number: int, unit: int) -> int:
     """The smallest multiple of `unit` from `number` on."""
     return -(-number // unit) * unit
-
-
-def _common_prefix(prompts: Sequence[list[int]]) -> int:
-    """How many tokens all prompts begin with; each keeps at least one of its own."""
-    if len(prompts) < 2:
-        return 0
-    low, high = min(prompts), max(prompts)  # in the order of lists, all others lie between these two
-    shared = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
-    return min(shared, min(map(len, prompts)) - 1)

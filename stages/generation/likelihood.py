@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +11,15 @@ import torch
 from stages.chat import Chat
 from stages.errors import Refusal
 from stages.generation.memory import remember
-from stages.generation.slots import TOKENS_AT_ONCE
+from stages.generation.slots import TOKENS_AT_ONCE, Slots, common_prefix, fits
 from stages.generation.weights import Weights
 from stages.models import causal_of, head_is_plain
 from stages.records import Record
 
 _LARGEST_MEAN = 700.0  # nats; exp of more is no float
 _LOGITS_AT_ONCE = 1 << 25
+
+Pair = tuple[list[int], list[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,30 +64,42 @@ def with_likelihood(rows: Sequence[dict[str, Any]], found: Sequence[Likelihood])
 
 
 @torch.inference_mode()
-def _measure(causal: Any, pairs: Sequence[tuple[list[int], list[int]]], pad: int) -> list[list[Any]]:
+def _measure(causal: Any, pairs: Sequence[Pair], pad: int) -> list[list[Any]]:
     """[nats, agreed] of each of the (prompt, completion) pairs, longest first."""
     result: list[list[Any]] = []
-    for rows in _batches(pairs, TOKENS_AT_ONCE[causal.device.type]):
-        width = len(rows[0][0]) + len(rows[0][1])
-        ids = torch.tensor([p + c + [pad] * (width - len(p) - len(c)) for p, c in rows], device=causal.device)
-        seen = torch.tensor([len(p) + len(c) for p, c in rows], device=causal.device)[:, None]
-        mask = (torch.arange(width, device=causal.device) < seen).long()
-        # Each position predicts the next; those that predict prompts and padding never reach the vocabulary.
-        asks = [(row, len(p) - 1, len(p) + len(c) - 1) for row, (p, c) in enumerate(rows)]
-        targets = torch.tensor([token for _, c in rows for token in c], device=causal.device)
-        if head_is_plain(causal):
-            states = causal.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-            head = causal.get_output_embeddings()
-        else:
-            states, head = causal(input_ids=ids, attention_mask=mask, use_cache=False).logits, torch.nn.Identity()
-        chosen = torch.cat([states[row, start:end] for row, start, end in asks])
-        losses, agreed = _losses(head, chosen, targets, causal.config.get_text_config().vocab_size)
-        lengths = [len(c) for _, c in rows]
-        parts = zip(torch.split(losses, lengths), torch.split(agreed, lengths), strict=True)
-        result += [[nats.sum().item(), int(same.sum())] for nats, same in parts]
+    if not pairs:
+        return result
+    in_slots = fits(causal) and head_is_plain(causal)
+    begun = common_prefix([prompt for prompt, _ in pairs]) if in_slots else 0
+    batches = list(_batches(pairs, begun, TOKENS_AT_ONCE[causal.device.type]))
+    slots = Slots(causal, max(map(len, batches)), max(len(p) + len(c) for p, c in pairs)) if in_slots else None
+    with slots.in_use() if slots else nullcontext():
+        if slots:
+            slots.begin(pairs[0][0][:begun])
+        for rows in batches:
+            states, head = _states(causal, slots, [(p + c)[begun:] for p, c in rows], pad, begun)
+            # Each position predicts the next; those that predict prompts and padding never reach the vocabulary.
+            asked = [states[i, len(p) - 1 - begun : len(p) + len(c) - 1 - begun] for i, (p, c) in enumerate(rows)]
+            targets = torch.tensor([token for _, c in rows for token in c], device=causal.device)
+            losses, agreed = _losses(head, torch.cat(asked), targets, causal.config.get_text_config().vocab_size)
+            lengths = [len(c) for _, c in rows]
+            parts = zip(torch.split(losses, lengths), torch.split(agreed, lengths), strict=True)
+            result += [[nats.sum().item(), int(same.sum())] for nats, same in parts]
     if not all(math.isfinite(nats) for nats, _ in result):
         raise Refusal("the model gives the reference answers a likelihood that is no number; it must not be used")
     return result
+
+
+def _states(
+    causal: Any, slots: Slots | None, rows: Sequence[list[int]], pad: int, begun: int
+) -> tuple[torch.Tensor, Any]:
+    """What the head makes logits of, rows x tokens x width, and the head; or logits and a head that does nothing."""
+    if slots:
+        return slots.read(rows, pad, 0, begun), causal.get_output_embeddings()
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=causal.device)
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=causal.device)
+    return causal(input_ids=ids, attention_mask=mask, use_cache=False).logits, torch.nn.Identity()
 
 
 def _losses(
@@ -103,12 +118,10 @@ def _losses(
     return torch.cat(losses).double(), torch.cat(agreed)
 
 
-def _batches(
-    pairs: Sequence[tuple[list[int], list[int]]], tokens: int
-) -> Iterator[Sequence[tuple[list[int], list[int]]]]:
-    """Pairs of like length, padding included at most `tokens` tokens, one pair at least."""
+def _batches(pairs: Sequence[Pair], begun: int, tokens: int) -> Iterator[Sequence[Pair]]:
+    """Pairs of like length, at most `tokens` tokens after the `begun` ones with padding, one pair at least."""
     start = 0
     while start < len(pairs):
-        rows = max(1, tokens // (len(pairs[start][0]) + len(pairs[start][1])))
+        rows = max(1, tokens // (len(pairs[start][0]) + len(pairs[start][1]) - begun))
         yield pairs[start : start + rows]
         start += rows

@@ -4,7 +4,7 @@ The model's own layers call `attend` through transformers' AttentionInterface in
 keeps its own length: none is padded on the left, and the same positions mean the same as alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -69,11 +69,21 @@ class Slots:
         hidden: torch.Tensor = out.last_hidden_state
         return hidden
 
-    def share(self, tokens: int) -> None:
-        """Give every slot the first `tokens` tokens of slot 0."""
+    def begin(self, tokens: list[int]) -> None:
+        """Read the tokens that every slot begins with, once for all."""
+        if not tokens:
+            return
+        self.read([tokens], pad=0, first=0, begun=0)
         for pair in self._layers.values():
             for store in pair:
-                store[1:, :tokens] = store[:1, :tokens]
+                store[1:, : len(tokens)] = store[:1, : len(tokens)]
+
+    def read(self, rows: Sequence[list[int]], pad: int, first: int, begun: int) -> torch.Tensor:
+        """Hidden states of rows, each after the `begun` tokens of its slot, as wide as the longest of them."""
+        longest, device = max(map(len, rows)), self._inner.device
+        ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows], device=device)
+        positions = torch.arange(begun, begun + longest, device=device).expand(len(rows), -1)
+        return self.forward(ids, positions, first, begun + longest)
 
     def move(self, sources: list[int], targets: list[int], width: int) -> None:
         """Copy the first `width` tokens of slots to other slots."""
@@ -141,6 +151,15 @@ def _attend(
 ) -> tuple[torch.Tensor, None]:
     assert slots is not None, "the model does not hand its keywords to its attention"
     return slots.attend(module.layer_idx, query, key, value, scaling, sliding_window), None
+
+
+def common_prefix(rows: Sequence[list[int]]) -> int:
+    """How many tokens all rows begin with; each keeps at least one of its own."""
+    if len(rows) < 2:
+        return 0
+    low, high = min(rows), max(rows)  # in the order of lists, all others lie between these two
+    shared = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
+    return min(shared, min(map(len, rows)) - 1)
 
 
 AttentionInterface.register(_NAME, _attend)

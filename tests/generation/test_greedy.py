@@ -1,72 +1,27 @@
 """Many prompts at once against one by one, for the kinds of layers that small models have."""
 
 from collections.abc import Callable
-from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layer_kinds import CAPPED, KINDS, SMALL, WORDS, model_of
 from peft import LoraConfig, get_peft_model
 from slow_greedy import one_by_one
-from transformers import (
-    AutoModelForCausalLM,
-    Gemma2Config,
-    Gemma3TextConfig,
-    GraniteConfig,
-    LlamaConfig,
-    MistralConfig,
-    Phi3Config,
-    PreTrainedConfig,
-    Qwen2Config,
-    Qwen3Config,
-)
+from tiny_model import tiny_tokenizer
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from stages.generation import lockstep
 from stages.generation.graphs import Graphs
 from stages.generation.greedy import Greedy
 from stages.generation.slots import bytes_a_token, fits
-from stages.models import causal_of
+from stages.merge_quantize.artefacts import quantise
+from stages.models import causal_of, load_model
 
-WORDS = 32
-SMALL = {
-    "vocab_size": WORDS,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.4,  # far from ties, and answers that do not repeat one token
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-KINDS: dict[str, PreTrainedConfig] = {
-    "llama": LlamaConfig(**SMALL),
-    "mistral with a window": MistralConfig(**SMALL, sliding_window=7),
-    "qwen2 with a window in some layers": Qwen2Config(
-        **SMALL, sliding_window=7, use_sliding_window=True, max_window_layers=1
-    ),
-    "qwen3": Qwen3Config(**SMALL, head_dim=16),
-    "phi3": Phi3Config(**SMALL),
-    "granite with scaled logits": GraniteConfig(**SMALL, logits_scaling=4.0),
-    "gemma3 with windows and two rotary bases": Gemma3TextConfig(
-        **SMALL,
-        head_dim=16,
-        sliding_window=7,
-        query_pre_attn_scalar=16,
-        layer_types=["sliding_attention", "sliding_attention", "full_attention"],
-    ),
-}
 PROMPTS = st.lists(st.lists(st.integers(3, WORDS - 1), min_size=1, max_size=24), min_size=1, max_size=12)
-
-
-@cache
-def model_of(kind: str) -> Any:
-    torch.manual_seed(5)
-    return AutoModelForCausalLM.from_config(KINDS[kind], dtype=torch.float32).eval()
 
 
 class AsItIs(Graphs):
@@ -143,6 +98,22 @@ def test_an_adapter_counts() -> None:
     assert answers_of(tuned, prompts, 2, 10, "auto") == slow
 
 
+@pytest.mark.parametrize("form", ["nf4", "int8"])
+def test_quantised_models_answer_alike(form: Any, tmp_path: Path) -> None:
+    """INT8 finds its outlier columns over the whole batch, so that there a batch may change a text, but no run does."""
+    torch.manual_seed(5)
+    wide = LlamaConfig(**SMALL | {"hidden_size": 64, "intermediate_size": 128})  # a block of NF4 has 64 weights
+    AutoModelForCausalLM.from_config(wide).save_pretrained(tmp_path / "whole")
+    tiny_tokenizer().save_pretrained(tmp_path / "whole")
+    quantise(tmp_path / "whole", tmp_path / form, form)
+    model = load_model(tmp_path / form)
+    prompts = [[5, 6, *range(7, 7 + n)] for n in (20, 17, 9, 5, 3, 1)]
+    said = answers_of(model, prompts, 2, 12, 150)
+    assert said == answers_of(model, prompts, 2, 12, 150)
+    if form == "nf4":
+        assert said == [one_by_one(model, prompt, 2, 12) for prompt in prompts]
+
+
 def test_a_model_in_training_is_left_as_it_was() -> None:
     model = AutoModelForCausalLM.from_config(KINDS["llama"], dtype=torch.float32).eval()
     for _ in Greedy(model, [[3, 4], [5]], 2, 8, "auto").answers():
@@ -153,7 +124,7 @@ def test_a_model_in_training_is_left_as_it_was() -> None:
 
 
 def test_other_layers_are_left_to_transformers() -> None:
-    capped = AutoModelForCausalLM.from_config(Gemma2Config(**SMALL, head_dim=16, sliding_window=7)).float().eval()
+    capped = model_of(CAPPED)
     assert not fits(capped)
     prompts = [[3, 4, 5, 6], [6, 7], [8]]
     said = dict(lockstep.answers(capped, prompts, 2, 6))
