@@ -21,9 +21,10 @@ class Metric:
     brief: bool = False
 
 
-_JSON, _CLASSES, _TEXT, _ALL = "Structured answers", "Classification", "Text", "All answers"
+ALL = "All answers"
+_JSON, _CLASSES, _TEXT = "Structured answers", "Classification", "Text"
 METRICS = (
-    Metric("exact_match", "Exact match", _ALL, brief=True),
+    Metric("exact_match", "Exact match", ALL, brief=True),
     Metric("schema_valid", "Fits the schema", _JSON, brief=True),
     Metric("json_valid", "Valid JSON", _JSON),
     Metric("field_match", "Fields right", _JSON),
@@ -44,9 +45,9 @@ METRICS = (
     Metric("text.rules.forbidden_phrases", "Has no forbidden phrase", _TEXT),
     Metric("text.readability", "Readability", _TEXT, better=0, share=False),
     Metric("text.words", "Mean words an answer", _TEXT, better=0, share=False),
-    Metric("valid", "Keeps the contract of its task", _ALL),
-    Metric("perplexity", "Perplexity of the references", _ALL, better=-1, share=False, brief=True),
-    Metric("output_tokens", "Mean tokens an answer", _ALL, better=0, share=False),
+    Metric("valid", "Keeps the contract of its task", ALL),
+    Metric("perplexity", "Perplexity of the references", ALL, better=-1, share=False, brief=True),
+    Metric("output_tokens", "Mean tokens an answer", ALL, better=0, share=False),
 )
 _BY_PATH = {metric.path: metric for metric in METRICS}
 

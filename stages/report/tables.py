@@ -6,7 +6,7 @@ from typing import Any
 
 from stages.report.comparisons import BETTER, SAME, WORSE, Change, Comparison
 from stages.report.measured import Measured
-from stages.report.metrics import METRICS, Metric, look_up
+from stages.report.metrics import ALL, METRICS, Metric, look_up
 from stages.report.wording import between, excerpt, number, percent, percents, size
 
 
@@ -41,10 +41,12 @@ class Group:
     rows: list[Row]
 
 
-def metric_groups(measured: Measured) -> list[Group]:
-    """The metrics that any model has, a cell for each model, by kind of task."""
+def metric_groups(measured: Measured, *, shared: bool = False) -> list[Group]:
+    """The metrics that any model has, a cell for each model, by kind of task; `shared` are those of every task."""
     groups: dict[str, list[Row]] = {}
     for metric in METRICS:
+        if shared and metric.group != ALL:
+            continue
         found = {name: look_up(one, metric.path) for name, one in measured.scores.items()}
         if any(value is not None for value in found.values()):
             cells = [_cell(metric, name, value, measured.compared) for name, value in found.items()]

@@ -1,6 +1,6 @@
 """The verdict: may this model ship, why, and what to do next."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -11,6 +11,11 @@ from stages.report.measured import Measured
 from stages.report.wording import plural, rough
 
 _HEADLINE = {PASS: "Ready to release", MARGINAL: "Not proven yet", FAIL: "Do not release"}
+_LEAKS = {
+    "personal_data": "personal data",
+    "verbatim": "training text word for word",
+    "forbidden": "forbidden content",
+}
 _WORST_FIRST = (FAIL, MARGINAL, PASS)
 # What the metrics of a file are about; those of all other files are about the data.
 _SUBJECTS = {
@@ -101,7 +106,7 @@ def answers(said: Verdict, metrics: Mapping[str, Any], found: Sequence[Measured]
     return [
         _better("Better than the base?", "base", found),
         _better("Better than the last release?", "previous", found),
-        _safe(said, gate_rows(metrics), compared),
+        _safe(said, gate_rows(metrics), compared, metrics["evaluate"].get("safety", {})),
         _changed(compared),
     ]
 
@@ -134,53 +139,69 @@ def _steps(state: str, gates: Mapping[str, Any], confidence: float) -> list[Step
             Step("Check the data and the training for a cause", section="flags"),
             Step("A release is refused until the required gates hold; to see them again:", command="tunetrail gates"),
         ]
-    more = [step for name, gate in gates.items() if (step := _more_rows(name, gate, confidence))]
     return [
-        *more,
+        *_undecided(gates, confidence),
         Step("Or release with the doubt on record:", command="tunetrail release VERSION"),
         Step("A pipeline that must not do so refuses it with:", command="tunetrail gates --strict"),
     ]
 
 
-def _more_rows(name: str, gate: Mapping[str, Any], confidence: float) -> Step | None:
-    """How large a hold-out would decide a gate on a share, if the share stays what it is."""
-    if gate["state"] != MARGINAL or "low" not in gate or gate["kind"] != "minimum" or not 0 < gate["threshold"] < 1:
-        return None
-    if gate["value"] <= gate["threshold"]:
-        return Step(f"A better model: {name} was measured below its threshold, which more rows alone would hardly mend")
-    needed = rough(rows_needed(gate["value"], gate["threshold"], confidence))
-    return Step(f"A larger hold-out: at this quality, about {needed} rows would show {name}")
+def _undecided(gates: Mapping[str, Any], confidence: float) -> Iterator[Step]:
+    """What would decide the gates on shares: a larger hold-out, if the share stays what it is, or a better model."""
+    below = []
+    for name, gate in gates.items():
+        if gate["state"] == MARGINAL and "low" in gate and gate["comparison"] == "absolute" and _is_least_share(gate):
+            if gate["value"] <= gate["threshold"]:
+                below.append(name)
+                continue
+            needed = rough(rows_needed(gate["value"], gate["threshold"], confidence))
+            yield Step(f"A larger hold-out: at this quality, about {needed} rows would show {name}")
+    if below:
+        yield Step(f"A better model: below the threshold, which more rows alone would hardly mend: {_names(below)}")
+
+
+def _is_least_share(gate: Mapping[str, Any]) -> bool:
+    return gate["kind"] == "minimum" and 0 < gate["threshold"] < 1
 
 
 def _better(question: str, before: str, found: Sequence[Measured]) -> Answer:
     """Yes only where every task is shown to be better; the tasks one by one where there are several."""
-    parts = found[1:] or found
-    told = [
-        (change.reading, f"{part.task}: {sentence}" if part.task else sentence)
-        for part in parts
+    changes = [
+        (part, one.main)
+        for part in found[1:] or found
         for one in part.compared
-        if (one.before, one.after) == (before, "adapter") and (change := one.main)
-        for sentence in [say_change(change, part.scores[one.before], part.scores[one.after])]
+        if (one.before, one.after) == (before, "adapter") and one.main
     ]
-    if not told:
+    if not changes:
         return Answer(question, "First release", "soft", "No earlier release was named to compare with.", "metrics")
-    readings = {reading for reading, _ in told}
+    told = [
+        f"{part.task}: {change.metric.name} {change.amount}, {change.reading}."
+        if part.task
+        else say_change(change, part.scores[before], part.scores["adapter"])
+        for part, change in changes
+    ]
+    word, tone = _how_much({change.reading for _, change in changes})
+    return Answer(question, word, tone, " ".join(told), "metrics")
+
+
+def _how_much(readings: Set[str]) -> tuple[str, str]:
     if readings == {BETTER}:
-        word, tone = "Yes", "good"
-    elif WORSE in readings:
-        word, tone = ("No, it is worse", "bad") if BETTER not in readings else ("Better and worse", "bad")
-    else:
-        word, tone = ("In part", "unsure") if BETTER in readings else ("Not shown", "soft")
-    return Answer(question, word, tone, " ".join(sentence for _, sentence in told), "metrics")
+        return "Yes", "good"
+    if WORSE in readings:
+        return ("Better and worse", "bad") if BETTER in readings else ("No, it is worse", "bad")
+    return ("In part", "unsure") if BETTER in readings else ("Not shown", "soft")
 
 
-def _safe(said: Verdict, gates: Sequence[GateRow], compared: Sequence[Comparison]) -> Answer:
+def _safe(said: Verdict, gates: Sequence[GateRow], compared: Sequence[Comparison], safety: Mapping[str, Any]) -> Answer:
     word, tone = {PASS: ("Yes", "good"), MARGINAL: ("Not proven", "unsure"), FAIL: ("No", "bad")}[said.state]
     required = [gate.state for gate in gates if gate.required]
     detail = f"{required.count(PASS)} of {plural(len(required), 'required gate')} {'hold' if required else 'are set'}."
     worse = [one.after for one in compared if one.before == "adapter" and one.main and one.main.reading == WORSE]
     if worse:
         detail += f" Worse than the adapter: {_names(worse)}."
+    leaks = [f"{safety[key]['count']} with {name}" for key, name in _LEAKS.items() if safety.get(key, {}).get("count")]
+    if leaks:
+        detail += f" Among {safety['personal_data']['of']:,} answers {_names(leaks)}."
     return Answer("Safe to ship?", word, tone, detail, "gates")
 
 

@@ -19,7 +19,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        make_run(folder)
+        make_run(folder, previous=True, tasks=True)
         main()
     return folder / paths.REPORT_HTML
 

@@ -194,9 +194,8 @@ def test_tasks_and_the_previous_release(tmp_path: Path, monkeypatch: pytest.Monk
     assert "previous to adapter: free text" in headings
     answers = root.all("header")[0].all("dl")[0]
     better, since = (" ".join(one.text().split()) for one in answers.all("dd")[:2])
-    assert better.startswith("Yes mood: Exact match 25.0 % → 91.7 % on 24 rows: 17 won, 1 lost")
-    assert "reply: ROUGE-L" in better
-    assert since.startswith("In part mood: Exact match 83.3 % → 91.7 %")
+    assert better.startswith("Yes mood: Exact match +66.7 points, better. reply: ROUGE-L +0.8698, better.")
+    assert since.startswith("In part mood: Exact match +8.3 points, no change shown.")
     assert "compared on the 76 rows that both answered; 2 are new, 1 are gone." in page
     assert "| On the hold-out | base | previous | adapter | merged | nf4 | int8 |" in markdown
 

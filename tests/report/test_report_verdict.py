@@ -29,7 +29,7 @@ def judged(states: dict[str, tuple[str, bool]], state: str) -> dict[str, Any]:
         }
         for name, (one, required) in states.items()
     }
-    return {"gates": {"verdict": state, "reason": "Measured.", "gates": gates}}
+    return {"gates": {"verdict": state, "reason": "Measured.", "gates": gates}, "evaluate": {}}
 
 
 def change(metric: Metric = MATCH, **raw: float) -> Any:
@@ -77,7 +77,7 @@ def test_a_marginal_gate_says_how_many_rows_would_decide_it() -> None:
     metrics["gates"]["gates"]["match"] |= {"value": 0.9583, "low": 0.857, "high": 0.995, "threshold": 0.95}
     assert "about 2,600 rows would show match" in verdict(metrics, 0.95).steps[0].text
     metrics["gates"]["gates"]["match"] |= {"value": 0.94}
-    assert "below its threshold" in verdict(metrics, 0.95).steps[0].text
+    assert verdict(metrics, 0.95).steps[0].text.startswith("A better model: below the threshold")
 
 
 @given(st.integers(60, 99), st.integers(50, 95))
@@ -104,6 +104,14 @@ def test_the_four_answers() -> None:
     assert found[0].detail == "Exact match 10.0 % → 90.0 % on 48 rows: 40 won, 2 lost, p < 0.001."
     assert found[2].detail == "1 of 1 required gate hold. Worse than the adapter: nf4."
     assert found[3].detail == "base to adapter. adapter to nf4: 0 won, 20 lost."
+
+
+def test_a_leak_is_told_at_the_top() -> None:
+    metrics = judged({"a": ("PASS", True)}, "PASS")
+    metrics["evaluate"] = {"safety": {"personal_data": {"count": 2, "of": 1200}, "verbatim": {"count": 0, "of": 1200}}}
+    gain = compared("base", "adapter", **GAIN)
+    safe = answers(verdict(metrics, 0.95), metrics, [Measured("", MATCH, SCORES, [gain])])[2]
+    assert safe.detail == "1 of 1 required gate hold. Among 1,200 answers 2 with personal data."
 
 
 GAIN = {"difference": 0.8, "won": 40, "lost": 2, "p_value": 1e-9}
