@@ -118,19 +118,21 @@ class Corpus:
     Attributes:
         rows: what each row adds to the sums; rows x sums.
         value: the metric of many sums at once; (many x sums) to (many).
+        limits: the least and the largest value that the metric can have, None where it has no such limits.
     """
 
     rows: Array
     value: Callable[[Array], Array]
+    limits: tuple[float, float] | None = None
 
     def estimate(self) -> float:
         return float(self.value(self.rows.sum(axis=0)[None])[0])
 
 
-def mean_of(values: Any) -> Corpus:
+def mean_of(values: Any, limits: tuple[float, float] | None = None) -> Corpus:
     """The mean of one number a row."""
     numbers = np.asarray(list(values), dtype=np.float64)
-    return Corpus(np.column_stack([numbers, np.ones(len(numbers))]), lambda sums: sums[:, 0] / sums[:, 1])
+    return Corpus(np.column_stack([numbers, np.ones(len(numbers))]), lambda sums: sums[:, 0] / sums[:, 1], limits)
 
 
 def paired(before: Corpus, after: Corpus, change: Callable[[Array, Array], Array] = np.subtract) -> Corpus:
@@ -138,10 +140,13 @@ def paired(before: Corpus, after: Corpus, change: Callable[[Array, Array], Array
 
     A resample draws each row's two sides together, which is what makes the bootstrap paired.
     """
-    width = before.rows.shape[1]
+    width, limits = before.rows.shape[1], None
+    if before.limits and after.limits and change is np.subtract:
+        limits = after.limits[0] - before.limits[1], after.limits[1] - before.limits[0]
     return Corpus(
         np.hstack([before.rows, after.rows]),
         lambda sums: change(after.value(sums[:, width:]), before.value(sums[:, :width])),
+        limits,
     )
 
 
@@ -150,8 +155,10 @@ def bootstrap(corpus: Corpus, confidence: float, resamples: int, seed: int) -> t
 
     Efron, "Better bootstrap confidence intervals", Journal of the American Statistical Association 82
     (1987), 171-185; the acceleration from the jackknife, as in Efron & Tibshirani, "An Introduction to
-    the Bootstrap" (1993), 14.3. All resamples give the same value for one row, or rows that are all
-    alike: the interval then has no width.
+    the Bootstrap" (1993), 14.3. Rows that are all alike give the same value in every resample, as if
+    that proved that no other row ever comes. Where the metric has limits, the interval then reaches as
+    far towards them as rows unlike all of these may be frequent: for n right answers of n that is
+    Clopper and Pearson's interval. Without limits it has no width.
 
     Raises:
         ValueError: when there are no rows.
@@ -160,8 +167,10 @@ def bootstrap(corpus: Corpus, confidence: float, resamples: int, seed: int) -> t
         raise ValueError("no rows to resample")
     estimate = corpus.estimate()
     draws = np.concatenate([corpus.value(w @ corpus.rows) for w in _weights(len(corpus.rows), resamples, seed)])
-    if len(corpus.rows) == 1 or np.ptp(draws) == 0:
-        return estimate, min(estimate, float(draws.min())), max(estimate, float(draws.max()))
+    if np.ptp(draws) <= 1e-12 * abs(estimate):
+        unseen = 1 - ((1 - confidence) / 2) ** (1 / len(corpus.rows))
+        least, most = corpus.limits or (estimate, estimate)
+        return estimate, estimate - unseen * (estimate - least), estimate + unseen * (most - estimate)
     below = ((draws < estimate).mean() + (draws <= estimate).mean()) / 2
     bias = _normal_quantile(min(max(below, 0.5 / resamples), 1 - 0.5 / resamples))
     acceleration = _acceleration(corpus)

@@ -196,7 +196,19 @@ def test_paired_bootstrap_sees_a_shift_that_unpaired_rows_would_hide() -> None:
     assert 0.1 < low < value < high < 0.3
 
 
-def test_rows_that_are_all_alike_have_an_interval_without_width() -> None:
+@pytest.mark.parametrize("rows", [1, 3, 48, 400])
+def test_rows_that_are_all_alike_are_no_proof_where_the_metric_has_limits(rows: int) -> None:
+    right = bootstrap(mean_of([1.0] * rows, (0, 1)), 0.95, 200, seed=1)
+    assert right == pytest.approx((1.0, clopper_pearson(rows, rows, 0.95)[0], 1.0))
+    wrong = bootstrap(mean_of([0.0] * rows, (0, 1)), 0.95, 200, seed=1)
+    assert wrong == pytest.approx((0.0, 0.0, clopper_pearson(0, rows, 0.95)[1]))
+    before = after = mean_of([k % 2 for k in range(2 * rows)], (0, 1))
+    value, low, high = bootstrap(paired(before, after), 0.95, 200, seed=1)
+    assert (value, low) == (0.0, -high)
+    assert high == pytest.approx(clopper_pearson(0, 2 * rows, 0.95)[1])
+
+
+def test_rows_that_are_all_alike_have_an_interval_without_width_where_there_are_no_limits() -> None:
     assert bootstrap(mean_of([2.0] * 5), 0.95, 200, seed=1) == (2.0, 2.0, 2.0)
     assert bootstrap(mean_of([2.0]), 0.95, 200, seed=1) == (2.0, 2.0, 2.0)
     with pytest.raises(ValueError, match="no rows"):

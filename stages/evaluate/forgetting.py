@@ -39,4 +39,4 @@ def _perplexity(rows: Rows) -> Corpus:
 
 def _agreement(rows: Rows) -> Corpus:
     counts = np.array([[row["agreed"], row["reference_tokens"]] for row in rows], dtype=np.float64)
-    return Corpus(counts, lambda sums: sums[:, 0] / sums[:, 1])
+    return Corpus(counts, lambda sums: sums[:, 0] / sums[:, 1], (0, 1))

@@ -19,7 +19,7 @@ def perplexity(nats: Sequence[float], tokens: Sequence[int]) -> Corpus:
 def of_json(scores: Sequence[RowScore]) -> dict[str, Corpus]:
     """field_match: the mean share of a reference's fields that the output has right."""
     shares = [sum(score.fields.values()) / len(score.fields) for score in scores if score.fields]
-    return {"field_match": mean_of(shares)} if shares else {}
+    return {"field_match": mean_of(shares, (0, 1))} if shares else {}
 
 
 def of_classes(scores: Sequence[RowScore]) -> dict[str, Corpus]:
@@ -37,7 +37,7 @@ def of_classes(scores: Sequence[RowScore]) -> dict[str, Corpus]:
             rows[row, 0, predicted] = predicted == actual
     flat = rows.reshape(len(scores), -1)
     return {
-        f"{mean}.{name}": Corpus(flat, _class_metric(name, mean == "weighted"))
+        f"{mean}.{name}": Corpus(flat, _class_metric(name, mean == "weighted"), (0, 1))
         for mean in ("macro", "weighted")
         for name in ("precision", "recall", "f1")
     }
@@ -66,7 +66,7 @@ def _rouge(scores: Sequence[RowScore]) -> dict[str, Corpus]:
     names = ["rouge1", "rouge2", "rougeL"]
     scorer = RougeScorer(names)
     found = [scorer.score(score.reference, score.output) for score in scores]
-    return {name: mean_of(one[name].fmeasure for one in found) for name in names}
+    return {name: mean_of((one[name].fmeasure for one in found), (0, 1)) for name in names}
 
 
 def _sacrebleu(scores: Sequence[RowScore]) -> dict[str, Corpus]:
@@ -83,7 +83,7 @@ def _sacrebleu(scores: Sequence[RowScore]) -> dict[str, Corpus]:
             counts = np.rint(sums).astype(int).tolist()
             return np.array([metric._compute_score_from_stats(one).score for one in counts])
 
-        made[name] = Corpus(rows, value)
+        made[name] = Corpus(rows, value, (0, 100))
     return made
 
 
