@@ -17,7 +17,7 @@ def conflicts(prompts: Mapping[str, Sequence[Record]]) -> dict[str, list[Record]
     return {
         prompt: list(records)
         for prompt, records in prompts.items()
-        if len({completion_key(record.completion) for record in records}) > 1
+        if len(records) > 1 and len({completion_key(record.completion) for record in records}) > 1
     }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from stages.errors import UserError
 from stages.near_duplicates import brute
 from stages.near_duplicates.aligned import Found, joined
 from stages.near_duplicates.parts import Parts, join_folder
@@ -16,8 +17,10 @@ from stages.near_duplicates.sides import Side, sorted_by_length, within_window
 __all__ = ["Pair", "clusters", "comparisons", "cross_pairs", "is_near", "near_pairs", "proposed_pairs", "score"]
 
 # Below so many comparisons rapidfuzz is done before numba is loaded; above the other, an interruption costs minutes.
-_FEW = 2_000_000
+_FEW = 300_000
 _MANY = 20_000_000_000
+# A pair takes some 200 bytes; a million distinct prompts of real data have a tenth of a million.
+_MOST = 10_000_000
 
 
 def comparisons(texts: Sequence[str], threshold: int) -> int:
@@ -30,6 +33,9 @@ def near_pairs(texts: Sequence[str], threshold: int) -> list[Pair]:
     """All pairs of `texts` at or above `threshold` (1 to 100) with left < right, sorted.
 
     Equal texts are pairs too, quadratically many: pass distinct texts where that matters.
+
+    Raises:
+        UserError: when there are more pairs than memory has room for.
     """
     side = sorted_by_length(texts)
     return _within(side, _join(side, side, threshold))
@@ -40,7 +46,7 @@ def proposed_pairs(texts: Sequence[str], threshold: int) -> list[Pair]:
     from stages.near_duplicates import proposed
 
     side = sorted_by_length(texts)
-    return _within(side, joined(proposed.join(side, threshold)))
+    return _within(side, _gathered(proposed.join(side, threshold)))
 
 
 def cross_pairs(left: Sequence[str], right: Sequence[str], threshold: int) -> list[Pair]:
@@ -70,13 +76,26 @@ def clusters(count: int, pairs: Iterable[tuple[int, int]]) -> list[int]:
 def _join(left: Side, right: Side, threshold: int) -> Found:
     count = within_window(left, right, threshold)
     if count < _FEW:
-        return joined(brute.join(left, right, threshold))
+        return _gathered(brute.join(left, right, threshold))
     from stages.near_duplicates import sketched
 
     parts = Parts(join_folder(left, right, threshold) if count >= _MANY else None)
-    found = joined(sketched.join(left, right, threshold, parts))
+    found = _gathered(sketched.join(left, right, threshold, parts))
     parts.clear()
     return found
+
+
+def _gathered(parts: Iterable[Found]) -> Found:
+    held, count = [], 0
+    for part in parts:
+        held.append(part)
+        count += len(part)
+        if count > _MOST:
+            raise UserError(
+                f"more than {_MOST:,} pairs of prompts are near-duplicates, too many to hold: most prompts are one of "
+                "a few templates with other words filled in; raise dedup.threshold, or take fewer rows of that source"
+            )
+    return joined(held)
 
 
 def _within(side: Side, found: Found) -> list[Pair]:

@@ -65,7 +65,7 @@ def fill(texts: Sequence[str], made: NDArray[Any], kernel: Kernel) -> None:
 
 def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """`function` of each item, in order, on all cores: the kernels run without the interpreter's lock."""
-    threads = len(os.sched_getaffinity(0))
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     running: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for item in items:

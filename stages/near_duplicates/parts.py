@@ -12,24 +12,16 @@ from stages.near_duplicates.sides import Side
 
 
 class Parts:
-    """The near pairs of each block of rows, in a folder of files or, without one, in memory."""
+    """The near pairs of blocks of rows, in a folder of files; without a folder nothing is kept."""
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
-        self._held: dict[range, Found] = {}
-        if folder:
-            for file in sorted(folder.glob("*.npy")):
-                start, _, stop = file.stem.partition("-")
-                self._held[range(int(start), int(stop))] = np.load(file)
+        self.saved: dict[range, Found] = {}
+        for file in sorted(folder.glob("*.npy")) if folder else []:
+            start, _, stop = file.stem.partition("-")
+            self.saved[range(int(start), int(stop))] = np.load(file)
 
-    def __contains__(self, rows: range) -> bool:
-        return rows in self._held
-
-    def __getitem__(self, rows: range) -> Found:
-        return self._held[rows]
-
-    def __setitem__(self, rows: range, found: Found) -> None:
-        self._held[rows] = found
+    def save(self, rows: range, found: Found) -> None:
         if self._folder:
             with atomic(self._folder / f"{rows.start}-{rows.stop}.npy") as partial, partial.open("wb") as handle:
                 np.save(handle, found)

@@ -56,8 +56,9 @@ class _Run(NamedTuple):
 
 def join(left: Side, right: Side, threshold: int, parts: Parts) -> Iterator[Found]:
     """All near pairs of the two sides; within one side (`left is right`) each pair once."""
-    blocks = _blocks(left.lengths)
-    cover = {rows: list(tiles(left, right, threshold, rows, _HEIGHT, _WIDTH)) for rows in blocks if rows not in parts}
+    yield from parts.saved.values()
+    missing = [rows for rows in _blocks(left.lengths) if rows not in parts.saved]
+    cover = {rows: list(tiles(left, right, threshold, rows, _HEIGHT, _WIDTH)) for rows in missing}
     total = sum(map(len, cover.values()))
     ticks = iter(track(range(total), total, "near-duplicates, tiles of pairs"))
     q = gram_size(threshold)
@@ -75,9 +76,9 @@ def join(left: Side, right: Side, threshold: int, parts: Parts) -> Iterator[Foun
             found = []
             for pairs in _in_batches(in_threads(scan, cover[block]), ticks):
                 found.append(aligned(left, right, threshold, *pairs))
-            parts[block] = joined(found)
+                yield found[-1]
+            parts.save(block, joined(found))
     next(ticks, None)
-    yield from (parts[rows] for rows in blocks)
 
 
 def gram_size(threshold: int) -> int:

@@ -15,6 +15,7 @@ from rapidfuzz.distance import Indel
 from variants import LATIN, MIXED, texts_with_variants
 
 from stages import near_duplicates, paths
+from stages.errors import UserError
 from stages.near_duplicates import Pair, aligned, comparisons, cross_pairs, encoding, near_pairs, sketched
 from stages.near_duplicates.sides import sorted_by_length, within_window
 
@@ -150,6 +151,14 @@ def test_parts_of_another_join_are_not_used(long_join: list[str], monkeypatch: p
             with pytest.raises(KeyboardInterrupt):
                 near_pairs(texts, threshold)
     assert near_pairs(long_join, 90) == by_brute_force(near_pairs, long_join, 90)
+
+
+@pytest.mark.parametrize("few", [0, 10**9])
+def test_too_many_pairs_end_in_a_sentence(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(near_duplicates, "_FEW", few)
+    monkeypatch.setattr(near_duplicates, "_MOST", 1000)
+    with pytest.raises(UserError, match=r"more than 1,000 pairs .* raise dedup\.threshold"):
+        near_pairs([f"Write a story about {number}" for number in range(100)], 80)
 
 
 def test_numba_is_loaded_for_many_texts_alone() -> None:
