@@ -70,8 +70,14 @@ def test_metrics_are_nested_numbers_that_dvc_shows(pipeline: Path) -> None:
     shown: dict[str, Any] = json.loads(run(pipeline, "dvc", "metrics", "show", "--json").stdout)[""]["data"]
     for file, entry in shown.items():
         written = json.loads((pipeline / file).read_text(encoding="utf-8"))
-        assert entry["data"] == written, f"{file}: dvc metrics leaves something out"
+        assert entry["data"] == without_empty_groups(written), f"{file}: dvc metrics leaves something out"
     assert shown["metrics/evaluate.json"]["data"]["adapter"]["exact_match"]["of"] > 0
+
+
+def without_empty_groups(metrics: dict[str, Any]) -> dict[str, Any]:
+    """DVC shows none, and none tells anything."""
+    pruned = {key: without_empty_groups(one) if isinstance(one, dict) else one for key, one in metrics.items()}
+    return {key: one for key, one in pruned.items() if one != {}}
 
 
 def test_plots_have_axes_with_names(pipeline: Path, tmp_path: Path) -> None:
