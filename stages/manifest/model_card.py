@@ -4,7 +4,7 @@ from typing import Any
 
 from stages import paths
 from stages.files import read_json
-from stages.params import Params
+from stages.params import Params, Task
 
 _TEMPLATE = """\
 ---
@@ -19,7 +19,7 @@ Base model: `{base}` (SHA-256 `{sha256}`), licence {licence}. Trained with `{met
 
 Every prompt is given in the tokenizer's chat template after this instruction:
 
-> {instruction}
+{instructions}
 
 Decode greedily and stop at the template's end-of-turn token; the numbers below hold for that.
 
@@ -55,13 +55,19 @@ def model_card(params: Params, manifest: dict[str, Any]) -> str:
         if params.train.method == "full"
         else f"{params.train.method}, {params.train.adapter}",
         rows=read_json(paths.TRAIN_METRICS)["rows"]["train"],
-        instruction=params.task.instruction,
+        instructions=instructions(params.task),
         holdout=base["rows"],
         percent=f"{params.scoring.confidence:.0%}".rstrip("%"),
         table="\n".join(rows),
         verdict=gates["verdict"],
         reason=gates["reason"],
     )
+
+
+def instructions(task: Task) -> str:
+    """The instruction as a quotation; those of tagged rows below it, each with its tag."""
+    tagged = [f"Tasks tagged `{tag}`:\n\n> {task.contract(tag).instruction}" for tag in task.tags]
+    return "\n\n".join([f"> {task.instruction}", *tagged])
 
 
 def _row(name: str, folder: str, size: int | None, scores: dict[str, Any]) -> str:
