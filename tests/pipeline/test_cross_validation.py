@@ -1,0 +1,37 @@
+"""The example in examples/cross_validation, run on the tiny pipeline."""
+
+import json
+import shutil
+from pathlib import Path
+
+import yaml
+from project import ROOT, run, set_params
+
+from stages.records import read_records
+
+EXAMPLE = Path("examples/cross_validation")
+
+
+def test_a_matrix_trains_every_fold(pipeline: Path, tmp_path: Path) -> None:
+    shutil.copytree(pipeline.parent, tmp_path / "copy", symlinks=True)
+    repository = tmp_path / "copy" / pipeline.name
+    shutil.copytree(ROOT / EXAMPLE, repository / EXAMPLE)
+    stages = yaml.safe_load((repository / EXAMPLE / "stage.yaml").read_text(encoding="utf-8"))["stages"]
+    stages["fold"]["matrix"] = {"number": [1, 2]}
+    definition = yaml.safe_load((repository / "dvc.yaml").read_text(encoding="utf-8"))
+    definition["stages"] |= stages
+    (repository / "dvc.yaml").write_text(yaml.safe_dump(definition, sort_keys=False), encoding="utf-8")
+    set_params(repository, {"split": {"cross_validation": 2}, "train": {"epochs": 1}})
+
+    adapter = (repository / "models/adapter/adapter_model.safetensors").read_bytes()
+    run(repository, "dvc", "repro", "fold")
+    losses = []
+    for number in ("1", "2"):
+        metrics = json.loads((repository / "metrics/folds" / f"{number}.json").read_text(encoding="utf-8"))
+        trained = read_records(repository / "data/split/folds" / number / "train.jsonl")
+        assert metrics["rows"]["train"] >= len(trained)
+        losses.append(metrics["loss"]["validation_last"])
+        assert (repository / "models/folds" / number / "adapter_model.safetensors").is_file()
+    assert losses[0] != losses[1]
+    assert (repository / "models/adapter/adapter_model.safetensors").read_bytes() == adapter
+    assert "Running stage" not in run(repository, "dvc", "repro", "fold").stdout
