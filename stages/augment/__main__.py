@@ -59,7 +59,8 @@ def main() -> None:
     assert len(out) == len(rows) + sum(added.values()), "a row was lost or came from nowhere"
     with_json = sum(is_structured(row.completion) for row in out)
     counts = {"in": len(rows), "out": len(out), "structured": with_json}
-    write_json(paths.AUGMENT_METRICS, {"rows": counts, "added": added, "tasks": _tasks(rows, out)})
+    tasks = _tasks(rows, out)
+    write_json(paths.AUGMENT_METRICS, {"rows": counts, "added": added, **({"tasks": tasks} if tasks else {})})
     words = ", ".join(f"{count} {kind}" for kind, count in added.items())
     print(f"{len(rows)} rows in; added {words}; {len(out)} rows out, {with_json} with a JSON completion")
 

@@ -75,7 +75,7 @@ def main() -> None:
     write_rows(paths.PREVIOUS_GENERATIONS, earlier.rows if earlier else [])
     write_rows(paths.ADAPTER_PROBES, probes + [{"probe": kind, **row} for kind, row in zip(kinds, broken, strict=True)])
     write_confusion(paths.CONFUSION, scores, tasks)
-    write_json(paths.EVALUATE_METRICS, result)
+    write_json(paths.EVALUATE_METRICS, {part: found for part, found in result.items() if found})
 
 
 def _beyond(

@@ -16,7 +16,7 @@ def summarise(scores: Sequence[RowScore], scoring: Scoring) -> dict[str, Any]:
     """SCORES: what one model's outputs are worth.
 
     P is a proportion {value, low, high, count, of} with its Clopper-Pearson interval, I an interval {value, low,
-    high} of the bootstrap. What has no rows is left out.
+    high} of the bootstrap. What has no rows is left out; DVC would leave out an empty mapping too.
 
         of all rows: rows, exact_match: P, valid: P (keeps the contract of its task), output_tokens: mean,
             labels: {LABEL: {exact_match: P}}, perplexity: I of the references, where it was measured
@@ -40,11 +40,11 @@ def summarise(scores: Sequence[RowScore], scoring: Scoring) -> dict[str, Any]:
     for kind, describe in _KINDS.items():
         if part := [score for score in scores if score.kind == kind]:
             summary |= describe(part, scoring)
-    labels = sorted({score.label for score in scores if score.label is not None})
-    summary["labels"] = {
-        label: {"exact_match": proportion((s.exact_match for s in scores if s.label == label), scoring)}
-        for label in labels
-    }
+    if labels := sorted({score.label for score in scores if score.label is not None}):
+        summary["labels"] = {
+            label: {"exact_match": proportion((s.exact_match for s in scores if s.label == label), scoring)}
+            for label in labels
+        }
     if surprise := measured_perplexity(scores):
         summary["perplexity"] = interval(surprise, scoring)
     summary["output_tokens"] = sum(score.tokens for score in scores) / len(scores)
@@ -80,15 +80,15 @@ def measured_perplexity(scores: Sequence[RowScore]) -> Corpus | None:
 
 
 def _describe_json(scores: Sequence[RowScore], scoring: Scoring) -> dict[str, Any]:
-    fields = sorted({field for score in scores for field in score.fields})
-    return {
+    found: dict[str, Any] = {
         "json_valid": proportion((score.json_valid for score in scores), scoring),
         "schema_valid": proportion((score.valid for score in scores), scoring),
-        "fields": {
-            field: proportion((s.fields[field] for s in scores if field in s.fields), scoring) for field in fields
-        },
-        **{name: interval(corpus, scoring) for name, corpus in corpora.of_json(scores).items()},
     }
+    if fields := sorted({field for score in scores for field in score.fields}):
+        found["fields"] = {
+            field: proportion((s.fields[field] for s in scores if field in s.fields), scoring) for field in fields
+        }
+    return found | {name: interval(corpus, scoring) for name, corpus in corpora.of_json(scores).items()}
 
 
 def _describe_classes(scores: Sequence[RowScore], scoring: Scoring) -> dict[str, Any]:
@@ -104,10 +104,12 @@ def _describe_classes(scores: Sequence[RowScore], scoring: Scoring) -> dict[str,
 
 
 def _describe_text(scores: Sequence[RowScore], scoring: Scoring) -> dict[str, Any]:
-    rules = sorted({rule for score in scores for rule in score.rules})
     found: dict[str, Any] = {name: interval(corpus, scoring) for name, corpus in corpora.of_text(scores).items()}
     found["words"] = sum(len(score.output.split()) for score in scores) / len(scores)
-    found["rules"] = {rule: proportion((s.rules[rule] for s in scores if rule in s.rules), scoring) for rule in rules}
+    if rules := sorted({rule for score in scores for rule in score.rules}):
+        found["rules"] = {
+            rule: proportion((s.rules[rule] for s in scores if rule in s.rules), scoring) for rule in rules
+        }
     return {"text": found}
 
 

@@ -81,7 +81,6 @@ def test_every_kind_is_added() -> None:
             "replay": 5,
             "canary": 0,
         },
-        "tasks": {},
     }
     assert sorted(record.origin for record in found["augment:replay"]) == [f"replay.jsonl:{n}" for n in range(1, 6)]
     assert {record.origin for record in found["augment:structured"]} == {f"raw.jsonl:{n}" for n in range(5)}
