@@ -64,6 +64,7 @@ class Split(Section):
     validation_share: Annotated[float, Field(ge=0, lt=0.5)]
     pair_threshold: Annotated[int, Field(ge=50, le=100)]
     max_train_rows: Count | None
+    max_source_share: Annotated[float, Field(gt=0, le=1)]
     cross_validation: Annotated[int, Field(ge=2)] | None
     fold: Count | None
 

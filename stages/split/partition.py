@@ -1,10 +1,12 @@
 """Training, validation and hold-out rows, and the rows that must stay out of training."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 from stages.completions import completion_key
+from stages.errors import UserError
 from stages.params import Split
 from stages.prompts import asked, normalise, prompt_hash
 from stages.records import Record
@@ -19,6 +21,8 @@ from stages.split.strata import Stratum, draw
 @dataclass(frozen=True, slots=True)
 class Partition:
     """Every row in exactly one place, each list sorted by id; `validation_strata` says how validation was drawn.
+
+    `beyond_max` are rows that training leaves out for its own size or for that of their source.
 
     `folds` part the rows of training and validation once more, each fold the validation rows of one experiment.
     """
@@ -60,7 +64,9 @@ def partition(records: Iterable[Record], lock: Lock, nearness: Nearness, setting
     validation, strata = draw(near_groups(free, nearness), share, seed, "validation")
     taken = {record.id for record in validation}
     rest = [record for record in free if record.id not in taken]
-    train, beyond_max = sample_train(rest, settings.max_train_rows, seed)
+    sampled, beyond_max = sample_train(rest, settings.max_train_rows, seed)
+    train, beyond_cap = cap_sources(sampled, settings.max_source_share, seed)
+    beyond_max += beyond_cap
     folds = []
     if settings.cross_validation:
         folds = make_folds(near_groups(train + validation, nearness), settings.cross_validation, seed)
@@ -106,4 +112,33 @@ def sample_train(records: Sequence[Record], max_rows: int | None, seed: int) -> 
     return (
         [record for record in records if record.id in taken],
         [Rejected("beyond_max", detail, None, None, record) for record in records if record.id not in taken],
+    )
+
+
+def cap_sources(records: Sequence[Record], share: float, seed: int) -> tuple[list[Record], list[Rejected]]:
+    """The most records of which no source has more than `share`, a seeded sample of each large source, and the rest.
+
+    Raises:
+        UserError: when there are too few sources for that.
+    """
+    sources = Counter(record.source for record in records)
+    cap, most = Fraction(str(share)), max(sources.values(), default=0)
+    # The largest number that each source may have and still be within its share of what then is left of all.
+    while most > (allowed := int(cap * sum(min(count, most) for count in sources.values()))):
+        most = allowed
+    if records and not most:
+        raise UserError(
+            f"split.max_source_share is {share}, but the training rows come from {len(sources)} sources, of which one "
+            f"must have more; raise it to {1 / len(sources):.3g} at least, or add sources"
+        )
+    left = Counter(dict.fromkeys(sources, most))
+    kept = set()
+    for record in sorted(records, key=lambda record: rank(seed, "source", record.id)):
+        if left[record.source]:
+            left[record.source] -= 1
+            kept.add(record.id)
+    detail = f"its source may have {most} rows, {share:g} of the training rows (split.max_source_share)"
+    return (
+        [record for record in records if record.id in kept],
+        [Rejected("beyond_source_cap", detail, None, None, record) for record in records if record.id not in kept],
     )

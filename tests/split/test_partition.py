@@ -1,5 +1,8 @@
+import itertools
 import random
 from collections import Counter
+from collections.abc import Sequence
+from fractions import Fraction
 
 import pytest
 from hypothesis import given, settings
@@ -8,7 +11,7 @@ from rapidfuzz import fuzz
 
 from stages.dedup.agreement import agreement
 from stages.dedup.duplicates import drop_exact, drop_near
-from stages.errors import Refusal
+from stages.errors import Refusal, UserError
 from stages.leaks import refuse_overlap
 from stages.near_duplicates import near_pairs
 from stages.params import Split
@@ -18,11 +21,13 @@ from stages.rejected import Rejected
 from stages.split.holdout import draw_holdout
 from stages.split.lock import Drawn, Lock, make_lock
 from stages.split.nearness import Nearness
-from stages.split.partition import Partition, partition, restore_locked, sample_train
+from stages.split.partition import Partition, cap_sources, partition, restore_locked, sample_train
 
 HOW = Drawn(max_rows=1, rows=1, seed=1, share=0.5, threshold=90, unique_md5="")
 NEAR = Nearness(prompt=90, pair=80)
-SETTINGS = Split(validation_share=0.2, pair_threshold=80, max_train_rows=None, cross_validation=None, fold=None)
+SETTINGS = Split(
+    validation_share=0.2, pair_threshold=80, max_train_rows=None, max_source_share=1, cross_validation=None, fold=None
+)
 
 
 def row(prompt: str, completion: str = "{}", label: str | None = None) -> Record:
@@ -223,6 +228,48 @@ def test_rows_beyond_the_maximum_are_a_seeded_sample_that_grows_by_one() -> None
     assert {r.reason for r in beyond} == {"beyond_max"}
     assert sample_train(rows, None, 17) == (rows, [])
     assert sample_train(rows, 10, 18)[0] != small
+
+
+@given(
+    sizes=st.lists(st.integers(1, 12), min_size=1, max_size=5),
+    share=st.integers(1, 20).map(lambda n: n / 20),
+    shuffle=st.randoms(use_true_random=False),
+)
+def test_no_source_has_more_than_its_share_and_no_more_rows_could_stay(
+    sizes: list[int], share: float, shuffle: random.Random
+) -> None:
+    rows = [make_record(f"{s} {n}", "{}", None, f"s{s}", "r:1") for s, size in enumerate(sizes) for n in range(size)]
+    best = max(
+        (sum(choice) for choice in itertools.product(*(range(size + 1) for size in sizes[:3])) if _fair(choice, share)),
+        default=0,
+    )
+    rows = [record for record in rows if record.source in ("s0", "s1", "s2")]
+    try:
+        kept, rejected = cap_sources(rows, share, 17)
+    except UserError:
+        assert best == 0
+        return
+    assert len(kept) == best
+    assert _fair(list(Counter(record.source for record in kept).values()), share)
+    assert sorted([*kept, *(r.record for r in rejected)], key=lambda r: r.id) == sorted(rows, key=lambda r: r.id)
+    moved, _ = cap_sources(shuffle.sample(rows, len(rows)), share, 17)
+    assert {record.id for record in moved} == {record.id for record in kept}
+
+
+def _fair(counts: Sequence[int], share: float) -> bool:
+    return max(counts) <= Fraction(str(share)) * sum(counts)
+
+
+def test_a_source_over_its_share_is_cut_and_the_rows_are_named() -> None:
+    prompts = [f"{random.Random(n).getrandbits(160):040x}" for n in range(41)]
+    rows = [make_record(text, "{}", None, "scraped" if n % 4 else "ours", f"r:{n}") for n, text in enumerate(prompts)]
+    lock = make_lock(rows[:1], HOW)
+    parts = split(rows, lock, SETTINGS.model_copy(update={"max_source_share": 0.5, "validation_share": 0}))
+    sources = Counter(record.source for record in parts.train)
+    assert sources == {"scraped": 10, "ours": 10}
+    assert {(r.reason, r.record.source) for r in parts.beyond_max} == {("beyond_source_cap", "scraped")}
+    with pytest.raises(UserError, match=r"max_source_share is 0\.4, but .* 2 sources.*raise it to 0\.5"):
+        split(rows, lock, SETTINGS.model_copy(update={"max_source_share": 0.4}))
 
 
 def test_overlap_is_refused_and_named() -> None:

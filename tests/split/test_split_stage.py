@@ -18,6 +18,7 @@ SPLIT = {
     "validation_share": 0.2,
     "pair_threshold": 80,
     "max_train_rows": None,
+    "max_source_share": 1,
     "cross_validation": None,
     "fold": None,
 }
