@@ -24,6 +24,7 @@ def flags(metrics: Mapping[str, Any], generations: Mapping[str, Sequence[Row]]) 
     """What can make the numbers above mean less than they seem to; raised ones first."""
     raised = metrics["train"]["red_flags"]
     conflicts, split, checks = metrics["dedup"]["conflicts"], metrics["split"], metrics["data_checks"]
+    canaries = metrics["augment"]["added"].get("canary", 0)
     shared, missing = sum(split["overlap"].values()), split["locked"]["missing"]
     tuned = {name: rows for name, rows in generations.items() if name != "base"}
     unstopped = {name: sum(not row["stopped"] for row in rows) for name, rows in tuned.items()}
@@ -38,6 +39,7 @@ def flags(metrics: Mapping[str, Any], generations: Mapping[str, Sequence[Row]]) 
             checks["triggers"]["found"] > 0,
             f"Poisoning: {plural(checks['triggers']['found'], 'suspected trigger')} in the training rows",
         ),
+        Flag(canaries > 0, f"Audit run: {plural(canaries, 'canary row')} trained on, which no release may hold"),
         Flag(sum(unstopped.values()) > 0, f"Cut off by the token limit: answers of {_listed(unstopped) or 'no model'}"),
     ]
     return sorted(found, key=lambda flag: not flag.raised)

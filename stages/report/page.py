@@ -105,6 +105,7 @@ def _data(inputs: Inputs) -> dict[str, Any]:
         "ties": checks.ties(inputs.checks["tied"]),
         "conflicts": checks.conflicts(inputs.checks["conflicts"]),
         "source_rows": checks.source_rows(inputs.metrics["data_checks"]),
+        "duplicate_facts": rows.duplicate_facts(inputs.metrics["dedup"]),
         "duplicates": rows.set_aside(inputs.rejected["duplicates"]),
         "quarantined": rows.set_aside(inputs.rejected["quarantine"]),
     }

@@ -161,7 +161,7 @@ def _undecided(gates: Mapping[str, Any], confidence: float) -> Iterator[Step]:
 
 
 def _is_least_share(gate: Mapping[str, Any]) -> bool:
-    return gate["kind"] == "minimum" and 0 < gate["threshold"] < 1
+    return bool(gate["kind"] == "minimum" and 0 < gate["threshold"] < 1)
 
 
 def _better(question: str, before: str, found: Sequence[Measured]) -> Answer:

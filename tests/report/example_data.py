@@ -35,7 +35,8 @@ def write_data(rows: list[dict[str, Any]]) -> None:
             "dropped": {"exact": 9, "near": 19},
             "pairs": {"exact": 9, "near": 31},
             "conflicts": {"prompts": 1, "rows": 2},
-            "clusters": {"count": 24, "largest": 4},
+            "clusters": {"count": 24, "largest": 4, "giant": 0, "giant_rows": 0},
+            "search": {"comparisons": 61_218, "exact": 1},
         },
     )
     write_json(
@@ -53,8 +54,9 @@ def write_data(rows: list[dict[str, Any]]) -> None:
             },
         },
     )
-    added = {"malformed": 6, "structured": 0, "replay": 12}
-    write_json(paths.AUGMENT_METRICS, {"rows": {"in": 262, "out": 280}, "added": added})
+    added = {"value_swapped": 0, "task_balance": 0, "malformed": 6, "structured": 0, "replay": 12, "canary": 0}
+    rows_in_and_out = {"in": 262, "out": 280, "structured": 268}
+    write_json(paths.AUGMENT_METRICS, {"rows": rows_in_and_out, "added": added, "tasks": {}})
 
 
 def write_data_checks(rows: list[dict[str, Any]]) -> None:

@@ -42,7 +42,12 @@ def test_a_suspected_trigger_is_a_red_flag() -> None:
         "train": {"red_flags": {"overfitting": 0, "exploded": 1}},
         "dedup": {"conflicts": {"prompts": 0}},
         "split": {"overlap": {"shared_ids": 0}, "locked": {"missing": 0}},
+        "augment": {"added": {"canary": 3}},
         "data_checks": FOUND,
     }
     raised = [flag.text for flag in flags(metrics, {"base": [], "adapter": []}) if flag.raised]
-    assert raised == ["Exploded", "Poisoning: 1 suspected trigger in the training rows"]
+    assert raised == [
+        "Exploded",
+        "Poisoning: 1 suspected trigger in the training rows",
+        "Audit run: 3 canary rows trained on, which no release may hold",
+    ]
