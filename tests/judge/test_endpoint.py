@@ -2,6 +2,7 @@
 
 import datetime
 import email.utils
+import gzip
 import json
 import time
 from collections.abc import Iterator
@@ -104,6 +105,14 @@ def test_a_server_that_hangs_is_left(proxy: Proxy) -> None:
     proxy.faults = [(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n", *[b" "] * 100)]
     assert ask(proxy, question(2), timeout=0.2)[question(2)].text == "B"
     assert proxy.connections == 4
+
+
+def test_a_compressed_reply_in_small_pieces_is_read_whole(proxy: Proxy) -> None:
+    body = gzip.compress(json.dumps({"choices": [{"message": {"content": "A"}}]}).encode())
+    head = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(body)
+    proxy.faults = [(head, *[body[at : at + 5] for at in range(0, len(body), 5)])]
+    assert ask(proxy, question(1)) == {question(1): Reply("A", None, None)}
+    assert proxy.connections == 1
 
 
 def test_a_server_that_stays_broken_ends_in_a_sentence(proxy: Proxy) -> None:
