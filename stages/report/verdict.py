@@ -134,9 +134,10 @@ def _steps(state: str, gates: Mapping[str, Any], confidence: float) -> list[Step
             Step("Look at what changed first", section="examples"),
         ]
     if state == FAIL:
+        failed = {name: gate for name, gate in gates.items() if gate["state"] == FAIL and gate["required"]}
         return [
-            Step("Read the rows that the gates failed on", section="examples"),
-            Step("Check the data and the training for a cause", section="flags"),
+            *(Step(f"See what {name} rests on", section=_section(gate["metric"])) for name, gate in failed.items()),
+            Step("Check the red flags for a cause", section="flags"),
             Step("A release is refused until the required gates hold; to see them again:", command="tunetrail gates"),
         ]
     return [
@@ -144,6 +145,15 @@ def _steps(state: str, gates: Mapping[str, Any], confidence: float) -> list[Step
         Step("Or release with the doubt on record:", command="tunetrail release VERSION"),
         Step("A pipeline that must not do so refuses it with:", command="tunetrail gates --strict"),
     ]
+
+
+def _section(metric: str) -> str:
+    """Where the page shows what a metric was measured on."""
+    file, _, rest = metric.partition(".")
+    if file == "evaluate" and rest.partition(".")[0] in ("general", "robustness", "safety", "slices"):
+        return "beyond"
+    places = {"judge": "opinions", "review": "opinions", "train": "training"}
+    return places.get(file, "examples" if file in _SUBJECTS else "data")
 
 
 def _undecided(gates: Mapping[str, Any], confidence: float) -> Iterator[Step]:

@@ -72,6 +72,25 @@ def test_what_a_gate_asks(comparison: str, asked: str) -> None:
     assert gate_rows(metrics)[0].asked == asked
 
 
+@pytest.mark.parametrize(
+    ("metric", "section"),
+    [
+        ("evaluate.adapter.exact_match", "examples"),
+        ("quantize.artefacts.nf4.scores.exact_match", "examples"),
+        ("evaluate.safety.personal_data", "beyond"),
+        ("judge.against_baseline.delta", "opinions"),
+        ("train.loss.train_last", "training"),
+        ("split.overlap.shared_ids", "data"),
+    ],
+)
+def test_a_failed_gate_leads_to_what_it_rests_on(metric: str, section: str) -> None:
+    metrics = judged({"a": ("FAIL", True), "b": ("FAIL", False), "c": ("MARGINAL", True)}, "FAIL")
+    metrics["gates"]["gates"]["a"]["metric"] = metric
+    first, second, _ = verdict(metrics, 0.95).steps
+    assert (first.text, first.section) == ("See what a rests on", section)
+    assert second.section == "flags"
+
+
 def test_a_marginal_gate_says_how_many_rows_would_decide_it() -> None:
     metrics = judged({"match": ("MARGINAL", True)}, "MARGINAL")
     metrics["gates"]["gates"]["match"] |= {"value": 0.9583, "low": 0.857, "high": 0.995, "threshold": 0.95}
