@@ -71,7 +71,7 @@ def check(chat: Chat, settings: Train, train: Examples, validation: Examples) ->
 def _facts(chat: Chat, settings: Train, train: Examples, validation: Examples) -> Iterator[str]:
     limit, tokens = settings.max_tokens, max(1, train.tokens)
     seen = train.trained_tokens / tokens
-    yield f"rows: {len(train)} to train on, {len(validation)} to validate on"
+    yield f"{len(train)} rows to train on, {len(validation)} to validate on"
     yield (
         f"tokens: {train.tokens} to train on, of which the loss sees {train.trained_tokens} ({seen:.1%}); "
         f"{1 - seen:.1%} are masked"

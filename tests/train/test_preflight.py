@@ -72,7 +72,7 @@ def test_a_sound_run_is_described(tmp_path: Path, capsys: pytest.CaptureFixture[
     records = [make_record(prompt, completion, None, "s", "s:1") for prompt, completion in PAIRS]
     trained = sum(len(chat.completion_ids(record.completion)) for record in records)
     tokens = trained + sum(len(chat.prompt_ids(record)) for record in records)
-    assert "rows: 20 to train on, 4 to validate on" in told
+    assert "20 rows to train on, 4 to validate on" in told
     assert f"tokens: {tokens} to train on, of which the loss sees {trained} ({trained / tokens:.1%})" in told
     assert "left out of training, longer than 400 tokens: 0 rows, 0 tokens (0.0%)" in told
     assert 'assistant\n⟦{"order": "0"}<|im_end|>⟧' in told
