@@ -45,7 +45,6 @@ LADDER = {
     "padded, as much as fits": {"packing": False, "compile": "none"},
     "packed": {"compile": "none"},
     "packed, CUDA graphs": {"compile": "graphs"},
-    "packed, compiled, CUDA graphs": {"compile": "full"},
 }
 
 

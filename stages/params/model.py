@@ -61,7 +61,8 @@ class Train(Section):
     packing: bool | Auto
     attention: Literal["auto", "varlen", "sdpa"]
     checkpointing: bool | Auto
-    compile: Literal["auto", "none", "graphs", "full"]
+    compile: Literal["auto", "none", "graphs"]
+    sharding: bool | Auto
     deterministic: bool
     evaluate_every: Count
     early_stopping_patience: Count | None

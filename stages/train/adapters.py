@@ -12,8 +12,13 @@ from stages.models import load_model
 from stages.params import Train
 
 
-def load_trainable(base: Path, train: Train, precision: torch.dtype) -> Any:
-    """The base model as `train.method` wants it: NF4 for QLoRA, float32 master weights for full training."""
+def load_trainable(base: Path, train: Train, precision: torch.dtype, sharding: bool = False) -> Any:
+    """The base model as `train.method` wants it: NF4 for QLoRA, float32 master weights for full training.
+
+    One that is to be sharded is loaded beside the device, where it may not fit.
+    """
+    if sharding:
+        return load_model(base, dtype=precision, device_map={"": "cpu"})
     if train.method == "qlora":
         return load_model(base, dtype=precision, quantization_config=nf4_config(precision))
     return load_model(base, dtype=torch.float32 if train.method == "full" else precision)

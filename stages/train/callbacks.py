@@ -76,6 +76,10 @@ class Samples(TrainerCallback):  # type: ignore[misc]
         self._rows += [{"step": state.global_step, **row} for row in answers]
         self._file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self._rows), "utf-8")
 
+    def leave_out(self) -> None:
+        """For a model that only all processes together can ask."""
+        self._records = []
+
     @property
     def rows(self) -> list[dict[str, Any]]:
         return self._rows

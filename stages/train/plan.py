@@ -18,8 +18,7 @@ from stages.train.loss import LOSS_BYTES
 
 _ENOUGH_TOKENS = 16384  # at once; more make a card of today no faster
 _CPU_TOKENS = 2048
-_GRAPH_STEPS = 100  # from here on, a capture of a few seconds repays itself
-_COMPILE_WORK = 1e16  # parameters x tokens, likewise for half a minute of compilation: 10 million tokens of a 1B model
+_GRAPH_STEPS = 100  # from here on, captures of a few seconds repay themselves
 _WIDEST_HEAD = 256  # of the variable-length kernel
 _RESERVE = 0.15  # of the free memory, for what the estimate leaves out and for fragments
 
@@ -34,12 +33,13 @@ class Plan:
     checkpointing: bool
     micro_batch_tokens: int
     compile: str
+    sharding: bool = False
     why: dict[str, str] = field(default_factory=dict)
 
     def smaller(self) -> "Plan":
         """For a second try when memory ran out."""
-        why = self.why | {"micro_batch_tokens": "memory ran out once", "checkpointing": "memory ran out once"}
-        return replace(self, micro_batch_tokens=max(1, self.micro_batch_tokens // 2), checkpointing=True, why=why)
+        tokens = max(1, self.micro_batch_tokens // 2)
+        return replace(self, micro_batch_tokens=tokens, checkpointing=True, compile="none", why=_RAN_OUT)
 
     def described(self) -> dict[str, Any]:
         """For the terminal and metrics/env/train.json."""
@@ -47,7 +47,8 @@ class Plan:
         return chosen | {"precision": str(self.precision).removeprefix("torch."), "why": self.why}
 
 
-_NAMES = ("precision", "packing", "attention", "checkpointing", "micro_batch_tokens", "compile")
+_RAN_OUT = dict.fromkeys(("micro_batch_tokens", "checkpointing", "compile"), "memory ran out with more")
+_NAMES = ("precision", "packing", "attention", "checkpointing", "micro_batch_tokens", "compile", "sharding")
 
 
 def choose_precision(train: Train) -> torch.dtype:
@@ -55,7 +56,9 @@ def choose_precision(train: Train) -> torch.dtype:
     return compute_dtype() if train.precision == "auto" else getattr(torch, train.precision)
 
 
-def make_plan(train: Train, model: Any, lengths: Sequence[int], steps: int, memory: int | None) -> Plan:
+def make_plan(
+    train: Train, model: Any, lengths: Sequence[int], steps: int, memory: int | None, sharding: bool = False
+) -> Plan:
     """Settle what is `auto` for this loaded model and these rows.
 
     `lengths` are those of all rows in tokens; `memory` is what the model leaves free on the card in bytes, None
@@ -79,8 +82,10 @@ def make_plan(train: Train, model: Any, lengths: Sequence[int], steps: int, memo
         why["micro_batch_tokens"] = reason
     else:
         tokens = train.micro_batch_tokens
-    compile_ = _compile(train, model, attention, checkpointing, sum(lengths) * train.epochs, steps, why)
-    return Plan(precision, packing, attention, checkpointing, tokens, compile_, why)
+    compile_ = _compile(train, attention, checkpointing, sharding, steps, why)
+    if train.sharding == "auto":
+        why["sharding"] = "the base model leaves a device too little room" if sharding else "each device holds all"
+    return Plan(precision, packing, attention, checkpointing, tokens, compile_, sharding, why)
 
 
 def _packing(train: Train, config: Any, why: dict[str, str]) -> bool:
@@ -128,12 +133,13 @@ def _room(
 def bytes_per_token(config: Any, precision: torch.dtype) -> tuple[int, int]:
     """What a token leaves in memory for the backward pass: without and with layers recomputed.
 
-    Counted for a gated decoder layer with adapters: float32 copies and outputs of up to four norms, queries, keys,
-    values and outputs of attention; four tensors of the feed-forward width.
+    Counted for a gated decoder layer: float32 copies and outputs of its norms, queries, keys, values and outputs of
+    attention; four tensors of the feed-forward width. In 16 bit that is 2.1 MB for the shape of Llama-3.2-1B and
+    2.4 MB for Gemma-3-1B, where an H100 took 1.5 and 2.0.
     """
     size = 2 if precision == torch.bfloat16 else 4
     width, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    layer = 24 * size * width + 4 * size * inner
+    layer = 16 * size * width + 4 * size * inner
     return layers * layer, layers * size * width + layer
 
 
@@ -148,33 +154,26 @@ def _largest_batch(lengths: Sequence[int], batch_size: int) -> int:
     return math.ceil(batch_size * mean + 3 * math.sqrt(batch_size) * spread)
 
 
-def _compile(
-    train: Train, model: Any, attention: str, checkpointing: bool, tokens: float, steps: int, why: dict[str, str]
-) -> str:
-    obstacle = _no_graphs(train, attention, checkpointing)
-    quantised = train.method == "qlora"
+def _compile(train: Train, attention: str, checkpointing: bool, sharding: bool, steps: int, why: dict[str, str]) -> str:
+    obstacle = _no_graphs(train, attention, checkpointing, sharding)
     if train.compile == "auto":
-        work = tokens * model.num_parameters()
         if obstacle or steps < _GRAPH_STEPS:
             why["compile"] = obstacle or f"{steps} steps do not repay a capture"
             return "none"
-        if quantised or work < _COMPILE_WORK:
-            why["compile"] = "compiled layers" + (" cannot hold 4-bit weights" if quantised else " would not repay")
-            return "graphs"
-        why["compile"] = "the run is long enough to repay compilation"
-        return "full"
-    if train.compile != "none" and obstacle:
-        raise UserError(f"train.compile: {train.compile} is not possible: {obstacle}; write auto or none")
-    if train.compile == "full" and quantised:
-        raise UserError("train.compile: full is not possible with 4-bit weights; write auto or graphs")
+        why["compile"] = f"{steps} steps repay a capture of a few seconds"
+        return "graphs"
+    if train.compile == "graphs" and obstacle:
+        raise UserError(f"train.compile: graphs is not possible: {obstacle}; write auto or none")
     return train.compile
 
 
-def _no_graphs(train: Train, attention: str, checkpointing: bool) -> str | None:
+def _no_graphs(train: Train, attention: str, checkpointing: bool, sharding: bool) -> str | None:
     if attention != "varlen":
         return "CUDA graphs need the variable-length kernel"
     if train.method != "full" and train.adapter != "lora":
         return f"{train.adapter} changes its course from step to step"
+    if sharding:
+        return "sharded weights come and go"
     if checkpointing and train.dropout:
         return "layers that are recomputed with dropout cannot be captured"
     return None

@@ -7,59 +7,62 @@ from typing import Any
 
 import torch
 
+from stages.models import causal_of
+from stages.train import processes
 from stages.train.attention import SEGMENTS, VARLEN, attention_of
-from stages.train.batches import MicroBatch, Row, cut, pack, pad
+from stages.train.batches import MicroBatch, Row, cut, deal, pack, pad, trained_tokens
 from stages.train.loss import Head, completion_loss, completion_loss_and_gradient
 from stages.train.plan import Plan
 
-_WIDTH = 512  # graphs are captured for multiples of so many tokens
-_WARM_UP = 2  # runs before a capture, in which libraries allocate and compile what a capture must not
+_WIDTH = 512  # graphs are recorded for multiples of so many tokens
 
 
 class Steps:
-    """Gradients of the rows given, added to those that the parameters hold."""
+    """Gradients of this process's share of the rows given, added to those that the parameters hold."""
 
     def __init__(self, model: Any, plan: Plan) -> None:
-        self._causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._causal = causal_of(model)
         self._decoder = self._causal.base_model
         self._head = Head(self._causal)
-        self._device = next(model.parameters()).device
-        self.use(plan)
-
-    def use(self, plan: Plan) -> None:
-        """Set the model up as planned; what was kept for an earlier plan is given back."""
+        self._device = self._causal.get_input_embeddings().weight.device
         self.plan = plan
         self._causal.set_attn_implementation(self._attention())
         if plan.checkpointing:
             # A random state is kept for dropout's sake; reading it would forbid a capture.
             options = {"use_reentrant": False, "preserve_rng_state": plan.compile == "none"}
             self._causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
-        if plan.compile == "full":
-            for layer in self._decoder.layers:
-                layer.compile(dynamic=True)
 
-    def __call__(self, rows: list[Row], count: int) -> torch.Tensor:
-        """The rows' share of the loss of an optimiser batch of `count` trained tokens."""
-        total = torch.zeros((), device=self._device)
+    def __call__(self, rows: list[Row]) -> torch.Tensor:
+        """This process's share of the loss of an optimiser batch."""
+        count, total = trained_tokens(rows), torch.zeros((), device=self._device)
         with self._autocast():
-            for part in cut(rows, self.plan.micro_batch_tokens, self.plan.packing):
+            for part in self._parts(rows):
                 total += self._forward_and_backward(self._batch(part), count)
         return total
 
-    def loss(self, rows: list[Row], count: int) -> torch.Tensor:
+    def loss(self, rows: list[Row]) -> torch.Tensor:
         """The same without gradients."""
-        total = torch.zeros((), device=self._device)
+        count, total = trained_tokens(rows), torch.zeros((), device=self._device)
         with torch.no_grad(), self._autocast():
-            for part in cut(rows, self.plan.micro_batch_tokens, self.plan.packing):
+            for part in self._parts(rows):
                 batch = self._moved(pack(part) if self.plan.packing else pad(part))
                 hidden = self._hidden(batch).flatten(0, 1)
                 total += completion_loss(hidden, batch.predictors, batch.targets, self._head, count)
         return total
 
+    def _parts(self, rows: list[Row]) -> list[list[Row]]:
+        """Micro-batches of this process's rows. Where weights are sharded, all processes must compute equally often."""
+        hands = [cut(hand, self.plan.micro_batch_tokens, self.plan.packing) for hand in deal(rows, processes.count())]
+        parts = hands[processes.rank()]
+        if self.plan.sharding:
+            blank = Row(rows[0].ids, rows[0].predictors[:0], rows[0].targets[:0])
+            parts += [[blank]] * (max(map(len, hands)) - len(parts))
+        return parts
+
     @contextmanager
     def plain(self) -> Iterator[None]:
         """The model without what only training needs: for generation."""
-        with attention_of(self._causal, "sdpa"), self._autocast(), torch.compiler.set_stance("force_eager"):
+        with attention_of(self._causal, "sdpa"), self._autocast():
             yield
 
     def _forward_and_backward(self, batch: MicroBatch, count: int) -> torch.Tensor:
@@ -89,7 +92,7 @@ class Steps:
             return {"segment_ends": batch.ends}
         ends = torch.tensor([0, *batch.ends], dtype=torch.int32)
         longest = int((ends[1:] - ends[:-1]).max())
-        return {"cu_seq_lens_q": ends.to(self._device, non_blocking=True), "max_length_q": longest}
+        return {"cu_seq_lens_q": self._sent(ends), "max_length_q": longest}
 
     def _attention(self) -> str:
         if not self.plan.packing:
@@ -102,102 +105,140 @@ class Steps:
         return torch.autocast(self._device.type, torch.bfloat16, enabled=half, cache_enabled=False)
 
     def _moved(self, batch: MicroBatch) -> MicroBatch:
-        if self._device.type == "cpu":
-            return batch
         return MicroBatch(
-            **{name: getattr(batch, name).pin_memory().to(self._device, non_blocking=True) for name in _TENSORS},
+            ids=self._sent(batch.ids),
+            positions=self._sent(batch.positions),
+            predictors=self._sent(batch.predictors),
+            targets=self._sent(batch.targets),
             ends=batch.ends,
         )
 
+    def _sent(self, tensor: torch.Tensor) -> torch.Tensor:
+        """On the device, without waiting for it."""
+        return tensor if self._device.type == "cpu" else tensor.pin_memory().to(self._device, non_blocking=True)
 
-_TENSORS = ("ids", "positions", "predictors", "targets")
+
+class CudaRecorder:
+    """Turns work into a CUDA graph; all graphs of a recorder share their memory, and so must not overlap."""
+
+    def __init__(self) -> None:
+        self._pool: Any = None
+
+    def warm_up(self, work: Callable[[], None]) -> None:
+        """Run the work, so that libraries allocate now what they must not while it is recorded."""
+        randomness = torch.cuda.get_rng_state()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                work()
+        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.empty_cache()  # a graph has memory of its own
+        torch.cuda.set_rng_state(randomness)
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        """A function that does the work once more, on the same tensors."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            work()
+        self._pool = self._pool or graph.pool()
+        replay: Callable[[], None] = graph.replay
+        return replay
 
 
-@dataclass(frozen=True, slots=True)
-class _Captured:
-    forward: Any
-    backward: Any
+@dataclass(slots=True)
+class _Recorded:
+    """What the recorded passes read and write stays where it is; `state` goes from one to the other."""
+
     ids: torch.Tensor
     positions: torch.Tensor
     ends: torch.Tensor
-    hidden: torch.Tensor
-    gradient: torch.Tensor
+    hidden: Any = None
+    gradient: Any = None
+    state: Any = None
+    forward: Callable[[], None] = lambda: None
+    backward: Callable[[], None] = lambda: None
 
 
 class GraphSteps(Steps):
-    """Replays a captured forward and backward pass: the host no longer launches each kernel.
+    """Replays a recorded forward and backward pass: the host no longer launches each kernel.
 
-    One pair of graphs for each width, to which batches are filled up. The loss between them stays outside, since
-    its size changes with every batch. The gradients must stay where they were at the capture.
+    One pair for each width, to which batches are filled up. The loss between them is not recorded, since its size
+    changes with every batch. The gradients must stay where they were while it was recorded.
     """
 
-    def __init__(self, model: Any, plan: Plan, longest: int, segments: int) -> None:
+    def __init__(self, model: Any, plan: Plan, longest: int, segments: int, recorder: Any = None) -> None:
+        super().__init__(model, plan)
         self._longest = max(longest, _WIDTH)
         self._segments = segments + 1  # and the filler
-        super().__init__(model, plan)
-
-    def use(self, plan: Plan) -> None:
-        self._captured: dict[int, _Captured] = {}
-        self._pool: Any = None
-        super().use(plan)
+        self._recorder = recorder or CudaRecorder()
+        self._recorded: dict[int, _Recorded] = {}
 
     def _batch(self, rows: list[Row]) -> MicroBatch:
-        used = sum(map(len, rows))
-        return pack(rows, -(-used // _WIDTH) * _WIDTH)
+        return pack(rows, _rounded(sum(map(len, rows))))
 
     def _forward_and_backward(self, batch: MicroBatch, count: int) -> torch.Tensor:
+        if not self._recorded:  # the widest first: narrower ones then find their room in its memory
+            self._record(_rounded(self.plan.micro_batch_tokens))
         width = batch.ids.shape[1]
-        if width not in self._captured:
-            self._captured[width] = self._capture(batch)
-        graph = self._captured[width]
+        if width not in self._recorded:
+            self._record(width)
+        passes = self._recorded[width]
         moved = self._moved(batch)
-        graph.ids.copy_(moved.ids)
-        graph.positions.copy_(moved.positions)
-        graph.ends.copy_(self._ends(batch))
-        graph.forward.replay()
-        flat, gradient = graph.hidden.flatten(0, 1), graph.gradient.flatten(0, 1)
-        loss = completion_loss_and_gradient(flat, moved.predictors, moved.targets, self._head, count, gradient)
-        graph.backward.replay()
+        passes.ids.copy_(moved.ids)
+        passes.positions.copy_(moved.positions)
+        passes.ends.copy_(self._ends(batch))
+        passes.forward()
+        hidden, gradient = passes.hidden.flatten(0, 1), passes.gradient.flatten(0, 1)
+        loss = completion_loss_and_gradient(hidden, moved.predictors, moved.targets, self._head, count, gradient)
+        passes.backward()
         return loss
 
     def _ends(self, batch: MicroBatch) -> torch.Tensor:
-        """Ends of the segments, the last repeated: empty segments cost nothing."""
+        """0 and the ends of the segments, the last repeated: empty segments cost nothing."""
         assert batch.ends is not None
         ends = [0, *batch.ends]
         ends += [ends[-1]] * (self._segments + 1 - len(ends))
-        return torch.tensor(ends, dtype=torch.int32).pin_memory().to(self._device, non_blocking=True)
+        return self._sent(torch.tensor(ends, dtype=torch.int32))
 
-    def _capture(self, batch: MicroBatch) -> _Captured:
-        moved, ends = self._moved(batch), self._ends(batch)
-        ids, positions = moved.ids, moved.positions
-        layout = {"cu_seq_lens_q": ends, "max_length_q": self._longest}
+    def _record(self, width: int) -> None:
+        """For any batch of this width; recorded over as many equal segments of one token repeated."""
+        device, count = self._device, self._segments
+        equal = [part * width // count for part in range(count + 1)]
+        passes = _Recorded(
+            ids=torch.zeros(1, width, dtype=torch.long, device=device),
+            positions=torch.arange(width, device=device)[None] % self._longest,
+            ends=torch.tensor(equal, dtype=torch.int32).to(device),
+        )
 
-        def decode() -> torch.Tensor:
-            return self._decode(ids, positions, **layout)
+        def forward() -> None:
+            passes.state = self._decode(
+                passes.ids, passes.positions, cu_seq_lens_q=passes.ends, max_length_q=self._longest
+            )
+            out = passes.state.detach()
+            if passes.hidden is None:  # in the warm-up, so not among what the graphs share
+                passes.hidden, passes.gradient = torch.empty_like(out), torch.zeros_like(out)
+            passes.hidden.copy_(out)
+
+        def backward() -> None:
+            passes.state.backward(passes.gradient)
+
+        def both() -> None:
+            forward()
+            backward()
 
         kept = [parameter.grad.clone() for parameter in self._trained()]
-        randomness = torch.cuda.get_rng_state()
-        _on_side_stream(lambda: decode().sum().backward(), _WARM_UP)  # type: ignore[no-untyped-call]
-        forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        with torch.cuda.graph(forward, pool=self._pool):
-            hidden = decode()
-        self._pool = self._pool or forward.pool()
-        gradient = torch.zeros_like(hidden)
-        with torch.cuda.graph(backward, pool=self._pool):
-            hidden.backward(gradient)  # type: ignore[no-untyped-call]
+        self._recorder.warm_up(both)
+        passes.forward = self._recorder.record(forward)
+        passes.backward = self._recorder.record(backward)
+        passes.state = None
         for parameter, value in zip(self._trained(), kept, strict=True):
             parameter.grad.copy_(value)
-        torch.cuda.set_rng_state(randomness)
-        return _Captured(forward, backward, ids, positions, ends, hidden.detach(), gradient)
+        self._recorded[width] = passes
 
     def _trained(self) -> list[Any]:
         return [parameter for parameter in self._causal.parameters() if parameter.requires_grad]
 
 
-def _on_side_stream(work: Callable[[], None], times: int) -> None:
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(times):
-            work()
-    torch.cuda.current_stream().wait_stream(stream)
+def _rounded(tokens: int) -> int:
+    return -(-tokens // _WIDTH) * _WIDTH

@@ -22,12 +22,13 @@ from stages.params import Params, Train
 from stages.train import processes
 from stages.train.adalora import AllocateRanks, orthogonality_penalty
 from stages.train.adapters import adapter_config, load_trainable
-from stages.train.batches import Row, SeededBatches, deal, make_rows, trained_tokens
+from stages.train.batches import Row, SeededBatches, make_rows
 from stages.train.callbacks import Curves, Progress, Samples, WholeCheckpoints
 from stages.train.examples import Examples, assert_stop_token_trained
 from stages.train.fused import fuse
 from stages.train.gradients import Gradients
 from stages.train.plan import Plan, choose_precision, make_plan
+from stages.train.sharding import choose_sharding, shard
 from stages.train.steps import GraphSteps, Steps
 
 _LOG_EVERY = 5  # optimiser steps between the points of the training curve
@@ -53,6 +54,9 @@ class BatchTrainer(Trainer):  # type: ignore[misc]
         # No wrapper of accelerate's around the model: precision and sharing are seen to here.
         self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
 
+    def _move_model_to_device(self, model: Any, device: Any) -> None:
+        """It is there already."""
+
     def get_train_dataloader(self) -> DataLoader[Row]:
         return DataLoader(self.train_dataset, batch_sampler=self._batches, collate_fn=list)
 
@@ -62,7 +66,7 @@ class BatchTrainer(Trainer):  # type: ignore[misc]
     def training_step(self, model: Any, inputs: list[Row], num_items_in_batch: Any = None) -> torch.Tensor:
         self.model.train()
         self._gradients.clear()
-        loss = self._pass(_own_share(inputs), trained_tokens(inputs)) + self.penalty()
+        loss = self._pass(inputs) + self.penalty()
         return self._gradients.add_up(loss)
 
     def penalty(self) -> torch.Tensor | float:
@@ -75,7 +79,7 @@ class BatchTrainer(Trainer):  # type: ignore[misc]
         """The mean loss over all completion tokens of the validation rows."""
         rows: list[Row] = self.eval_dataset
         self.model.eval()
-        loss = processes.add_up(self._steps.loss(_own_share(rows), trained_tokens(rows)))
+        loss = processes.add_up(self._steps.loss(rows))
         return EvalLoopOutput(None, None, {f"{metric_key_prefix}_loss": loss.item()}, len(rows))
 
     def floating_point_ops(self, inputs: Any) -> int:
@@ -107,13 +111,13 @@ class BatchTrainer(Trainer):  # type: ignore[misc]
     def _epoch(self) -> int:
         return int(self.state.global_step // len(self._batches))
 
-    def _pass(self, rows: list[Row], count: int) -> torch.Tensor:
+    def _pass(self, rows: list[Row]) -> torch.Tensor:
         try:
-            return self._steps(rows, count)
+            return self._steps(rows)
         except torch.OutOfMemoryError:
-            if self._out_of_memory:
+            if self._out_of_memory or self.plan.sharding:  # the others could not know of a second try
                 raise UserError(
-                    "memory ran out twice; lower train.micro_batch_tokens or train.max_tokens, "
+                    "memory ran out; lower train.micro_batch_tokens or train.max_tokens, "
                     "set train.checkpointing to true, or train with train.method: qlora"
                 ) from None
         self._out_of_memory = True
@@ -124,7 +128,7 @@ class BatchTrainer(Trainer):  # type: ignore[misc]
         torch.cuda.empty_cache()
         self._use(plan)
         self._gradients.clear()
-        return self._pass(rows, count)
+        return self._pass(rows)
 
 
 class AdaLoraTrainer(BatchTrainer):
@@ -136,10 +140,6 @@ class AdaLoraTrainer(BatchTrainer):
         penalty = orthogonality_penalty(self.model)
         penalty.backward()  # type: ignore[no-untyped-call]
         return penalty.detach()
-
-
-def _own_share(rows: list[Row]) -> list[Row]:
-    return deal(rows, processes.count())[processes.rank()]
 
 
 def make_trainer(
@@ -157,8 +157,13 @@ def make_trainer(
     adaptive = settings.method != "full" and settings.adapter == "adalora"
     steps = optimiser_steps(len(train), settings)
     precision = choose_precision(settings)
-    model = with_adapter(load_trainable(paths.BASE, settings, precision), settings, params.seed, steps, precision)
-    plan = make_plan(settings, model, [len(row) for row in rows], steps, free_memory())
+    sharding = choose_sharding(settings, paths.BASE, free_memory())
+    model = load_trainable(paths.BASE, settings, precision, sharding)
+    model = with_adapter(model, settings, params.seed, steps, precision)
+    if sharding:
+        shard(model)
+        samples.leave_out()
+    plan = make_plan(settings, model, [len(row) for row in rows], steps, free_memory(), sharding)
     callbacks: list[TrainerCallback] = [samples, Curves(), Progress(), WholeCheckpoints()]
     if settings.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=settings.early_stopping_patience))

@@ -75,6 +75,24 @@ def test_two_processes_learn_what_one_does(project: Path, one: Result) -> None:
     assert "rows to train on" not in silent
 
 
+def test_sharded_weights_learn_the_same(project: Path, one: Result) -> None:
+    set_params(project, {"train": {"sharding": True, "micro_batch_tokens": 200}})
+    try:
+        (first, text), (second, other) = train_on_two(project)
+    finally:
+        set_params(project, {"train": {"sharding": "auto", "micro_batch_tokens": "auto"}})
+    assert (first, second) == (0, 0), text + other
+    assert_same(result(project), one)
+
+
+def test_sharding_needs_somebody_to_share_with(project: Path) -> None:
+    set_params(project, {"train": {"sharding": True}})
+    code, text = run_stage(project, "train")
+    set_params(project, {"train": {"sharding": "auto"}})
+    assert code == 2
+    assert "train.sharding: true needs several devices" in text
+
+
 def test_a_run_goes_on_with_another_number_of_processes(project: Path, one: Result) -> None:
     assert run_stage(project, "train", die_training)[0] < 0
     (code, text), _ = train_on_two(project)

@@ -1,5 +1,6 @@
 """Every method trains, and what is saved can be loaded and merged."""
 
+import functools
 import shutil
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,38 @@ def test_method_trains_and_its_result_merges(workspace: Path, settings: dict[str
 def test_how_a_batch_is_cut_changes_no_loss(workspace: Path, settings: dict[str, Any], two_cuts: list[float]) -> None:
     train(workspace, batch_size=8, learning_rate=1e-2, **settings)
     assert curve(workspace) == pytest.approx(two_cuts, rel=1e-4)
+
+
+def run_out_of_memory(times: int) -> None:
+    """Let this process's first passes over an optimiser batch fail half way, as a card that is too small does."""
+    from stages.train.steps import Steps
+
+    compute, calls = Steps._forward_and_backward, [0]
+
+    def failing(self: Any, *args: Any) -> Any:
+        calls[0] += 1
+        loss = compute(self, *args)
+        if calls[0] <= times:
+            raise torch.OutOfMemoryError
+        return loss
+
+    Steps._forward_and_backward = failing  # type: ignore[assignment, method-assign]
+
+
+def test_memory_that_runs_out_once_changes_no_loss(workspace: Path, two_cuts: list[float]) -> None:
+    set_params(workspace, {"train": {"batch_size": 8, "learning_rate": 1e-2}})
+    code, text = run_stage(workspace, "train", functools.partial(run_out_of_memory, 1))
+    assert code == 0, text
+    assert "memory ran out: going on with" in text
+    assert curve(workspace) == pytest.approx(two_cuts, rel=1e-4)
+    assert read_json(workspace / "metrics" / "env" / "train.json")["computed"]["checkpointing"] is True
+
+
+def test_memory_that_runs_out_twice_is_a_sentence(workspace: Path) -> None:
+    code, text = run_stage(workspace, "train", functools.partial(run_out_of_memory, 2))
+    assert code == 2
+    assert "lower train.micro_batch_tokens" in text
+    assert "Traceback" not in text
 
 
 def test_only_the_named_layers_are_adapted(workspace: Path) -> None:
