@@ -11,7 +11,7 @@ from stages import paths
 from stages.files import write_json
 
 # The libraries whose version can change a model or an answer.
-LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "tokenizers", "safetensors")
+LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "tokenizers", "safetensors")
 
 
 def library_versions() -> dict[str, str]:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-_HEAVY = ["torch", "transformers", "datasets", "peft", "trl", "bitsandbytes", "dvclive", "scipy.stats"]
+_HEAVY = ["torch", "transformers", "datasets", "peft", "bitsandbytes", "dvclive", "scipy.stats"]
 
 
 def run_stage(repository: Path, stage: str, die: Callable[[], None] | None = None, name: str = "") -> tuple[int, str]:
