@@ -30,6 +30,9 @@ from stages.train.trainer import make_trainer
 def main() -> None:
     processes.start_all()
     params = load_params("generation", "seed", "task", "train")
+    if params.train.deterministic:
+        make_deterministic()
+    processes.join()
     chat = checked_chat(params.task)
     train = make_examples(chat, read_records(paths.TRAIN), params.train.max_tokens)
     held = read_records(paths.VALIDATION)
@@ -37,9 +40,6 @@ def main() -> None:
     first = processes.rank() == 0
     if first:
         check(chat, params.train, train, validation)
-    if params.train.deterministic:
-        make_deterministic()
-    processes.join()
 
     folder = checkpoint_folder(run_key())
     notes: dict[str, object]
