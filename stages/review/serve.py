@@ -21,9 +21,9 @@ def review(reviewer: str, port: int) -> None:
         print("all models say the same to every row that is to be reviewed; there is nothing to compare")
         return
     with _listen(session, port) as server:
-        # Flushed, for whoever reads the address from a pipe.
-        print(f"{session.progress()}; review at {server.address} and stop with Ctrl-C", flush=True)
         try:
+            # Flushed, for whoever reads the address from a pipe.
+            print(f"{session.progress()}; review at {server.address} and stop with Ctrl-C", flush=True)
             server.serve_forever()
         except KeyboardInterrupt:
             print(f"\n{session.progress()}, in {session.file}; commit it: `dvc repro` counts it", file=sys.stderr)
