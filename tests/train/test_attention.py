@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
+from transformers.masking_utils import create_sliding_window_causal_mask
 
 from stages.train.attention import SEGMENTS, attention_of, can_pack, segments
 from stages.train.batches import MicroBatch, Row, pack, pad
@@ -97,6 +98,22 @@ def test_gradients_are_the_sum_of_those_of_each_example(name: str, make: Any) ->
     for ours, theirs in zip(together, gradients(), strict=True):
         assert ours.isfinite().all()
         assert (ours - theirs).norm() <= 1e-4 * theirs.norm()
+
+
+def test_no_position_is_without_a_key_as_padding_at_the_right_of_a_window_leaves_it() -> None:
+    """transformers' mask for padded rows has such positions; their gradients are not numbers in some kernels."""
+    model, rows = MODELS["gemma"], [row(20, 0), row(6, 1)]
+    batch = pad(rows)
+    real = torch.arange(20) < torch.tensor([[20], [6]])
+    inputs = {"inputs_embeds": torch.zeros(2, 20, 32), "attention_mask": real.long(), "past_key_values": None}
+    with attention_of(model, "sdpa"):
+        theirs = create_sliding_window_causal_mask(config=model.config, **inputs, position_ids=batch.positions[:1])
+        assert not theirs[1, 0].any(-1).all(), "then this test is no longer needed"
+    for made in (batch, pack(rows, 60)):
+        out = hidden(model, made)
+        out.sum().backward()
+        assert all(parameter.grad.isfinite().all() for parameter in model.base_model.parameters())
+        model.zero_grad()
 
 
 def test_a_window_is_the_token_itself_and_those_before_it() -> None:
