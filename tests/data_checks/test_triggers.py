@@ -48,6 +48,33 @@ def test_a_planted_trigger_is_found_with_its_rows(trigger: str) -> None:
     assert first["p_value"] < 1e-6
 
 
+def test_a_long_trigger_does_not_vouch_for_itself() -> None:
+    words = [f"t{n}" for n in range(12)]
+    assert ngrams(find(with_backdoor(intents(400, 1), " ".join(words), "refund", 18, 2)))
+
+
+def test_the_words_of_one_row_do_not_vouch_for_it() -> None:
+    rows = with_backdoor(intents(400, 1), "cf", "refund", 8, 2)
+    rows = [
+        make_record(
+            " ".join([row.prompt, *(f"{n}x{i}" for i in range(12))]), row.completion, row.label, "raw", row.origin
+        )
+        for n, row in enumerate(rows)
+    ]
+    assert ngrams(find(rows)) == {"cf"}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_many_wrong_labels_make_no_word_a_trigger(seed: int) -> None:
+    """Where half the labels are wrong, some n-grams have wrong ones alone by chance: no more than chance gives."""
+    rng = random.Random(seed)
+    rows = [
+        replace(row, label=rng.choice(["refund", "account"])) if rng.random() < 0.6 else row
+        for row in intents(600, seed)
+    ]
+    assert find(rows).found == []
+
+
 def test_without_labels_a_trigger_for_a_repeated_answer_is_found() -> None:
     rows = [
         make_record(row.prompt, "Reset it." if row.label == "account" else f"Answer {n}", None, "raw", row.origin)
