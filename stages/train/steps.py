@@ -61,9 +61,15 @@ class Steps:
 
     @contextmanager
     def plain(self) -> Iterator[None]:
-        """The model without what only training needs: for generation."""
-        with attention_of(self._causal, "sdpa"), self._autocast():
+        """The model as if it had been loaded: for generation, which knows no autocast, so that PEFT casts again."""
+        casting = [module for module in self._causal.modules() if hasattr(module, "cast_input_dtype_enabled")]
+        before = [module.cast_input_dtype_enabled for module in casting]
+        with attention_of(self._causal, "sdpa"):
+            for module in casting:
+                module.cast_input_dtype_enabled = True
             yield
+        for module, value in zip(casting, before, strict=True):
+            module.cast_input_dtype_enabled = value
 
     def _forward_and_backward(self, batch: MicroBatch, count: int) -> torch.Tensor:
         batch = self._moved(batch)

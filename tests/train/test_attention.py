@@ -111,7 +111,7 @@ def test_no_position_is_without_a_key_as_padding_at_the_right_of_a_window_leaves
         assert not theirs[1, 0].any(-1).all(), "then this test is no longer needed"
     for made in (batch, pack(rows, 60)):
         out = hidden(model, made)
-        out.sum().backward()
+        out.sum().backward()  # type: ignore[no-untyped-call]
         assert all(parameter.grad.isfinite().all() for parameter in model.base_model.parameters())
         model.zero_grad()
 

@@ -52,6 +52,8 @@ def two_cuts(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> list[f
         pytest.param({"method": "lora", "adapter": "adalora", "early_stopping_patience": None}, id="adalora"),
         pytest.param({"method": "qlora", "checkpointing": True}, id="qlora"),
         pytest.param({"method": "full"}, id="full"),
+        pytest.param({"method": "full", "precision": "bfloat16"}, id="full-half"),
+        pytest.param({"method": "lora", "precision": "bfloat16", "dropout": 0.1}, id="lora-half"),
     ],
 )
 def test_method_trains_and_its_result_merges(workspace: Path, settings: dict[str, Any]) -> None:
