@@ -57,7 +57,7 @@ def review(metrics: Mapping[str, Any]) -> Opinions:
     """metrics/review.json, as stages.review.summary describes it."""
     title, counts = "Reviewed by people", metrics["reviews"]
     if not metrics.get("reviewers"):
-        return Opinions(title, "Nobody has reviewed these answers: `tunetrail review`.", [], [])
+        return Opinions(title, "Nobody has reviewed these answers (tunetrail review).", [], [])
     who = [
         f"{name}: {plural(one['counted'], 'answer')}, {whole(one['left'])} to go"
         + (f", {whole(one['stale'])} about other answers and not counted" if one["stale"] else "")
