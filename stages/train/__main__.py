@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,14 @@ def main() -> None:
     if params.train.deterministic:
         make_deterministic()
     processes.join()
+    first = processes.rank() == 0
+    if not first:
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 the first speaks for all
     chat = checked_chat(params.task)
     train = make_examples(chat, read_records(paths.TRAIN), params.train.max_tokens)
     held = read_records(paths.VALIDATION)
     validation = make_examples(chat, held, params.train.max_tokens)
-    first = processes.rank() == 0
-    if first:
-        check(chat, params.train, train, validation)
+    check(chat, params.train, train, validation)
 
     folder = checkpoint_folder(run_key())
     notes: dict[str, object]
@@ -68,8 +70,7 @@ def fit(
     """Train to the end, from the newest whole checkpoint in `folder` if there is one."""
     samples = Samples(chat, held[: params.train.sample_prompts], params.generation, folder / "samples.jsonl")
     trainer = make_trainer(params, chat, train, validation, folder, samples)
-    if processes.rank() == 0:
-        show(trainer.plan)
+    show(trainer.plan)
     checkpoint = newest_checkpoint(folder) if trainer.args.save_strategy != "no" else None
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return trainer, samples
