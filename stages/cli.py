@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,10 @@ from stages.errors import Refusal, run
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one subcommand; exit code 0, 1 when it refuses, 2 for bad input."""
     options = parser().parse_args(arguments)
-    run(lambda: _in_root(options))
+    try:
+        run(lambda: _in_root(options))
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parser() -> argparse.ArgumentParser:
