@@ -215,7 +215,7 @@ def deterministic(architecture: str, on: bool) -> dict[str, Any]:
 def ladder(workers: Workers, table: Table) -> None:
     for architecture in ONE_BILLION:
         for name, changes in LADDER.items():
-            steps = 40 if changes["compile"] == "none" else 80
+            steps = 80 if changes["compile"] == "graphs" else 20 if "micro_batch_tokens" in changes else 40
             table.add(f"{architecture}, {name}", workers.do(150, train_steps, architecture, steps, **changes))
         for name in ("padded, as much as fits", "packed, CUDA graphs"):
             answer = workers.do(100, train_steps, architecture, 80, method="qlora", **LADDER[name])
@@ -239,10 +239,11 @@ def determinism(workers: Workers, table: Table) -> None:
 
 
 def devices(workers: Workers, table: Table) -> None:
-    for batch in (16, 64):
-        for cards in (1, torch.cuda.device_count()):
-            answer = workers.do(300, job, "Llama-3.2-1B", cards, batch_size=batch, epochs=batch // 16)
-            table.add(f"{cards} card(s), batches of {batch}", answer)
+    """For batches of 16, one card is a row of `jobs`."""
+    many = torch.cuda.device_count()
+    for batch, cards in ((64, 1), (64, many), (16, many)):
+        answer = workers.do(300, job, "Llama-3.2-1B", cards, batch_size=batch)
+        table.add(f"{cards} card(s), batches of {batch}", answer)
 
 
 def profiles(workers: Workers, table: Table) -> None:
