@@ -8,7 +8,7 @@ from stages.errors import UserError
 from stages.params import Task
 from stages.records import REPLAY, Message, Record
 
-_SENTINEL = "Xq7"
+_SENTINEL, _ANSWER = "Xq7", "Zk4"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,25 +63,37 @@ def make_chat(tokenizer: Any, instruction: str, by_task: Mapping[str, str] | Non
     `by_task` are the instructions of rows with a tag; all other rows have `instruction`.
 
     Raises:
-        UserError: when the template has no special token after the answer, or does not begin a full
-            conversation with the very text that it shows the model before the answer.
+        UserError: when there is no template, it cannot be rendered, does not show the model what the user says, has no
+            special token after the answer, or does not begin a full conversation with the very text that it shows
+            the model before the answer.
     """
+    if not tokenizer.chat_template:
+        raise UserError("the tokenizer has no chat template, so nobody knows how the model is to be asked")
     takes_system = _takes_system(tokenizer)
-    messages = _messages([Message("user", "hello")], instruction, takes_system)
-    before = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    whole = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": _SENTINEL}], tokenize=False)
-    if not whole.startswith(before + _SENTINEL):
+    messages = _messages([Message("user", _SENTINEL)], instruction, takes_system)
+    before = _rendered(tokenizer, messages, add_generation_prompt=True)
+    whole = _rendered(tokenizer, [*messages, {"role": "assistant", "content": _ANSWER}])
+    if _SENTINEL not in before:
+        raise UserError("the chat template does not show the model what the user says")
+    if not whole.startswith(before + _ANSWER):
         raise UserError(
-            "the chat template of models/base shows the model another text before an answer than in a full "
-            "conversation; training on it would not match generation; use a model with a plain template"
+            "the chat template shows the model another text before an answer than in a full conversation; training on "
+            "it would not match generation"
         )
-    tail = tokenizer(whole[len(before) + len(_SENTINEL) :], add_special_tokens=False)["input_ids"]
+    tail = tokenizer(whole[len(before) + len(_ANSWER) :], add_special_tokens=False)["input_ids"]
     special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
     if not tail or tail[0] not in special:
-        raise UserError(
-            "the chat template of models/base ends an answer without a stop token; generation would not end"
-        )
+        raise UserError("the chat template ends an answer without a stop token; generation would not end")
     return Chat(tokenizer, instruction, tail[0], takes_system, by_task or {})
+
+
+def _rendered(tokenizer: Any, messages: list[dict[str, str]], **options: Any) -> str:
+    """The template runs in the sandbox of transformers. Raises UserError with the first line of what it says."""
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
+    except Exception as error:  # a template raises what it likes
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"the chat template cannot be rendered: {reason}") from None
 
 
 def _messages(turns: Sequence[Message], instruction: str, takes_system: bool) -> list[dict[str, str]]:

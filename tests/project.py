@@ -22,6 +22,7 @@ _COPIED = [
     ".gitignore",
     "constraints.txt",
     "data/.gitignore",
+    "data/chat_template.jinja",
     "data/general.jsonl",
     "data/refusals.jsonl",
     "data/replay.jsonl",

@@ -76,6 +76,21 @@ def test_a_template_that_never_ends_an_answer_is_refused() -> None:
         make_chat(tiny_tokenizer(NO_STOP), "")
 
 
+@pytest.mark.parametrize(
+    ("template", "sentence"),
+    [
+        ("", "the tokenizer has no chat template"),
+        ("{% for message in messages %}", "cannot be rendered: Unexpected end of template"),
+        ("{{ raise_exception('only for\nMondays') }}", "cannot be rendered: only for$"),
+        ("{{ messages.__class__.__mro__ }}", "cannot be rendered: access to attribute '__class__' .* is unsafe"),
+        (CHAT_TEMPLATE.replace("{{ message['content'] }}", ""), "does not show the model what the user says"),
+    ],
+)
+def test_a_template_that_cannot_be_used_is_a_sentence(template: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        make_chat(tiny_tokenizer(template), "")
+
+
 def test_a_template_that_shows_another_prompt_in_training_is_refused() -> None:
     with pytest.raises(UserError, match="would not match generation"):
         make_chat(tiny_tokenizer(THINKS), "")

@@ -6,6 +6,7 @@ from pathlib import Path
 from stages import paths
 from stages.base.materialise import materialise
 from stages.base.sources import fetch
+from stages.base.template import read_template
 from stages.environment import measured
 from stages.errors import run
 from stages.files import atomic
@@ -14,11 +15,12 @@ from stages.params import load_params
 
 def main() -> None:
     model = load_params("model").model
+    template = read_template(Path(model.chat_template))
     with measured("base"), tempfile.TemporaryDirectory() as scratch:
         print(f"fetching {model.source}")
         source = fetch(model, Path(scratch))
         with atomic(paths.BASE) as folder:
-            materialise(source, folder, model.dtype)
+            materialise(source, folder, model.dtype, template)
     print(f"wrote {paths.BASE} in {model.dtype}")
 
 

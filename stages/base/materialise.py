@@ -7,15 +7,18 @@ import torch
 from gguf import GGUFReader
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from stages.base.template import set_template
 from stages.errors import UserError
 from stages.models import refuse_not_finite
 
 
-def materialise(source: Path, folder: Path, dtype: str) -> None:
+def materialise(source: Path, folder: Path, dtype: str, template: str) -> None:
     """Load `source` (a folder or a GGUF file) and save it under `folder` with weights in `dtype`.
 
+    `template` comes in place of the model's own chat template; an empty text leaves that.
+
     Raises:
-        UserError: when it is no causal language model, has no chat template, or holds NaN or infinity.
+        UserError: when it is no causal language model, holds NaN or infinity, or cannot be trained with the template.
     """
     where: dict[str, Any] = {"pretrained_model_name_or_path": source}
     if source.is_file():
@@ -29,8 +32,7 @@ def materialise(source: Path, folder: Path, dtype: str) -> None:
         raise UserError(f"model.source: transformers cannot load {source.name}: {reason}") from None
     if source.is_file():
         _set_special_tokens(tokenizer, source)
-    if not tokenizer.chat_template:
-        raise UserError("model.source: the tokenizer has no chat template; use an instruction-tuned model")
+    set_template(tokenizer, template)
     _shed_quantisation_marks(model)
     refuse_not_finite(dict(model.named_parameters()), "the base model")
     model.to(getattr(torch, dtype))

@@ -26,6 +26,7 @@ class Model(Section):
     sha256: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
     licence: str
     dtype: Literal["bfloat16", "float16", "float32"]
+    chat_template: str
 
 
 def _layer_range(text: str | None) -> str | None:

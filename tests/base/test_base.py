@@ -5,23 +5,24 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_model import save_tiny_model
+from tiny_model import CHAT_TEMPLATE, save_tiny_model
 
 from stages.base.materialise import materialise
 from stages.base.sources import fetch
 from stages.errors import Refusal, UserError
 from stages.files import file_digest, tree_digest
+from stages.models import load_tokenizer
 from stages.params import Model
 
 
 def model(source: str, sha256: str = "", file: str | None = None) -> Model:
-    return Model(source=source, file=file, sha256=sha256, licence="Apache-2.0", dtype="bfloat16")
+    return Model(source=source, file=file, sha256=sha256, licence="Apache-2.0", dtype="bfloat16", chat_template="none")
 
 
 def test_a_folder_becomes_safetensors_in_the_wanted_precision(tmp_path: Path) -> None:
     source = save_tiny_model(tmp_path / "tiny")
     found = fetch(model(f"path:{source}", tree_digest(source)), tmp_path)
-    materialise(found, tmp_path / "base", "bfloat16")
+    materialise(found, tmp_path / "base", "bfloat16", "")
     weights = load_file(tmp_path / "base" / "model.safetensors")
     original = load_file(source / "model.safetensors")
     assert weights.keys() == original.keys()
@@ -83,11 +84,14 @@ def test_pickled_weights_are_not_loaded(tmp_path: Path) -> None:
         fetch(model(f"path:{source}"), tmp_path)
 
 
-def test_a_model_without_a_chat_template_is_refused(tmp_path: Path) -> None:
+def test_a_model_without_a_chat_template_is_refused_unless_it_is_given_one(tmp_path: Path) -> None:
     source = save_tiny_model(tmp_path / "tiny")
     (source / "chat_template.jinja").unlink()
-    with pytest.raises(UserError, match="no chat template"):
-        materialise(source, tmp_path / "base", "float32")
+    with pytest.raises(UserError, match=r"model\.source: .* no chat template.* its file in model\.chat_template"):
+        materialise(source, tmp_path / "base", "float32", "")
+    assert not (tmp_path / "base").exists()
+    materialise(source, tmp_path / "base", "float32", CHAT_TEMPLATE)
+    assert load_tokenizer(tmp_path / "base").chat_template == CHAT_TEMPLATE
 
 
 def test_a_model_with_nan_is_refused(tmp_path: Path) -> None:
@@ -98,5 +102,5 @@ def test_a_model_with_nan_is_refused(tmp_path: Path) -> None:
     weights["model.norm.weight"][0] = float("nan")
     save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(Refusal, match=r"model\.norm\.weight"):
-        materialise(source, tmp_path / "base", "float32")
+        materialise(source, tmp_path / "base", "float32", "")
     assert not (tmp_path / "base").exists()

@@ -36,15 +36,17 @@ def test_every_file_that_ships_is_hashed(pipeline: Path) -> None:
 
 def test_what_made_the_release_is_hashed_too(pipeline: Path) -> None:
     found = manifest(pipeline)
-    assert {"data/raw/tickets.jsonl", "data/train.jsonl", "data/holdout.lock", "data/schema.json"} <= found[
-        "data"
-    ].keys()
+    made_of = {"raw/tickets.jsonl", "train.jsonl", "holdout.lock", "schema.json", "chat_template.jinja"}
+    assert {f"data/{name}" for name in made_of} <= found["data"].keys()
     assert {"stages/train/trainer.py", "stages/clean/__main__.py", "constraints.txt"} <= found["code"].keys()
     assert {"metrics/evaluate.json", "metrics/quantize.json"} <= found["metrics"].keys()
     assert {"models/adapter/adapter_model.safetensors"} <= found["adapter"].keys()
     assert found["base"]["source"] == "path:../tiny-model"
     assert found["base"]["licence"] == "Apache-2.0"
     assert found["params"]["train"]["rank"] == 4
+    for artefact in ("merged", "nf4", "int8"):
+        shipped = found["files"][f"{artefact}/chat_template.jinja"]
+        assert shipped == found["base"]["files"]["models/base/chat_template.jinja"]
     for name, digest in found["code"].items():
         assert digest == hashlib.sha256((pipeline / name).read_bytes()).hexdigest()
 

@@ -109,6 +109,18 @@ def test_an_experiment_runs_what_its_parameter_makes_stale(copy: Path) -> None:
     assert "slower" in run(copy, "dvc", "exp", "show", "--csv").stdout
 
 
+def test_another_chat_template_makes_the_base_model_and_what_asks_it_stale(copy: Path) -> None:
+    own = (copy / paths.BASE / "chat_template.jinja").read_text(encoding="utf-8")
+    file = copy / "data" / "chat_template.jinja"
+    file.write_text(own.replace("message['content']", "message['content'].split() | join(' ')"), encoding="utf-8")
+    ran = run(copy, "dvc", "repro", "base", "clean").stdout
+    assert "Running stage 'base'" in ran
+    assert "Running stage 'clean'" not in ran
+    assert (copy / paths.BASE / "chat_template.jinja").read_text(encoding="utf-8") == file.read_text(encoding="utf-8")
+    stale = json.loads(run(copy, "dvc", "status", "--json").stdout)
+    assert {"baseline", "train", "evaluate", "merge_quantize", "manifest"} <= stale.keys()
+
+
 def test_a_parameter_that_changes_no_weights_costs_no_training(copy: Path) -> None:
     set_params(copy, {"clean": {"max_prompt_characters": 1999}})
     ran = run(copy, "dvc", "repro").stdout

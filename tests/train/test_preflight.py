@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 PAIRS = [(f"Where is order {number}?", f'{{"order": "{number}"}}') for number in range(20)]
 GENERATES = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 WRONG = {
-    "no template": (None, "has no chat template"),
+    "no template": (None, "models/base: the tokenizer has no chat template"),
     "not rendered": ("{{ raise_exception('only for Mondays') }}", "cannot be rendered: only for Mondays"),
     "no syntax": ("{% for message in %}", "cannot be rendered"),
     "no prompt": (CHAT_TEMPLATE.replace("{{ message['content'] }}", ""), "does not show the model what the user says"),
@@ -87,6 +87,8 @@ def test_a_wrong_template_is_found(tmp_path: Path, kind: str) -> None:
         main()
     (problem,) = problems(str(caught.value))
     assert sentence in problem
+    if kind != "doubled BOS":
+        assert problem.endswith("model.chat_template can name another template")
 
 
 def test_rows_left_out_are_counted_in_rows_and_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
