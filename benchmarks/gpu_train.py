@@ -2,6 +2,7 @@
 
     python benchmarks/gpu_train.py ladder jobs memory determinism        the tables named, or all of them
     python benchmarks/gpu_train.py devices                               one card against all of this machine
+    PEERS=FOLDER python benchmarks/gpu_train.py peers                    Unsloth and TRL, where installed, beside ours
 
 Random weights of the Llama-3.2-1B, Gemma-3-1B and Llama-3.1-8B architectures; LoRA of rank 16 on all seven
 projections; 2,000 pairs whose lengths are log-normal with median 176 and at most 1,024 tokens, half of each the
@@ -25,7 +26,8 @@ from typing import Any
 import torch
 import transformers
 import yaml
-from random_models import ARCHITECTURES, LONGEST, MEDIAN, lengths, random_model, rows
+from gpu_train_peers import CONTENDERS, contend
+from random_models import LONGEST, MEDIAN, lengths, random_model, rows, save_model, write_case
 from workers import Table, Workers, machine
 
 from stages.chat import make_chat
@@ -174,8 +176,7 @@ def make_project(project: Path, architecture: str, train: Train) -> int:
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     params["train"] = train.model_dump()
     (project / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
-    tokenizer = tiny_tokenizer()
-    chat = make_chat(tokenizer, params["task"]["instruction"])
+    chat = make_chat(tiny_tokenizer(), params["task"]["instruction"])
     overhead = len(chat.prompt_ids(make_record("x", "y", None, "s", "s:1")))  # a token a byte
     records, tokens = [], 0
     for number, length in enumerate(lengths()):
@@ -186,11 +187,7 @@ def make_project(project: Path, architecture: str, train: Train) -> int:
     (project / "data" / "split").mkdir(parents=True)
     write_records(project / "data" / "train.jsonl", records)
     write_records(project / "data" / "split" / "validation.jsonl", [])
-    transformers.set_seed(1)
-    with torch.device("cuda"):
-        model = transformers.AutoModelForCausalLM.from_config(ARCHITECTURES[architecture](), dtype=torch.bfloat16)
-    model.save_pretrained(project / "models" / "base")
-    tokenizer.save_pretrained(project / "models" / "base")
+    save_model(project / "models" / "base", architecture)
     return tokens
 
 
@@ -228,6 +225,18 @@ def jobs(workers: Workers, table: Table) -> None:
             table.add(f"{architecture}, {method}", workers.do(300, job, architecture, method=method))
 
 
+def peers(workers: Workers, table: Table) -> None:
+    """The same job by others and by ours, taken in turn; see gpu_train_peers.py."""
+    for architecture in ONE_BILLION:
+        with tempfile.TemporaryDirectory() as name:
+            case = Path(name)
+            table.add(f"{architecture}, the pairs", workers.do(150, write_case, case, architecture))
+            for contender in CONTENDERS:
+                table.add(f"{architecture}, {contender}", contend(contender, case))
+        for method in ("lora", "qlora"):
+            table.add(f"{architecture}, ours, {method}", workers.do(150, job, architecture, method=method))
+
+
 def memory(workers: Workers, table: Table) -> None:
     for architecture, gib in (*((name, 6) for name in ONE_BILLION), ("Llama-3.1-8B", 16)):
         table.add(f"{architecture} in {gib} GiB", workers.do(150, in_memory, architecture, gib))
@@ -252,11 +261,11 @@ def profiles(workers: Workers, table: Table) -> None:
 
 
 def main() -> None:
-    tables = {f.__name__: f for f in (ladder, jobs, memory, determinism, devices, profiles)}
+    tables = {f.__name__: f for f in (ladder, jobs, peers, memory, determinism, devices, profiles)}
     workers = Workers()
     described = workers.do(100, machine)
     print(json.dumps(described), flush=True)
-    for name in sys.argv[1:] or [name for name in tables if name != "devices"]:
+    for name in sys.argv[1:] or [name for name in tables if name not in ("devices", "peers")]:
         table = Table(name)
         tables[name](workers, table)
         table.write(described)

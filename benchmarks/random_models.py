@@ -1,8 +1,10 @@
 """Models of well-known shapes with random weights, and pairs of tokens of life-like lengths."""
 
+import json
 import math
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ import transformers
 from stages.params import Train
 from stages.train import trainer
 from stages.train.batches import Row
+from tests.tiny_model import tiny_tokenizer
 
 PAIRS, MEDIAN, LONGEST = 2000, 176, 1024
 
@@ -78,12 +81,31 @@ def rows(vocabulary: int, sizes: list[int]) -> list[Row]:
     return made
 
 
-def random_model(architecture: str, train: Train) -> Any:
-    """The architecture with random weights and an adapter, on the card; NF4 weights for QLoRA."""
+def bare_model(architecture: str) -> Any:
+    """The architecture with random weights, on the card."""
     transformers.set_seed(1)
-    config = ARCHITECTURES[architecture]()
     with torch.device("cuda"):
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        return transformers.AutoModelForCausalLM.from_config(ARCHITECTURES[architecture](), dtype=torch.bfloat16)
+
+
+def save_model(folder: Path, architecture: str) -> None:
+    """The bare model and a tokenizer of few words, as files."""
+    bare_model(architecture).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+
+
+def write_case(folder: Path, architecture: str) -> dict[str, Any]:
+    """What a contender trains and trains on: the model's files, and the pairs as token ids."""
+    save_model(folder / "model", architecture)
+    made = rows(ARCHITECTURES[architecture]().vocab_size, lengths())
+    pairs = [{"ids": row.ids.tolist(), "prompt": int(row.predictors[0]) + 1} for row in made]
+    (folder / "pairs.json").write_text(json.dumps(pairs), encoding="utf-8")
+    return {"tokens": sum(len(row.ids) for row in made)}
+
+
+def random_model(architecture: str, train: Train) -> Any:
+    """The bare model with an adapter; NF4 weights for QLoRA."""
+    model = bare_model(architecture)
     if train.method == "qlora":
         quantise(model)
     return trainer.with_adapter(model, train, 1, 1000, torch.bfloat16)
