@@ -66,8 +66,9 @@ def parser() -> argparse.ArgumentParser:
     holdout = commands.add_parser("holdout", help="the locked evaluation records").add_subparsers(
         required=True, metavar="COMMAND"
     )
-    command = holdout.add_parser("draw", help="draw the hold-out and write its lock")
+    command = holdout.add_parser("draw", help="draw the hold-out, or take a source for it, and write its lock")
     command.add_argument("--redraw", action="store_true", help="replace the lock that is there")
+    command.add_argument("--source", metavar="NAME", help="lock all rows of a source, such as a published test set")
     command.set_defaults(call=_draw)
     return top
 
@@ -146,7 +147,7 @@ def _preflight(options: argparse.Namespace, root: Path, start: Path) -> None:
 def _draw(options: argparse.Namespace, root: Path, start: Path) -> None:
     from stages.split.draw import draw
 
-    draw(redraw=options.redraw)
+    draw(options.redraw, options.source)
 
 
 if __name__ == "__main__":

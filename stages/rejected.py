@@ -30,6 +30,15 @@ def origin_place(record: Record) -> tuple[str, int]:
     return (file, int(line)) if line.isdecimal() else (record.origin, 0)
 
 
+def copy_rank(record: Record) -> tuple[bool, str, str, tuple[str, int]]:
+    """Of records with one id the first in this order stands for all.
+
+    It is the labelled one, then the one with the smallest label and source, then the one from the smallest file and
+    line: only `origin` can depend on the order of the raw rows.
+    """
+    return record.label is None, record.label or "", record.source, origin_place(record)
+
+
 def write_rejected(path: Path, rows: Iterable[Rejected]) -> None:
     """Write the rows sorted by record id, then origin."""
     ordered = sorted(rows, key=lambda row: (row.record.id, origin_place(row.record)))

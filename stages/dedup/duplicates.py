@@ -9,28 +9,20 @@ from stages.dedup.agreement import Agreement
 from stages.near_duplicates import Pair
 from stages.prompts import asked, normalise
 from stages.records import Record
-from stages.rejected import Rejected, origin_place
+from stages.rejected import Rejected, copy_rank
 
 
 def drop_exact(records: Iterable[Record]) -> tuple[list[Record], list[Rejected]]:
-    """One record of each id, sorted by id, and the rest as rejected rows.
-
-    Of rows with one id the labelled one stays, then the one with the smallest label and source, then the one
-    from the smallest file and line: only `origin` can depend on the order of the raw rows.
-    """
+    """One record of each id (the first by `copy_rank`), sorted by id, and the rest as rejected rows."""
     same: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         same[record.id].append(record)
     kept, dropped = [], []
     for identifier in sorted(same):
-        best, *rest = sorted(same[identifier], key=_exact_rank)
+        best, *rest = sorted(same[identifier], key=copy_rank)
         kept.append(best)
         dropped += [Rejected("exact", _exact_detail(best, row), best.id, 100.0, row) for row in rest]
     return kept, dropped
-
-
-def _exact_rank(record: Record) -> tuple[bool, str, str, tuple[str, int]]:
-    return record.label is None, record.label or "", record.source, origin_place(record)
 
 
 def _exact_detail(kept: Record, dropped: Record) -> str:

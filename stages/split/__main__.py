@@ -10,9 +10,10 @@ from stages.leaks import refuse_overlap
 from stages.params import Holdout, load_params
 from stages.records import read_records, write_records
 from stages.rejected import read_rejected, write_rejected
-from stages.split.lock import Lock, check_holdout, read_lock
+from stages.split.lock import Lock, WholeSource, check_holdout, read_lock
 from stages.split.nearness import Nearness
 from stages.split.partition import Partition, partition, restore_locked
+from stages.split.source import came_later
 from stages.split.summary import summarise
 
 
@@ -20,8 +21,8 @@ def main() -> None:
     params = load_params("dedup", "holdout", "seed", "split")
     path = Path(params.holdout.lock)
     lock = read_lock(path)
-    unique = read_records(paths.UNIQUE)
-    restored = restore_locked(unique, read_rejected(paths.DUPLICATES), lock)
+    unique, duplicates = read_records(paths.UNIQUE), read_rejected(paths.DUPLICATES)
+    restored = restore_locked(unique, duplicates, {row.id for row in lock.rows})
     records = unique + restored
     nearness = Nearness(params.dedup.threshold, params.split.pair_threshold)
     parts = partition(records, lock, nearness, params.split, params.seed)
@@ -39,7 +40,7 @@ def main() -> None:
     _write_parts(parts)
     write_rejected(paths.QUARANTINE, parts.quarantined + parts.beyond_max)
     write_json(paths.SPLIT_METRICS, metrics)
-    _show(metrics, lock, params.holdout)
+    _show(metrics, lock, params.holdout, came_later(unique, duplicates, lock))
 
 
 def _write_parts(parts: Partition) -> None:
@@ -54,14 +55,20 @@ def _write_parts(parts: Partition) -> None:
             write_records(folder / "folds" / str(number) / paths.VALIDATION.name, validation)
 
 
-def _show(metrics: dict[str, Any], lock: Lock, params: Holdout) -> None:
+def _show(metrics: dict[str, Any], lock: Lock, params: Holdout, later: int) -> None:
     print(", ".join(f"{name} {count}" for name, count in metrics["rows"].items()))
     locked = metrics["locked"]
     if locked["missing"]:
         print(f"warning: {locked['missing']} of {locked['rows']} locked rows are no longer in the data")
     if locked["restored"]:
-        print(f"{locked['restored']} locked rows came back from {paths.DUPLICATES}; newer rows had stood for them")
-    if (lock.drawn.share, lock.drawn.max_rows) != (params.share, params.max_rows):
+        print(f"{locked['restored']} locked rows came back from {paths.DUPLICATES}; other rows had stood for them")
+    if isinstance(lock.drawn, WholeSource):
+        if later:
+            print(
+                f"warning: {later} rows of the source {lock.drawn.source} came after {params.lock} and count as any "
+                "other row; to lock them too, draw with --redraw and --source"
+            )
+    elif (lock.drawn.share, lock.drawn.max_rows) != (params.share, params.max_rows):
         print(
             f"holdout.share and holdout.max_rows were {lock.drawn.share} and {lock.drawn.max_rows} when {params.lock} "
             "was drawn; a change acts at the next `tunetrail holdout draw --redraw`"

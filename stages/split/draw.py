@@ -1,34 +1,45 @@
-"""`tunetrail holdout draw`: draw the hold-out once, and lock it."""
+"""`tunetrail holdout draw`: draw the hold-out once, or take a source that people bring, and lock it."""
 
+import shlex
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from stages import paths
 from stages.errors import UserError
-from stages.files import file_digest
-from stages.params import load_params
-from stages.records import read_records
+from stages.files import file_digest, read_json
+from stages.params import Params, load_params
+from stages.records import Record, read_records
+from stages.rejected import read_rejected
 from stages.split.holdout import draw_holdout, table
-from stages.split.lock import Drawn, DrawnLabel, make_lock, write_lock
+from stages.split.lock import Drawn, DrawnLabel, WholeSource, make_lock, write_lock
 from stages.split.nearness import Nearness
+from stages.split.source import source_table, take_source
 
 
-def draw(redraw: bool) -> None:
-    """Draw the hold-out from data/unique.jsonl, write the lock and print a table of the labels.
+def draw(redraw: bool, source: str | None = None) -> None:
+    """Draw the hold-out from data/unique.jsonl, or take all rows of `source`; write the lock and print its labels.
 
     Raises:
-        UserError: when there is a lock and `redraw` is not set, no data, or no row that could be drawn.
+        UserError: when there is a lock and `redraw` is not set, no data, no row that could be drawn, or no such source.
     """
     params = load_params("dedup", "holdout", "seed", "split")
     path = Path(params.holdout.lock)
     if path.exists() and not redraw:
+        of_source = f" --source {shlex.quote(source)}" if source else ""
         raise UserError(
             f"{path} exists, and the hold-out stays the same so that results can be compared; "
-            "to draw another one on purpose: `tunetrail holdout draw --redraw`"
+            f"to draw another one on purpose: `tunetrail holdout draw --redraw{of_source}`"
         )
     if not paths.UNIQUE.is_file():
         raise UserError(f"{paths.UNIQUE} is missing; make it with `dvc repro dedup`, then draw")
-
     records = read_records(paths.UNIQUE)
+    drawn, how, lines = _source(records, source) if source is not None else _share(records, params)
+    write_lock(path, make_lock(drawn, how))
+    print("\n".join(lines))
+    print(f"{len(drawn)} rows locked in {path}; commit it, then run `dvc repro`")
+
+
+def _share(records: list[Record], params: Params) -> tuple[list[Record], Drawn, Iterable[str]]:
     share, max_rows = params.holdout.share, params.holdout.max_rows
     nearness = Nearness(params.dedup.threshold, params.split.pair_threshold)
     drawn, strata = draw_holdout(records, nearness, share, max_rows, params.seed)
@@ -47,6 +58,25 @@ def draw(redraw: bool) -> None:
         threshold=nearness.prompt,
         unique_md5=file_digest(paths.UNIQUE, "md5"),
     )
-    write_lock(path, make_lock(drawn, how))
-    print("\n".join(table(strata)))
-    print(f"{len(drawn)} of {len(records)} rows locked in {path}; commit it, then run `dvc repro`")
+    return drawn, how, table(strata)
+
+
+def _source(records: list[Record], source: str) -> tuple[list[Record], WholeSource, Iterable[str]]:
+    found = take_source(records, read_rejected(paths.DUPLICATES), source)
+    how = WholeSource(
+        labels=[
+            DrawnLabel(label=label, rows=rows, quota=locked, drawn=locked)
+            for label, (rows, locked) in found.labels().items()
+        ],
+        rows=len(records),
+        source=source,
+        unique_md5=file_digest(paths.UNIQUE, "md5"),
+    )
+    return found.records, how, [*source_table(found), *_rejected(source)]
+
+
+def _rejected(source: str) -> Iterator[str]:
+    """A line about rows of the source that the clean stage took for none."""
+    sources = read_json(paths.CLEAN_METRICS)["sources"] if paths.CLEAN_METRICS.is_file() else {}
+    if source in sources and (count := sources[source]["rows"]["rejected"]):
+        yield f"warning: the clean stage rejected {count} more rows of the source; {paths.REJECTED_CLEAN} says why"

@@ -55,14 +55,23 @@ class Drawn(_Strict):
     unique_md5: str
 
 
+class WholeSource(_Strict):
+    """The source whose rows are the hold-out, its labels, and the MD5 and rows of the data at that time."""
+
+    labels: list[DrawnLabel]
+    rows: int
+    source: str
+    unique_md5: str
+
+
 class Lock(_Strict):
-    drawn: Drawn
+    drawn: Drawn | WholeSource
     format: Literal[1]
     normaliser_version: int
     rows: Annotated[list[LockedRow], Field(min_length=1)]
 
 
-def make_lock(records: list[Record], drawn: Drawn) -> Lock:
+def make_lock(records: list[Record], drawn: Drawn | WholeSource) -> Lock:
     rows = [LockedRow(id=row.id, label=row.label, prompt_sha256=prompt_hash(asked(row))) for row in records]
     ordered = sorted(rows, key=lambda row: row.id)
     return Lock(drawn=drawn, format=1, normaliser_version=NORMALISER_VERSION, rows=ordered)

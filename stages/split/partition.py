@@ -1,7 +1,7 @@
 """Training, validation and hold-out rows, and the rows that must stay out of training."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -10,7 +10,7 @@ from stages.errors import UserError
 from stages.params import Split
 from stages.prompts import asked, normalise, prompt_hash
 from stages.records import Record
-from stages.rejected import Rejected
+from stages.rejected import Rejected, copy_rank
 from stages.seeded import rank
 from stages.split.folds import make_folds
 from stages.split.lock import Lock
@@ -43,14 +43,16 @@ class Partition:
         return [record for record in pool if record.id not in taken], validation
 
 
-def restore_locked(unique: Sequence[Record], duplicates: Iterable[Rejected], lock: Lock) -> list[Record]:
-    """The locked rows that were dropped as duplicates.
+def restore_locked(unique: Sequence[Record], duplicates: Iterable[Rejected], locked: Set[str]) -> list[Record]:
+    """The rows with `locked` ids that were dropped as duplicates, of copies the best, sorted by id.
 
     A row that arrives later can stand for a locked one. The hold-out stays all the same: the locked row comes
     back, and the one that stands for it nearly matches it and goes into quarantine.
     """
-    missing = {row.id for row in lock.rows} - {record.id for record in unique}
-    found = {row.record.id: row.record for row in duplicates if row.record.id in missing}
+    missing = locked - {record.id for record in unique}
+    found: dict[str, Record] = {}
+    for record in sorted((row.record for row in duplicates if row.record.id in missing), key=copy_rank):
+        found.setdefault(record.id, record)
     return [found[identifier] for identifier in sorted(found)]
 
 

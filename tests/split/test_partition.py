@@ -44,7 +44,7 @@ def unique(raw: list[Record]) -> tuple[list[Record], list[Rejected]]:
 def split(raw: list[Record], lock: Lock, settings: Split = SETTINGS) -> Partition:
     """The data stages from the raw rows on; checks that no row is lost."""
     kept, duplicates = unique(raw)
-    restored = restore_locked(kept, duplicates, lock)
+    restored = restore_locked(kept, duplicates, {entry.id for entry in lock.rows})
     parts = partition(kept + restored, lock, NEAR, settings, 17)
     out = parts.train + parts.validation + parts.holdout
     out += [rejected.record for rejected in parts.quarantined + parts.beyond_max]

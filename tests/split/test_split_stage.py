@@ -59,7 +59,7 @@ def write_unique(rows: list[Record], duplicates: list[Rejected] | None = None) -
 def test_draw_and_split(capsys: pytest.CaptureFixture[str]) -> None:
     draw(redraw=False)
     printed = capsys.readouterr().out
-    assert "4 of 16 rows locked in data/holdout.lock" in printed
+    assert "4 rows locked in data/holdout.lock" in printed
     assert "(no label)" in printed
     stage.main()
     train, validation, holdout = map(read_records, (paths.SPLIT_TRAIN, paths.VALIDATION, paths.HOLDOUT))
