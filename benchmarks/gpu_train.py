@@ -2,7 +2,7 @@
 
     python benchmarks/gpu_train.py ladder jobs memory determinism        the tables named, or all of them
     python benchmarks/gpu_train.py devices                               one card against all of this machine
-    PEERS=FOLDER python benchmarks/gpu_train.py peers                    Unsloth and TRL, where installed, beside ours
+    PEERS=FOLDER python benchmarks/gpu_train.py peers_llama peers_gemma  Unsloth and TRL, where installed, beside ours
 
 Random weights of the Llama-3.2-1B, Gemma-3-1B and Llama-3.1-8B architectures; LoRA of rank 16 on all seven
 projections; 2,000 pairs whose lengths are log-normal with median 176 and at most 1,024 tokens, half of each the
@@ -225,16 +225,23 @@ def jobs(workers: Workers, table: Table) -> None:
             table.add(f"{architecture}, {method}", workers.do(300, job, architecture, method=method))
 
 
-def peers(workers: Workers, table: Table) -> None:
-    """The same job by others and by ours, taken in turn; see gpu_train_peers.py."""
-    for architecture in ONE_BILLION:
-        with tempfile.TemporaryDirectory() as name:
-            case = Path(name)
-            table.add(f"{architecture}, the pairs", workers.do(150, write_case, case, architecture))
-            for contender in CONTENDERS:
-                table.add(f"{architecture}, {contender}", contend(contender, case))
-        for method in ("lora", "qlora"):
-            table.add(f"{architecture}, ours, {method}", workers.do(150, job, architecture, method=method))
+def peers_llama(workers: Workers, table: Table) -> None:
+    beside_ours("Llama-3.2-1B", workers, table)
+
+
+def peers_gemma(workers: Workers, table: Table) -> None:
+    beside_ours("Gemma-3-1B", workers, table)
+
+
+def beside_ours(architecture: str, workers: Workers, table: Table) -> None:
+    """The same job by others (gpu_train_peers.py) and by ours, one after the other."""
+    with tempfile.TemporaryDirectory() as name:
+        case = Path(name)
+        table.add("the pairs", workers.do(150, write_case, case, architecture))
+        for contender in CONTENDERS:
+            table.add(contender, contend(contender, case))
+    for method in ("lora", "qlora"):
+        table.add(f"ours, {method}", workers.do(150, job, architecture, method=method))
 
 
 def memory(workers: Workers, table: Table) -> None:
@@ -261,11 +268,12 @@ def profiles(workers: Workers, table: Table) -> None:
 
 
 def main() -> None:
-    tables = {f.__name__: f for f in (ladder, jobs, peers, memory, determinism, devices, profiles)}
+    tables = {f.__name__: f for f in (ladder, jobs, peers_llama, peers_gemma, memory, determinism, devices, profiles)}
+    apart = ("devices", "peers_llama", "peers_gemma")
     workers = Workers()
     described = workers.do(100, machine)
     print(json.dumps(described), flush=True)
-    for name in sys.argv[1:] or [name for name in tables if name not in ("devices", "peers")]:
+    for name in sys.argv[1:] or [name for name in tables if name not in apart]:
         table = Table(name)
         tables[name](workers, table)
         table.write(described)

@@ -1,4 +1,4 @@
-"""Other trainers on the same card with the same pairs and architectures: the `peers` table of gpu_train.py.
+"""Other trainers on the same card with the same pairs and architectures: the `peers` tables of gpu_train.py.
 
     python benchmarks/gpu_train_peers.py CONTENDER CASE ANSWER STARTED SECONDS     one contender, in this process
 
