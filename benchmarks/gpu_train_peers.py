@@ -24,7 +24,7 @@ from typing import Any
 
 LONGEST, EPOCHS = 1024, 3
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-LIBRARIES = ("unsloth", "unsloth_zoo", "trl", "transformers", "peft", "bitsandbytes", "torch", "datasets")
+LIBRARIES = ("unsloth", "unsloth_zoo", "xformers", "trl", "transformers", "peft", "bitsandbytes", "torch", "datasets")
 MARK_EVERY = 5  # steps; the card is waited for only at these
 QUIET = {
     "HF_HUB_OFFLINE": "1",
@@ -69,14 +69,15 @@ class Watch:
         self._job = tokens * EPOCHS
         self._stages: dict[str, float] = {}
         self._marks: list[tuple[int, float, int]] = []  # steps, seconds, tokens
-        self._losses: list[float] = []
+        self._logged: dict[str, list[float]] = {"loss": [], "grad_norm": []}
 
     def stage(self, name: str) -> None:
         self._stages[name] = round(time.time() - self._started, 1)
         self.write()
 
     def log(self, values: dict[str, Any]) -> None:
-        self._losses += [float(values[name]) for name in ("loss", "grad_norm") if name in values]
+        for name, series in self._logged.items():
+            series += [float(values[name])] if name in values else []
 
     def mark(self, step: int, tokens: int) -> None:
         self._marks.append((step, time.time() - self._started, tokens))
@@ -98,8 +99,9 @@ class Watch:
                     "tokens_a_step": round((last[2] - half[2]) / (last[0] - half[0])),
                     "projected_seconds_to_adapter": round(first[1] + (self._job - first[2]) / rate, 1),
                 }
-        if self._losses:
-            found |= {"finite": all(map(math.isfinite, self._losses)), "last_logged": self._losses[-2:]}
+        losses, norms = self._logged.values()
+        if losses:
+            found |= {"last_loss": losses[-1], "finite": all(map(math.isfinite, losses + norms))}
         part = self._answer.with_suffix(".part")
         part.write_text(json.dumps(found), encoding="utf-8")
         part.replace(self._answer)
@@ -196,7 +198,7 @@ def train(name: str, case: Path, answer: Path, started: float, seconds: float) -
     watch.stage("prepared")
     follow(trainer, watch, tokenizer.pad_token_id, torch)
     trainer.train()
-    watch.write(versions=versions())
+    watch.write(attention=attention(chosen["library"], model), versions=versions())
 
 
 def follow(trainer: Any, watch: Watch, padding: int, torch: Any) -> None:
@@ -221,6 +223,15 @@ def follow(trainer: Any, watch: Watch, padding: int, torch: Any) -> None:
 
     trainer.training_step = counted
     trainer.add_callback(Marks())
+
+
+def attention(library: str, model: Any) -> str:
+    """What computes the attention of packed rows: of great weight for the speed, and not the same on every machine."""
+    if library == "unsloth":
+        from unsloth.utils.attention_dispatch import select_attention_backend
+
+        return str(select_attention_backend(use_varlen=True))
+    return str(model.config._attn_implementation)
 
 
 def versions() -> dict[str, str]:
