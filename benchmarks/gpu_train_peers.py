@@ -263,10 +263,8 @@ def contend(name: str, case: Path, seconds: int = 120) -> dict[str, Any]:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
         found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8")) if answer.exists() else {}
-        if code is None:
-            found["stopped"] = f"after {seconds} s"
-        elif code:
-            found["error"] = said.read_text(encoding="utf-8", errors="replace")[-1500:]
+        if code != 0:
+            found["stopped" if code is None else "error"] = said.read_text(encoding="utf-8", errors="replace")[-1500:]
     return found
 
 
