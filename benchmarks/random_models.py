@@ -51,6 +51,7 @@ ARCHITECTURES: dict[str, Callable[[], Any]] = {
         query_pre_attn_scalar=256,
         max_position_embeddings=32768,
         tie_word_embeddings=True,
+        pad_token_id=None,  # else its embedding is zero, and the tokenizer's first token has that number
     ),
     "Llama-3.1-8B": lambda: transformers.LlamaConfig(
         vocab_size=128256,

@@ -14,7 +14,8 @@ _SCALED_HEAD = ("final_logit_softcapping", "logit_scale", "output_multiplier", "
 
 
 def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The card of this process, by number: a thread that loads weights has a current card of its own."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def compute_dtype() -> torch.dtype:

@@ -1,6 +1,7 @@
 """What happens beside the optimiser's steps: curves, sample answers, progress, whole checkpoints."""
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -8,14 +9,17 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from dvclive import Live
 from transformers import TrainerCallback
 
 from stages import paths
 from stages.chat import Chat
+from stages.errors import Refusal
 from stages.generation import answer_rows
 from stages.params import Generation
 from stages.records import Record
+from stages.train.batches import Row
 from stages.train.checkpoints import mark_complete
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -125,6 +129,30 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         if len(half) < 2 or half[-1][0] == half[0][0]:
             return None
         return (half[-1][0] - half[0][0]) / (half[-1][1] - half[0][1])
+
+
+class StopsAtNaN(TrainerCallback):  # type: ignore[misc]
+    """Ends a run once its numbers are none, before they reach a checkpoint."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self._rows = rows
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, model: Any = None, **kwargs: Any) -> None:
+        wrong = [name for name in _CURVES if not math.isfinite((logs or {}).get(name, 0.0))]
+        if wrong:
+            raise Refusal(
+                f"training stopped at step {state.global_step} of {state.max_steps}: {wrong[0]} is {logs[wrong[0]]}. "
+                + (self._zero_tokens(model) or "Try a lower train.learning_rate or train.precision: float32")
+            )
+
+    def _zero_tokens(self, model: Any) -> str | None:
+        """A norm divides by the length of what it is given, so the gradient of a zero vector grows with each norm."""
+        used = torch.cat([row.ids for row in self._rows]).unique()
+        embedding = model.get_input_embeddings().weight
+        zero = used[(embedding[used.to(embedding.device)] == 0).all(1).cpu()].tolist()
+        return f"The training rows hold tokens whose embedding is zero, which makes gradients overflow: {zero}" * bool(
+            zero
+        )
 
 
 class WholeCheckpoints(TrainerCallback):  # type: ignore[misc]

@@ -129,23 +129,23 @@ class CudaRecorder:
 
     def __init__(self) -> None:
         self._pool: Any = None
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def warm_up(self, work: Callable[[], None]) -> None:
         """Run the work, so that libraries allocate now what they must not while it is recorded."""
         randomness = torch.cuda.get_rng_state()
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
             for _ in range(2):
                 work()
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(self._stream)
         torch.cuda.empty_cache()  # a graph has memory of its own
         torch.cuda.set_rng_state(randomness)
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """A function that does the work once more, on the same tensors."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             work()
         self._pool = self._pool or graph.pool()
         replay: Callable[[], None] = graph.replay

@@ -23,7 +23,7 @@ from stages.train import processes
 from stages.train.adalora import AllocateRanks, orthogonality_penalty
 from stages.train.adapters import adapter_config, load_trainable
 from stages.train.batches import Row, SeededBatches, make_rows
-from stages.train.callbacks import Curves, Progress, Samples, WholeCheckpoints
+from stages.train.callbacks import Curves, Progress, Samples, StopsAtNaN, WholeCheckpoints
 from stages.train.examples import Examples, assert_stop_token_trained
 from stages.train.fused import fuse
 from stages.train.gradients import Gradients
@@ -164,7 +164,7 @@ def make_trainer(
         shard(model)
         samples.leave_out()
     plan = make_plan(settings, model, [len(row) for row in rows], steps, free_memory(), sharding)
-    callbacks: list[TrainerCallback] = [samples, Curves(), Progress(), WholeCheckpoints()]
+    callbacks: list[TrainerCallback] = [samples, Curves(), Progress(), StopsAtNaN(rows), WholeCheckpoints()]
     if settings.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=settings.early_stopping_patience))
     if adaptive:

@@ -143,6 +143,23 @@ def test_rows_that_are_all_too_long_are_refused(workspace: Path) -> None:
     assert "exceed train.max_tokens = 8" in text
 
 
+def test_a_loss_that_is_no_number_stops_the_training(workspace: Path) -> None:
+    file = workspace / "models" / "base" / "model.safetensors"
+    from safetensors.torch import save_file
+
+    weights = load_file(file)
+    weights["model.norm.weight"][0] = float("inf")
+    file.unlink()  # a link into the cache of all tests
+    save_file(weights, file, metadata={"format": "pt"})
+    set_params(workspace, {"train": {"batch_size": 1}})
+    code, text = run_stage(workspace, "train")
+    assert code == 1
+    assert "training stopped at step" in text
+    assert "Traceback" not in text
+    assert not (workspace / "models" / "adapter").exists()
+    assert not list((workspace / ".tunetrail").rglob("checkpoint-*"))
+
+
 def test_weights_that_are_not_finite_stop_the_release(workspace: Path) -> None:
     train(workspace, epochs=1)
     file = workspace / "models" / "adapter" / "adapter_model.safetensors"
