@@ -274,7 +274,7 @@ def main() -> None:
     described = workers.do(100, machine)
     print(json.dumps(described), flush=True)
     for name in sys.argv[1:] or [name for name in tables if name not in apart]:
-        table = Table(name)
+        table = Table(f"gpu_train_{name}")
         tables[name](workers, table)
         table.write(described)
     workers.close()

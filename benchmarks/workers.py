@@ -66,7 +66,7 @@ class Table:
 
     def write(self, machine: dict[str, Any]) -> None:
         RESULTS.mkdir(exist_ok=True)
-        file = RESULTS / f"gpu_train_{self._title}.json"
+        file = RESULTS / f"{self._title}.json"
         file.write_text(json.dumps({"machine": machine, "rows": self._rows}, indent=2) + "\n", encoding="utf-8")
 
 

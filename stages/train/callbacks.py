@@ -147,7 +147,7 @@ class StopsAtNaN(TrainerCallback):  # type: ignore[misc]
 
     def _zero_tokens(self, model: Any) -> str | None:
         """A norm divides by the length of what it is given, so the gradient of a zero vector grows with each norm."""
-        used = torch.cat([row.ids for row in self._rows]).unique()
+        used = torch.unique(torch.cat([row.ids for row in self._rows]))
         embedding = model.get_input_embeddings().weight
         zero = used[(embedding[used.to(embedding.device)] == 0).all(1).cpu()].tolist()
         return f"The training rows hold tokens whose embedding is zero, which makes gradients overflow: {zero}" * bool(

@@ -1,0 +1,157 @@
+"""Recipes for SNIPS on one CUDA card: records that are right as a whole, on validation rows and on the published ones.
+
+    python benchmarks/snips.py --base models/base --data FOLDER [RECIPE ...]
+
+FOLDER has train.jsonl and validate.jsonl as examples/snips/params-gpu.yaml wants them; models/base is what
+`dvc repro base` wrote. The pipeline's own stages clean, deduplicate and split the rows once, with all of
+validate.jsonl as the hold-out; then each recipe, a change of that file's parameters, runs `augment` and `train` in a
+project of its own, and its adapter answers. A recipe is chosen by the validation rows; what the hold-out says is
+written beside it and is not for choosing. `CUDA_VISIBLE_DEVICES` says on which card.
+"""
+
+import argparse
+import csv
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.workers import Table, Workers, machine
+from stages import paths
+from stages.chat import task_chat
+from stages.generation import answer_rows
+from stages.models import load_tokenizer, load_tuned
+from stages.params import load_params
+from stages.records import read_records
+from stages.scoring import score_row
+from stages.statistics import clopper_pearson
+from stages.tasks import Tasks
+
+ROOT = Path(__file__).parents[1]
+SETTINGS = ROOT / "examples" / "snips" / "params-gpu.yaml"
+OWN_TEMPLATE = {"model.chat_template": "data/chat_template.jinja"}
+FULL = {"train.method": "full", "train.learning_rate": 3e-4, "train.weight_decay": 0.1}
+NO_SWAP = {"augment.value_swapped_per_row": 0}
+RECIPES: dict[str, dict[str, Any]] = {
+    "the example": {},
+    "plain prompts, no exchanged values": OWN_TEMPLATE | NO_SWAP,
+    "no exchanged values": NO_SWAP,
+    "plain prompts": OWN_TEMPLATE,
+    "two exchanges a row": {"augment.value_swapped_per_row": 2, "train.epochs": 4},
+    "8 epochs": {"train.epochs": 8},
+    "dropout 0.1": {"train.dropout": 0.1},
+    "rank 128": {"train.rank": 128, "train.alpha": 256, "train.learning_rate": 5e-4},
+    "batches of 128": {"train.batch_size": 128, "train.learning_rate": 1.5e-3},
+    "all weights": FULL | {"train.epochs": 3},
+    "all weights, 5 epochs": FULL | {"train.epochs": 5},
+}
+
+
+def prepare(project: Path, base: Path, data: Path) -> None:
+    """The project up to `split`; every later one is a copy of it."""
+    (project / "data").mkdir(parents=True)
+    for name in ("stages", "examples", "constraints.txt", "dvc.yaml"):
+        (project / name).symlink_to(ROOT / name)
+    for name in ("replay.jsonl", "general.jsonl", "refusals.jsonl", "chat_template.jinja"):
+        shutil.copy(ROOT / "data" / name, project / "data" / name)
+    shutil.copytree(data, project / "data" / "snips")
+    with_base(project, base, yaml.safe_load(SETTINGS.read_text(encoding="utf-8")))
+    lock = project / "data" / "holdout.lock"
+    change(project, {"holdout.lock": str(lock)})
+    for command in ("-m stages.clean", "-m stages.dedup", "-m stages.cli holdout draw --source", "-m stages.split"):
+        arguments = [*command.split(), *(["validate.jsonl"] if "draw" in command else [])]
+        subprocess.run([sys.executable, *arguments], cwd=project, check=True)
+
+
+def with_base(project: Path, base: Path, params: dict[str, Any]) -> None:
+    """The base model's files, and the parameters."""
+    folder = project / paths.BASE
+    folder.mkdir(parents=True)
+    for file in base.iterdir():
+        (folder / file.name).symlink_to(file.resolve())
+    (project / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+
+
+def change(project: Path, changes: dict[str, Any]) -> None:
+    file = project / "params.yaml"
+    params = yaml.safe_load(file.read_text(encoding="utf-8"))
+    for key, value in changes.items():
+        section, name = key.split(".")
+        assert name in params[section], key
+        params[section][name] = value
+    file.write_text(yaml.safe_dump(params), encoding="utf-8")
+
+
+def use_template(project: Path, template: str) -> None:
+    """As `base` does it: an empty file leaves the model's own."""
+    text = (project / template).read_text(encoding="utf-8")
+    if text:
+        file = project / paths.BASE / "chat_template.jinja"
+        file.unlink(missing_ok=True)
+        file.write_text(text, encoding="utf-8")
+
+
+def run(prepared: Path, project: Path, changes: dict[str, Any]) -> dict[str, Any]:
+    """One recipe: what `augment` and `train` make of it, and how its adapter answers."""
+    shutil.copytree(prepared, project, symlinks=True)
+    change(project, changes)
+    os.chdir(project)
+    params = load_params("generation", "model", "task")
+    use_template(project, params.model.chat_template)
+    for stage in ("augment", "train"):
+        importlib.import_module(f"stages.{stage}.__main__").main()
+    chat = task_chat(load_tokenizer(paths.BASE), params.task)
+    model = load_tuned(paths.BASE, paths.ADAPTER)
+    notes = json.loads((paths.ENVIRONMENT / "train.json").read_text(encoding="utf-8"))
+    found: dict[str, Any] = {
+        "rows": len(read_records(paths.TRAIN)),
+        "seconds": notes["seconds"],
+        "tokens_per_second": notes.get("late_tokens_per_second"),
+        "loss": {name: curve(name) for name in ("train", "validation")},
+    }
+    for name, file in (("validation", paths.VALIDATION), ("holdout", paths.HOLDOUT)):
+        answers = answer_rows(model, chat, read_records(file), params.generation, name)
+        right = sum(score_row(row, Tasks(params.task)).exact_match for row in answers)
+        low, high = clopper_pearson(right, len(answers), 0.95)
+        found[name] = {"right": right, "of": len(answers), "low": round(low, 4), "high": round(high, 4)}
+    return found
+
+
+def curve(name: str) -> list[tuple[int, float]]:
+    """At most some 20 points of a loss curve, each a step and a loss."""
+    file = paths.CURVES / "plots" / "metrics" / name / "loss.tsv"
+    if not file.exists():
+        return []
+    with file.open(encoding="utf-8") as lines:
+        points = [(int(row["step"]), round(float(row["loss"]), 5)) for row in csv.DictReader(lines, delimiter="\t")]
+    return points[:: max(1, len(points) // 20)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("recipes", nargs="*", metavar="RECIPE", help=", ".join(RECIPES))
+    arguments = parser.parse_args()
+    workers, table = Workers(), Table("snips")
+    described = workers.do(100, machine)
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = Path(folder) / "prepared"
+        prepare(prepared, arguments.base, arguments.data)
+        for number, name in enumerate(arguments.recipes or RECIPES):
+            table.add(name, workers.do(600, run, prepared, Path(folder) / str(number), RECIPES[name]))
+            table.write(described)
+    workers.close()
+
+
+if __name__ == "__main__":
+    main()
