@@ -198,7 +198,7 @@ def in_memory(architecture: str, gib: float) -> dict[str, Any]:
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(gib * 2**30 / torch.cuda.get_device_properties(0).total_memory)
-    return train_model(model, train, 3, [LONGEST] * 32)
+    return train_model(model, train, 6, [LONGEST] * 64)
 
 
 def deterministic(architecture: str, on: bool) -> dict[str, Any]:
