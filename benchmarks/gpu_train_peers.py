@@ -212,7 +212,7 @@ def follow(trainer: Any, watch: Watch, padding: int, torch: Any) -> None:
         seen.add_((inputs["input_ids"] != padding).sum().to(seen.device))
         return step(model, inputs, *args, **options)
 
-    class Marks(TrainerCallback):
+    class Marks(TrainerCallback):  # type: ignore[misc]
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **options: Any) -> None:
             watch.log(logs or {})
 
