@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -140,15 +141,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--projects", type=Path, help="a new folder that keeps the recipes' projects")
     parser.add_argument("recipes", nargs="*", metavar="RECIPE", help=", ".join(RECIPES))
     arguments = parser.parse_args()
     workers, table = Workers(), Table("snips")
     described = workers.do(100, machine)
-    with tempfile.TemporaryDirectory() as folder:
-        prepared = Path(folder) / "prepared"
-        prepare(prepared, arguments.base, arguments.data)
-        for number, name in enumerate(arguments.recipes or RECIPES):
-            table.add(name, workers.do(600, run, prepared, Path(folder) / str(number), RECIPES[name]))
+    with nullcontext(arguments.projects) if arguments.projects else tempfile.TemporaryDirectory() as name:
+        folder = Path(name).absolute()
+        prepare(folder / "prepared", arguments.base, arguments.data)
+        for number, recipe in enumerate(arguments.recipes or RECIPES):
+            table.add(recipe, workers.do(600, run, folder / "prepared", folder / str(number), RECIPES[recipe]))
             table.write(described)
     workers.close()
 
