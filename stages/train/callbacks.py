@@ -156,10 +156,13 @@ class StopsAtNaN(TrainerCallback):  # type: ignore[misc]
 
 
 class WholeCheckpoints(TrainerCallback):  # type: ignore[misc]
-    """Log the loss with each checkpoint, which keeps no running mean of it; mark a checkpoint once it is written."""
+    """Log the loss with each checkpoint, which keeps no running mean of it, and at the end, however short the run.
+
+    A checkpoint is marked once it is written.
+    """
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step % args.save_steps == 0:
+        if state.global_step % args.save_steps == 0 or state.global_step == state.max_steps:
             control.should_log = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -143,6 +143,13 @@ def test_rows_that_are_all_too_long_are_refused(workspace: Path) -> None:
     assert "exceed train.max_tokens = 8" in text
 
 
+def test_a_run_of_two_steps_has_a_curve(workspace: Path) -> None:
+    metrics = train(workspace, epochs=2, batch_size=1000)
+    assert metrics["steps"] == 2
+    assert len(curve(workspace)) == 1
+    assert metrics["loss"]["train_last"] == pytest.approx(curve(workspace)[-1])
+
+
 def test_a_loss_that_is_no_number_stops_the_training(workspace: Path) -> None:
     file = workspace / "models" / "base" / "model.safetensors"
     from safetensors.torch import save_file
