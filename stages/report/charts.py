@@ -13,6 +13,7 @@ WIDTH = 400
 _LABEL_HEIGHT = 15
 _SMALLEST_AXIS = 0.01  # a loss axis reaches at least this far
 _LOG_FROM = 20  # a curve that falls by more than this factor is drawn on a logarithmic axis
+_ROUNDING = 1e-12  # below it a loss is no more than that, and the ticks of a logarithmic axis would end at zero
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def loss_chart(curves: Mapping[str, Points], best_step: float | None) -> LossCha
         return None
     steps = [step for points in drawn.values() for step, _ in points]
     losses = [loss for points in drawn.values() for _, loss in points]
-    logarithmic = min(losses) > 0 and max(losses) / min(losses) > _LOG_FROM
+    logarithmic = min(losses) > _ROUNDING and max(losses) / min(losses) > _LOG_FROM
     x_ticks = _linear_ticks(0, max(steps))
     y_ticks = _log_ticks(min(losses), max(losses)) if logarithmic else _linear_ticks(0, max(*losses, _SMALLEST_AXIS))
     box = LossChart

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from page_check import Page
 
@@ -26,6 +26,8 @@ def test_no_text_changes_the_structure_of_a_chart(name: str) -> None:
 
 
 @given(curves, curves)
+@example([], [(0.0, 5e-324), (0.0, 1.0)])
+@example([(0.0, 1.1e-12), (1.0, 1e6)], [])
 @settings(deadline=None)
 def test_every_point_of_a_curve_lies_inside_the_chart(train: Any, validation: Any) -> None:
     chart = loss_chart({"train": train, "validation": validation}, None)
