@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.workers import Table, Workers, machine
 from stages import paths
+from stages.base.template import read_template
 from stages.chat import task_chat
 from stages.generation import answer_rows
 from stages.models import load_tokenizer, load_tuned
@@ -62,24 +63,16 @@ def prepare(project: Path, base: Path, data: Path) -> None:
     (project / "data").mkdir(parents=True)
     for name in ("stages", "examples", "constraints.txt", "dvc.yaml"):
         (project / name).symlink_to(ROOT / name)
-    for name in ("replay.jsonl", "general.jsonl", "refusals.jsonl", "chat_template.jinja"):
-        shutil.copy(ROOT / "data" / name, project / "data" / name)
+    shutil.copy(ROOT / "data" / "chat_template.jinja", project / "data")
     shutil.copytree(data, project / "data" / "snips")
-    with_base(project, base, yaml.safe_load(SETTINGS.read_text(encoding="utf-8")))
-    lock = project / "data" / "holdout.lock"
-    change(project, {"holdout.lock": str(lock)})
-    for command in ("-m stages.clean", "-m stages.dedup", "-m stages.cli holdout draw --source", "-m stages.split"):
-        arguments = [*command.split(), *(["validate.jsonl"] if "draw" in command else [])]
-        subprocess.run([sys.executable, *arguments], cwd=project, check=True)
-
-
-def with_base(project: Path, base: Path, params: dict[str, Any]) -> None:
-    """The base model's files, and the parameters."""
-    folder = project / paths.BASE
-    folder.mkdir(parents=True)
+    (project / paths.BASE).mkdir(parents=True)
     for file in base.iterdir():
-        (folder / file.name).symlink_to(file.resolve())
-    (project / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+        (project / paths.BASE / file.name).symlink_to(file.resolve())
+    shutil.copy(SETTINGS, project / "params.yaml")
+    change(project, {"holdout.lock": "data/holdout.lock"})  # that of the example may lie in the repository
+    for command in ("clean", "dedup", "cli holdout draw --source validate.jsonl", "split"):
+        module, *arguments = command.split()
+        subprocess.run([sys.executable, "-m", f"stages.{module}", *arguments], cwd=project, check=True)
 
 
 def change(project: Path, changes: dict[str, Any]) -> None:
@@ -93,9 +86,8 @@ def change(project: Path, changes: dict[str, Any]) -> None:
 
 
 def use_template(project: Path, template: str) -> None:
-    """As `base` does it: an empty file leaves the model's own."""
-    text = (project / template).read_text(encoding="utf-8")
-    if text:
+    """As `base` does it; beside the model's own files, which are links."""
+    if text := read_template(project / template):
         file = project / paths.BASE / "chat_template.jinja"
         file.unlink(missing_ok=True)
         file.write_text(text, encoding="utf-8")
