@@ -33,7 +33,7 @@ def test_two_gates_of_one_name_are_refused() -> None:
         asked(params_with(review={"gates": people}))
 
 
-@pytest.mark.parametrize("file", ["params.yaml", "examples/snips/params.yaml"])
+@pytest.mark.parametrize("file", ["params.yaml", "examples/snips/params.yaml", "examples/snips/params-gpu.yaml"])
 def test_the_gates_that_come_with_the_project(file: str) -> None:
     """Exact match of 95 %, no significant loss, no forgetting beyond 5 %, no leak: all of them required."""
     gates = check_params(read_params(ROOT / file)).gates

@@ -30,14 +30,8 @@ from stages.split.source import take_source
 
 TEST, TRAIN = "test.jsonl", "train.jsonl"
 HOW = WholeSource(labels=[], rows=1, source=TEST, unique_md5="")
-SETTINGS = {
-    "validation_share": 0.2,
-    "pair_threshold": 80,
-    "max_train_rows": None,
-    "max_source_share": 1,
-    "cross_validation": None,
-    "fold": None,
-}
+PARAMS = read_params(Path(__file__).parents[2] / "params.yaml")
+SETTINGS = PARAMS["split"] | {"validation_share": 0.2}
 LOCK = Path("data/holdout.lock")
 WORDS = ["alpha bravo", "charlie delta", "echo foxtrot", "golf hotel", "india juliett", "kilo lima", "mike november"]
 
@@ -132,9 +126,7 @@ def test_of_copies_the_one_that_dedup_would_keep_is_restored_and_gives_the_label
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    params = read_params(Path(__file__).parents[2] / "params.yaml")
-    params["holdout"] = {"lock": LOCK.as_posix(), "share": 0.5, "max_rows": 2}
-    params["split"] = SETTINGS
+    params = PARAMS | {"holdout": {"lock": LOCK.as_posix(), "share": 0.5, "max_rows": 2}, "split": SETTINGS}
     paths.PARAMS.write_text(yaml.safe_dump(params), encoding="utf-8")
     write_data([row(word, TRAIN, label="a") for word in WORDS] + [row("papa quebec", TEST, label="b")])
 
