@@ -150,9 +150,9 @@ class StopsAtNaN(TrainerCallback):  # type: ignore[misc]
         used = torch.unique(torch.cat([row.ids for row in self._rows]))
         embedding = model.get_input_embeddings().weight
         zero = used[(embedding[used.to(embedding.device)] == 0).all(1).cpu()].tolist()
-        return f"The training rows hold tokens whose embedding is zero, which makes gradients overflow: {zero}" * bool(
-            zero
-        )
+        if not zero:
+            return None
+        return f"The training rows hold tokens whose embedding is zero, which makes gradients overflow: {zero}"
 
 
 class WholeCheckpoints(TrainerCallback):  # type: ignore[misc]
