@@ -27,6 +27,7 @@ from stages.train.callbacks import Curves, Progress, Samples, StopsAtNaN, WholeC
 from stages.train.examples import Examples, assert_stop_token_trained
 from stages.train.fused import fuse
 from stages.train.gradients import Gradients
+from stages.train.norms import fuse_norms
 from stages.train.plan import Plan, choose_precision, make_plan
 from stages.train.sharding import choose_sharding, shard
 from stages.train.steps import GraphSteps, Steps
@@ -195,6 +196,8 @@ def with_adapter(model: Any, settings: Train, seed: int, steps: int, precision: 
         if hasattr(module, "cast_input_dtype_enabled"):
             module.cast_input_dtype_enabled = precision == torch.float32  # autocast casts to less, and once
     fuse(model)
+    if precision == torch.bfloat16:
+        fuse_norms(model)
     return model
 
 
