@@ -203,7 +203,7 @@ def in_memory(architecture: str, gib: float) -> dict[str, Any]:
 
 def deterministic(architecture: str, on: bool) -> dict[str, Any]:
     if on:
-        from stages.train.__main__ import make_deterministic
+        from stages.train.run import make_deterministic
 
         make_deterministic()
     return train_steps(architecture, 60, compile="graphs")

@@ -244,7 +244,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def contend(name: str, case: Path, seconds: int = 120) -> dict[str, Any]:
+def contend(name: str, case: Path, seconds: int = 240) -> dict[str, Any]:
     """One contender in a process and a working folder of its own: what it measured within the time, and any error."""
     paths = [os.environ.get("PEERS", ""), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | QUIET | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}

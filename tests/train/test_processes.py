@@ -15,8 +15,10 @@ from project import set_params
 from safetensors.torch import load_file
 from stage_process import die_training, run_stage
 
+from stages.errors import UserError
 from stages.files import read_json, remove
-from stages.train.processes import free_port
+from stages.train import processes
+from stages.train.launch import free_port
 
 ADAPTER = "models/adapter/adapter_model.safetensors"
 Result = tuple[dict[str, torch.Tensor], dict[str, float]]
@@ -121,3 +123,18 @@ def test_a_mistake_ends_all_processes_with_its_own_code(project: Path, tmp_path:
     assert done.returncode == 2
     assert "train.max_tokens" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_more_processes_than_cards_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WORLD_SIZE": "3", "LOCAL_RANK": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match=r"process 3 .* there are 2 here"):
+        processes.join()
+
+
+def test_the_process_that_waits_for_the_others_loads_no_torch() -> None:
+    """Each of the others takes its seconds for that, and they can begin at once."""
+    script = "import sys, stages.train.__main__; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True)
