@@ -39,6 +39,16 @@ class Server(ThreadingHTTPServer):
         self.secret = secrets.token_urlsafe(16)
         self.hosts = {f"{name}:{self.server_port}" for name in ("127.0.0.1", "localhost")}
         self.address = f"http://127.0.0.1:{self.server_port}/{self.secret}/"
+        self._stopped = False
+
+    def stop(self, *_: object) -> None:
+        """For signals; the server ends between two requests, within half a second."""
+        self._stopped = True
+
+    def service_actions(self) -> None:
+        # An exception raised by the signal itself is lost where Python ignores exceptions, as in weakref callbacks.
+        if self._stopped:
+            raise KeyboardInterrupt
 
 
 class Handler(BaseHTTPRequestHandler):

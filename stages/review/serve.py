@@ -1,5 +1,6 @@
 """`tunetrail review`: a page on this machine on which one reviewer compares answers without knowing whose they are."""
 
+import signal
 import sys
 
 from stages import paths
@@ -21,6 +22,7 @@ def review(reviewer: str, port: int) -> None:
         print("all models say the same to every row that is to be reviewed; there is nothing to compare")
         return
     with _listen(session, port) as server:
+        signal.signal(signal.SIGINT, server.stop)
         try:
             # Flushed, for whoever reads the address from a pipe.
             print(f"{session.progress()}; review at {server.address} and stop with Ctrl-C", flush=True)

@@ -87,6 +87,19 @@ def test_sharded_weights_learn_the_same(project: Path, one: Result) -> None:
     assert_same(result(project), one)
 
 
+def test_sharded_weights_learn_the_same_in_16_bit(project: Path) -> None:
+    set_params(project, {"train": {"precision": "bfloat16"}})
+    try:
+        code, said = run_stage(project, "train")
+        alone = result(project)[1]
+        set_params(project, {"train": {"sharding": True}})
+        (first, text), (second, other) = train_on_two(project)
+    finally:
+        set_params(project, {"train": {"sharding": "auto", "precision": "auto"}})
+    assert (code, first, second) == (0, 0, 0), said + text + other
+    assert result(project)[1] == pytest.approx(alone, rel=0.01)
+
+
 def test_sharding_needs_somebody_to_share_with(project: Path) -> None:
     set_params(project, {"train": {"sharding": True}})
     code, text = run_stage(project, "train")
