@@ -138,7 +138,7 @@ def speed(options: argparse.Namespace) -> None:
 
 def texts(options: argparse.Namespace) -> None:
     pairs = [json.loads(line) for line in options.pairs.read_text(encoding="utf-8").splitlines()]
-    chat = make_chat(load_tokenizer(options.model or options.tokenizer), INSTRUCTION)
+    chat = make_chat(load_tokenizer(options.model or options.tokenizer), options.instruction)
     trained = None if options.model else train(options, chat)
     rows, notes = [], []
     for dtype in (torch.bfloat16, torch.float32):
@@ -288,6 +288,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path)
     parser.add_argument("--adapter", type=Path)
     parser.add_argument("--pairs", type=Path)
+    parser.add_argument("--instruction", default=INSTRUCTION, help="task.instruction that the model was tuned with")
     parser.add_argument("--tokenizer", type=Path)
     parser.add_argument("--train", type=Path)
     parser.add_argument("--train-seconds", type=int, default=40)
