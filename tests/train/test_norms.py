@@ -1,5 +1,6 @@
 """The fused norm computes what the model's own does, in 16 and in 32 bit, and other kinds are left alone."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,7 +8,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Qwen3Config
 
+from stages.params import Train, read_params
 from stages.train.norms import fuse_norms
+from stages.train.trainer import with_adapter
 
 SIZES: dict[str, Any] = {
     "vocab_size": 40,
@@ -59,6 +62,14 @@ def test_answers_are_computed_as_before() -> None:
     before = model(input_ids=ids).logits
     fuse_norms(model)
     assert torch.equal(model(input_ids=ids).logits, before)
+
+
+@pytest.mark.parametrize(("precision", "fused"), [(torch.bfloat16, True), (torch.float32, False)])
+def test_training_in_16_bit_computes_them_so(precision: torch.dtype, fused: bool) -> None:
+    settings = read_params(Path(__file__).parents[2] / "params.yaml")["train"] | {"layers_to_transform": None}
+    base = AutoModelForCausalLM.from_config(LlamaConfig(**SIZES), dtype=precision)
+    model = with_adapter(base, Train(**settings), 1, 10, precision)
+    assert ("forward" in vars(model.get_base_model().model.norm)) is fused
 
 
 class ShiftedRMSNorm(torch.nn.Module):
