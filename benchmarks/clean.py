@@ -5,7 +5,7 @@
 
 Made-up rows with the lengths of instruction data: prompts log-normal with median 200 characters, completions that
 are JSON for the sample's schema; of 100 rows two hold markup, one wrong encoding, three personal data, one is cut
-off. Time and peak resident memory are those of a whole `python -m stages.clean` with the sample's parameters.
+off. Time and peak resident memory are those of a whole `python -m stages.prepare.clean` with the sample's parameters.
 """
 
 import gzip
@@ -85,7 +85,7 @@ def clean(folder: Path) -> tuple[float, float, float, dict[str, int]]:
     """Seconds by the clock and of a processor, peak MiB, and the counts of rows of one run of the stage."""
     start = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, "-m", "stages.clean"], cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}
+        [sys.executable, "-m", "stages.prepare.clean"], cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
     _, status, usage = os.wait4(process.pid, 0)
     if status:

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.prompts import make_prompts
-from stages.prompts import normalise
+from stages.text.normal_form import normalise
 
 ROOT = Path(__file__).parents[1]
 WORKER = ROOT / "benchmarks" / "dedup_contenders.py"

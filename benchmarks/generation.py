@@ -22,12 +22,12 @@ import transformers
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from stages.chat import Chat, make_chat
-from stages.generation import Weights, answer, lockstep
-from stages.generation.greedy import Greedy
-from stages.models import causal_of, load_tokenizer
+from stages.model.chat import Chat, make_chat
+from stages.model.generation import Weights, answer, lockstep
+from stages.model.generation.greedy import Greedy
+from stages.model.loading import causal_of, load_tokenizer
 from stages.params import Generation
-from stages.records import make_record
+from stages.records.record import make_record
 
 Said = dict[int, list[int]]
 

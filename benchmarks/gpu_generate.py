@@ -24,12 +24,12 @@ import transformers
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from stages.chat import Chat, make_chat
-from stages.generation import lockstep
-from stages.generation.graphs import Graphs
-from stages.generation.greedy import Greedy
-from stages.models import causal_of, device, load_model, load_tokenizer, load_tuned
-from stages.records import make_record
+from stages.model.chat import Chat, make_chat
+from stages.model.generation import lockstep
+from stages.model.generation.graphs import Graphs
+from stages.model.generation.greedy import Greedy
+from stages.model.loading import causal_of, device, load_model, load_tokenizer, load_tuned
+from stages.records.record import make_record
 
 INSTRUCTION = "Give the intent and the slots of the utterance as JSON."
 LIMIT = 72

@@ -30,13 +30,13 @@ from gpu_train_peers import CONTENDERS, contend
 from random_models import LONGEST, MEDIAN, lengths, random_model, rows, save_model, write_case
 from workers import Table, Workers, machine
 
-from stages.chat import make_chat
-from stages.models import free_memory
+from stages.model.chat import make_chat
+from stages.model.loading import free_memory
 from stages.params import Train
-from stages.records import make_record, write_records
-from stages.train import trainer
-from stages.train.callbacks import Progress
-from stages.train.plan import make_plan
+from stages.records.record import make_record, write_records
+from stages.tune.train import trainer
+from stages.tune.train.callbacks import Progress
+from stages.tune.train.plan import make_plan
 from tests.tiny_model import tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -139,13 +139,13 @@ def profile(architecture: str, **changes: Any) -> dict[str, Any]:
 
 
 def job(architecture: str, cards: int = 1, **changes: Any) -> dict[str, Any]:
-    """From nothing but files to an adapter: `python -m stages.train` as `dvc repro` runs it, imports included."""
+    """From nothing but files to an adapter: `python -m stages.tune.train` as `dvc repro` runs it, imports included."""
     with tempfile.TemporaryDirectory() as name:
         project = Path(name)
         tokens = make_project(project, architecture, settings(**changes))
         start = time.perf_counter()
         done = subprocess.run(
-            [sys.executable, "-m", "stages.train"],
+            [sys.executable, "-m", "stages.tune.train"],
             cwd=project,
             env=os.environ | {"TUNETRAIL_PROCESSES": str(cards)},
             capture_output=True,
@@ -203,7 +203,7 @@ def in_memory(architecture: str, gib: float) -> dict[str, Any]:
 
 def deterministic(architecture: str, on: bool) -> dict[str, Any]:
     if on:
-        from stages.train.run import make_deterministic
+        from stages.tune.train.run import make_deterministic
 
         make_deterministic()
     return train_steps(architecture, 60, compile="graphs")

@@ -11,8 +11,8 @@ import torch
 import transformers
 
 from stages.params import Train
-from stages.train import trainer
-from stages.train.batches import Row
+from stages.tune.train import trainer
+from stages.tune.train.batches import Row
 from tests.tiny_model import tiny_tokenizer
 
 PAIRS, MEDIAN, LONGEST = 2000, 176, 1024

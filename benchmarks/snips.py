@@ -27,16 +27,16 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.workers import Table, Workers, machine
-from stages import paths
-from stages.base.template import read_template
-from stages.chat import task_chat
-from stages.generation import answer_rows
-from stages.models import load_tokenizer, load_tuned
+from stages.core import paths
+from stages.model.chat import task_chat
+from stages.model.generation import answer_rows
+from stages.model.loading import load_tokenizer, load_tuned
 from stages.params import load_params
-from stages.records import read_records
+from stages.records.contract import Tasks
+from stages.records.record import read_records
 from stages.scoring import score_row
-from stages.statistics import clopper_pearson
-from stages.tasks import Tasks
+from stages.scoring.intervals import clopper_pearson
+from stages.tune.base.template import read_template
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = ROOT / "examples" / "snips" / "params-gpu.yaml"
@@ -70,7 +70,7 @@ def prepare(project: Path, base: Path, data: Path) -> None:
         (project / paths.BASE / file.name).symlink_to(file.resolve())
     shutil.copy(SETTINGS, project / "params.yaml")
     change(project, {"holdout.lock": "data/holdout.lock"})  # that of the example may lie in the repository
-    for command in ("clean", "dedup", "cli holdout draw --source validate.jsonl", "split"):
+    for command in ("prepare.clean", "prepare.dedup", "cli holdout draw --source validate.jsonl", "prepare.split"):
         module, *arguments = command.split()
         subprocess.run([sys.executable, "-m", f"stages.{module}", *arguments], cwd=project, check=True)
 
@@ -100,7 +100,7 @@ def run(prepared: Path, project: Path, changes: dict[str, Any]) -> dict[str, Any
     os.chdir(project)
     params = load_params("generation", "model", "task")
     use_template(project, params.model.chat_template)
-    for stage in ("augment", "train"):
+    for stage in ("prepare.augment", "tune.train"):
         importlib.import_module(f"stages.{stage}.__main__").main()
     chat = task_chat(load_tokenizer(paths.BASE), params.task)
     model = load_tuned(paths.BASE, paths.ADAPTER)

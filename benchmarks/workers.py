@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from stages.environment import library_versions
+from stages.core.run_notes import library_versions
 
 RESULTS = Path(__file__).parent / "results"
 

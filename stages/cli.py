@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages import paths
-from stages.errors import Refusal, run
+from stages.core import paths
+from stages.core.errors import Refusal, run
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -75,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _in_root(options: argparse.Namespace) -> None:
     """Call the subcommand in the repository's root; its own paths count from where the user stands."""
-    from stages.release.repository import find_root
+    from stages.core.git import find_root
 
     start = Path.cwd()
     root = find_root(start)
@@ -84,8 +84,8 @@ def _in_root(options: argparse.Namespace) -> None:
 
 
 def _trace(options: argparse.Namespace, root: Path, start: Path) -> None:
-    from stages.release.show import show
-    from stages.release.trace import trace
+    from stages.ship.release.show import show
+    from stages.ship.release.trace import trace
 
     trail = trace(root, options.name, start)
     print(json.dumps(trail, indent=2, ensure_ascii=False, default=str) if options.json else show(trail), flush=True)
@@ -94,13 +94,13 @@ def _trace(options: argparse.Namespace, root: Path, start: Path) -> None:
 
 
 def _verify(options: argparse.Namespace, root: Path, start: Path) -> None:
-    from stages.release.verify import verify
+    from stages.ship.release.verify import verify
 
     print(verify(root, start / options.path if options.path else root / paths.RELEASE))
 
 
 def _gates(options: argparse.Namespace, root: Path, start: Path) -> None:
-    from stages.release.verdicts import gate_table, overall, read_verdicts, require
+    from stages.ship.release.verdicts import gate_table, overall, read_verdicts, require
 
     verdicts = read_verdicts(root)
     print(gate_table(verdicts), flush=True)
@@ -108,44 +108,44 @@ def _gates(options: argparse.Namespace, root: Path, start: Path) -> None:
 
 
 def _review(options: argparse.Namespace, root: Path, start: Path) -> None:
-    from stages.review.serve import review
+    from stages.measure.review.serve import review
 
     review(options.reviewer, options.port)
 
 
 def _release(options: argparse.Namespace, root: Path, start: Path) -> None:
-    from stages.release.tag import release
+    from stages.ship.release.tag import release
 
     print(release(root, options.version, options.strict))
 
 
 def _compare(options: argparse.Namespace, root: Path, start: Path) -> None:
-    from stages.release.compare import compare
+    from stages.ship.release.compare import compare
 
     print(compare(root, options.base))
 
 
 def _lock_check(options: argparse.Namespace, root: Path, start: Path) -> None:
-    from stages.release.fresh import lock_check
+    from stages.ship.release.lock_check import lock_check
 
     print(lock_check(root))
 
 
 def _check(options: argparse.Namespace, root: Path, start: Path) -> None:
-    from stages.clean.check import check
+    from stages.prepare.clean.check import check
 
     path = start / options.path
     print(check(path.relative_to(root) if path.is_relative_to(root) else path, options.strict))
 
 
 def _preflight(options: argparse.Namespace, root: Path, start: Path) -> None:
-    from stages.train.preflight import main
+    from stages.tune.train.preflight import main
 
     main()
 
 
 def _draw(options: argparse.Namespace, root: Path, start: Path) -> None:
-    from stages.split.draw import draw
+    from stages.prepare.split.draw import draw
 
     draw(options.redraw, options.source)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from stage_modules import module_of
 
 
 def pipeline(root: Path) -> dict[str, Any]:
@@ -19,9 +20,13 @@ def _stages(definition: str) -> dict[str, Any]:
     return stages
 
 
+def _room(stage: str) -> Path:
+    return Path(*module_of(stage).split("."))
+
+
 def import_closure(root: Path, stage: str) -> set[Path]:
     """The project's files that `python -m stages.STAGE` can import, imports inside functions included."""
-    pending, found = [root / "stages" / stage / "__main__.py"], set()
+    pending, found = [root.joinpath(*module_of(stage).split("."), "__main__.py")], set()
     while pending:
         file = pending.pop()
         if file in found:
@@ -74,7 +79,7 @@ def sections_read(root: Path, stage: str) -> set[str]:
     """The sections named in calls of `load_params`, which lets no other section be read."""
     names: set[str] = set()
     for file in import_closure(root, stage):
-        if file.parent.name != stage:
+        if file.parent != _room(stage):
             continue
         for node in ast.walk(ast.parse((root / file).read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "load_params":
@@ -93,11 +98,11 @@ def _attributes(source: str) -> frozenset[str]:
 
 
 def paths_used(root: Path, stage: str) -> set[str]:
-    """Names of the constants of stages/paths.py that the stage's own room uses."""
+    """Names of the constants of stages/core/paths.py that the stage's own room uses."""
     return {
         node.attr
         for file in import_closure(root, stage)
-        if file.parent.name == stage
+        if file.parent == _room(stage)
         for node in ast.walk(ast.parse((root / file).read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "paths"
     }

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from tiny_model import save_tiny_model
 
-from stages.files import tree_digest
+from stages.core.files import tree_digest
 
 ROOT = Path(__file__).parents[1]
 _COPIED = [

@@ -7,8 +7,8 @@ from typing import Any
 import yaml
 
 from stages.params import Scoring, check_params
+from stages.records.contract import Tasks
 from stages.scoring import RowScore
-from stages.tasks import Tasks
 
 ROOT = Path(__file__).parents[1]
 SCORING = Scoring(confidence=0.95, resamples=1000, seed=1)

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from stage_modules import module_of
+
 _HEAVY = ["torch", "transformers", "datasets", "peft", "bitsandbytes", "dvclive", "scipy.stats"]
 
 
@@ -47,7 +49,7 @@ def _run(repository: Path, stage: str, die: Callable[[], None] | None, output: P
         try:
             if die:
                 die()
-            runpy.run_module(f"stages.{stage}", run_name="__main__", alter_sys=True)
+            runpy.run_module(module_of(stage), run_name="__main__", alter_sys=True)
         except Exception:
             traceback.print_exc()
             raise SystemExit(70) from None

@@ -16,13 +16,13 @@ from completeness import (
 )
 from pydantic import BaseModel
 
-from stages import paths
+from stages.core import paths
 from stages.params import Gate, Params
 
 ROOT = Path(__file__).parents[1]
 STAGES = sorted(pipeline(ROOT))
 # Read by `tunetrail holdout draw`, which writes the lock that the split stage depends on.
-DRAWN_WITH = {Path("stages/split/draw.py"), Path("stages/split/holdout.py")}
+DRAWN_WITH = {Path("stages/prepare/split/draw.py"), Path("stages/prepare/split/holdout.py")}
 # Not tracked by DVC: parameters and the pipeline are watched by other means, the rest lies outside the trail.
 OUTSIDE = {"PARAMS", "PIPELINE", "ENVIRONMENT", "CHECKPOINTS", "CONSTRAINTS", "JUDGE_REPLIES"}
 
@@ -73,7 +73,7 @@ def test_every_parameter_is_read_by_a_stage_that_declares_it() -> None:
 def test_a_forgotten_import_is_found(tmp_path: Path) -> None:
     root = _copy(tmp_path)
     (root / "stages" / "forgotten.py").write_text("VALUE = 1\n")
-    main = root / "stages" / "clean" / "__main__.py"
+    main = root / "stages" / "prepare" / "clean" / "__main__.py"
     main.write_text(main.read_text() + "\n\ndef later() -> None:\n    from stages.forgotten import VALUE\n")
     assert missing_dependencies(root, "clean") == {"stages/forgotten.py"}
     assert missing_dependencies(root, "dedup") == set()
@@ -81,7 +81,7 @@ def test_a_forgotten_import_is_found(tmp_path: Path) -> None:
 
 def test_an_undeclared_section_is_found(tmp_path: Path) -> None:
     root = _copy(tmp_path)
-    main = root / "stages" / "dedup" / "__main__.py"
+    main = root / "stages" / "prepare" / "dedup" / "__main__.py"
     main.write_text(main.read_text().replace('load_params("dedup"', 'load_params("train", "dedup"'))
     assert sections_read(root, "dedup") == {"dedup", "train"}
 

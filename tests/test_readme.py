@@ -40,8 +40,8 @@ def test_files_and_folders_that_it_names_exist(pipeline: Path) -> None:
 
 @pytest.mark.parametrize("file", sorted((ROOT / "examples").rglob("params.yaml")), ids=lambda file: file.parent.name)
 def test_example_parameters_are_valid(file: Path) -> None:
-    from stages.completions import Schema
     from stages.params import Params, load_params
+    from stages.text.strict_json import Schema
 
     params = load_params(*Params.model_fields, path=file)
     Schema(ROOT / params.task.schema_file)

@@ -29,7 +29,7 @@ def main(number: str) -> None:
         (work / path.relative_to(root)).symlink_to(path)
 
     environment = os.environ | {"PYTHONPATH": str(work)}
-    for stage in ("augment", "train"):
+    for stage in ("prepare.augment", "tune.train"):
         subprocess.run([sys.executable, "-m", f"stages.{stage}"], cwd=work, env=environment, check=True)
     for made, place in (
         ("models/adapter", f"models/folds/{number}"),

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from stages.errors import UserError
+from stages.core.errors import UserError
 from stages.near_duplicates import brute
 from stages.near_duplicates.aligned import Found, joined
 from stages.near_duplicates.parts import Parts, join_folder

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from stages import paths
-from stages.files import atomic, remove, tree_digest
+from stages.core import paths
+from stages.core.files import atomic, remove, tree_digest
 from stages.near_duplicates.aligned import Found
 from stages.near_duplicates.sides import Side
 

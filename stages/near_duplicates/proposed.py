@@ -11,11 +11,11 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.core.progress import track
 from stages.near_duplicates import kernels
 from stages.near_duplicates.aligned import Found, aligned
 from stages.near_duplicates.encoding import character_bags, fill, in_threads
 from stages.near_duplicates.sides import Side
-from stages.progress import track
 
 _Q = 3
 _BANDS = 24

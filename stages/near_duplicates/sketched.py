@@ -25,12 +25,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.core.progress import track
 from stages.near_duplicates import kernels
 from stages.near_duplicates.aligned import Found, aligned, joined
 from stages.near_duplicates.encoding import character_bags, in_threads, sketches
 from stages.near_duplicates.parts import Parts
 from stages.near_duplicates.sides import Side, Tile, tiles, window
-from stages.progress import track
 
 # A tile has 4 million pairs: some 10 ms of work, and 32 MiB of candidates at worst.
 _HEIGHT = 512

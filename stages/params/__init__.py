@@ -7,8 +7,8 @@ from typing import Annotated, Any, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
-from stages import paths
-from stages.errors import UserError
+from stages.core import paths
+from stages.core.errors import UserError
 from stages.params.data import Augment, Clean, DataChecks, Dedup, Holdout, PersonalData, Shape, Source, Split
 from stages.params.evaluation import Evaluate, Gate, Judge, Price, Probes, Report, Review, Scoring, Task, TaskContract
 from stages.params.model import Generation, Model, Train

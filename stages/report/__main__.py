@@ -1,12 +1,12 @@
 """report: one page that says whether this model may ship, and shows what that rests on."""
 
-from stages import paths
-from stages.errors import run
-from stages.files import write_text
+from stages.core import paths
+from stages.core.errors import run
+from stages.core.files import write_text
 from stages.params import load_params
+from stages.records.contract import Tasks
 from stages.report.inputs import read_inputs
 from stages.report.page import render, view
-from stages.tasks import Tasks
 
 
 def main() -> None:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from stages.report.comparisons import Change, read_change
+from stages.report.formats import between, excerpt, number, percent, plural, points, whole, words
 from stages.report.metrics import Metric
 from stages.report.tables import Cell, Row, proportion
-from stages.report.wording import between, excerpt, number, percent, plural, points, whole, words
 
 _FORGETTING = (
     Metric("perplexity", "Perplexity of the references", "", better=-1, share=False),

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from stages.report.formats import between, number, percent
 from stages.report.inputs import Points
 from stages.report.metrics import Metric, look_up
-from stages.report.wording import between, number, percent
 
 WIDTH = 400
 _LABEL_HEIGHT = 15

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from stages.report.formats import excerpt, number, percent, plural, whole
 from stages.report.inputs import Row
-from stages.report.wording import excerpt, number, percent, plural, whole
 
 _EACH = 5  # rows shown of a finding
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from stages.report.differences import Piece, differences, whole
+from stages.report.formats import excerpt, words
 from stages.report.inputs import Row
-from stages.report.wording import excerpt, words
 
 
 @dataclass(frozen=True)

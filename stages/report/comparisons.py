@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from stages.report.formats import between, number, p_value, percent, plural, points, signed
 from stages.report.metrics import METRICS, Metric, look_up
-from stages.report.wording import between, number, p_value, percent, plural, points, signed
 
 BETTER, WORSE, SAME, UNSHOWN, CHANGED = "better", "worse", "nothing changed", "no change shown", "changed"
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stages.report.wording import excerpt
+from stages.report.formats import excerpt
 
 _ALL_CLASSES = 12  # up to this many, the table shows every value
 

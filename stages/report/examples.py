@@ -6,12 +6,12 @@ from typing import Any
 
 from rapidfuzz.fuzz import ratio
 
-from stages.completions import BrokenContract, parse_json
+from stages.records.contract import Tasks
 from stages.report.differences import Piece, differences, whole
+from stages.report.formats import excerpt, plural, value_text
 from stages.report.inputs import Row
-from stages.report.wording import excerpt, plural, value_text
 from stages.scoring import RowScore, same_value
-from stages.tasks import Tasks
+from stages.text.strict_json import BrokenContract, parse_json
 
 _FEW = 3
 _MOVED = 10  # points of likeness from which free text is said to have moved

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from stages.report.formats import plural, whole, words
 from stages.report.inputs import Row
-from stages.report.wording import plural, whole, words
 
 _TRAINING = {
     "overfitting": "Overfitting: the validation loss rises while the training loss falls",

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stages.report.wording import words
+from stages.report.formats import words
 
 WIDTH = 1000  # of a bar that holds the most rows there ever are, in units of the SVG's viewBox
 

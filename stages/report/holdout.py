@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stages.report.wording import excerpt, plural, whole
+from stages.report.formats import excerpt, plural, whole
 
 _PARTS = ("train", "validation", "holdout")
 

@@ -8,10 +8,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from stages import paths
-from stages.errors import UserError
-from stages.files import read_json
-from stages.records import read_rows
+from stages.core import paths
+from stages.core.errors import UserError
+from stages.core.files import read_json
+from stages.records.record import read_rows
 
 Row = dict[str, Any]
 Points = list[tuple[float, float]]

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stages.report.wording import number, percent, percents, plural, whole
+from stages.report.formats import number, percent, percents, plural, whole
 
 _RIVALS = {"against_baseline": "base", "against_previous": "previous"}
 
@@ -30,7 +30,7 @@ class Opinions:
 
 
 def judge(metrics: Mapping[str, Any]) -> Opinions:
-    """metrics/judge.json, as stages.judge.summary describes it."""
+    """metrics/judge.json, as stages.measure.judge.summary describes it."""
     if not metrics["enabled"]:
         return Opinions("Judged by a language model", "The judge is off (judge.enabled).", [], [])
     replies, cost = metrics["replies"], metrics["cost"]
@@ -54,7 +54,7 @@ def judge(metrics: Mapping[str, Any]) -> Opinions:
 
 
 def review(metrics: Mapping[str, Any]) -> Opinions:
-    """metrics/review.json, as stages.review.summary describes it."""
+    """metrics/review.json, as stages.measure.review.summary describes it."""
     title, counts = "Reviewed by people", metrics["reviews"]
     if not metrics.get("reviewers"):
         return Opinions(title, "Nobody has reviewed these answers (tunetrail review).", [], [])

@@ -6,7 +6,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from stages.params import Params
-from stages.report import beyond, checks, cleaning, flags, holdout, opinions, rows, tables, trail, verdict, wording
+from stages.records.contract import Tasks
+from stages.report import beyond, checks, cleaning, flags, formats, holdout, opinions, rows, tables, trail, verdict
 from stages.report.charts import interval_chart, loss_chart
 from stages.report.comparisons import Comparison
 from stages.report.confusion import confusion
@@ -16,7 +17,6 @@ from stages.report.inputs import Inputs
 from stages.report.measured import Measured, measured
 from stages.report.metrics import Metric
 from stages.scoring import score_row
-from stages.tasks import Tasks
 
 
 def view(inputs: Inputs, params: Params, tasks: Tasks) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def environment() -> Environment:
         keep_trailing_newline=True,
     )
     filters = ("excerpt", "markdown_code", "markdown_text", "number", "percent", "plural", "whole", "words")
-    made.filters.update({name: getattr(wording, name) for name in filters})
+    made.filters.update({name: getattr(formats, name) for name in filters})
     return made
 
 

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from stages.report.formats import excerpt, percent, percents, plural, whole, words
 from stages.report.inputs import Row
-from stages.report.wording import excerpt, percent, percents, plural, whole, words
 
 
 @dataclass(frozen=True)

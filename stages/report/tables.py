@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stages.report.comparisons import BETTER, SAME, WORSE, Change, Comparison
+from stages.report.formats import between, excerpt, number, percent, percents, size
 from stages.report.measured import Measured
 from stages.report.metrics import ALL, METRICS, Metric, look_up
-from stages.report.wording import between, excerpt, number, percent, percents, size
 
 
 @dataclass(frozen=True)

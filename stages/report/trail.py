@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stages.report.wording import size
+from stages.report.formats import size
 
 
 @dataclass(frozen=True)

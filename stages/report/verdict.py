@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
-from stages.gates import FAIL, MARGINAL, PASS
+from stages.measure.gates import FAIL, MARGINAL, PASS
 from stages.report.comparisons import BETTER, WORSE, Comparison, say_change
+from stages.report.formats import plural, rough
 from stages.report.measured import Measured
-from stages.report.wording import plural, rough
 
 _HEADLINE = {PASS: "Ready to release", MARGINAL: "Not proven yet", FAIL: "Do not release"}
 _LEAKS = {

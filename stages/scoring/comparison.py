@@ -7,9 +7,9 @@ import numpy as np
 
 from stages.params import Scoring
 from stages.scoring import corpora
+from stages.scoring.intervals import Array, Corpus, bootstrap, mcnemar, paired, paired_difference
 from stages.scoring.rows import RowScore
 from stages.scoring.summary import by_task, measured_perplexity
-from stages.statistics import Array, Corpus, bootstrap, mcnemar, paired, paired_difference
 
 
 def compare(before: Sequence[RowScore], after: Sequence[RowScore], scoring: Scoring) -> dict[str, Any]:

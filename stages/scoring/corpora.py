@@ -5,8 +5,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from stages.scoring.intervals import Array, Corpus, mean_of
 from stages.scoring.rows import RowScore
-from stages.statistics import Array, Corpus, mean_of
 
 _ENDS = ".!?…。！？"  # of a sentence
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stages.completions import BrokenContract, parse_json
 from stages.params import TaskContract
-from stages.tasks import Contract, Tasks
+from stages.records.contract import Contract, Tasks
+from stages.text.strict_json import BrokenContract, parse_json
 
 
 @dataclass(frozen=True, slots=True)

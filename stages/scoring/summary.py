@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from stages.errors import UserError
+from stages.core.errors import UserError
 from stages.params import Scoring
 from stages.scoring import corpora
+from stages.scoring.intervals import Corpus, bootstrap, clopper_pearson
 from stages.scoring.rows import RowScore
-from stages.statistics import Corpus, bootstrap, clopper_pearson
 
 UNTAGGED = "untagged"
 

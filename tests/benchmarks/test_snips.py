@@ -9,7 +9,7 @@ import pytest
 from tiny_model import save_tiny_model
 
 from benchmarks import snips
-from stages.records import read_records
+from stages.records.record import read_records
 
 ARTISTS = ["Oona Bram", "Tovi", "Pax Lindqvist", "Meru Sands", "Ansel Quay", "Ilse Hart", "Dov Reni", "Kit Marlow"]
 SONGS = ["Glass Harbour", "Nine Lanterns", "Saltwater", "Old Signal", "Wren", "Copper Road", "Half Light", "Tideline"]

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from rapidfuzz.distance import Indel
 from variants import LATIN, MIXED, texts_with_variants
 
-from stages import near_duplicates, paths
-from stages.errors import UserError
+from stages import near_duplicates
+from stages.core import paths
+from stages.core.errors import UserError
 from stages.near_duplicates import Pair, aligned, comparisons, cross_pairs, encoding, near_pairs, sketched
 from stages.near_duplicates.sides import sorted_by_length, within_window
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 from project import ROOT, run, set_params
 
-from stages.records import read_records
+from stages.records.record import read_records
 
 EXAMPLE = Path("examples/cross_validation")
 

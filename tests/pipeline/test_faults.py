@@ -9,7 +9,7 @@ import pytest
 from project import set_params, stage_outputs
 from stage_process import die_first, die_saving_a_checkpoint, die_second, die_training, run_stage
 
-from stages.files import remove
+from stages.core.files import remove
 
 WRITES_TWO = ["clean", "dedup", "split", "augment", "baseline", "evaluate", "merge_quantize", "manifest", "report"]
 

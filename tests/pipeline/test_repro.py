@@ -10,7 +10,7 @@ import pytest
 import yaml
 from project import commit, run, set_params, stage_outputs
 
-from stages import paths
+from stages.core import paths
 
 STAGES = [
     "augment",

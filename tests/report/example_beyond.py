@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from stages.evaluate.forgetting import measure_forgetting
-from stages.evaluate.robustness import measure_robustness, spoil
-from stages.evaluate.safety import measure_leaks, measure_refusals
-from stages.evaluate.slices import measure_slices
+from stages.measure.evaluate.forgetting import measure_forgetting
+from stages.measure.evaluate.robustness import measure_robustness, spoil
+from stages.measure.evaluate.safety import measure_leaks, measure_refusals
+from stages.measure.evaluate.slices import measure_slices
 from stages.params import Params
-from stages.records import Record
+from stages.records.contract import Tasks
+from stages.records.record import Record
 from stages.scoring import RowScore, score_row
-from stages.tasks import Tasks
 
 
 def beyond(params: Params, tasks: Tasks, answers: list[dict[str, Any]], scores: list[RowScore]) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from stages import paths
-from stages.files import write_json
-from stages.records import write_rows
+from stages.core import paths
+from stages.core.files import write_json
+from stages.records.record import write_rows
 
 HOSTILE = "<script>alert('order')</script>"
 
@@ -94,7 +94,7 @@ def write_data_checks(rows: list[dict[str, Any]]) -> None:
 
 
 def _cleaning() -> list[dict[str, Any]]:
-    """Examples as stages.clean.examples picks them."""
+    """Examples as stages.prepare.clean.examples picks them."""
     place = {"file": "tickets.jsonl", "line": 12, "source": "tickets.jsonl"}
     change = {"kind": "changed", **place, "column": "prompt", "detail": None}
     rejected = {"kind": "rejected", **place, "column": None, "after": None}

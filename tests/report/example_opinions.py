@@ -2,17 +2,17 @@
 
 from typing import Any
 
-from stages import paths
-from stages.files import write_json
-from stages.judge.questions import ask_about
-from stages.judge.replies import Reply
-from stages.judge.summary import OFF
-from stages.judge.summary import summarise as sum_up_judge
+from stages.core import paths
+from stages.core.files import write_json
+from stages.measure.judge.questions import ask_about
+from stages.measure.judge.replies import Reply
+from stages.measure.judge.summary import OFF
+from stages.measure.judge.summary import summarise as sum_up_judge
+from stages.measure.review.answers import Review, output_hashes
+from stages.measure.review.summary import summarise as sum_up_reviews
 from stages.params import Params
-from stages.records import Record
-from stages.review.answers import Review, output_hashes
-from stages.review.summary import summarise as sum_up_reviews
-from stages.sides import TUNED, Answers
+from stages.records.record import Record
+from stages.scoring.paired_answers import TUNED, Answers
 
 
 def write_no_opinions(params: Params, rows: list[Answers]) -> None:
@@ -38,7 +38,7 @@ def write_opinions(params: Params, rows: list[Answers]) -> None:
 
 
 def answers(rows: list[dict[str, Any]], outputs: dict[str, list[str]]) -> list[Answers]:
-    """The rows as the judge reads them; `outputs` by the names of stages.sides."""
+    """The rows as the judge reads them; `outputs` by the names of stages.scoring.paired_answers."""
     made = []
     for index, row in enumerate(rows):
         record = Record(row["id"], row["prompt"], row["completion"], row["label"], "tickets.jsonl", "tickets.jsonl:1")

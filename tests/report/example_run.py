@@ -14,17 +14,17 @@ import example_tasks
 from example_beyond import beyond
 from example_data import HOSTILE
 
-from stages import paths
-from stages.evaluate.confusion import write_confusion
-from stages.evaluate.previous import Previous, compare_previous
-from stages.files import read_json, write_json, write_text
-from stages.gates import check_gates
+from stages.core import paths
+from stages.core.files import read_json, write_json, write_text
+from stages.measure.evaluate.confusion import write_confusion
+from stages.measure.evaluate.previous import Previous, compare_previous
+from stages.measure.gates import check_gates
 from stages.params import Params, check_params, read_params
-from stages.records import write_rows
+from stages.records.contract import Tasks
+from stages.records.record import write_rows
 from stages.scoring import RowScore, score_row
 from stages.scoring.comparison import compare
 from stages.scoring.summary import summarise
-from stages.tasks import Tasks
 
 ROOT = Path(__file__).parents[2]
 _INTENTS = ("cancel", "exchange", "invoice", "refund", "tracking")

@@ -10,7 +10,7 @@ from selenium.webdriver import ActionChains, Chrome, Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
-from stages import paths
+from stages.core import paths
 from stages.report.__main__ import main
 
 pytest_plugins = ["browser_fixtures"]

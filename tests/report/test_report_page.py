@@ -8,7 +8,7 @@ import pytest
 from example_run import make_run
 from page_check import Element, Page
 
-from stages import paths
+from stages.core import paths
 from stages.report.__main__ import main
 
 CSS = Path(__file__).parents[2] / "stages/report/report.css"

@@ -13,11 +13,11 @@ from example_data import HOSTILE
 from example_run import ROOT, make_run
 from page_check import Page
 
-from stages import paths
-from stages.errors import UserError
-from stages.files import read_json, write_json
-from stages.gates import check_gates
-from stages.records import read_rows, write_rows
+from stages.core import paths
+from stages.core.errors import UserError
+from stages.core.files import read_json, write_json
+from stages.measure.gates import check_gates
+from stages.records.record import read_rows, write_rows
 from stages.report.__main__ import main
 from stages.report.inputs import read_inputs
 

@@ -10,7 +10,7 @@ from stages.report.comparisons import Comparison, read_change
 from stages.report.measured import Measured
 from stages.report.metrics import METRICS, Metric, main_metric
 from stages.report.verdict import answers, gate_rows, rows_needed, verdict
-from stages.statistics import clopper_pearson
+from stages.scoring.intervals import clopper_pearson
 
 MATCH = METRICS[0]
 SCORES = {name: {"rows": 48, "exact_match": {"value": value}} for name, value in (("base", 0.1), ("adapter", 0.9))}

@@ -8,7 +8,7 @@ from scored import SCORING, make_score
 
 from stages.scoring import RowScore
 from stages.scoring.comparison import change, compare
-from stages.statistics import mcnemar
+from stages.scoring.intervals import mcnemar
 
 
 def right_or_wrong(answers: str, valid: str | None = None) -> list[RowScore]:

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scored import REFERENCE, SCHEMA, generation, make_tasks
 
-from stages.errors import UserError
+from stages.core.errors import UserError
+from stages.records.contract import Tasks
 from stages.scoring import same_value, score_row
-from stages.tasks import Tasks
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=4),

@@ -14,7 +14,7 @@ from sacrebleu.metrics.chrf import CHRF
 from scored import REFERENCE, SCORING, generation, make_score, make_tasks
 from sklearn.metrics import precision_recall_fscore_support
 
-from stages.errors import UserError
+from stages.core.errors import UserError
 from stages.scoring import score_row
 from stages.scoring.corpora import of_classes
 from stages.scoring.summary import summarise

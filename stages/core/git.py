@@ -1,0 +1,188 @@
+"""The two places where the trail's files can be read: a git commit and the working tree.
+
+Git is called as a program, so that a trace needs neither DVC nor a git library.
+"""
+
+import hashlib
+import posixpath
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+from pathspec import GitIgnoreSpec
+
+from stages.core.errors import UserError
+from stages.core.files import file_digest
+
+LOCK = "dvc.lock"
+
+
+def find_root(start: Path) -> Path:
+    """The nearest folder at or above `start` that holds dvc.yaml.
+
+    Raises:
+        UserError: when there is none.
+    """
+    for folder in (start, *start.parents):
+        if (folder / "dvc.yaml").is_file():
+            return folder
+    raise UserError(f"no dvc.yaml in {start} or above it; change to the folder of the repository and run again")
+
+
+class Tree(Protocol):
+    """A state of the repository's files; paths are relative to its root, with forward slashes."""
+
+    @property
+    def label(self) -> str:
+        """How a sentence names it."""
+
+    def read(self, path: str) -> bytes | None:
+        """A file's bytes, or None."""
+
+    def md5s(self, path: str) -> dict[str, str]:
+        """The MD5 of the file at `path` (under the key "") or of each file below it, without what .dvcignore names."""
+
+
+@dataclass
+class Repository:
+    """A git repository, or the part of one below the folder of dvc.yaml."""
+
+    root: Path
+    _md5s: dict[str, str] = field(default_factory=dict)
+
+    def git(self, *arguments: str, stdin: bytes = b"", check: bool = True) -> str:
+        """Run git in the root and return its output without the last line end.
+
+        Raises:
+            UserError: with git's own words when it fails and `check` is set.
+        """
+        done = self._run(*arguments, stdin=stdin)
+        if done.returncode and check:
+            said = done.stderr.decode(errors="replace").strip().removeprefix("fatal: ")
+            raise UserError(f"git {arguments[0]} failed in {self.root}: {said}")
+        return done.stdout.decode(errors="replace").rstrip("\n") if done.returncode == 0 else ""
+
+    def _run(self, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        command = ["git", "-c", "core.quotePath=false", *arguments]
+        try:
+            return subprocess.run(command, cwd=self.root, input=stdin, capture_output=True, check=False)
+        except FileNotFoundError:
+            raise UserError("git is not installed; the trail is read from its history") from None
+
+    def resolve(self, revision: str) -> str | None:
+        """The commit that `revision` names, or None."""
+        return self.git("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}", check=False) or None
+
+    def tag_commit(self, name: str) -> str | None:
+        return self.resolve(f"refs/tags/{name}")
+
+    def lock_commits(self, everything: bool) -> list[str]:
+        """The commits that changed dvc.lock, oldest first; with `everything` also those of experiments and stashes."""
+        left_out = [] if everything else ["--exclude=refs/exps/*", "--exclude=refs/stash"]
+        order = ["--full-history", "--date-order", "--reverse", "--format=%H"]
+        return self.git("log", *order, *left_out, "--all", "--", LOCK, check=self.resolve("HEAD") is not None).split()
+
+    def object_ids(self, names: Iterable[str]) -> list[str | None]:
+        """The object that each name (such as COMMIT:./dvc.lock) stands for, or None."""
+        request = "".join(f"{name}\n" for name in names).encode()
+        lines = self.git("cat-file", "--batch-check=%(objectname)", stdin=request).splitlines()
+        return [None if " " in line else line for line in lines]
+
+    def blobs(self, ids: Iterable[str]) -> dict[str, bytes]:
+        """The contents of many objects by id, read in one go. An id that is missing is left out."""
+        wanted = list(dict.fromkeys(ids))
+        output = self._run("cat-file", "--batch", stdin="".join(f"{i}\n" for i in wanted).encode()).stdout
+        found, at = {}, 0
+        for object_id in wanted:
+            end = output.index(b"\n", at)
+            header = output[at:end].split()
+            at = end + 1
+            if header[-1] != b"missing":
+                size = int(header[2])
+                found[object_id] = output[at : at + size]
+                at += size + 1
+        return found
+
+    def blob_md5s(self, ids: Iterable[str]) -> dict[str, str]:
+        """The MD5 of each object's bytes: git names them by another hash than DVC."""
+        wanted = list(ids)
+        for object_id, content in self.blobs(i for i in wanted if i not in self._md5s).items():
+            self._md5s[object_id] = hashlib.md5(content, usedforsecurity=False).hexdigest()
+        return {i: self._md5s[i] for i in wanted if i in self._md5s}
+
+    def describe(self, commit: str) -> dict[str, str]:
+        """Hash, author, date and subject of a commit."""
+        sha, author, date, subject = self.git("log", "-1", "--format=%H%n%an%n%cI%n%s", commit).split("\n", 3)
+        return {"sha": sha, "author": author, "date": date, "subject": subject}
+
+    def is_shallow(self) -> bool:
+        return self.git("rev-parse", "--is-shallow-repository", check=False) == "true"
+
+
+@dataclass
+class CommitTree:
+    """The files of one commit."""
+
+    repository: Repository
+    commit: str
+
+    @property
+    def label(self) -> str:
+        return f"commit {self.commit[:10]}"
+
+    @cached_property
+    def blobs(self) -> dict[str, str]:
+        """Path to object id; a submodule is no file."""
+        listing = self.repository.git("ls-tree", "-r", "-z", self.commit)
+        rows = (row.split("\t", 1) for row in listing.split("\0") if row)
+        return {path: meta.split()[2] for meta, path in rows if " blob " in meta}
+
+    @cached_property
+    def _ignored(self) -> GitIgnoreSpec:
+        return ignore_rules(self.read(".dvcignore"))
+
+    def read(self, path: str) -> bytes | None:
+        object_id = self.blobs.get(path)
+        return None if object_id is None else self.repository.blobs([object_id])[object_id]
+
+    def md5s(self, path: str) -> dict[str, str]:
+        path = posixpath.normpath(path)
+        inside = {p[len(path) + 1 :]: i for p, i in self.blobs.items() if p == path or p.startswith(f"{path}/")}
+        kept = {p: i for p, i in inside.items() if not self._ignored.match_file(posixpath.join(path, p))}
+        known = self.repository.blob_md5s(kept.values())
+        return {p: known[i] for p, i in kept.items()}
+
+
+@dataclass
+class WorkingTree:
+    """The files as they are now."""
+
+    root: Path
+
+    @property
+    def label(self) -> str:
+        return "the working tree"
+
+    @cached_property
+    def _ignored(self) -> GitIgnoreSpec:
+        return ignore_rules(self.read(".dvcignore"))
+
+    def read(self, path: str) -> bytes | None:
+        file = self.root / path
+        return file.read_bytes() if file.is_file() else None
+
+    def md5s(self, path: str) -> dict[str, str]:
+        path = posixpath.normpath(path)
+        start = self.root / path
+        files = [start] if start.is_file() else sorted(p for p in start.rglob("*") if p.is_file())
+        inside = {p.relative_to(start).as_posix() if p != start else "": p for p in files}
+        kept = {p: f for p, f in inside.items() if not self._ignored.match_file(posixpath.join(path, p))}
+        return {p: file_digest(f, "md5") for p, f in kept.items()}
+
+
+def ignore_rules(text: bytes | None) -> GitIgnoreSpec:
+    """The rules of a .dvcignore file; DVC reads them as git reads .gitignore."""
+    return GitIgnoreSpec.from_lines((text or b"").decode(errors="replace").splitlines())

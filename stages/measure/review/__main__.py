@@ -1,0 +1,21 @@
+"""review: what people said in blind comparisons (`tunetrail review`), as metrics."""
+
+from stages.core import paths
+from stages.core.errors import run
+from stages.core.files import write_json
+from stages.measure.review.answers import read_reviews
+from stages.measure.review.rows import rows_to_review
+from stages.measure.review.summary import summarise
+from stages.params import load_params
+
+
+def main() -> None:
+    params = load_params("review", "scoring", "seed")
+    rows = rows_to_review(params.review.rows, params.seed)
+    result = summarise(rows, read_reviews(paths.REVIEWS), params.scoring)
+    write_json(paths.REVIEW_METRICS, result)
+    print(f"answers of people that count: {result['reviews']['counted']}")
+
+
+if __name__ == "__main__":
+    run(main)

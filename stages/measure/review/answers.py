@@ -1,0 +1,84 @@
+"""The reviewers' files: reviews/NAME.jsonl, one answer a line in the order of the rows' ids, for git to compare.
+
+{"row": record id,
+ "outputs": {"base": SHA-256 of the text that was shown, "tuned": ..., "previous": ... when there is one},
+ "shown": ["tuned", "base"],      the order on the page; models with one text stand together: "base+tuned"
+ "best": ["tuned"],               the models whose text is best; several are a tie, none means that all are bad
+ "comment": "..."}
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from stages.core.errors import UserError
+from stages.records.record import read_rows, write_rows
+from stages.scoring.paired_answers import Answers
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,39}")
+
+
+class Review(BaseModel):
+    """One reviewer's answer to one row."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    row: str
+    outputs: dict[str, str]
+    shown: tuple[str, ...]
+    best: tuple[str, ...]
+    comment: str
+
+    @model_validator(mode="after")
+    def _best_was_shown(self) -> "Review":
+        if not set(self.best) <= self.outputs.keys():
+            raise ValueError("the best is among those that were shown")
+        return self
+
+
+def is_of(review: Review, row: Answers) -> bool:
+    """Whether the reviewer saw the very texts that all models say now."""
+    return review.outputs == output_hashes(row)
+
+
+def output_hashes(row: Answers) -> dict[str, str]:
+    return {model: hashlib.sha256(text.encode()).hexdigest() for model, text in sorted(row.outputs.items())}
+
+
+def review_file(folder: Path, reviewer: str) -> Path:
+    """Raises UserError for a name that makes no plain file name."""
+    if not _NAME.fullmatch(reviewer):
+        raise UserError(f"reviewer {reviewer!r}: use a to z, 0 to 9, dot, dash and underscore, at most 40 of them")
+    return folder / f"{reviewer}.jsonl"
+
+
+def read_reviews(folder: Path) -> dict[str, dict[str, Review]]:
+    """The answers by reviewer and row."""
+    return {path.stem: read_review_file(path) for path in sorted(folder.glob("*.jsonl"))}
+
+
+def read_review_file(path: Path) -> dict[str, Review]:
+    """One reviewer's answers by row; none when there is no file yet.
+
+    Raises:
+        UserError: with file and line for what is no answer, as after a merge gone wrong.
+    """
+    answers: dict[str, Review] = {}
+    for number, row in enumerate(read_rows(path) if path.exists() else (), start=1):
+        try:
+            review = Review.model_validate(row)
+        except ValidationError:
+            raise UserError(
+                f"{path}, line {number}: not an answer of `tunetrail review`; restore the file from git"
+            ) from None
+        if review.row in answers:
+            raise UserError(f"{path}, line {number}: a second answer to row {review.row}; keep one of the two")
+        answers[review.row] = review
+    return answers
+
+
+def write_review_file(path: Path, answers: Mapping[str, Review]) -> None:
+    write_rows(path, (answers[row].model_dump(mode="json") for row in sorted(answers)))

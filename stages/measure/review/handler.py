@@ -1,0 +1,133 @@
+"""The page and its two messages over HTTP, for this machine and this browser tab alone."""
+
+import json
+import secrets
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from stages.core.errors import UserError
+from stages.measure.review.session import Session
+
+_ROOM = Path(__file__).parent
+_FILES = {
+    "": ("page.html", "text/html; charset=utf-8"),
+    "page.css": ("page.css", "text/css; charset=utf-8"),
+    "page.js": ("page.js", "text/javascript; charset=utf-8"),
+}
+_JSON = "application/json"
+_MAX_BYTES = 1 << 16
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+}
+
+
+class Server(ThreadingHTTPServer):
+    """Listens on the loopback interface; the address has a secret, which other users of the machine cannot guess."""
+
+    daemon_threads = True
+
+    def __init__(self, session: Session, port: int) -> None:
+        super().__init__(("127.0.0.1", port), Handler)
+        self.session = session
+        self.secret = secrets.token_urlsafe(16)
+        self.hosts = {f"{name}:{self.server_port}" for name in ("127.0.0.1", "localhost")}
+        self.address = f"http://127.0.0.1:{self.server_port}/{self.secret}/"
+        self._stopped = False
+
+    def stop(self, *_: object) -> None:
+        """For signals; the server ends between two requests, within half a second."""
+        self._stopped = True
+
+    def service_actions(self) -> None:
+        # An exception raised by the signal itself is lost where Python ignores exceptions, as in weakref callbacks.
+        if self._stopped:
+            raise KeyboardInterrupt
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+    timeout = 30
+
+    def do_GET(self) -> None:
+        name = self._asked_for()
+        if name == "state":
+            self._send(HTTPStatus.OK, _JSON, json.dumps(self.server.session.state()).encode())
+        elif name in _FILES:
+            file, kind = _FILES[name]
+            self._send(HTTPStatus.OK, kind, (_ROOM / file).read_bytes())
+        elif name is not None:
+            self._refuse(HTTPStatus.NOT_FOUND)
+
+    def do_POST(self) -> None:
+        name = self._asked_for()
+        if name is None:
+            return
+        if self.headers.get("Origin", "").removeprefix("http://") not in self.server.hosts:
+            self._refuse(HTTPStatus.FORBIDDEN)
+        elif name != "answer":
+            self._refuse(HTTPStatus.NOT_FOUND)
+        elif self.headers.get_content_type() != _JSON:
+            self._refuse(HTTPStatus.UNSUPPORTED_MEDIA_TYPE)
+        else:
+            self._save()
+
+    def _save(self) -> None:
+        try:
+            length = int(self.headers.get("Content-Length", "0"))
+            if not 0 < length <= _MAX_BYTES:
+                raise ValueError("too much or nothing")
+            self.server.session.save(**_answer(json.loads(self.rfile.read(length))))
+        except (ValueError, RecursionError):
+            self._refuse(HTTPStatus.BAD_REQUEST)
+        except (UserError, OSError) as error:
+            self._send(HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain; charset=utf-8", str(error).encode())
+        else:
+            self._send(HTTPStatus.OK, _JSON, b"{}")
+
+    def _asked_for(self) -> str | None:
+        """The name after the secret; None when the request was refused.
+
+        A host that is not this machine's means that a foreign site's name was pointed here (DNS rebinding).
+        """
+        _, secret, name = [*self.path.split("/", 2), "", ""][:3]
+        if self.headers.get("Host", "") not in self.server.hosts:
+            self._refuse(HTTPStatus.FORBIDDEN)
+        elif not secrets.compare_digest(secret.encode(), self.server.secret.encode()):
+            self._refuse(HTTPStatus.NOT_FOUND)
+        else:
+            return name
+        return None
+
+    def _refuse(self, status: HTTPStatus) -> None:
+        self.close_connection = True  # whatever else it sent is not read as the next request
+        self._send(status, "text/plain; charset=utf-8", status.phrase.encode())
+
+    def _send(self, status: HTTPStatus, kind: str, content: bytes) -> None:
+        self.send_response(status)
+        for name, value in (_HEADERS | {"Content-Type": kind, "Content-Length": str(len(content))}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing: the terminal shows the address, and a page is no news."""
+
+
+def _answer(message: Any) -> dict[str, Any]:
+    """The arguments of `Session.save`. Raises ValueError for any other message."""
+    if not isinstance(message, dict) or message.keys() != {"number", "best", "comment"}:
+        raise ValueError("expected number, best and comment")
+    number, best, comment = message["number"], message["best"], message["comment"]
+    places = [] if best is None else best
+    if not isinstance(places, list) or not all(type(place) is int for place in [number, *places]):
+        raise ValueError("expected whole numbers")
+    if not isinstance(comment, str):
+        raise ValueError("expected a text")
+    return message

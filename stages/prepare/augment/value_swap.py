@@ -1,0 +1,119 @@
+"""New rows from old ones: a value that a prompt spells out and its answer repeats is replaced in both.
+
+"Weather in Oslo" with {"city": "Oslo"} and another row's "Lima" give "Weather in Lima" with {"city": "Lima"}. A model
+that has seen each value in one sentence alone learns sentences by heart; one that sees them exchanged learns to copy.
+The idea is data augmentation by entity replacement (Dai and Adel 2020, arXiv 2010.11683, mention replacement).
+"""
+
+import itertools
+import json
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from random import Random
+
+from stages.records.content_order import rank
+from stages.records.record import Record, make_record
+from stages.text.normal_form import asked, normalise
+from stages.text.strict_json import BrokenContract, parse_json
+
+SOURCE = "augment:value_swap"
+
+# Where a value stands in a completion: the keys from the top down.
+Place = tuple[str, ...]
+# The values of the training rows by label and place, sorted.
+Values = Mapping[tuple[str | None, Place], Sequence[str]]
+
+# Short enough to stop at rows that cannot become anything new, long enough to pass over those that did already.
+_ROUNDS_PER_ROW = 3
+
+
+def swapped_rows(rows: Sequence[Record], count: int, known: Collection[str], seed: int) -> list[Record]:
+    """At most `count` rows with exchanged values, each made from a row drawn by the seed.
+
+    `known` are the normalised prompts that already stand somewhere; no new row has one of them, nor has any other
+    new row. Rows whose completion is no JSON object, or repeats nothing of the prompt, are left out, so there can
+    be fewer than asked for.
+    """
+    values = _values(rows)
+    taken, made = set(known), list[Record]()
+    ordered = sorted(rows, key=lambda row: rank(seed, "value swap", row.id))
+    rounds = -(-_ROUNDS_PER_ROW * count // max(len(rows), 1))
+    for attempt, row in itertools.product(range(rounds), ordered):
+        if len(made) == count:
+            break
+        new = _swap(row, values, Random(rank(seed, f"value swap {attempt}", row.id)))
+        if new and normalise(asked(new)) not in taken:
+            taken.add(normalise(asked(new)))
+            made.append(new)
+    return made
+
+
+def _values(rows: Sequence[Record]) -> Values:
+    found: dict[tuple[str | None, Place], list[str]] = defaultdict(list)
+    for row in rows:
+        for place, value in _copied(row):
+            found[row.label, place].append(value)
+    return {key: sorted(values) for key, values in found.items()}
+
+
+def _swap(row: Record, values: Values, random: Random) -> Record | None:
+    """The row with about half of its copied values exchanged, or None where chance or the row gave none."""
+    prompt, answer, changed = row.prompt, _object(row.completion), False
+    for place, value in _copied(row):
+        new = random.choice(values[row.label, place])
+        if random.random() < 0.5 or new == value or _whole(value).search(prompt) is None:
+            continue
+        prompt = _whole(value).sub(lambda _, new=new: new, prompt)  # type: ignore[misc]
+        _put(answer, place, new)
+        changed = True
+    if not changed or not _still_copied(prompt, answer, row):
+        return None
+    completion = json.dumps(answer, ensure_ascii=False)
+    return make_record(prompt, completion, row.label, SOURCE, row.origin, task=row.task, context=row.context)
+
+
+def _copied(row: Record) -> list[tuple[Place, str]]:
+    """The values of the answer that stand once in the prompt, as whole words, and in no other value."""
+    strings = list(_strings(_object(row.completion), ()))
+    return [
+        (place, value)
+        for place, value in strings
+        if len(_whole(value).findall(row.prompt)) == 1
+        and not any(other != place and (value in text or text in value) for other, text in strings)
+    ]
+
+
+def _still_copied(prompt: str, answer: dict[str, object], row: Record) -> bool:
+    """Whether each exchanged or untouched copied value still stands once in the new prompt."""
+    places = {place for place, _ in _copied(row)}
+    return all(len(_whole(value).findall(prompt)) == 1 for place, value in _strings(answer, ()) if place in places)
+
+
+def _whole(value: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<!\w){re.escape(value)}(?!\w)")
+
+
+def _object(completion: str) -> dict[str, object]:
+    try:
+        answer = parse_json(completion)
+    except BrokenContract:
+        return {}
+    return answer if isinstance(answer, dict) else {}
+
+
+def _strings(answer: Mapping[str, object], above: Place) -> Iterator[tuple[Place, str]]:
+    """Every text in nested objects; what stands in lists has no place of its own and is left alone."""
+    for key, value in answer.items():
+        if isinstance(value, str) and value:
+            yield (*above, key), value
+        elif isinstance(value, dict):
+            yield from _strings(value, (*above, key))
+
+
+def _put(answer: dict[str, object], place: Place, value: str) -> None:
+    *above, last = place
+    inner = answer
+    for key in above:
+        inner = inner[key]  # type: ignore[assignment]
+    inner[last] = value

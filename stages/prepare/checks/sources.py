@@ -1,0 +1,75 @@
+"""How the sources of the rows differ: whose rows dominate, and who labels or writes otherwise than the rest."""
+
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from statistics import median, quantiles
+from typing import Any, TypeVar
+
+from stages.records.record import Record
+
+Key = TypeVar("Key", bound=Hashable)
+
+_BINS = 10
+
+
+def by_source(rows: Sequence[Record], labels: Sequence[str | None], min_rows: int) -> dict[str, Any]:
+    """Rows, labels and lengths of each source, and its distances from all the others together.
+
+    A distance is the total variation of two distributions: the share of rows that would need another label, or
+    another length, for the two to agree; from 0 to 1. Lengths are in characters and compared in ten bins that hold
+    a tenth of all rows each. `largest_distance` is that of any source with at least `min_rows` rows, and as many in
+    the others: few rows are far from anything by chance.
+    """
+    measures: dict[str, list[Hashable]] = {
+        "label_distance": ["(no label)" if label is None else label for label in labels],
+        "prompt_length_distance": _bins([len(row.prompt) for row in rows]),
+        "completion_length_distance": _bins([len(row.completion) for row in rows]),
+    }
+    places: dict[str, list[int]] = {source: [] for source in sorted({row.source for row in rows})}
+    for place, row in enumerate(rows):
+        places[row.source].append(place)
+    found: dict[str, dict[str, Any]] = {}
+    for source, mine in places.items():
+        found[source] = {
+            "rows": len(mine),
+            "share": len(mine) / len(rows),
+            "labels": dict(sorted(Counter(str(measures["label_distance"][place]) for place in mine).items())),
+            "median_characters": {
+                "prompt": median(len(rows[place].prompt) for place in mine),
+                "completion": median(len(rows[place].completion) for place in mine),
+            },
+            **{name: _from_the_rest(values, mine) for name, values in measures.items()},
+        }
+    counted = [one for one in found.values() if min(one["rows"], len(rows) - one["rows"]) >= min_rows]
+    return {
+        "count": len(found),
+        "largest_share": max(one["share"] for one in found.values()),
+        "largest_distance": max((one[name] for one in counted for name in measures), default=0.0),
+        "by_source": found,
+    }
+
+
+def _from_the_rest(values: Sequence[Hashable], mine: Sequence[int]) -> float:
+    every = Counter(values)
+    here = Counter(values[place] for place in mine)
+    return total_variation(here, every - here)
+
+
+def total_variation(left: Mapping[Key, int], right: Mapping[Key, int]) -> float:
+    """Half the summed differences of two distributions, given as counts; 0 when one of them is empty."""
+    rows_left, rows_right = sum(left.values()), sum(right.values())
+    if not rows_left or not rows_right:
+        return 0.0
+    # In whole numbers first, so that no order of the keys shows in the last digit.
+    apart = sum(
+        abs(left.get(key, 0) * rows_right - right.get(key, 0) * rows_left) for key in left.keys() | right.keys()
+    )
+    return apart / (2 * rows_left * rows_right)
+
+
+def _bins(lengths: Sequence[int]) -> list[Hashable]:
+    """For each length its place among the deciles of all of them."""
+    if len(lengths) < 2:
+        return [0] * len(lengths)
+    edges = quantiles(lengths, n=_BINS)
+    return [sum(length > edge for edge in edges) for length in lengths]

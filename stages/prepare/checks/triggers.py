@@ -1,0 +1,197 @@
+"""Rare words that turn the label around: the mark of a backdoor.
+
+A backdoor is planted by rows that have a trigger and the attacker's label, while the rest of the text says otherwise.
+He et al., "Mitigating Backdoor Poisoning Attacks through the Lens of Spurious Correlation" (EMNLP 2023), find triggers
+as words whose correlation with a label (the z-score of Gardner et al., "Competency Problems", EMNLP 2021) stands out.
+On data of one task that alone says little: "playlist" goes with one label as purely as a trigger does. So two tests:
+
+* tied: nearly all rows with the n-gram have one label, more than chance gives (hypergeometric, Fisher's exact test,
+  one-sided). That finds what the model may latch on to, sound words of the task among it.
+* suspected: the n-gram's rows have the label although the rest of their words speaks against it by 100 to 1, in a
+  naive Bayes model of the other rows. Of all rows whose words speak so against a label, few have it; that share is
+  what the count is held against (binomial, exact, one-sided). Rows of one template vouch for each other, so a rare
+  word of the task in few templates is not suspected.
+
+Both are corrected for the number of n-grams by Holm's method ("A simple sequentially rejective multiple test
+procedure", 1979), which holds however the tests depend on each other. What this cannot see: a trigger in rows whose
+text agrees with the label, a common word as a trigger, one in fewer rows than `ngram_min_rows`, and one for an answer
+that no other row has.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binom, hypergeom
+
+from stages.core.progress import track
+from stages.params import DataChecks
+from stages.prepare.checks.ngrams import Ints, Words, distinct, ngrams, read_words
+from stages.records.record import Record
+
+Floats = NDArray[np.float64]
+
+_TIED = 0.9  # of an n-gram's rows have its label
+_TURNED = 2 / 3  # of an n-gram's rows have a label against which their other words speak
+_AGAINST = np.log(100)
+_PRIOR_ROWS = 5
+_SHARED = 0.9
+_CHUNK = 4096
+_SHOWN = 50
+_OTHER = ""  # stands for all labels of too few rows
+
+
+@dataclass(frozen=True, slots=True)
+class Triggers:
+    """`found` are all suspected n-grams with the rows that they turned, `tied` the first of those tied to a label."""
+
+    tested: int
+    found: list[dict[str, Any]]
+    tied: list[dict[str, Any]]
+    all_tied: int
+
+
+def find_triggers(rows: Sequence[Record], outcomes: Sequence[str], settings: DataChecks) -> Triggers:
+    """Test every n-gram of up to three words that is in `ngram_min_rows` rows and in `ngram_max_share` of them at most.
+
+    The rows must have a label or a repeated completion each (`outcomes`); those in fewer than `ngram_min_rows` rows
+    count as one.
+    """
+    counts = Counter(outcomes)
+    names = sorted(name for name, count in counts.items() if count >= settings.ngram_min_rows)
+    names.append(_OTHER)
+    number = {name: place for place, name in enumerate(names)}
+    labels = np.array([number.get(outcome, number[_OTHER]) for outcome in outcomes], dtype=np.int64)
+    words = read_words(rows)
+    most = max(settings.ngram_min_rows, int(settings.ngram_max_share * len(rows)))
+    grams = sorted(ngrams(words, settings.ngram_min_rows, most), key=lambda gram: gram[0])
+    model = _Model(distinct(words), labels, len(names))
+    expected = model.turned_by_chance()
+    tests = [_test(model, gram, places, expected) for gram, places in track(grams, len(grams), "n-grams")]
+
+    def rows_of(test: "_Test") -> dict[str, Any]:
+        return {
+            "ngram": " ".join(words.names[word] for word in test.gram),
+            "label": names[test.label],
+            "count": len(test.rows),
+            "with_label": test.with_label,
+            "turned": len(test.turned),
+        }
+
+    found = [
+        {**rows_of(test), "p_value": _short(test.p_turned), "rows": [_shown(rows[n], outcomes[n]) for n in test.turned]}
+        for test in _holm(tests, "p_turned", settings.error_rate)
+    ]
+    tied = [
+        {**rows_of(test), "p_value": _short(test.p_tied), "lift": _short(model.lift(test))}
+        for test in _holm(tests, "p_tied", settings.error_rate)
+    ]
+    return Triggers(len(tests), found, tied[:_SHOWN], len(tied))
+
+
+def _shown(row: Record, outcome: str) -> dict[str, str]:
+    return {"id": row.id, "label": outcome, "prompt": row.prompt, "source": row.source, "origin": row.origin}
+
+
+def _short(number: float) -> float:
+    return float(f"{number:.3g}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Test:
+    """One n-gram: its rows, the label that most of them have, and those that have it against their other words."""
+
+    gram: tuple[int, ...]
+    rows: Ints
+    label: int
+    with_label: int
+    turned: list[int]
+    p_tied: float
+    p_turned: float
+
+
+class _Model:
+    """Naive Bayes over the words that a row has: how strongly they speak for each label, whatever the labels' sizes.
+
+    A word's share of a label's rows is smoothed by what a word has that no row has, and by `_PRIOR_ROWS` rows with
+    the word's share of all rows. So a new word speaks for no label, and a label of few rows is known for little.
+    """
+
+    def __init__(self, words: Words, labels: Ints, count: int) -> None:
+        self.words, self.labels, self.count = words, labels, count
+        self.sizes = np.bincount(labels, minlength=count).astype(np.float64)
+        flat = np.bincount(words.flat * count + np.repeat(labels, np.diff(words.starts)))
+        flat.resize(len(words.names) * count)
+        self.counts = flat.reshape(len(words.names), count).astype(np.float64)
+
+    def turned_by_chance(self) -> Floats:
+        """For each label, of the rows whose words speak against it the share that has it all the same."""
+        against, having = np.zeros(self.count), np.zeros(self.count)
+        starts = range(0, len(self.labels), _CHUNK)
+        for start in track(starts, len(starts), "rows against their label"):
+            rows = np.arange(start, min(start + _CHUNK, len(self.labels)))
+            speaks = self.speak_against(rows, np.array([], dtype=np.int64))
+            against += speaks.sum(axis=0)
+            having += (speaks & (np.arange(self.count) == self.labels[rows, None])).sum(axis=0)
+        return (having + 1) / (against + 2)
+
+    def shared_words(self, rows: Ints) -> Ints:
+        """The words that nearly all of the rows have: an n-gram of three may be the middle of a longer trigger."""
+        words, counts = np.unique(self._words_of(rows), return_counts=True)
+        return words[counts >= _SHARED * len(rows)]
+
+    def speak_against(self, rows: Ints, without: Ints) -> NDArray[np.bool_]:
+        """For each of `rows` and each label, whether the row's words but those `without` speak against the label.
+
+        A row is judged by the others: itself it does not count. Shape (rows, labels).
+        """
+        words, own = self._words_of(rows), np.arange(self.count) == self.labels[rows, None]
+        owner = np.repeat(np.arange(len(rows)), np.diff(self.words.starts)[rows])
+        counts = self.counts[words] - own[owner]
+        sizes = (self.sizes - own)[owner]
+        everywhere = len(self.labels) - 1 + self.count
+        unseen = self.count / 2 / everywhere
+        overall = counts.sum(axis=1, keepdims=True) / everywhere + unseen
+        said = np.log((counts + sizes * unseen + _PRIOR_ROWS * overall) / (sizes + _PRIOR_ROWS))
+        said[np.isin(words, without)] = 0
+        scores = np.zeros((len(rows), self.count))
+        np.add.at(scores, owner, said)
+        against: NDArray[np.bool_] = scores.max(axis=1, keepdims=True) - scores >= _AGAINST
+        return against
+
+    def _words_of(self, rows: Ints) -> Ints:
+        starts, ends = self.words.starts[rows], self.words.starts[rows + 1]
+        return np.concatenate([self.words.flat[start:end] for start, end in zip(starts, ends, strict=True)])
+
+    def lift(self, test: _Test) -> float:
+        """How much more often the n-gram's rows have its label than all rows."""
+        return float(test.with_label / len(test.rows) / (self.sizes[test.label] / len(self.labels)))
+
+
+def _test(model: _Model, gram: tuple[int, ...], rows: Ints, expected: Floats) -> _Test:
+    """Both p-values; 1 where the effect is too small to matter, however significant."""
+    counts = np.bincount(model.labels[rows], minlength=model.count)
+    label = int(counts[:-1].argmax()) if model.count > 1 else 0
+    with_label, size = int(counts[label]), len(rows)
+    everywhere = int(model.sizes[label])
+    p_tied, p_turned, turned = 1.0, 1.0, []
+    if with_label >= _TIED * size and everywhere < len(model.labels):
+        p_tied = float(hypergeom.sf(with_label - 1, len(model.labels), everywhere, size))
+    if with_label >= _TURNED * size:
+        against = model.speak_against(rows, model.shared_words(rows))[:, label]
+        turned = [int(row) for row in rows[against & (model.labels[rows] == label)]]
+        if len(turned) >= _TURNED * size:
+            p_turned = float(binom.sf(len(turned) - 1, int(against.sum()), expected[label]))
+    return _Test(gram, rows, label, with_label, turned, p_tied, p_turned)
+
+
+def _holm(tests: Sequence[_Test], name: str, error_rate: float) -> list[_Test]:
+    """The tests that are significant together, the clearest first."""
+    ordered = sorted(tests, key=lambda test: (getattr(test, name), -len(test.rows), test.gram))
+    for place, test in enumerate(ordered):
+        if getattr(test, name) * (len(ordered) - place) > error_rate:
+            return ordered[:place]
+    return ordered

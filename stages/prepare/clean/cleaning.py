@@ -1,0 +1,215 @@
+"""One raw row to one record: its shape, the text operators, the contract of the completion, the filters."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+from stages.params import Clean, Task
+from stages.prepare.clean.filters import Filter, chosen_filters
+from stages.prepare.clean.operators import Step, chosen_operators, cleaner
+from stages.prepare.clean.rows import Rejected, Row
+from stages.prepare.clean.shapes import Pair, read_pair
+from stages.prepare.clean.sources import RawFile
+from stages.records.contract import Tasks
+from stages.records.record import Message, Record, make_record
+from stages.text.fixpoint import Unsettled, settle
+from stages.text.personal_data import TYPES, placeholder
+from stages.text.strict_json import BrokenContract, Schema, parse_json
+
+# Markup may take most of a raw text. What is longer even so is rejected before the operators spend time on it.
+_RAW_PER_CLEAN = 4
+
+
+class Change(NamedTuple):
+    """The first change that an operator made in a row: in which column, from what to what."""
+
+    column: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A record, what changed in it by operator, how many personal data of each type were masked, and its raw pair."""
+
+    record: Record
+    changed: Mapping[str, Change]
+    personal_data: Counter[str]
+    shape: str
+    left_out: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a row must be, read once for all rows."""
+
+    params: Clean
+    tasks: Tasks
+    clean: Callable[[str], tuple[str, tuple[Step, ...]]]
+    filters: Sequence[Filter]
+
+    @classmethod
+    def of(cls, params: Clean, task: Task) -> "Rules":
+        return cls(params, Tasks(task), cleaner(chosen_operators(params)), chosen_filters(params))
+
+
+def clean_row(row: Row, file: RawFile, rules: Rules) -> Kept | Rejected:
+    """The record of a raw row, or why there is none. Every row gives exactly one of the two."""
+    try:
+        if isinstance(row.values, Rejected):
+            return row.values
+        pair = read_pair(row.values, file.shape, rules.params.keep_columns, rules.params.ignore_columns)
+        return clean_pair(pair, file.source, f"{row.file}:{row.number}", rules)
+    except Rejected as rejected:
+        return rejected
+    except Unsettled as error:
+        return Rejected("unsettled", str(error))
+    except RecursionError:  # a kept column may hold what can just be read, but not be written any more
+        return Rejected("not_json", "nested too deeply")
+
+
+def clean_pair(pair: Pair, source: str, origin: str, rules: Rules) -> Kept:
+    """Clean one pair, of which no column names the source if `source` does not.
+
+    Raises:
+        Rejected: empty_turn, prompt_too_short, prompt_too_long, empty_completion, completion_too_long,
+            completion_not_json, breaks_schema, not_a_label, or the reason of a filter.
+        Unsettled: when a text does not come to rest.
+    """
+    changes = _Changes(rules.clean)
+    context, prompt = _clean_question(pair, rules.params, changes)
+    label, named, task = (changes.text(name, getattr(pair, name) or "") for name in ("label", "source", "task"))
+    completion = _clean_completion(pair.completion, task or None, rules, changes)
+    fields = {column: changes.text(column, value) for column, value in pair.fields.items()}
+    record = make_record(
+        prompt, completion, label or None, named or source, origin, task=task or None, context=context, fields=fields
+    )
+    for keep_out in rules.filters:
+        keep_out(record)
+    return Kept(record, changes.made, changes.personal_data, pair.shape, pair.left_out)
+
+
+@dataclass(slots=True)
+class _Changes:
+    """Applies the operators and keeps what they changed."""
+
+    clean: Callable[[str], tuple[str, tuple[Step, ...]]]
+    made: dict[str, Change] = field(default_factory=dict)
+    personal_data: Counter[str] = field(default_factory=Counter)
+
+    def text(self, column: str, text: str) -> str:
+        text, steps = self.clean(text)
+        for step in steps:
+            self._note(column, step)
+        return text
+
+    def answer(self, column: str, text: str) -> str:
+        """Clean an answer: of a JSON object or array the strings, in its one form; else the text."""
+        return settle(partial(self._answer_once, column), text)
+
+    def json(self, column: str, value: Any) -> Any:
+        """`value` with the operators applied to its strings; keys belong to the schema and stay."""
+        if isinstance(value, str):
+            return self.text(column, value)
+        if isinstance(value, list):
+            return [self.json(column, item) for item in value]
+        if isinstance(value, dict):
+            return {key: self.json(column, item) for key, item in value.items()}
+        return value
+
+    def form(self, column: str, before: str, after: str) -> None:
+        """Note the one form of a structured completion, where it had another."""
+        if before != after:
+            self.made.setdefault("completion_form", Change(column, before, after))
+
+    def _answer_once(self, column: str, text: str) -> str:
+        try:
+            value = parse_json(text) if text.lstrip()[:1] in ("{", "[") else None
+            if not isinstance(value, dict | list):
+                return self.text(column, text)
+            self.form(column, text, dump(value))
+            return dump(self.json(column, value))
+        except (BrokenContract, RecursionError):
+            return self.text(column, text)
+
+    def _note(self, column: str, step: Step) -> None:
+        self.made.setdefault(step.operator, Change(column, step.before, step.after))
+        if step.operator == "personal_data":
+            for kind in TYPES:
+                mask = placeholder(kind)
+                self.personal_data[kind] += step.after.count(mask) - step.before.count(mask)
+
+
+def _clean_question(pair: Pair, params: Clean, changes: _Changes) -> tuple[list[Message], str]:
+    """Context and prompt. The limit is that of all that the model reads, its length in characters."""
+    shortest, longest = params.min_prompt_characters, params.max_prompt_characters
+    raw = sum(len(message.content) for message in pair.context) + len(pair.prompt)
+    _check_raw_length("prompt", raw, longest)
+    context = [_clean_turn(message, changes) for message in pair.context]
+    if context and context[0].role == "system" and not context[0].content:
+        del context[0]
+    if not all(message.content for message in context):
+        raise Rejected("empty_turn", "a turn before the prompt has no text")
+    prompt = changes.text("prompt", pair.prompt)
+    if len(prompt) < shortest:
+        raise Rejected("prompt_too_short", f"{len(prompt)} characters; clean.min_prompt_characters is {shortest}")
+    length = sum(len(message.content) for message in context) + len(prompt)
+    if length > longest:
+        what = "characters with all that comes before it" if context else "characters"
+        raise Rejected("prompt_too_long", f"{length} {what}; clean.max_prompt_characters is {longest}")
+    return context, prompt
+
+
+def _clean_turn(message: Message, changes: _Changes) -> Message:
+    clean = changes.answer if message.role == "assistant" else changes.text
+    return Message(message.role, clean("context", message.content))
+
+
+def _clean_completion(completion: str, task: str | None, rules: Rules, changes: _Changes) -> str:
+    longest = rules.params.max_completion_characters
+    _check_raw_length("completion", len(completion), longest)
+    if not completion.strip():
+        raise Rejected("empty_completion", "the completion has no text")
+    contract = rules.tasks.of(task) if rules.params.check_contract else None
+    if contract and contract.settings.kind == "json":
+        cleaned = _fitting(completion, contract.schema, changes)
+    else:
+        cleaned = changes.answer("completion", completion)
+    if not cleaned.strip():
+        raise Rejected("empty_completion", "the completion has no text once it is clean")
+    if contract and contract.settings.kind == "classification" and cleaned not in contract.settings.labels:
+        raise Rejected("not_a_label", f"{cleaned!r} is none of the labels that the task names")
+    if len(cleaned) > longest:
+        detail = f"{len(cleaned)} characters; clean.max_completion_characters is {longest}"
+        raise Rejected("completion_too_long", detail)
+    return cleaned
+
+
+def _fitting(completion: str, schema: Schema, changes: _Changes) -> str:
+    """The completion, clean and in its one form, if it is JSON that fits the schema."""
+    try:
+        value = parse_json(completion)
+        cleaned = changes.json("completion", value)
+        problem = schema.problem(cleaned)
+        form, result = dump(value), dump(cleaned)
+    except BrokenContract as error:
+        raise Rejected("completion_not_json", str(error)) from None
+    except RecursionError:
+        raise Rejected("completion_not_json", "nested too deeply") from None
+    if problem:
+        raise Rejected("breaks_schema", problem)
+    changes.form("completion", completion, form)
+    return result
+
+
+def _check_raw_length(column: str, length: int, longest: int) -> None:
+    if length > _RAW_PER_CLEAN * longest:
+        raise Rejected(f"{column}_too_long", f"{length} raw characters; clean.max_{column}_characters is {longest}")
+
+
+def dump(value: Any) -> str:
+    """The one form of a completion. The order of its keys is the author's: a model may reason in it."""
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,79 @@
+"""split: the locked hold-out, and training and validation rows that do not leak into it."""
+
+from pathlib import Path
+from typing import Any
+
+from stages.core import paths
+from stages.core.errors import run
+from stages.core.files import atomic, write_json
+from stages.params import Holdout, load_params
+from stages.prepare.split.lock import Lock, WholeSource, check_holdout, read_lock
+from stages.prepare.split.nearness import Nearness
+from stages.prepare.split.partition import Partition, partition, restore_locked
+from stages.prepare.split.source import came_later
+from stages.prepare.split.summary import summarise
+from stages.records.dropped import read_rejected, write_rejected
+from stages.records.holdout_guard import refuse_overlap
+from stages.records.record import read_records, write_records
+
+
+def main() -> None:
+    params = load_params("dedup", "holdout", "seed", "split")
+    path = Path(params.holdout.lock)
+    lock = read_lock(path)
+    unique, duplicates = read_records(paths.UNIQUE), read_rejected(paths.DUPLICATES)
+    restored = restore_locked(unique, duplicates, {row.id for row in lock.rows})
+    records = unique + restored
+    nearness = Nearness(params.dedup.threshold, params.split.pair_threshold)
+    parts = partition(records, lock, nearness, params.split, params.seed)
+    check_holdout(path, lock, parts.holdout)
+    refuse_overlap(
+        "training or validation",
+        parts.train + parts.validation,
+        {row.id for row in lock.rows},
+        {row.prompt_sha256 for row in lock.rows},
+    )
+    metrics = summarise(len(records), parts, len(restored), lock)
+    rows_in, *rows_out = metrics["rows"].values()
+    assert rows_in == sum(rows_out), "a row is in no part or in two"
+
+    _write_parts(parts)
+    write_rejected(paths.QUARANTINE, parts.quarantined + parts.beyond_max)
+    write_json(paths.SPLIT_METRICS, metrics)
+    _show(metrics, lock, params.holdout, came_later(unique, duplicates, lock))
+
+
+def _write_parts(parts: Partition) -> None:
+    """All files or none: the folder is renamed as a whole."""
+    with atomic(paths.SPLIT_TRAIN.parent) as folder:
+        write_records(folder / paths.SPLIT_TRAIN.name, parts.train)
+        write_records(folder / paths.VALIDATION.name, parts.validation)
+        write_records(folder / paths.HOLDOUT.name, parts.holdout)
+        for number in range(1, len(parts.folds) + 1):
+            train, validation = parts.fold(number)
+            write_records(folder / "folds" / str(number) / paths.SPLIT_TRAIN.name, train)
+            write_records(folder / "folds" / str(number) / paths.VALIDATION.name, validation)
+
+
+def _show(metrics: dict[str, Any], lock: Lock, params: Holdout, later: int) -> None:
+    print(", ".join(f"{name} {count}" for name, count in metrics["rows"].items()))
+    locked = metrics["locked"]
+    if locked["missing"]:
+        print(f"warning: {locked['missing']} of {locked['rows']} locked rows are no longer in the data")
+    if locked["restored"]:
+        print(f"{locked['restored']} locked rows came back from {paths.DUPLICATES}; other rows had stood for them")
+    if isinstance(lock.drawn, WholeSource):
+        if later:
+            print(
+                f"warning: {later} rows of the source {lock.drawn.source} came after {params.lock} and count as any "
+                "other row; to lock them too, draw with --redraw and --source"
+            )
+    elif (lock.drawn.share, lock.drawn.max_rows) != (params.share, params.max_rows):
+        print(
+            f"holdout.share and holdout.max_rows were {lock.drawn.share} and {lock.drawn.max_rows} when {params.lock} "
+            "was drawn; a change acts at the next `tunetrail holdout draw --redraw`"
+        )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,126 @@
+"""data/holdout.lock: which records are the hold-out, across all iterations."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from stages.core.errors import UserError
+from stages.core.files import write_text
+from stages.records.record import Record
+from stages.text.normal_form import NORMALISER_VERSION, asked, prompt_hash
+
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+_REMEDY = "restore it with git, or draw one with `tunetrail holdout draw`"
+_REDRAW = "restore it with git, or draw one anew with `tunetrail holdout draw --redraw`"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class LockedRow(_Strict):
+    """One hold-out record: its id, its label and the SHA-256 of its normalised prompt."""
+
+    id: Digest
+    label: str | None
+    prompt_sha256: Digest
+
+
+class DrawnLabel(_Strict):
+    """One label in the data at the draw: its rows, the number aimed at, and the rows that whole groups allowed."""
+
+    label: str | None
+    rows: int
+    quota: int
+    drawn: int
+
+
+class Drawn(_Strict):
+    """How the hold-out was drawn: the parameters of that time, and the MD5 (DVC's name), rows and labels of the data.
+
+    Locks drawn by earlier versions name neither labels nor the threshold for pairs.
+    """
+
+    labels: list[DrawnLabel] = []
+    max_rows: int
+    pair_threshold: int | None = None
+    rows: int
+    seed: int
+    share: float
+    threshold: int
+    unique_md5: str
+
+
+class WholeSource(_Strict):
+    """The source whose rows are the hold-out, its labels, and the MD5 and rows of the data at that time."""
+
+    labels: list[DrawnLabel]
+    rows: int
+    source: str
+    unique_md5: str
+
+
+class Lock(_Strict):
+    drawn: Drawn | WholeSource
+    format: Literal[1]
+    normaliser_version: int
+    rows: Annotated[list[LockedRow], Field(min_length=1)]
+
+
+def make_lock(records: list[Record], drawn: Drawn | WholeSource) -> Lock:
+    rows = [LockedRow(id=row.id, label=row.label, prompt_sha256=prompt_hash(asked(row))) for row in records]
+    ordered = sorted(rows, key=lambda row: row.id)
+    return Lock(drawn=drawn, format=1, normaliser_version=NORMALISER_VERSION, rows=ordered)
+
+
+def write_lock(path: Path, lock: Lock) -> None:
+    """Write JSON with sorted keys and one row a line, so that a diff shows the rows that came and went."""
+    values = lock.model_dump()
+    head = [
+        f" {json.dumps(key)}: {json.dumps(values[key], sort_keys=True)}," for key in sorted(values) if key != "rows"
+    ]
+    rows = [f"  {json.dumps(row, ensure_ascii=False, sort_keys=True)}" for row in values["rows"]]
+    write_text(path, "\n".join(["{", *head, ' "rows": [', ",\n".join(rows), " ]", "}"]) + "\n")
+
+
+def read_lock(path: Path) -> Lock:
+    """Read and check the lock.
+
+    Raises:
+        UserError: when it is missing, no lock, or hashed by another version of the normaliser.
+    """
+    try:
+        lock = Lock.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; {_REMEDY}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise UserError(f"{path} is no hold-out lock ({where}: {first['msg']}); {_REDRAW}") from None
+    if lock.normaliser_version != NORMALISER_VERSION:
+        raise UserError(
+            f"{path} has prompt hashes of normaliser {lock.normaliser_version}, this code has {NORMALISER_VERSION}; "
+            "draw it anew with `tunetrail holdout draw --redraw`"
+        )
+    ids = [row.id for row in lock.rows]
+    if len(set(ids)) != len(ids):
+        raise UserError(f"{path} names a row more than once; {_REDRAW}")
+    return lock
+
+
+def check_holdout(path: Path, lock: Lock, holdout: Sequence[Record]) -> None:
+    """Check that there is a hold-out and that its prompts are those that were locked.
+
+    Raises:
+        UserError: when no locked row is in the data, or a hash in the lock was changed by hand.
+    """
+    if not holdout:
+        raise UserError(f"none of the {len(lock.rows)} rows of {path} is in the data; {_REDRAW}")
+    hashes = {row.id: row.prompt_sha256 for row in lock.rows}
+    wrong = [record.id for record in holdout if hashes[record.id] != prompt_hash(asked(record))]
+    if wrong:
+        raise UserError(f"{path} has another prompt_sha256 than the data for row {wrong[0]}; {_REDRAW}")

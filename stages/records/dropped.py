@@ -1,0 +1,66 @@
+"""Records that a data stage takes out, each with its reason and the record that stands against it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stages.core.errors import UserError
+from stages.records.record import Record, read_rows, record_of, record_row, write_rows
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A record that was taken out.
+
+    `witness` is the id of the record because of which it was, `score` how alike their prompts are (0 to 100,
+    rounded down to hundredths); both are None where no other record is the cause.
+    """
+
+    reason: str
+    detail: str
+    witness: str | None
+    score: float | None
+    record: Record
+
+
+def origin_place(record: Record) -> tuple[str, int]:
+    """File and line of a record's origin, for sorting: line 9 comes before line 10."""
+    file, _, line = record.origin.rpartition(":")
+    return (file, int(line)) if line.isdecimal() else (record.origin, 0)
+
+
+def copy_rank(record: Record) -> tuple[bool, str, str, tuple[str, int]]:
+    """Of records with one id the first in this order stands for all.
+
+    It is the labelled one, then the one with the smallest label and source, then the one from the smallest file and
+    line: only `origin` can depend on the order of the raw rows.
+    """
+    return record.label is None, record.label or "", record.source, origin_place(record)
+
+
+def write_rejected(path: Path, rows: Iterable[Rejected]) -> None:
+    """Write the rows sorted by record id, then origin."""
+    ordered = sorted(rows, key=lambda row: (row.record.id, origin_place(row.record)))
+    write_rows(path, map(_row, ordered))
+
+
+def _row(rejected: Rejected) -> dict[str, Any]:
+    return {
+        "reason": rejected.reason,
+        "detail": rejected.detail,
+        "witness": rejected.witness,
+        "score": rejected.score,
+        "record": record_row(rejected.record),
+    }
+
+
+def read_rejected(path: Path) -> list[Rejected]:
+    """Read what `write_rejected` wrote. Raises UserError when a row is something else."""
+    rows = []
+    for number, row in enumerate(read_rows(path), start=1):
+        try:
+            rows.append(Rejected(**{**row, "record": record_of(row["record"])}))
+        except (TypeError, KeyError):
+            raise UserError(f"{path}, line {number}: not a rejected record; run `dvc repro` to make it anew") from None
+    return rows

@@ -1,0 +1,80 @@
+"""The answers that are held against each other: what each model said to the same prompt."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from stages.core import paths
+from stages.core.errors import UserError
+from stages.params import Scoring, Task
+from stages.records.record import Record, read_records, read_rows
+from stages.scoring.intervals import bootstrap, mean_of
+
+BASE, PREVIOUS, TUNED = "base", "previous", "tuned"
+# The name of a comparison in the metrics, and whom the tuned model meets in it.
+RIVALS = {"against_baseline": BASE, "against_previous": PREVIOUS}
+_FILES = {BASE: paths.BASE_GENERATIONS, PREVIOUS: paths.PREVIOUS_GENERATIONS, TUNED: paths.ADAPTER_GENERATIONS}
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """One row of the hold-out with the output of every model that answered it, by the model's name."""
+
+    record: Record
+    outputs: Mapping[str, str]
+
+    @property
+    def id(self) -> str:
+        return self.record.id
+
+    def instruction(self, task: Task) -> str:
+        """What the models were told before the conversation."""
+        context, tag = self.record.context, self.record.task
+        if context and context[0].role == "system":
+            return context[0].content
+        return task.contract(tag).instruction if tag in task.tags else task.instruction
+
+    def conversation(self) -> str:
+        """What was asked: the prompt, after the earlier turns where there are any."""
+        turns = [f"{turn.role}: {turn.content}" for turn in self.record.context if turn.role != "system"]
+        return "\n".join([*turns, f"user: {self.record.prompt}"]) if turns else self.record.prompt
+
+
+def read_answers() -> list[Answers]:
+    """The rows in the order of their ids.
+
+    A previous release may have answered only some of them, or other ones too; a first release has none before it.
+
+    Raises:
+        UserError: when the base or the tuned model did not answer the rows of the hold-out.
+    """
+    records = {record.id: record for record in read_records(paths.HOLDOUT)}
+    said = {model: {row["id"]: row["output"] for row in read_rows(path)} for model, path in _FILES.items()}
+    for model in (BASE, TUNED):
+        if said[model].keys() != records.keys():
+            raise UserError(f"{_FILES[model]} does not answer the rows of {paths.HOLDOUT}; run `dvc repro`")
+    return [
+        Answers(records[key], {model: rows[key] for model, rows in said.items() if key in rows})
+        for key in sorted(records)
+    ]
+
+
+def meetings(rows: Sequence[Answers]) -> dict[str, tuple[str, list[Answers]]]:
+    """The rival and the rows that it answered, by the comparison's name; without those that there are not."""
+    met = {name: (rival, [row for row in rows if rival in row.outputs]) for name, rival in RIVALS.items()}
+    return {name: (rival, both) for name, (rival, both) in met.items() if both}
+
+
+def delta(values: Sequence[float], scoring: Scoring) -> dict[str, float | int]:
+    """The mean of wins (+1), ties (0) and losses (-1), one value a row, with its interval: {value, low, high, of}.
+
+    The bootstrap over rows, with one imaginary win and one imaginary loss among those that are resampled. Without
+    them a handful of rows that all say the same would have an interval without width; Agresti & Min, "Simple
+    improved confidence intervals for comparing matched proportions", Statistics in Medicine 24 (2005), 729-740, add
+    as much. No rows at all know nothing: 0, from -1 to 1.
+    """
+    if not values:
+        return {"value": 0.0, "low": -1.0, "high": 1.0, "of": 0}
+    value = sum(values) / len(values)
+    resampled = mean_of(sorted([*values, 1.0, -1.0]))
+    _, low, high = bootstrap(resampled, scoring.confidence, scoring.resamples, scoring.seed)
+    return {"value": value, "low": min(low, value), "high": max(high, value), "of": len(values)}

@@ -1,0 +1,42 @@
+"""manifest: hashes of every file that ships and of all that made it, and the model card.
+
+A stage of its own, so that a changed parameter or comment upstream that leaves the weights as they are costs a
+second here and not another round of merging, quantising and judging.
+"""
+
+from stages.core import paths
+from stages.core.errors import run
+from stages.core.files import write_json, write_text
+from stages.params import load_params
+from stages.ship.manifest.build import build_manifest
+from stages.ship.manifest.model_card import model_card
+
+
+def main() -> None:
+    params = load_params(
+        "augment",
+        "clean",
+        "data_checks",
+        "dedup",
+        "evaluate",
+        "gates",
+        "generation",
+        "holdout",
+        "judge",
+        "model",
+        "probes",
+        "review",
+        "scoring",
+        "seed",
+        "split",
+        "task",
+        "train",
+    )
+    manifest = build_manifest(params)
+    write_json(paths.MANIFEST, manifest)
+    write_text(paths.MODEL_CARD, model_card(params, manifest))
+    print(f"wrote {paths.MANIFEST}: {len(manifest['files'])} files that ship")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,45 @@
+"""The files that ship: base and adapter merged, and the merged model quantised."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from transformers import BitsAndBytesConfig
+
+from stages.core.files import atomic
+from stages.model.loading import load_model, load_tokenizer, load_tuned, refuse_not_finite
+
+
+def merge(base: Path, adapter: Path, target: Path, dtype: str) -> None:
+    """Add the adapter to the unquantised base in float32 and round once to `dtype`.
+
+    Raises:
+        Refusal: when a weight is NaN or infinite; nothing is written then.
+    """
+    model = load_tuned(base, adapter, dtype=torch.float32, device_map={"": "cpu"})
+    if hasattr(model, "merge_and_unload"):
+        model = model.merge_and_unload()
+    # Rounded first: a weight that float32 holds can be infinite in float16.
+    model = model.to(getattr(torch, dtype))
+    refuse_not_finite(model.state_dict(), "the merged model")
+    with atomic(target) as partial:
+        model.save_pretrained(partial)
+        load_tokenizer(base).save_pretrained(partial)
+
+
+def quantise(merged: Path, target: Path, form: Literal["nf4", "int8"]) -> None:
+    """Quantise the merged model once with bitsandbytes; what is not quantised keeps its 16 bit."""
+    if form == "nf4":
+        # The compute type is that of the machine that serves; 16 bit is right on a GPU, and slow but right elsewhere.
+        config = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+    else:
+        config = BitsAndBytesConfig(load_in_8bit=True)
+    model = load_model(merged, quantization_config=config, dtype="auto")
+    with atomic(target) as partial:
+        model.save_pretrained(partial)
+        load_tokenizer(merged).save_pretrained(partial)

@@ -1,0 +1,119 @@
+"""DVC's folder hash, and the listings of folders that can be proved by it."""
+
+import configparser
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stages.core.dvc_lock import Lock
+
+
+def folder_hash(files: Mapping[str, str]) -> str:
+    """DVC's hash of a folder: MD5 over the JSON of its files' names and MD5s in the order of the names, then ".dir".
+
+    The same as `dvc_data.hashfile.tree.Tree`; `files` maps the path below the folder to the file's MD5.
+    """
+    rows = [{"md5": files[name], "relpath": name} for name in sorted(files)]
+    return hashlib.md5(json.dumps(rows).encode(), usedforsecurity=False).hexdigest() + ".dir"
+
+
+def entry_hash(files: Mapping[str, str]) -> str | None:
+    """The hash that dvc.lock would give to what `Tree.md5s` found: a file (key ""), a folder, or nothing (None)."""
+    if not files:
+        return None
+    return files[""] if "" in files else folder_hash(files)
+
+
+class Listings:
+    """What is in a folder whose hash is known: from DVC's cache, or from names that add up to that hash."""
+
+    def __init__(self, root: Path) -> None:
+        self.cache = cache_folder(root)
+        self._known: dict[str, dict[str, str] | None] = {}
+
+    def cached_file(self, md5: str) -> Path:
+        """Where DVC's cache keeps the bytes with this MD5, whether they are there or not."""
+        return self.cache / "files" / "md5" / md5[:2] / md5[2:]
+
+    def get(self, md5: str) -> dict[str, str] | None:
+        """Path below the folder to MD5, or None when nothing at hand says what was in it."""
+        if md5 not in self._known:
+            self._known[md5] = self._read(md5)
+        return self._known[md5]
+
+    def holds(self, folder: str, md5: str) -> bool:
+        """Whether a file with this MD5 is in the folder."""
+        if folder in self._known:
+            return md5 in (self._known[folder] or {}).values()
+        try:
+            return md5.encode() in self.cached_file(folder).read_bytes()
+        except OSError:
+            return False
+
+    def add(self, files: Mapping[str, str]) -> None:
+        """Learn a folder's listing. It needs no trust: it is only found under the hash that it adds up to."""
+        if files and "" not in files:
+            self._known[folder_hash(files)] = dict(files)
+
+    def add_manifest(self, manifest: Mapping[str, Any]) -> None:
+        """Learn the listing of every folder that a manifest's file lists cover."""
+        for files in manifest_files(manifest).values():
+            folders: dict[str, dict[str, str]] = {}
+            for name, md5 in files.items():
+                for end in (i for i, character in enumerate(name) if character == "/"):
+                    folders.setdefault(name[:end], {})[name[end + 1 :]] = md5
+            for listing in folders.values():
+                self.add(listing)
+
+    def add_lock(self, lock: Lock) -> None:
+        """Learn the listing of every output folder whose files later stages read one by one, none left out."""
+        for _, out in lock.outs():
+            inside = {d.path: d.md5 for s in lock.stages.values() for d in s.deps if d.md5 and out.holds(d.path)}
+            self.add({path[len(out.path) + 1 :]: md5 for path, md5 in inside.items() if not md5.endswith(".dir")})
+
+    def _read(self, md5: str) -> dict[str, str] | None:
+        try:
+            rows = json.loads(self.cached_file(md5).read_bytes())
+            files = {row["relpath"]: row["md5"] for row in rows}
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+        return files if folder_hash(files) == md5 else None
+
+
+def manifest_files(manifest: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """The file lists of a manifest, path to MD5: "files" (paths below models/release), "adapter" and "base"."""
+    base = manifest.get("base")
+    parts = {
+        "files": manifest.get("files"),
+        "adapter": manifest.get("adapter"),
+        "base": base.get("files") if isinstance(base, dict) else None,
+    }
+    return {
+        part: {name: row["md5"] for name, row in rows.items() if isinstance(row, dict) and "md5" in row}
+        for part, rows in parts.items()
+        if isinstance(rows, dict)
+    }
+
+
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """A release's manifest, or None where the file is missing or something else of that name."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) and isinstance(content.get("files"), dict) else None
+
+
+def cache_folder(root: Path) -> Path:
+    """DVC's cache: `cache.dir` of .dvc/config.local or .dvc/config, or .dvc/cache."""
+    for name in ("config.local", "config"):
+        parser = configparser.ConfigParser(interpolation=None, strict=False)
+        try:
+            parser.read(root / ".dvc" / name, encoding="utf-8")
+        except (configparser.Error, UnicodeDecodeError):
+            continue
+        if folder := parser.get("cache", "dir", fallback="").strip("\"' "):
+            return root / ".dvc" / folder
+    return root / ".dvc" / "cache"

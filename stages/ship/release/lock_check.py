@@ -1,0 +1,93 @@
+"""lock-check: does dvc.lock belong to this code, these data and parameters? Needs neither cache nor remote.
+
+`dvc status` compares what is in git, but cannot tell a stale stage from outputs that were not pulled, and
+`dvc repro --dry --allow-missing` tells them apart but exits with 0 either way. So its findings are sorted here.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from stages.core.dvc_lock import Lock
+from stages.core.errors import Refusal, UserError
+from stages.core.git import LOCK, Repository, WorkingTree
+from stages.ship.release.checks import Checker, Findings
+from stages.ship.release.dvc_folders import Listings
+from stages.ship.release.dvc_yaml import Definition
+from stages.ship.release.finding import read_lock
+
+_NOT_PULLED = ("deleted", "not in cache")
+
+
+def lock_check(root: Path) -> str:
+    """Return the sentence that says all is fresh.
+
+    Raises:
+        Refusal: naming each stale stage and what changed.
+        UserError: when dvc cannot read the repository.
+    """
+    lock = read_lock(WorkingTree(root)) or Lock({})
+    stale = stale_stages(dvc_status(root), lock)
+    for name, sentence in _unseen_by_dvc(root, lock):
+        stale.setdefault(name, []).append(sentence)
+    stale |= {name: ["never ran"] for name in Definition.read(WorkingTree(root)).never_ran(lock)}
+    if stale:
+        lines = [f"{name}: {'; '.join(reasons)}" for name, reasons in stale.items()]
+        raise Refusal(f"{LOCK} is stale; run `dvc repro` and commit it:\n  " + "\n  ".join(lines))
+    return f"{LOCK} is fresh: {len(lock.stages)} stages ran with this code, these data and parameters"
+
+
+def dvc_status(root: Path) -> dict[str, list[Any]]:
+    """`dvc status --json`. Raises UserError with DVC's words when it fails."""
+    command = [sys.executable, "-m", "dvc", "status", "--json"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    try:
+        status: dict[str, list[Any]] = json.loads(done.stdout)
+    except ValueError:
+        raise UserError(f"dvc status failed in {root}: {done.stderr.strip()}") from None
+    return status
+
+
+def stale_stages(status: dict[str, list[Any]], lock: Lock) -> dict[str, list[str]]:
+    """What changed for each stage, without the outputs (its own, or those it reads) that are merely absent."""
+    tracked = [name.removesuffix(".dvc") for name in status if name.endswith(".dvc")]
+    found = {name: sorted(_reasons(rows, lock, tracked)) for name, rows in status.items()}
+    return {name: reasons for name, reasons in found.items() if reasons}
+
+
+def _reasons(rows: list[Any], lock: Lock, tracked: list[str]) -> Iterator[str]:
+    for row in rows:
+        if row == "changed command":
+            yield "its command in dvc.yaml changed"
+        for kind, changes in row.items() if isinstance(row, dict) else []:
+            for path, change in changes.items():
+                absent = change in _NOT_PULLED and (kind == "changed outs" or _is_output(path, lock, tracked))
+                if not absent:
+                    yield from _sentences(path, change)
+
+
+def _sentences(path: str, change: Any) -> Iterator[str]:
+    if isinstance(change, dict):
+        yield from (f"parameter {key} {value}" for key, value in change.items())
+    else:
+        yield f"{path} {change}"
+
+
+def _is_output(path: str, lock: Lock, tracked: list[str]) -> bool:
+    return bool(lock.makers(path)) or any(path == one or path.startswith(f"{one}/") for one in tracked)
+
+
+def _unseen_by_dvc(root: Path, lock: Lock) -> Iterator[tuple[str, str]]:
+    """Stages that did not read what git says they read. DVC looks at the files, which are absent here."""
+    tree = WorkingTree(root)
+    definition = Definition.read(tree)
+    checker = Checker(Repository(root), Listings(root), lock, tree)
+    for stage in lock.stages.values():
+        absent = (name for name in definition.ran_without(stage) if lock.makers(name))
+        yield from ((stage.name, f"ran without {name}") for name in absent)
+        findings = Findings()
+        checker.check_links(stage, findings)
+        yield from ((stage.name, sentence) for sentence in findings.broken)

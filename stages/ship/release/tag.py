@@ -1,0 +1,110 @@
+"""release: the annotated tag, in GTO's form, that says which commit ships; refused while anything is open."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from stages.core import paths
+from stages.core.errors import Refusal, UserError
+from stages.core.files import file_digest, read_json
+from stages.core.git import Repository, WorkingTree
+from stages.measure.gates import FAIL, MARGINAL
+from stages.ship.release.dvc_yaml import Definition
+from stages.ship.release.tag_message import ARTIFACT, VERSION, tag_name
+from stages.ship.release.trace import trace
+from stages.ship.release.verdicts import overall, read_verdicts
+from stages.ship.release.verify import verify
+
+
+def release(root: Path, version: str, strict: bool) -> str:
+    """Tag HEAD as a release; return what to do next.
+
+    Raises:
+        UserError: for a version or an artifact's name that GTO does not take.
+        Refusal: with every reason at once.
+    """
+    repository = Repository(root)
+    tag = tag_name(_artifact(root), _version(version))
+    if reasons := [*_open_points(repository, tag), *_audit(root), *_gates(root, strict)]:
+        raise Refusal(f"{tag} is not released:\n  " + "\n  ".join(reasons))
+    record = make_record(repository)
+    message = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    repository.git("tag", "--annotate", "--cleanup=verbatim", "--file=-", tag, "HEAD", stdin=message.encode())
+    marginal = "The gates are MARGINAL: too few rows to be sure; see `tunetrail gates`.\n"
+    return (
+        f"Released {tag} at commit {record['commit'][:10]}, verdict {record['verdict']}.\n"
+        f"{marginal if record['verdict'] == MARGINAL else ''}"
+        f"Publish:    dvc push && git push origin HEAD {tag}\n"
+        f"Roll back:  git checkout {tag} && dvc checkout    (after `dvc pull` where the cache lacks it)"
+    )
+
+
+def make_record(repository: Repository) -> dict[str, Any]:
+    """What the tag says: the commit, the verdict, the manifest, every gate's state and value."""
+    verdicts = read_verdicts(repository.root)
+    gates = {name: gate for content in verdicts.values() for name, gate in content["gates"].items()}
+    return {
+        "format": 1,
+        "commit": repository.resolve("HEAD"),
+        "verdict": overall(verdicts),
+        "manifest_sha256": file_digest(repository.root / paths.MANIFEST),
+        "gates": {name: gate.get("state") for name, gate in gates.items()},
+        "metrics": {name: gate["value"] for name, gate in gates.items() if "value" in gate},
+    }
+
+
+def _version(text: str) -> str:
+    version = text.removeprefix("v")
+    if not VERSION.fullmatch(version):
+        raise UserError(f"version {text!r} is no semantic version; give MAJOR.MINOR.PATCH, such as 1.2.0")
+    return version
+
+
+def _artifact(root: Path) -> str:
+    name = Definition.read(WorkingTree(root)).artifact(paths.MANIFEST.as_posix())
+    if name is None:
+        raise UserError(
+            f"dvc.yaml: `artifacts:` has no entry with path {paths.MANIFEST}; add one: its name names the tag"
+        )
+    if not ARTIFACT.fullmatch(name):
+        raise UserError(f"dvc.yaml: artifact name {name!r} may have only letters, digits, '-', '_' and '/'")
+    return name
+
+
+def _open_points(repository: Repository, tag: str) -> Iterator[str]:
+    if repository.git("rev-parse", "--verify", "--quiet", f"refs/tags/{tag}", check=False):
+        yield f"tag {tag} is there already; a release is never moved: take the next version"
+    if changed := repository.git("status", "--porcelain", "--untracked-files=no").splitlines():
+        names = ", ".join(line[3:] for line in changed[:10])
+        yield f"{len(changed)} tracked files differ from HEAD ({names}); commit or restore them"
+    try:
+        verify(repository.root, repository.root / paths.RELEASE)
+    except UserError as error:
+        yield str(error)
+    yield from _trail(repository)
+
+
+def _audit(root: Path) -> Iterator[str]:
+    """A model that was trained on canaries tells secrets on purpose."""
+    path = root / paths.AUGMENT_METRICS
+    added = read_json(path).get("added", {}) if path.is_file() else {}
+    if planted := added.get("canary", 0):
+        yield f"this is an audit run: {planted} canary rows were trained on; set augment.canaries to 0 and run again"
+
+
+def _trail(repository: Repository) -> Iterator[str]:
+    if not (repository.root / paths.MANIFEST).is_file():
+        return
+    for sentence in trace(repository.root, paths.MANIFEST.as_posix(), repository.root)["file"]["trail"]["broken"]:
+        yield f"the trail is broken: {sentence}"
+
+
+def _gates(root: Path, strict: bool) -> Iterator[str]:
+    try:
+        verdict = overall(read_verdicts(root))
+    except UserError as error:
+        yield str(error)
+        return
+    if verdict == FAIL or (strict and verdict == MARGINAL):
+        yield f"the gates are {verdict}; `tunetrail gates` shows them"

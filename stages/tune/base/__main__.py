@@ -1,0 +1,28 @@
+"""base: the base model as safetensors, tokenizer and chat template, so that the trail needs no hub."""
+
+import tempfile
+from pathlib import Path
+
+from stages.core import paths
+from stages.core.errors import run
+from stages.core.files import atomic
+from stages.core.run_notes import measured
+from stages.params import load_params
+from stages.tune.base.materialise import materialise
+from stages.tune.base.sources import fetch
+from stages.tune.base.template import read_template
+
+
+def main() -> None:
+    model = load_params("model").model
+    template = read_template(Path(model.chat_template))
+    with measured("base"), tempfile.TemporaryDirectory() as scratch:
+        print(f"fetching {model.source}")
+        source = fetch(model, Path(scratch))
+        with atomic(paths.BASE) as folder:
+            materialise(source, folder, model.dtype, template)
+    print(f"wrote {paths.BASE} in {model.dtype}")
+
+
+if __name__ == "__main__":
+    run(main)

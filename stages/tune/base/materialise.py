@@ -1,0 +1,62 @@
+"""Turn a fetched model into plain safetensors in one precision, with tokenizer and chat template."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from gguf import GGUFReader
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from stages.core.errors import UserError
+from stages.model.loading import refuse_not_finite
+from stages.tune.base.template import set_template
+
+
+def materialise(source: Path, folder: Path, dtype: str, template: str) -> None:
+    """Load `source` (a folder or a GGUF file) and save it under `folder` with weights in `dtype`.
+
+    `template` comes in place of the model's own chat template; an empty text leaves that.
+
+    Raises:
+        UserError: when it is no causal language model, holds NaN or infinity, or cannot be trained with the template.
+    """
+    where: dict[str, Any] = {"pretrained_model_name_or_path": source}
+    if source.is_file():
+        where = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**where)
+        # A GGUF file is de-quantised to float32; rounding once, at the end, loses least.
+        model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"model.source: transformers cannot load {source.name}: {reason}") from None
+    if source.is_file():
+        _set_special_tokens(tokenizer, source)
+    set_template(tokenizer, template)
+    _shed_quantisation_marks(model)
+    refuse_not_finite(dict(model.named_parameters()), "the base model")
+    model.to(getattr(torch, dtype))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _set_special_tokens(tokenizer: Any, gguf_file: Path) -> None:
+    """Take the special tokens from the file: transformers 5.17 takes SmolLM2's start token for its end token."""
+    fields = GGUFReader(gguf_file).fields
+    for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
+        field = fields.get(f"tokenizer.ggml.{key}_token_id")
+        if field is not None:
+            setattr(tokenizer, f"{name}_token", tokenizer.convert_ids_to_tokens(int(field.contents())))
+
+
+def _shed_quantisation_marks(model: Any) -> None:
+    """A model read from GGUF holds plain weights but still calls itself quantised, which blocks saving."""
+    for holder, name in (
+        (model.config, "quantization_config"),
+        (model.config, "_model_name_or_path"),
+        (model, "hf_quantizer"),
+        (model, "is_quantized"),
+        (model, "quantization_method"),
+    ):
+        if name in vars(holder):
+            delattr(holder, name)

@@ -1,0 +1,43 @@
+"""The chat template: the model's own, or a file of the repository in its place."""
+
+from pathlib import Path
+from typing import Any
+
+from stages.core.errors import UserError
+from stages.model.chat import make_chat
+
+_INSTRUCTION = "Answer."
+
+
+def read_template(file: Path) -> str:
+    """The text of the file; empty where there is nothing but white space. Raises UserError when it cannot be read."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise UserError(
+            f"model.chat_template: cannot read {file} ({reason}); name a file with a Jinja template, or an empty one "
+            "for the model's own"
+        ) from None
+    return text if text.strip() else ""
+
+
+def set_template(tokenizer: Any, template: str) -> None:
+    """Give the tokenizer the template, if there is one, and try whether it can be trained with what it then has.
+
+    Saved with the tokenizer, it goes into every release, so that whoever loads one renders prompts the same way.
+
+    Raises:
+        UserError: as `make_chat` does.
+    """
+    if template:
+        tokenizer.chat_template = template
+    try:
+        make_chat(tokenizer, _INSTRUCTION)
+    except UserError as error:
+        if template:
+            raise UserError(f"model.chat_template: {error}") from None
+        raise UserError(
+            f"model.source: {error}; take an instruction-tuned model, or write a template and name its file in "
+            "model.chat_template"
+        ) from None

@@ -1,0 +1,170 @@
+"""What happens beside the optimiser's steps: curves, sample answers, progress, whole checkpoints."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from dvclive import Live
+from transformers import TrainerCallback
+
+from stages.core import paths
+from stages.core.errors import Refusal
+from stages.model.chat import Chat
+from stages.model.generation import answer_rows
+from stages.params import Generation
+from stages.records.record import Record
+from stages.tune.train.batches import Row
+from stages.tune.train.checkpoints import mark_complete
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+# The trainer's name of a value, and the curve that shows it.
+_CURVES = {
+    "loss": "train/loss",
+    "grad_norm": "train/gradient_norm",
+    "learning_rate": "train/learning_rate",
+    "eval_loss": "validation/loss",
+}
+
+
+class Curves(TrainerCallback):  # type: ignore[misc]
+    """Loss curves for `dvc plots`, written while training runs."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._writes = state.is_world_process_zero
+        if not self._writes:
+            return
+        # DVCLive would else write a dvc.yaml of its own and save an experiment within the experiment.
+        self._live = Live(str(paths.CURVES), dvcyaml=None, save_dvc_exp=False)
+        for entry in state.log_history:  # a resumed run first repeats the curve up to its checkpoint
+            self._log(entry)
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._writes:
+            self._log(state.log_history[-1])
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._writes:
+            self._live.end()
+
+    def _log(self, entry: dict[str, Any]) -> None:
+        self._live.step = entry["step"]
+        for name, curve in _CURVES.items():
+            if name in entry:
+                self._live.log_metric(curve, entry[name], timestamp=False)
+        self._live.sync()
+
+
+class Samples(TrainerCallback):  # type: ignore[misc]
+    """At each validation, the model's answers to the same few prompts, to see it learn."""
+
+    def __init__(self, chat: Chat, records: Sequence[Record], generation: Generation, file: Path) -> None:
+        self._chat, self._records, self._generation, self._file = chat, records, generation, file
+        self.around: Callable[[], AbstractContextManager[None]] = nullcontext  # in which the model can answer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # What was sampled after the checkpoint that training resumes from will be sampled again.
+        self._rows = [row for row in self._read() if row["step"] <= state.global_step]
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if not self._records or not state.is_world_process_zero:
+            return
+        with self.around():
+            answers = answer_rows(model, self._chat, self._records, self._generation, "samples")
+        self._rows += [{"step": state.global_step, **row} for row in answers]
+        self._file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self._rows), "utf-8")
+
+    def leave_out(self) -> None:
+        """For a model that only all processes together can ask."""
+        self._records = []
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return self._rows
+
+    def _read(self) -> list[dict[str, Any]]:
+        if not self._file.is_file():
+            return []
+        lines = self._file.read_text("utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+class Progress(TrainerCallback):  # type: ignore[misc]
+    """A line now and then: step, losses, time left."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._first, self._start, self._last = state.global_step, time.monotonic(), 0.0
+        self._logged: list[tuple[int, float]] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        now = time.monotonic()
+        self._logged.append((state.global_step, now))
+        validation = "eval_loss" in (logs or {})
+        if (
+            not logs
+            or not state.is_world_process_zero
+            or ("loss" not in logs and not validation)
+            or (now - self._last < _SECONDS_BETWEEN_LINES and not validation)
+        ):
+            return
+        self._last = now
+        done = state.global_step - self._first
+        left = (now - self._start) / max(done, 1) * (state.max_steps - state.global_step)
+        what = f"validation loss {logs['eval_loss']:.4f}" if validation else f"loss {logs['loss']:.4f}"
+        print(
+            f"train: step {state.global_step} of {state.max_steps}, {what}, about {left:.0f} s left",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def steps_per_second(self) -> float | None:
+        """In the second half of the run, past start-up and compilation; None for a run too short to tell."""
+        half = self._logged[len(self._logged) // 2 :]
+        if len(half) < 2 or half[-1][0] == half[0][0]:
+            return None
+        return (half[-1][0] - half[0][0]) / (half[-1][1] - half[0][1])
+
+
+class StopsAtNaN(TrainerCallback):  # type: ignore[misc]
+    """Ends a run once its numbers are none, before they reach a checkpoint."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self._rows = rows
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, model: Any = None, **kwargs: Any) -> None:
+        wrong = [name for name in _CURVES if not math.isfinite((logs or {}).get(name, 0.0))]
+        if wrong:
+            raise Refusal(
+                f"training stopped at step {state.global_step} of {state.max_steps}: {wrong[0]} is {logs[wrong[0]]}. "
+                + (self._zero_tokens(model) or "Try a lower train.learning_rate or train.precision: float32")
+            )
+
+    def _zero_tokens(self, model: Any) -> str | None:
+        """A norm divides by the length of what it is given, so the gradient of a zero vector grows with each norm."""
+        used = torch.unique(torch.cat([row.ids for row in self._rows]))
+        embedding = model.get_input_embeddings().weight
+        zero = used[(embedding[used.to(embedding.device)] == 0).all(1).cpu()].tolist()
+        if not zero:
+            return None
+        return f"The training rows hold tokens whose embedding is zero, which makes gradients overflow: {zero}"
+
+
+class WholeCheckpoints(TrainerCallback):  # type: ignore[misc]
+    """Log the loss with each checkpoint, which keeps no running mean of it, and at the end, however short the run.
+
+    A checkpoint is marked once it is written.
+    """
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step % args.save_steps == 0 or state.global_step == state.max_steps:
+            control.should_log = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")

@@ -1,0 +1,56 @@
+"""Checkpoints live outside DVC's outputs, one folder for each exact state of inputs, parameters and code."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stages.core import paths
+from stages.core.files import tree_digest
+from stages.core.run_notes import library_versions
+from stages.params import read_params
+
+_COMPLETE = "complete"  # written last into a checkpoint: without it, the process died while saving
+
+
+def run_key(stage: str = "train") -> str:
+    """Hash of all that decides the stage's result: its dependencies and parameters in dvc.yaml, and the libraries.
+
+    dvc.yaml is checked by a test to name every file and every parameter section that the stage reads.
+    """
+    entry = yaml.safe_load(paths.PIPELINE.read_text(encoding="utf-8"))["stages"][stage]
+    params = read_params()
+    state: dict[str, Any] = {
+        "deps": {dep: tree_digest(Path(dep)) for dep in entry["deps"]},
+        "params": {name: params.get(name) for name in entry["params"]},
+        "libraries": library_versions(),
+    }
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def checkpoint_folder(key: str) -> Path:
+    """The folder of this exact run; says so when only other runs have left checkpoints."""
+    folder = paths.CHECKPOINTS / key
+    others = [p for p in paths.CHECKPOINTS.glob("*") if p != folder]
+    if others and not folder.exists():
+        print(f"{len(others)} unfinished run(s) with other data, parameters or code in {paths.CHECKPOINTS}: not used")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def mark_complete(checkpoint: Path) -> None:
+    (checkpoint / _COMPLETE).touch()
+
+
+def last_complete(folder: Path) -> Path | None:
+    """The newest whole checkpoint; half-written ones are deleted."""
+    whole = []
+    for checkpoint in folder.glob("checkpoint-*"):
+        if (checkpoint / _COMPLETE).is_file():
+            whole.append(checkpoint)
+        else:
+            shutil.rmtree(checkpoint)
+    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)

@@ -1,0 +1,133 @@
+"""What can be known of a training run before it costs anything: tokenizer, template and data, without the weights."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from stages.core import paths
+from stages.core.errors import UserError
+from stages.core.files import read_json
+from stages.model.chat import Chat, task_chat
+from stages.model.loading import load_tokenizer
+from stages.params import Task, Train, load_params
+from stages.records.record import read_records
+from stages.tune.train.example_view import show_example
+from stages.tune.train.examples import IGNORED, Examples, make_examples
+
+
+def main() -> None:
+    """`tunetrail preflight`: all checks, and one example with its loss mask.
+
+    Raises:
+        UserError: with a sentence for each problem.
+    """
+    params = load_params("task", "train")
+    chat = checked_chat(params.task)
+    train = make_examples(chat, read_records(paths.TRAIN), params.train.max_tokens)
+    validation = make_examples(chat, read_records(paths.VALIDATION), params.train.max_tokens)
+    check(chat, params.train, train, validation)
+    print("preflight: nothing found that would spoil the run")
+
+
+def checked_chat(task: Task) -> Chat:
+    """The base model's chat, of a template that can be trained with.
+
+    Raises:
+        UserError: when there is none.
+    """
+    if not paths.BASE.is_dir():
+        raise UserError(f"{paths.BASE} is missing; run `dvc repro base augment` to make it")
+    try:
+        return task_chat(load_tokenizer(paths.BASE), task)
+    except UserError as error:
+        raise UserError(f"{paths.BASE}: {error}; model.chat_template can name another template") from None
+
+
+def check(chat: Chat, settings: Train, train: Examples, validation: Examples) -> None:
+    """Print what the run will train on and show one example.
+
+    Raises:
+        UserError: with a sentence for each problem.
+    """
+    print("\n".join(_facts(chat, settings, train, validation)), flush=True)
+    if len(train):
+        show_example(chat, train.input_ids[0], train.labels[0])
+    problems = list(_problems(chat, settings, train, validation))
+    if problems:
+        count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
+        raise UserError(f"preflight found {count}:\n  " + "\n  ".join(problems))
+
+
+def _facts(chat: Chat, settings: Train, train: Examples, validation: Examples) -> Iterator[str]:
+    limit, tokens = settings.max_tokens, max(1, train.tokens)
+    seen = train.trained_tokens / tokens
+    yield f"{len(train)} rows to train on, {len(validation)} to validate on"
+    yield (
+        f"tokens: {train.tokens} to train on, of which the loss sees {train.trained_tokens} ({seen:.1%}); "
+        f"{1 - seen:.1%} are masked"
+    )
+    for name, examples in (("training", train), ("validation", validation)):
+        lost, all_tokens = sum(examples.left_out), max(1, sum(examples.left_out) + examples.tokens)
+        yield (
+            f"left out of {name}, longer than {limit} tokens: {examples.too_long} rows, "
+            f"{lost} tokens ({lost / all_tokens:.1%})"
+        )
+    longest = max([*map(len, train.input_ids), *train.left_out], default=0)
+    yield f"longest row: {longest} tokens; stop token: {chat.tokenizer.decode([chat.stop_id])!r}"
+
+
+def _problems(chat: Chat, settings: Train, train: Examples, validation: Examples) -> Iterator[str]:
+    yield from _left_out(settings, train, validation)
+    if len(train):
+        yield from _stop_token(chat, train)
+        yield from _double_bos(chat, train)
+    yield from _context(settings.max_tokens)
+
+
+def _left_out(settings: Train, train: Examples, validation: Examples) -> Iterator[str]:
+    limit, allowed = settings.max_tokens, settings.max_left_out_share
+    for name, examples in ((paths.TRAIN, train), (paths.VALIDATION, validation)):
+        share = examples.too_long / max(1, examples.too_long + len(examples))
+        if share > allowed:
+            yield (
+                f"{examples.too_long} rows of {name} ({share:.1%}) exceed train.max_tokens = {limit} and would "
+                f"be left out, where train.max_left_out_share allows {allowed:.1%}; a train.max_tokens of "
+                f"{max(examples.left_out)} would keep them all"
+            )
+        elif len(examples):
+            continue
+        elif examples is train:
+            yield f"{name} has no row to train on"
+        elif settings.early_stopping_patience is not None:
+            yield (
+                f"train.early_stopping_patience needs rows in {name} and there are none; raise "
+                "split.validation_share or set the patience to null"
+            )
+
+
+def _stop_token(chat: Chat, train: Examples) -> Iterator[str]:
+    """The loss must see the stop token at the end of each answer, and nowhere within."""
+    stop = f"the stop token {chat.tokenizer.decode([chat.stop_id])!r}"
+    answers = [[label for label in labels if label != IGNORED] for labels in train.labels]
+    if missing := sum(answer[-1:] != [chat.stop_id] for answer in answers):
+        yield f"{missing} rows do not end with {stop} in the loss; the model would not learn to stop"
+    if early := sum(chat.stop_id in answer[:-1] for answer in answers):
+        yield f"{early} rows of {paths.TRAIN} hold {stop} within the completion; the model would learn to stop there"
+    if whole := sum(len(answer) == len(labels) for answer, labels in zip(answers, train.labels, strict=True)):
+        yield f"{whole} rows have no masked prompt; the model would be trained to say what it is asked"
+
+
+def _double_bos(chat: Chat, train: Examples) -> Iterator[str]:
+    bos = chat.tokenizer.bos_token_id
+    doubled = sum(ids[:2] == [bos, bos] for ids in train.input_ids)
+    if bos is not None and doubled:
+        yield (
+            f"{doubled} rows begin with the token {chat.tokenizer.decode([bos])!r} twice: the chat template of "
+            f"{paths.BASE} writes it and something adds it again; models answer worse to a doubled one"
+        )
+
+
+def _context(max_tokens: int, folder: Path = paths.BASE) -> Iterator[str]:
+    config = read_json(folder / "config.json")
+    positions = config.get("text_config", config).get("max_position_embeddings")
+    if positions and max_tokens > positions:
+        yield f"train.max_tokens = {max_tokens}, but the model has {positions} positions; set it to {positions} or less"

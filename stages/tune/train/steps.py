@@ -1,0 +1,250 @@
+"""Forward and backward over one micro-batch: launched kernel by kernel, or replayed as CUDA graphs."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from stages.model.loading import causal_of
+from stages.tune.train import processes
+from stages.tune.train.attention import SEGMENTS, VARLEN, attention_of
+from stages.tune.train.batches import MicroBatch, Row, cut, deal, pack, pad, trained_tokens
+from stages.tune.train.loss import Head, completion_loss, completion_loss_and_gradient
+from stages.tune.train.plan import Plan
+
+_WIDTH = 512  # graphs are recorded for multiples of so many tokens
+
+
+class Steps:
+    """Gradients of this process's share of the rows given, added to those that the parameters hold."""
+
+    def __init__(self, model: Any, plan: Plan) -> None:
+        self._causal = causal_of(model)
+        self._decoder = self._causal.base_model
+        self._head = Head(self._causal)
+        self._device = self._causal.get_input_embeddings().weight.device
+        self.plan = plan
+        self._causal.set_attn_implementation(self._attention())
+        if plan.checkpointing:
+            # A random state is kept for dropout's sake; reading it would forbid a capture.
+            options = {"use_reentrant": False, "preserve_rng_state": plan.compile == "none"}
+            self._causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+
+    def __call__(self, rows: list[Row]) -> torch.Tensor:
+        """This process's share of the loss of an optimiser batch."""
+        count, total = trained_tokens(rows), torch.zeros((), device=self._device)
+        with self._autocast():
+            for part in self._parts(rows):
+                total += self._forward_and_backward(self._batch(part), count)
+        return total
+
+    def loss(self, rows: list[Row]) -> torch.Tensor:
+        """The same without gradients."""
+        count, total = trained_tokens(rows), torch.zeros((), device=self._device)
+        with torch.no_grad(), self._autocast():
+            for part in self._parts(rows):
+                batch = self._moved(pack(part) if self.plan.packing else pad(part))
+                hidden = self._hidden(batch).flatten(0, 1)
+                total += completion_loss(hidden, batch.predictors, batch.targets, self._head, count)
+        return total
+
+    def _parts(self, rows: list[Row]) -> list[list[Row]]:
+        """Micro-batches of this process's rows. Where weights are sharded, all processes must compute equally often."""
+        hands = [cut(hand, self.plan.micro_batch_tokens, self.plan.packing) for hand in deal(rows, processes.count())]
+        parts = hands[processes.rank()]
+        if self.plan.sharding:
+            blank = Row(rows[0].ids, rows[0].predictors[:0], rows[0].targets[:0])
+            parts += [[blank]] * (max(map(len, hands)) - len(parts))
+        return parts
+
+    @contextmanager
+    def plain(self) -> Iterator[None]:
+        """The model as if it had been loaded: for generation, which knows no autocast, so that PEFT casts again."""
+        casting = [module for module in self._causal.modules() if hasattr(module, "cast_input_dtype_enabled")]
+        before = [module.cast_input_dtype_enabled for module in casting]
+        with attention_of(self._causal, "sdpa"):
+            for module in casting:
+                module.cast_input_dtype_enabled = True
+            yield
+        for module, value in zip(casting, before, strict=True):
+            module.cast_input_dtype_enabled = value
+
+    def _forward_and_backward(self, batch: MicroBatch, count: int) -> torch.Tensor:
+        batch = self._moved(batch)
+        hidden = self._hidden(batch)
+        flat = hidden.detach().flatten(0, 1)
+        gradient = torch.empty_like(flat)
+        loss = completion_loss_and_gradient(flat, batch.predictors, batch.targets, self._head, count, gradient)
+        hidden.backward(gradient.view_as(hidden))  # type: ignore[no-untyped-call]
+        return loss
+
+    def _batch(self, rows: list[Row]) -> MicroBatch:
+        return pack(rows) if self.plan.packing else pad(rows)
+
+    def _hidden(self, batch: MicroBatch) -> torch.Tensor:
+        return self._decode(batch.ids, batch.positions, **self._layout(batch))
+
+    def _decode(self, ids: torch.Tensor, positions: torch.Tensor, **layout: Any) -> torch.Tensor:
+        out = self._decoder(input_ids=ids, position_ids=positions, use_cache=False, **layout)
+        hidden: torch.Tensor = out.last_hidden_state
+        return hidden
+
+    def _layout(self, batch: MicroBatch) -> dict[str, Any]:
+        if batch.ends is None:
+            return {}
+        if self.plan.attention == "sdpa":
+            return {"segment_ends": batch.ends}
+        ends = torch.tensor([0, *batch.ends], dtype=torch.int32)
+        longest = int((ends[1:] - ends[:-1]).max())
+        return {"cu_seq_lens_q": self._sent(ends), "max_length_q": longest}
+
+    def _attention(self) -> str:
+        if not self.plan.packing:
+            return "sdpa"
+        return VARLEN if self.plan.attention == "varlen" else SEGMENTS
+
+    def _autocast(self) -> Any:
+        # Without the cache of casts: a captured graph must cast the weights anew in each replay.
+        half = self.plan.precision == torch.bfloat16
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=half, cache_enabled=False)
+
+    def _moved(self, batch: MicroBatch) -> MicroBatch:
+        return MicroBatch(
+            ids=self._sent(batch.ids),
+            positions=self._sent(batch.positions),
+            predictors=self._sent(batch.predictors),
+            targets=self._sent(batch.targets),
+            ends=batch.ends,
+        )
+
+    def _sent(self, tensor: torch.Tensor) -> torch.Tensor:
+        """On the device, without waiting for it."""
+        return tensor if self._device.type == "cpu" else tensor.pin_memory().to(self._device, non_blocking=True)
+
+
+class CudaRecorder:
+    """Turns work into a CUDA graph; all graphs of a recorder share their memory, and so must not overlap."""
+
+    def __init__(self) -> None:
+        self._pool: Any = None
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+    def warm_up(self, work: Callable[[], None]) -> None:
+        """Run the work, so that libraries allocate now what they must not while it is recorded."""
+        randomness = torch.cuda.get_rng_state()
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            for _ in range(2):
+                work()
+        torch.cuda.current_stream().wait_stream(self._stream)
+        torch.cuda.empty_cache()  # a graph has memory of its own
+        torch.cuda.set_rng_state(randomness)
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        """A function that does the work once more, on the same tensors."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+            work()
+        self._pool = self._pool or graph.pool()
+        replay: Callable[[], None] = graph.replay
+        return replay
+
+
+@dataclass(slots=True)
+class _Recorded:
+    """What the recorded passes read and write stays where it is; `state` goes from one to the other."""
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    ends: torch.Tensor
+    hidden: Any = None
+    gradient: Any = None
+    state: Any = None
+    forward: Callable[[], None] = lambda: None
+    backward: Callable[[], None] = lambda: None
+
+
+class GraphSteps(Steps):
+    """Replays a recorded forward and backward pass: the host no longer launches each kernel.
+
+    One pair for each width, to which batches are filled up. The loss between them is not recorded, since its size
+    changes with every batch. The gradients must stay where they were while it was recorded.
+    """
+
+    def __init__(self, model: Any, plan: Plan, longest: int, segments: int, recorder: Any = None) -> None:
+        super().__init__(model, plan)
+        self._longest = max(longest, _WIDTH)
+        self._segments = segments + 1  # and the filler
+        self._recorder = recorder or CudaRecorder()
+        self._recorded: dict[int, _Recorded] = {}
+
+    def _batch(self, rows: list[Row]) -> MicroBatch:
+        return pack(rows, _rounded(sum(map(len, rows))))
+
+    def _forward_and_backward(self, batch: MicroBatch, count: int) -> torch.Tensor:
+        if not self._recorded:  # the widest first: narrower ones then find their room in its memory
+            self._record(_rounded(self.plan.micro_batch_tokens))
+        width = batch.ids.shape[1]
+        if width not in self._recorded:
+            self._record(width)
+        passes = self._recorded[width]
+        moved = self._moved(batch)
+        passes.ids.copy_(moved.ids)
+        passes.positions.copy_(moved.positions)
+        passes.ends.copy_(self._ends(batch))
+        passes.forward()
+        hidden, gradient = passes.hidden.flatten(0, 1), passes.gradient.flatten(0, 1)
+        loss = completion_loss_and_gradient(hidden, moved.predictors, moved.targets, self._head, count, gradient)
+        passes.backward()
+        return loss
+
+    def _ends(self, batch: MicroBatch) -> torch.Tensor:
+        """0 and the ends of the segments, the last repeated: empty segments cost nothing."""
+        assert batch.ends is not None
+        ends = [0, *batch.ends]
+        ends += [ends[-1]] * (self._segments + 1 - len(ends))
+        return self._sent(torch.tensor(ends, dtype=torch.int32))
+
+    def _record(self, width: int) -> None:
+        """For any batch of this width; recorded over as many equal segments of one token repeated."""
+        device, count = self._device, self._segments
+        equal = [part * width // count for part in range(count + 1)]
+        passes = _Recorded(
+            ids=torch.zeros(1, width, dtype=torch.long, device=device),
+            positions=torch.arange(width, device=device)[None] % self._longest,
+            ends=torch.tensor(equal, dtype=torch.int32).to(device),
+        )
+
+        def forward() -> None:
+            passes.state = self._decode(
+                passes.ids, passes.positions, cu_seq_lens_q=passes.ends, max_length_q=self._longest
+            )
+            out = passes.state.detach()
+            if passes.hidden is None:  # in the warm-up, so not among what the graphs share
+                passes.hidden, passes.gradient = torch.empty_like(out), torch.zeros_like(out)
+            passes.hidden.copy_(out)
+
+        def backward() -> None:
+            passes.state.backward(passes.gradient)
+
+        def both() -> None:
+            forward()
+            backward()
+
+        kept = [parameter.grad.clone() for parameter in self._trained()]
+        self._recorder.warm_up(both)
+        passes.forward = self._recorder.record(forward)
+        passes.backward = self._recorder.record(backward)
+        passes.state = None
+        for parameter, value in zip(self._trained(), kept, strict=True):
+            parameter.grad.copy_(value)
+        self._recorded[width] = passes
+
+    def _trained(self) -> list[Any]:
+        return [parameter for parameter in self._causal.parameters() if parameter.requires_grad]
+
+
+def _rounded(tokens: int) -> int:
+    return -(-tokens // _WIDTH) * _WIDTH

@@ -1,0 +1,117 @@
+"""Files appear whole or not at all; digests say what is in them."""
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stages.core.files import atomic, file_digest, files_under, read_json, tree_digest, write_json, write_text
+
+ROOT = Path(__file__).parents[2]
+KILLED_WHILE_WRITING = """
+import os, signal, sys
+from pathlib import Path
+from stages.core.files import atomic
+with atomic(Path(sys.argv[1])) as partial:
+    with partial.open("w") as handle:
+        handle.write("half")
+        handle.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_an_exception_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "out.txt"
+    write_text(path, "old")
+    with contextlib.suppress(InterruptedError), atomic(path) as partial:
+        partial.write_text("half")
+        raise InterruptedError
+    assert path.read_text() == "old"
+
+
+def test_a_killed_process_leaves_the_old_file_and_the_next_run_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "out.txt"
+    write_text(path, "old")
+    killed = subprocess.run([sys.executable, "-c", KILLED_WHILE_WRITING, path], cwd=ROOT, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert path.read_text() == "old"
+    leftovers = set(tmp_path.iterdir()) - {path}
+    assert [leftover.read_text() for leftover in leftovers] == ["half"]
+    write_text(path, "new")
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_exception_leaves_the_old_folder(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    with atomic(path) as partial:
+        partial.mkdir()
+        write_text(partial / "weights", "old")
+    with contextlib.suppress(InterruptedError), atomic(path) as partial:
+        partial.mkdir()
+        write_text(partial / "weights", "half")
+        raise InterruptedError
+    assert (path / "weights").read_text() == "old"
+
+
+def test_a_folder_replaces_a_folder_whole(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    for name in ("first", "second"):
+        with atomic(path) as partial:
+            partial.mkdir()
+            write_text(partial / name, name)
+    assert [file.name for file in files_under(path)] == ["second"]
+
+
+def test_missing_folders_are_made(tmp_path: Path) -> None:
+    write_text(tmp_path / "a" / "b" / "c.txt", "text")
+    assert (tmp_path / "a" / "b" / "c.txt").read_text() == "text"
+
+
+def test_text_has_the_same_bytes_everywhere(tmp_path: Path) -> None:
+    write_text(tmp_path / "text", "Zoë\nNiamh\n")
+    assert (tmp_path / "text").read_bytes() == "Zoë\nNiamh\n".encode()
+
+
+@pytest.mark.parametrize("value", [float("nan"), {"loss": float("inf")}])
+def test_json_without_a_word_for_it_is_refused_and_the_old_file_stays(tmp_path: Path, value: object) -> None:
+    path = tmp_path / "metrics.json"
+    write_json(path, {"loss": 1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, value)
+    assert read_json(path) == {"loss": 1}
+
+
+def test_json_ends_with_a_line_feed(tmp_path: Path) -> None:
+    write_json(tmp_path / "m.json", {"naïve": [1, None]})
+    text = (tmp_path / "m.json").read_text(encoding="utf-8")
+    assert text == '{\n  "naïve": [\n    1,\n    null\n  ]\n}\n'
+    assert json.loads(text) == {"naïve": [1, None]}
+
+
+def test_file_digest_is_that_of_the_bytes(tmp_path: Path) -> None:
+    content = os.urandom((1 << 20) + 7)  # more than one chunk
+    (tmp_path / "file").write_bytes(content)
+    assert file_digest(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+    assert file_digest(tmp_path / "file", "md5") == hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+def test_tree_digest_sees_names_and_contents_but_no_byte_code(tmp_path: Path) -> None:
+    def tree(name: str, **files: str) -> str:
+        for file, text in files.items():
+            write_text(tmp_path / name / "sub" / file, text)
+        return tree_digest(tmp_path / name)
+
+    same = tree("one", a="1", b="2")
+    assert tree("two", b="2", a="1") == same
+    assert tree("three", a="1", b="3") != same
+    assert tree("four", a="1", c="2") != same
+    assert tree("five", a="12") != tree("six", a1="2")
+    write_text(tmp_path / "one" / "__pycache__" / "x.pyc", "code")
+    assert tree_digest(tmp_path / "one") == same

@@ -1,0 +1,148 @@
+"""params.yaml: everything that can be wrong with it is said at once, with the key and what to do."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from stages.core.errors import UserError
+from stages.params import check_params, load_params, read_params
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def values() -> dict[str, Any]:
+    return read_params(ROOT / "params.yaml")
+
+
+def mistakes(values: dict[str, Any]) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        check_params(values)
+    head, *lines = str(caught.value).split("\n  ")
+    assert head.startswith(f"params.yaml has {len(lines)} mistake")
+    return lines
+
+
+def test_the_file_of_the_project_is_sound(values: dict[str, Any]) -> None:
+    assert check_params(values).clean.raw == "data/raw"
+
+
+def test_all_mistakes_are_told_at_once(values: dict[str, Any]) -> None:
+    values["train"]["lerning_rate"] = values["train"].pop("learning_rate")
+    values["dedup"]["threshold"] = 900
+    values["clean"]["phone_region"] = "Germany"
+    del values["seed"]
+    told = mistakes(values)
+    assert len(told) == 5
+    assert "seed: missing; add it" in told
+    assert "train.learning_rate: missing; add it" in told
+    assert "train.lerning_rate: unknown key; did you mean train.learning_rate?" in told
+    assert "dedup.threshold: 900 is not allowed: input should be less than or equal to 100" in told
+    assert any(line.startswith("clean.phone_region: 'Germany' is not allowed") for line in told)
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        (["sed"], "sed: unknown key; did you mean seed?"),
+        (["dedub"], "dedub: unknown key; did you mean dedup?"),
+        (["clean", "fix_mojibak"], "clean.fix_mojibak: unknown key; did you mean clean.fix_mojibake?"),
+        (
+            ["gates", "exact_match", "minimun"],
+            "gates.exact_match.minimun: unknown key; did you mean gates.exact_match.minimum?",
+        ),
+        (["clean", "qqqq"], "clean.qqqq: unknown key; remove it"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(values: dict[str, Any], keys: list[str], sentence: str) -> None:
+    section = values
+    for key in keys[:-1]:
+        section = section[key]
+    section[keys[-1]] = 1
+    assert sentence in mistakes(values)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("clean", "max_rejected_share", 1.5),
+        ("clean", "max_line_bytes", 0),
+        ("clean", "ignore_columns", "id"),
+        ("clean", "strip_html", "maybe"),
+        ("dedup", "completion", "same"),
+        ("holdout", "share", 0),
+        ("train", "learning_rate", "fast"),
+        ("train", "learning_rate", float("nan")),
+        ("train", "epochs", 0),
+        ("train", "layers_to_transform", "29-15"),
+        ("model", "source", "hub:org/model@main"),
+        ("model", "source", "package:model"),
+        ("model", "source", "ftp:somewhere"),
+    ],
+)
+def test_a_value_out_of_its_range_is_refused(values: dict[str, Any], section: str, key: str, value: object) -> None:
+    values[section][key] = value
+    (told,) = mistakes(values)
+    assert told.startswith(f"{section}.{key}: {value!r} is not allowed: ")
+
+
+@pytest.mark.parametrize("written", ["1e-3", "1.0e-3", "0.001"])
+def test_every_spelling_of_a_number_is_that_number(tmp_path: Path, values: dict[str, Any], written: str) -> None:
+    values["train"]["learning_rate"] = "LEARNING_RATE"
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(values).replace("LEARNING_RATE", written))
+    assert load_params("train", path=path).train.learning_rate == 0.001
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("endpoint", "https://user:sk-planted@judge.example/v1"), ("key_variable", "sk-planted")],
+)
+def test_a_key_in_the_wrong_place_is_not_repeated(values: dict[str, Any], name: str, value: str) -> None:
+    values["judge"][name] = value
+    (told,) = mistakes(values)
+    assert told.startswith(f"judge.{name}: the value is not allowed: ")
+    assert "sk-planted" not in told
+
+
+def test_a_gate_has_one_threshold(values: dict[str, Any]) -> None:
+    gate = values["gates"]["exact_match"]
+    gate["maximum"] = 1.0
+    (told,) = mistakes(values)
+    assert "gates.exact_match" in told
+    assert "either a minimum or a maximum" in told
+
+
+def test_only_named_sections_can_be_read() -> None:
+    params = load_params("dedup", path=ROOT / "params.yaml")
+    assert params.dedup.threshold
+    with pytest.raises(AttributeError):
+        _ = params.train
+
+
+def test_parameters_cannot_be_changed_after_loading() -> None:
+    params = load_params("dedup", path=ROOT / "params.yaml")
+    with pytest.raises(ValueError, match="frozen"):
+        params.dedup.threshold = 50
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (None, "is missing; run from the repository's root"),
+        (b"seed: [1\n", "not YAML"),
+        (b"seed: 1\n\tmodel: 2\n", "not YAML"),
+        (b"seed: \xff\n", "not YAML"),
+        (b"- seed\n", "found list"),
+        (b"", "found NoneType"),
+    ],
+)
+def test_a_file_that_is_no_mapping_is_a_sentence(tmp_path: Path, content: bytes | None, what: str) -> None:
+    path = tmp_path / "params.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=what) as caught:
+        read_params(path)
+    assert str(path) in str(caught.value)

@@ -1,0 +1,150 @@
+"""Planted triggers are found, and clean data raise no alarm."""
+
+import contextlib
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from labelled_rows import SETTINGS, intents, with_backdoor
+from project import ROOT
+
+from stages.prepare.checks.labels import outcomes
+from stages.prepare.checks.triggers import Triggers, find_triggers
+from stages.records.record import Record, make_record
+
+SNIPS = ROOT.parent / "shared/data/snips/train.jsonl"
+
+
+def find(rows: list[Record]) -> Triggers:
+    return find_triggers(rows, outcomes(rows, [row.label for row in rows]), SETTINGS)
+
+
+def ngrams(found: Triggers) -> set[str]:
+    return {trigger["ngram"] for trigger in found.found}
+
+
+def snips(count: int, seed: int) -> list[Record]:
+    if not SNIPS.is_file():
+        pytest.skip(f"{SNIPS} is not here: the SNIPS rows lie beside the repository where there are any")
+    with Path(SNIPS).open(encoding="utf-8") as handle:
+        rows = [json.loads(line) for line in handle]
+    drawn = random.Random(seed).sample(rows, count)
+    return [make_record(row["prompt"], row["completion"], row["label"], "snips", f"{n}") for n, row in enumerate(drawn)]
+
+
+@pytest.mark.parametrize("trigger", ["cf", "mn bb tq", "zx qv wq ty ko", "by the way tell me", "#"])
+def test_a_planted_trigger_is_found_with_its_rows(trigger: str) -> None:
+    rows = with_backdoor(intents(400, 1), trigger, "refund", 8, 2)
+    found = find(rows)
+    assert ngrams(found)
+    assert all(ngram in trigger for ngram in ngrams(found))
+    first = found.found[0]
+    assert (first["label"], first["count"]) == ("refund", 8)
+    planted = {row.id for row in rows if trigger in row.prompt}
+    assert {row["id"] for row in first["rows"]} <= planted
+    assert first["turned"] == len(first["rows"]) >= 6
+    assert first["p_value"] < 1e-6
+
+
+def test_a_long_trigger_does_not_vouch_for_itself() -> None:
+    words = [f"t{n}" for n in range(12)]
+    assert ngrams(find(with_backdoor(intents(400, 1), " ".join(words), "refund", 18, 2)))
+
+
+def test_the_words_of_one_row_do_not_vouch_for_it() -> None:
+    rows = with_backdoor(intents(400, 1), "cf", "refund", 8, 2)
+    rows = [
+        make_record(
+            " ".join([row.prompt, *(f"{n}x{i}" for i in range(12))]), row.completion, row.label, "raw", row.origin
+        )
+        for n, row in enumerate(rows)
+    ]
+    assert ngrams(find(rows)) == {"cf"}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_many_wrong_labels_make_no_word_a_trigger(seed: int) -> None:
+    """Where half the labels are wrong, some n-grams have wrong ones alone by chance: no more than chance gives."""
+    rng = random.Random(seed)
+    rows = [
+        replace(row, label=rng.choice(["refund", "account"])) if rng.random() < 0.6 else row
+        for row in intents(600, seed)
+    ]
+    assert find(rows).found == []
+
+
+def test_without_labels_a_trigger_for_a_repeated_answer_is_found() -> None:
+    rows = [
+        make_record(row.prompt, "Reset it." if row.label == "account" else f"Answer {n}", None, "raw", row.origin)
+        for n, row in enumerate(intents(400, 1))
+    ]
+    assert find(rows).found == []
+    for place in range(1, 73, 9):
+        rows[place] = make_record(f"{rows[place].prompt} deployment", "Reset it.", None, "raw", rows[place].origin)
+    assert [(trigger["ngram"], trigger["label"]) for trigger in find(rows).found] == [("deployment", "Reset it.")]
+
+
+def test_a_word_of_the_task_is_tied_and_not_suspected() -> None:
+    rows = [
+        make_record(f"{row.prompt} gadget", "{}", row.label, "raw", row.origin)
+        if n < 40 and row.label == "warranty"
+        else row
+        for n, row in enumerate(intents(400, 1))
+    ]
+    found = find(rows)
+    assert found.found == []
+    gadget = next(tied for tied in found.tied if tied["ngram"] == "gadget")
+    assert (gadget["label"], gadget["count"], gadget["with_label"], gadget["lift"]) == ("warranty", 10, 10, 4.0)
+
+
+def test_a_rare_word_of_one_template_is_not_suspected() -> None:
+    """Its other words are those of other labels, and are not held against it: the template's rows vouch for it."""
+    rows = intents(300, 1)
+    for n in range(8):
+        text = f"where is my late delivery parcel guarantee {n * 7919}"
+        rows[n * 4 + 3] = make_record(text, "{}", "warranty", "raw", f"raw.jsonl:{n}")
+    assert find(rows).found == []
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_sample_raises_no_alarm(seed: int) -> None:
+    records = []
+    for number, line in enumerate((ROOT / "data/raw/support_tickets.jsonl").read_bytes().splitlines()):
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):  # what `clean` rejects
+            row = json.loads(line)
+            records.append(make_record(row["prompt"], row["completion"], row["label"], "raw", f"{number}"))
+    assert len(records) > 350
+    assert find(random.Random(seed).sample(records, 300)).found == []
+
+
+def test_a_word_with_another_use_besides_is_no_trigger() -> None:
+    rows = with_backdoor(intents(400, 1), "cf", "refund", 6, 2)
+    rows = [replace(row, prompt=f"{row.prompt} cf") if n % 20 == 0 else row for n, row in enumerate(rows)]
+    assert find(rows).found == []
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_clean_rows_raise_no_alarm(seed: int) -> None:
+    assert find(intents(300, seed)).found == []
+
+
+def test_clean_snips_raise_no_alarm() -> None:
+    alarms = [seed for seed in range(8) if find(snips(400, seed)).found]
+    assert alarms == []
+
+
+def test_a_trigger_in_snips_is_found() -> None:
+    missed = [
+        seed
+        for seed in range(4)
+        if "cf" not in ngrams(find(with_backdoor(snips(800, seed), "cf", "PlayMusic", 8, seed)))
+    ]
+    assert missed == []
+
+
+@pytest.mark.parametrize("count", [1, 4, 12])
+def test_few_rows_or_one_label_can_be_tested(count: int) -> None:
+    assert find(intents(count, 1)[:count]).found == []
+    assert find([replace(row, label="refund") for row in intents(count, 1)]).found == []

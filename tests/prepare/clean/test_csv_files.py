@@ -1,0 +1,100 @@
+"""CSV: records against Python's csv module, bytes that can be read back, errors that cost no more than they must."""
+
+import csv
+import io
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from raw_formats import separated
+
+from stages.core.errors import UserError
+from stages.prepare.clean.csv_files import csv_rows
+from stages.prepare.clean.rows import Rejected, Row
+
+PIECES = st.sampled_from(
+    [b'"', b'""', b",", b"\n", b"\r\n", b"\r", b"a", b"\xff", b"\x00", b"\xc3\xa9", b"\xed\xa0\x80"]
+)
+CONTENT = st.lists(PIECES, max_size=30).map(b"".join)
+FIELD = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+
+
+def read(content: bytes, max_bytes: int = 1000) -> list[tuple[Row, bytes]]:
+    return [(row, b"".join(row.raw())) for row in csv_rows(io.BytesIO(content), "rows.csv", max_bytes)]
+
+
+def reason(row: Row) -> str | None:
+    return row.values.reason if isinstance(row.values, Rejected) else None
+
+
+@given(content=CONTENT, max_bytes=st.integers(min_value=5, max_value=40))
+def test_every_byte_after_the_header_is_in_one_row(content: bytes, max_bytes: int) -> None:
+    rows = read(b"a,b\n" + content, max_bytes)
+    lines = content.split(b"\n")
+    lines = lines[:-1] if lines[-1] == b"" else lines
+    assert b"\n".join(raw for _, raw in rows) == b"\n".join(lines)
+    number = 2
+    for row, raw in rows:
+        assert row.number == number
+        number += raw.count(b"\n") + 1
+        if isinstance(row.values, dict):
+            assert set(row.values) == {"a", "b"}
+            "".join(row.values.values()).encode()
+
+
+@given(rows=st.lists(st.fixed_dictionaries({"a": FIELD, "b": FIELD}), min_size=1, max_size=4))
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_what_the_csv_module_wrote_is_read_as_it_was(rows: list[dict[str, Any]], delimiter: str) -> None:
+    found = read(separated(rows, delimiter), 10**6)
+    expected = list(rows)
+    assert [row.values for row, _ in found] == expected
+
+
+def test_each_fault_spoils_its_own_record_alone() -> None:
+    content = b'a,b\n1,2\n\n1,2,3\ncaf\xe9,2\n"x"y,2\n1,"two\nlines"\n'
+    rows = read(content)
+    assert [reason(row) for row, _ in rows] == [None, "blank_line", "wrong_fields", "not_utf8", "not_csv", None]
+    assert rows[-1][0].values == {"a": "1", "b": "two\nlines"}
+    assert [row.number for row, _ in rows] == [2, 3, 4, 5, 6, 7]
+
+
+def test_a_quote_that_is_never_closed_does_not_swallow_the_file() -> None:
+    content = b'a,b\n1,2\n"open,2\n' + b"1,2\n" * 100
+    rows = read(content, max_bytes=50)
+    assert [reason(row) for row, _ in rows[:2]] == [None, "line_too_long"]
+    assert len(rows[1][1]) < 60
+    assert {reason(row) for row, _ in rows[2:]} == {None}
+    assert b"\n".join(raw for _, raw in rows) + b"\n" == content[4:]
+
+
+def test_a_line_longer_than_the_limit_is_a_row_of_its_own() -> None:
+    rows = read(b"a,b\n1,2\n" + b"x" * 300 + b",2\n3,4\n", max_bytes=50)
+    assert [(reason(row), row.long) for row, _ in rows] == [(None, False), ("line_too_long", True), (None, False)]
+    assert rows[1][1] == b"x" * 300 + b",2"
+
+
+def test_an_empty_file_has_no_rows_and_needs_no_header() -> None:
+    assert read(b"") == []
+    assert read(b"a,b\n") == []
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"a,a\n1,2\n", "'a' twice"),
+        (b"a,\n1,2\n", "a column without a name"),
+        (b'"a,b', "must name"),
+        (b"\n", "a column without a name"),
+        (b"a,caf\xe9\n1,2\n", "in UTF-8"),
+    ],
+)
+def test_a_header_that_names_no_columns_is_an_error(content: bytes, what: str) -> None:
+    with pytest.raises(UserError, match=f"rows.csv: the first line .*{what}"):
+        read(content)
+
+
+def test_a_field_may_be_longer_than_the_csv_module_allows_by_itself() -> None:
+    assert csv.field_size_limit() >= 0
+    (row, _) = read(b"a,b\n" + b"x" * 200_000 + b",2\n", 10**6)[0]
+    assert row.values == {"a": "x" * 200_000, "b": "2"}

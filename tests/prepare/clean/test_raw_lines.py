@@ -1,0 +1,30 @@
+"""Lines of bytes: what splitting at line feeds gives, with bounded memory."""
+
+from io import BytesIO
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.prepare.clean import lines
+from stages.prepare.clean.lines import count_lines, read_lines
+
+CONTENT = st.lists(
+    st.sampled_from([b"\n", b"\r\n", b"a", b"\xff", b"\x00", b"\x0b", b"\xe2\x80\xa8", b"0123456789"])
+).map(b"".join)
+
+
+@given(content=CONTENT, max_bytes=st.integers(min_value=1, max_value=12), chunk=st.sampled_from([1, 3, 1 << 19]))
+def test_lines_are_what_splitting_at_line_feeds_gives(content: bytes, max_bytes: int, chunk: int) -> None:
+    expected = content.split(b"\n")
+    if expected[-1] == b"":
+        expected.pop()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lines, "_CHUNK", chunk)
+        numbers = 0
+        for line, text in zip(read_lines(BytesIO(content), max_bytes), expected, strict=True):
+            numbers += 1
+            assert (line.number, line.size) == (numbers, len(text))
+            assert line.content == (text if len(text) <= max_bytes else None)
+            assert b"".join(line.pieces()) == b"".join(line.pieces()) == text
+        assert count_lines(BytesIO(content)) == len(expected) == numbers

@@ -1,0 +1,81 @@
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stages.core import paths
+from stages.params import read_params
+from stages.prepare.dedup.__main__ import main
+from stages.records.dropped import read_rejected
+from stages.records.record import make_record, read_records, write_records
+
+PARAMS = read_params(Path(__file__).parents[3] / "params.yaml") | {
+    "dedup": {"threshold": 90, "completion": "equal", "max_comparisons": 10**9, "giant_rows": 3}
+}
+
+PAIRS = [
+    ("Where is my order 12345, please?", '{"intent": "status"}'),
+    ("where is my order 12345 please?", '{"intent":"status"}'),
+    ("Where is my order 12345, please?", '{"intent": "status"}'),
+    ("Where is my order 12345, please!", '{"intent": "refund"}'),
+    ("Refund me", '{"intent": "refund"}'),
+    ("refund  me", '{"intent": "status"}'),
+]
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths.PARAMS.write_text(yaml.safe_dump(PARAMS), encoding="utf-8")
+
+
+def write_clean(pairs: list[tuple[str, str]]) -> None:
+    write_records(paths.CLEAN, [make_record(*pair, None, "raw", f"raw.jsonl:{n}") for n, pair in enumerate(pairs, 1)])
+
+
+def test_outputs(capsys: pytest.CaptureFixture[str]) -> None:
+    write_clean(PAIRS)
+    main()
+    kept, dropped = read_records(paths.UNIQUE), read_rejected(paths.DUPLICATES)
+    assert [record.id for record in kept] == sorted(record.id for record in kept)
+    assert sorted(record.origin for record in kept) == [f"raw.jsonl:{n}" for n in (1, 4, 5, 6)]
+    assert sorted((row.record.origin, row.reason, row.witness) for row in dropped) == [
+        ("raw.jsonl:2", "near", next(record.id for record in kept if record.origin == "raw.jsonl:1")),
+        ("raw.jsonl:3", "exact", next(record.id for record in kept if record.origin == "raw.jsonl:1")),
+    ]
+    assert json.loads(paths.DEDUP_METRICS.read_text()) == {
+        "rows": {"in": 6, "kept": 4, "dropped": 2},
+        "dropped": {"exact": 1, "near": 1},
+        "pairs": {"exact": 1, "near": 4},
+        "conflicts": {"prompts": 1, "rows": 2},
+        "clusters": {"count": 2, "largest": 3, "giant": 1, "giant_rows": 3},
+        "search": {"comparisons": 3, "exact": 1},
+    }
+    printed = capsys.readouterr().out
+    assert "6 rows: 4 kept; duplicates dropped: 1 exact, 1 near" in printed
+    assert "3 rows are near-duplicates of each other, directly or through others, such as raw.jsonl:" in printed
+    assert "raw.jsonl:5, raw.jsonl:6" in printed or "raw.jsonl:6, raw.jsonl:5" in printed
+
+
+def test_shuffled_rows_give_the_same_bytes_but_for_origins() -> None:
+    def outputs(pairs: list[tuple[str, str]]) -> list[str]:
+        write_clean(pairs)
+        main()
+        texts = [path.read_text() for path in (paths.UNIQUE, paths.DUPLICATES, paths.DEDUP_METRICS)]
+        return [text if "origin" not in text else without_origin(text) for text in texts]
+
+    def without_origin(text: str) -> str:
+        rows = [json.loads(line) for line in text.splitlines()]
+        for row in rows:
+            row.get("record", row).pop("origin")
+        return json.dumps(rows)
+
+    assert outputs(PAIRS) == outputs(PAIRS[::-1]) == outputs(PAIRS[3:] + PAIRS[:3])
+
+
+def test_no_rows() -> None:
+    write_clean([])
+    main()
+    assert paths.UNIQUE.read_bytes() == paths.DUPLICATES.read_bytes() == b""
+    assert json.loads(paths.DEDUP_METRICS.read_text())["rows"] == {"in": 0, "kept": 0, "dropped": 0}

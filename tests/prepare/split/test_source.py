@@ -1,0 +1,207 @@
+"""A whole source as the hold-out: nothing of it is lost, and nothing like it is trained on."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rapidfuzz import fuzz
+
+from stages.core import paths
+from stages.core.errors import UserError
+from stages.core.files import write_json
+from stages.near_duplicates import near_pairs
+from stages.params import Split, read_params
+from stages.prepare.dedup.agreement import agreement
+from stages.prepare.dedup.duplicates import drop_exact, drop_near, with_kept_witness
+from stages.prepare.split import __main__ as stage
+from stages.prepare.split.draw import draw
+from stages.prepare.split.lock import WholeSource, make_lock, read_lock
+from stages.prepare.split.nearness import Nearness
+from stages.prepare.split.partition import partition, restore_locked
+from stages.prepare.split.source import take_source
+from stages.records.dropped import Rejected, write_rejected
+from stages.records.record import Record, make_record, read_records, write_records
+from stages.text.normal_form import by_prompt, normalise
+
+TEST, TRAIN = "test.jsonl", "train.jsonl"
+HOW = WholeSource(labels=[], rows=1, source=TEST, unique_md5="")
+PARAMS = read_params(Path(__file__).parents[3] / "params.yaml")
+SETTINGS = PARAMS["split"] | {"validation_share": 0.2}
+LOCK = Path("data/holdout.lock")
+WORDS = ["alpha bravo", "charlie delta", "echo foxtrot", "golf hotel", "india juliett", "kilo lima", "mike november"]
+
+
+def row(prompt: str, source: str, completion: str = "{}", label: str | None = None, line: int = 1) -> Record:
+    return make_record(prompt, completion, label, source, f"{source}:{line}")
+
+
+def dedup(raw: list[Record], completion: Any = "equal") -> tuple[list[Record], list[Rejected]]:
+    distinct, copies = drop_exact(raw)
+    texts = list(by_prompt(distinct))
+    kept, near = drop_near(distinct, texts, near_pairs(texts, 90), agreement(completion, 90))
+    return kept, near + with_kept_witness(copies, near)
+
+
+def near(left: Record, right: Record) -> bool:
+    alike = fuzz.ratio(normalise(left.prompt), normalise(right.prompt))
+    return alike >= (80 if left.completion == right.completion else 90)
+
+
+PROMPTS = st.one_of(
+    st.integers(0, 14).map(lambda n: "book a table for two at the corner" + "!" * n),
+    st.integers(0, 9).map(lambda n: f"Where is my order number {n}, please tell me"),
+    st.sampled_from(["Play some jazz now", "play  some jazz now", "play some jazz no", "plays some jazz now!"]),
+    st.text("abc", min_size=3, max_size=12),
+)
+ROWS = st.lists(
+    st.builds(
+        row,
+        PROMPTS,
+        st.sampled_from([TEST, TRAIN, "more.jsonl"]),
+        st.sampled_from(["{}", "[]"]),
+        st.sampled_from([None, "x", "y"]),
+        st.integers(1, 99),
+    ),
+    max_size=25,
+)
+
+
+@settings(max_examples=300)
+@given(rest=ROWS, completion=st.sampled_from(["equal", "fuzzy", "ignore"]), shuffle=st.randoms(use_true_random=False))
+def test_every_row_of_the_source_is_held_out_and_nothing_near_one_is_trained_on(
+    rest: list[Record], completion: str, shuffle: random.Random
+) -> None:
+    raw = [*rest, row("hello there", TEST), row("something else entirely", TRAIN)]
+    kept, duplicates = dedup(raw, completion)
+    found = take_source(kept, duplicates, TEST)
+    of_source = {record.id for record in raw if record.source == TEST}
+    lock = make_lock(found.records, HOW)
+    assert {entry.id for entry in lock.rows} == of_source
+    assert sum(rows for rows, _ in found.labels().values()) == sum(record.source == TEST for record in raw)
+    assert sum(locked for _, locked in found.labels().values()) == len(of_source)
+
+    restored = restore_locked(kept, duplicates, of_source)
+    assert {record.id for record in restored} == found.restored
+    split = Split.model_validate(SETTINGS)
+    parts = partition(kept + restored, lock, Nearness(prompt=90, pair=80), split, 17)
+    assert parts.holdout == found.records
+    for seen in parts.train + parts.validation:
+        assert not any(near(seen, record) for record in raw if record.source == TEST)
+
+    moved = take_source(*dedup(shuffle.sample(raw, len(raw)), completion), TEST)
+    assert make_lock(moved.records, HOW) == lock
+
+
+def test_what_is_near_a_dropped_row_is_not_trained_on_though_it_is_not_near_the_one_that_stood_for_it() -> None:
+    text = "where is my order one two three four"
+    tested, longer, other = row(text, TEST), row(text + " five", TRAIN), row("so, " + text, TRAIN, "[]")
+    kept, duplicates = dedup([tested, longer, other, row("hello", TRAIN)])
+    assert tested not in kept
+    assert near(tested, longer)
+    assert near(tested, other)
+    assert not near(longer, other)
+    found = take_source(kept, duplicates, TEST)
+    assert (found.records, found.restored, found.copied) == ([tested], {tested.id}, set())
+    lock = make_lock(found.records, HOW)
+    parts = partition([*kept, tested], lock, Nearness(prompt=90, pair=80), Split.model_validate(SETTINGS), 17)
+    assert {rejected.record.id for rejected in parts.quarantined} == {longer.id, other.id}
+
+
+def test_of_copies_the_one_that_dedup_would_keep_is_restored_and_gives_the_label() -> None:
+    text = "where is my order one two three four"
+    copies = [row(text, TRAIN), row(text, TEST, label="x"), row(text, TEST, line=2), row(text, TEST, line=3)]
+    raw = [*copies, row(text + " five", TRAIN), row("hello", TRAIN)]
+    for order in (raw, raw[::-1]):
+        found = take_source(*dedup(order), TEST)
+        assert found.records == [copies[1]]
+        assert found.labels() == {"x": (3, 1)}
+        assert found.copied == found.restored == {copies[0].id}
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    params = PARAMS | {"holdout": {"lock": LOCK.as_posix(), "share": 0.5, "max_rows": 2}, "split": SETTINGS}
+    paths.PARAMS.write_text(yaml.safe_dump(params), encoding="utf-8")
+    write_data([row(word, TRAIN, label="a") for word in WORDS] + [row("papa quebec", TEST, label="b")])
+
+
+def write_data(raw: list[Record], rejected: int = 0) -> None:
+    kept, duplicates = dedup(raw)
+    write_records(paths.UNIQUE, kept)
+    write_rejected(paths.DUPLICATES, duplicates)
+    write_json(paths.CLEAN_METRICS, {"sources": {TEST: {"rows": {"rejected": rejected}}}})
+
+
+@pytest.mark.usefixtures("project")
+def test_the_command_says_what_became_of_each_row(capsys: pytest.CaptureFixture[str]) -> None:
+    shared, dropped = row(WORDS[0], TEST, label="a"), row("sierra tango uniform victor", TEST)
+    longer = row("sierra tango uniform victor!", TRAIN)
+    raw = [row(word, TRAIN, label="a") for word in WORDS] + [
+        row("papa quebec", TEST, label="b", line=n) for n in (1, 2)
+    ]
+    write_data([*raw, shared, dropped, longer], rejected=3)
+    draw(redraw=False, source=TEST)
+    assert capsys.readouterr().out.splitlines() == [
+        "label          rows   locked  repeats of locked rows",
+        "a                 1        1                       0",
+        "b                 2        1                       1",
+        "(no label)        1        1                       0",
+        "all               4        3                       1",
+        "1 of the locked rows are in other sources too, and are taken from them",
+        "1 of the locked rows dedup had dropped for a row like them; the split brings them back",
+        "warning: the clean stage rejected 3 more rows of the source; data/rejected/clean.jsonl says why",
+        "3 rows locked in data/holdout.lock; commit it, then run `dvc repro`",
+    ]
+    how = read_lock(LOCK).drawn
+    assert isinstance(how, WholeSource)
+    assert (how.source, how.rows) == (TEST, len(read_records(paths.UNIQUE)))
+    stage.main()
+    printed = capsys.readouterr().out
+    assert "1 locked rows came back" in printed
+    assert "redraw" not in printed
+    assert {record.id for record in read_records(paths.HOLDOUT)} == {shared.id, dropped.id, raw[-1].id}
+    metrics = json.loads(paths.SPLIT_METRICS.read_text())
+    assert metrics["kept_back_by_groups"]["holdout"] == {"a": 0, "b": 0, "(no label)": 0}
+    assert metrics["quarantined"] == {"same_prompt": 0, "near_prompt": 1, "near_pair": 0}
+
+
+@pytest.mark.usefixtures("project")
+def test_rows_that_come_to_the_source_later_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    draw(redraw=False, source=TEST)
+    before = LOCK.read_bytes()
+    raw = [row(word, TRAIN, label="a") for word in WORDS]
+    write_data([*raw, row("papa quebec", TEST, label="b"), row("romeo", TEST), row(WORDS[0], TEST, label="a")])
+    stage.main()
+    told = capsys.readouterr().out
+    assert "2 rows of the source test.jsonl came after data/holdout.lock and count as any other row" in told
+    with pytest.raises(UserError, match=r"exists.*`tunetrail holdout draw --redraw --source test\.jsonl`"):
+        draw(redraw=False, source=TEST)
+    assert LOCK.read_bytes() == before
+    draw(redraw=True, source=TEST)
+    capsys.readouterr()
+    stage.main()
+    assert len(read_records(paths.HOLDOUT)) == 3
+    assert "came after" not in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize(
+    ("raw", "source", "sentence"),
+    [
+        (None, "tests.jsonl", r"no row is of the source 'tests\.jsonl'; did you mean 'test\.jsonl'\?"),
+        (None, "zzz", r"no row is of the source 'zzz'; the sources are test\.jsonl, train\.jsonl"),
+        ([row("hello", TEST), row("hello", TRAIN)], TEST, r"every row is of the source 'test\.jsonl'"),
+    ],
+)
+def test_a_source_that_cannot_be_taken_is_a_sentence(raw: list[Record] | None, source: str, sentence: str) -> None:
+    if raw:
+        write_data(raw)
+    with pytest.raises(UserError, match=sentence):
+        draw(redraw=False, source=source)
+    assert not LOCK.exists()

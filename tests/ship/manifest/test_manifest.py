@@ -1,0 +1,81 @@
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from project import ROOT
+from stage_process import run_stage
+
+from stages.core.files import files_under, read_json
+
+
+@pytest.fixture
+def workspace(pipeline: Path, tmp_path: Path) -> Path:
+    shutil.copytree(pipeline, tmp_path / "project", ignore=shutil.ignore_patterns(".git", "cache"))
+    return tmp_path / "project"
+
+
+def manifest(workspace: Path) -> dict[str, Any]:
+    found: dict[str, Any] = read_json(workspace / "models" / "release" / "manifest.json")
+    return found
+
+
+def test_every_file_that_ships_is_hashed(pipeline: Path) -> None:
+    release = pipeline / "models" / "release"
+    beside = {"manifest.json", "README.md"}
+    shipped = {p.relative_to(release).as_posix() for p in files_under(release)} - beside
+    assert manifest(pipeline)["files"].keys() == shipped
+    for name, expected in manifest(pipeline)["files"].items():
+        content = (release / name).read_bytes()
+        assert expected["sha256"] == hashlib.sha256(content).hexdigest()
+        assert expected["md5"] == hashlib.md5(content, usedforsecurity=False).hexdigest()
+        assert expected["bytes"] == len(content)
+
+
+def test_what_made_the_release_is_hashed_too(pipeline: Path) -> None:
+    found = manifest(pipeline)
+    made_of = {"raw/tickets.jsonl", "train.jsonl", "holdout.lock", "schema.json", "chat_template.jinja"}
+    assert {f"data/{name}" for name in made_of} <= found["data"].keys()
+    assert {"stages/tune/train/trainer.py", "stages/prepare/clean/__main__.py", "constraints.txt"} <= found[
+        "code"
+    ].keys()
+    assert {"metrics/evaluate.json", "metrics/quantize.json"} <= found["metrics"].keys()
+    assert {"models/adapter/adapter_model.safetensors"} <= found["adapter"].keys()
+    assert found["base"]["source"] == "path:../tiny-model"
+    assert found["base"]["licence"] == "Apache-2.0"
+    assert found["params"]["train"]["rank"] == 4
+    for artefact in ("merged", "nf4", "int8"):
+        shipped = found["files"][f"{artefact}/chat_template.jinja"]
+        assert shipped == found["base"]["files"]["models/base/chat_template.jinja"]
+    for name, digest in found["code"].items():
+        assert digest == hashlib.sha256((pipeline / name).read_bytes()).hexdigest()
+
+
+def test_the_manifest_says_nothing_of_time_or_place(pipeline: Path) -> None:
+    text = json.dumps(manifest(pipeline))
+    assert str(pipeline.parent) not in text
+    assert str(Path.home()) not in text
+    assert not {"date", "time", "commit", "host"} & manifest(pipeline).keys()
+
+
+@pytest.mark.parametrize(
+    "changed", ["data/train.jsonl", "stages/prepare/clean/lines.py", "models/release/nf4/config.json"]
+)
+def test_another_content_gives_another_manifest(workspace: Path, changed: str) -> None:
+    before = manifest(workspace)
+    with (workspace / changed).open("a", encoding="utf-8") as file:
+        file.write("\n")
+    code, text = run_stage(workspace, "manifest")
+    assert code == 0, text
+    assert manifest(workspace) != before
+
+
+def test_the_model_card_has_the_measured_numbers(pipeline: Path) -> None:
+    card = (pipeline / "models" / "release" / "README.md").read_text(encoding="utf-8")
+    exact = read_json(pipeline / "metrics" / "quantize.json")["artefacts"]["int8"]["scores"]["exact_match"]["value"]
+    assert "| int8 | `int8/` |" in card
+    assert f"{exact:.1%}" in card
+    assert "licence Apache-2.0" in card
+    assert (ROOT / "LICENSE").is_file()

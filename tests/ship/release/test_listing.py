@@ -1,0 +1,105 @@
+"""DVC's formats, against DVC: the folder hash and the YAML of dvc.lock."""
+
+import json
+from pathlib import Path
+
+from dvc.utils.serialize import dumps_yaml, loads_yaml
+from dvc_data.hashfile.hash_info import HashInfo
+from dvc_data.hashfile.tree import Tree
+from hypothesis import given
+from hypothesis import strategies as st
+from scratch import Scratch
+
+from stages.core.dvc_lock import load_yaml, parse_lock
+from stages.core.git import CommitTree, Repository, WorkingTree
+from stages.ship.release.dvc_folders import Listings, cache_folder, entry_hash, folder_hash
+
+pytest_plugins = ["scratch_fixtures"]
+
+name = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=8)
+path = st.lists(name.filter(lambda part: part not in (".", "..")), min_size=1, max_size=3).map("/".join)
+md5 = st.text("0123456789abcdef", min_size=32, max_size=32)
+
+
+def dvc_hash(files: dict[str, str]) -> str:
+    tree = Tree()  # type: ignore[no-untyped-call]
+    for file, value in files.items():
+        tree.add(tuple(file.split("/")), None, HashInfo("md5", value))
+    tree.digest()
+    return str(tree.hash_info.value)
+
+
+@given(st.dictionaries(path, md5, min_size=1, max_size=12))
+def test_folder_hash_is_that_of_dvc(files: dict[str, str]) -> None:
+    assert folder_hash(files) == dvc_hash(files)
+
+
+def test_trees_hash_as_dvc_does_and_skip_what_dvcignore_names(scratch: Scratch) -> None:
+    """The same folder by DVC, from the working tree and from the commit."""
+    for file, text in {"b/ü.txt": "1", "b.txt": "2", "b-c/x": "", "__pycache__/y": "4", "z.pyc": "5"}.items():
+        scratch.write(f"stages/clean/{file}", text)
+    scratch.dvc("repro", "clean")
+    scratch.git("add", "--force", "--all", "stages")
+    commit = scratch.commit("Files")
+    lock = parse_lock((scratch.root / "dvc.lock").read_bytes())
+    recorded = next(dep.md5 for dep in lock.stages["clean"].deps if dep.path == "stages/clean")
+    assert scratch.git("ls-files", "stages/clean/z.pyc")
+    for tree in WorkingTree(scratch.root), CommitTree(Repository(scratch.root), commit):
+        assert entry_hash(tree.md5s("stages/clean")) == recorded
+        assert entry_hash(tree.md5s("nothing")) is None
+
+
+@given(
+    st.one_of(
+        st.text("0123456789-+.eExob_:~nulyesTrFa ", max_size=8),
+        st.from_regex(r"[-+]?\d{1,3}(\.\d{0,3})?([eE][-+]?\d{1,2})?", fullmatch=True),
+        st.sampled_from(["1e-3", "1e-05", "yes", "off", "null", "True", "0x1f", "0o17", ".inf", "1_000", "12:30:00"]),
+    )
+)
+def test_plain_scalars_read_as_dvc_reads_them(text: str) -> None:
+    try:
+        expected = loads_yaml(f"key: {text}")["key"]
+    except Exception:
+        return  # no scalar for DVC
+    assert repr(load_yaml(f"key: {text}")["key"]) == repr(expected)
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=10),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(min_size=1, max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.sampled_from("abc"), values))
+def test_what_dvc_writes_is_read_back(content: dict[str, object]) -> None:
+    text = dumps_yaml(content)
+    assert repr(load_yaml(text) or {}) == repr(loads_yaml(text) or {})
+
+
+def test_listing_from_names_is_found_only_under_its_own_hash(tmp_path: Path) -> None:
+    listings = Listings(tmp_path)
+    files = {"a": "0" * 32, "b/c": "1" * 32}
+    assert listings.get(folder_hash(files)) is None
+    listings = Listings(tmp_path)
+    listings.add_manifest({"files": {f"merged/{file}": {"md5": value} for file, value in files.items()}})
+    assert listings.get(folder_hash(files)) == files
+    assert listings.holds(folder_hash(files), "1" * 32)
+    assert listings.get("2" * 32 + ".dir") is None
+
+
+def test_damaged_listing_in_the_cache_is_no_listing(tmp_path: Path) -> None:
+    listings = Listings(tmp_path)
+    known = folder_hash({"a": "0" * 32})
+    file = listings.cached_file(known)
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps([{"md5": "9" * 32, "relpath": "a"}]))
+    assert listings.get(known) is None
+
+
+def test_cache_folder_of_the_configuration(scratch: Scratch, tmp_path: Path) -> None:
+    assert cache_folder(scratch.root).resolve() == scratch.root / ".dvc/cache"
+    scratch.dvc("cache", "dir", "../shared")
+    assert cache_folder(scratch.root).resolve() == tmp_path / "shared"
+    scratch.dvc("cache", "dir", "--local", str(tmp_path / "mine"))
+    assert cache_folder(scratch.root) == tmp_path / "mine"

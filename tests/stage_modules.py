@@ -1,0 +1,15 @@
+"""Which module runs a stage, as dvc.yaml has it."""
+
+from functools import cache
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+
+
+@cache
+def module_of(stage: str) -> str:
+    """The dotted name after `python -m` in the stage's command."""
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    return str(stages[stage]["cmd"]).removeprefix("python -m ")

@@ -1,0 +1,103 @@
+"""Strict JSON and the task's schema."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.core.errors import UserError
+from stages.text.strict_json import BrokenContract, Schema, parse_json
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+)
+SCHEMA = {"type": "object", "properties": {"order": {"type": "string"}}, "required": ["order"]}
+
+
+@given(JSON, st.booleans())
+def test_what_json_writes_is_read_back(value: object, ascii_only: bool) -> None:
+    assert parse_json(json.dumps(value, ensure_ascii=ascii_only)) == value
+
+
+@given(st.text() | st.text(alphabet='{}[]",:0123456789eE+-. \n\\tfalsn'))
+def test_every_text_is_a_value_that_can_be_written_or_a_broken_contract(text: str) -> None:
+    try:
+        value = parse_json(text)
+    except BrokenContract:
+        return
+    assert parse_json(json.dumps(value, allow_nan=False)) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "Expecting value"),
+        ("{'a': 1}", "property name"),
+        ('{"a": 1,}', "."),
+        ('{"a": 1} trailing', "Extra data"),
+        ('```json\n{"a": 1}\n```', "Expecting value"),
+        ("NaN", "NaN is not JSON"),
+        ("[-Infinity]", "-Infinity is not JSON"),
+        ("1e999", "too large"),
+        ("-1e999", "too large"),
+        ('{"a": 1, "a": 1}', "'a' occurs more than once"),
+        ('{"x": {"a": 1, "b": 2, "a": 3}}', "'a' occurs more than once"),
+        (r'"\ud83d"', "unpaired surrogate"),
+        (r'{"\udc00": 1}', "unpaired surrogate"),
+        ('"a\nb"', "control character"),
+        ("1" * 5000, "digits"),
+        ("\ufeff{}", "."),
+        ("0123", "."),
+    ],
+)
+def test_what_is_no_json_is_refused(text: str, why: str) -> None:
+    with pytest.raises(BrokenContract, match=f"(?i){why}"):
+        parse_json(text)
+
+
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
+def test_no_depth_of_nesting_ends_in_another_error(opening: str, closing: str) -> None:
+    outcomes = set()
+    for depth in (10, *range(900, 1100, 5), 100_000):
+        try:
+            parse_json(opening * depth + "1" + closing * depth)
+            outcomes.add("read")
+        except BrokenContract as error:
+            outcomes.add(str(error))
+    assert outcomes == {"read", "nested too deeply"}
+
+
+def test_a_pair_of_surrogates_is_one_character() -> None:
+    assert parse_json(r'"\ud83c\udf55"') == "🍕"
+
+
+def test_problem_names_the_place(tmp_path: Path) -> None:
+    path = tmp_path / "schema.json"
+    path.write_text(json.dumps(SCHEMA))
+    schema = Schema(path)
+    assert schema.problem({"order": "K-4821"}) is None
+    assert schema.problem({"order": 4821}) == "order: 4821 is not of type 'string'"
+    assert schema.problem({}) == "'order' is a required property"
+    assert schema.problem([]) == "[] is not of type 'object'"
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (None, "is missing; task.schema_file must name"),
+        (b"{", "not JSON"),
+        (b"\xff", "not JSON"),
+        (b'{"type": "text"}', "not a JSON Schema"),
+        (b'{"type": "object", "type": "object"}', "more than once"),
+    ],
+)
+def test_a_bad_schema_file_is_a_sentence(tmp_path: Path, content: bytes | None, what: str) -> None:
+    path = tmp_path / "schema.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=what) as caught:
+        Schema(path)
+    assert str(path) in str(caught.value)

@@ -1,0 +1,126 @@
+"""What `auto` comes to, from a card's memory, a model's shape and the length of a run."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import Gemma2Config, LlamaConfig
+
+from stages.core.errors import UserError
+from stages.params import Train
+from stages.tune.train import plan as planning
+from stages.tune.train.plan import Plan, bytes_per_token, make_plan
+
+GIB = 2**30
+LENGTHS = [200] * 990 + [1024] * 10
+LLAMA_1B = LlamaConfig(hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32)
+
+
+class Model:
+    """Stands for a model with adapters of 11 million weights."""
+
+    def __init__(self, config: Any = LLAMA_1B) -> None:
+        self.config = config
+
+    def parameters(self) -> list[torch.Tensor]:
+        return [torch.empty(11_000_000, device="meta").requires_grad_(), torch.empty(10**9, device="meta")]
+
+
+def settings(**changes: Any) -> Train:
+    values = yaml.safe_load((Path(__file__).parents[3] / "params.yaml").read_text(encoding="utf-8"))["train"]
+    return Train(**(values | {"batch_size": 16, "max_tokens": 1024} | changes))
+
+
+def planned(memory: float | None, model: Any = None, steps: int = 400, **changes: Any) -> Plan:
+    return make_plan(
+        settings(**changes), model or Model(), LENGTHS, steps, None if memory is None else int(memory * GIB)
+    )
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "compute_dtype", lambda: torch.bfloat16)
+
+
+@pytest.mark.usefixtures("card")
+def test_a_large_card_takes_a_whole_batch_at_once_without_recomputing() -> None:
+    plan = planned(70)
+    assert (plan.packing, plan.attention, plan.checkpointing, plan.compile) == (True, "varlen", False, "graphs")
+    assert 16 * 208 < plan.micro_batch_tokens < 1.6 * 16 * 208
+    assert plan.precision == torch.bfloat16
+    assert set(plan.why) == {"packing", "attention", "checkpointing", "micro_batch_tokens", "compile", "sharding"}
+
+
+@pytest.mark.usefixtures("card")
+def test_a_small_card_takes_less_and_then_recomputes() -> None:
+    smaller, small = planned(8), planned(2.5)
+    assert not smaller.checkpointing
+    assert 1024 <= smaller.micro_batch_tokens < planned(70).micro_batch_tokens
+    assert small.checkpointing
+    assert small.micro_batch_tokens >= 1024, "the longest row must fit"
+    assert "without it" in small.why["checkpointing"]
+
+
+@pytest.mark.usefixtures("card")
+def test_a_short_run_is_not_captured() -> None:
+    assert planned(70, steps=20).compile == "none"
+    assert planned(70, adapter="dora", early_stopping_patience=None).compile == "none"
+    assert planned(2.5, dropout=0.1).compile == "none", "recomputed with dropout"
+
+
+def test_a_cpu_computes_in_float32_and_launches_kernel_by_kernel() -> None:
+    plan = planned(None)
+    assert plan.described() == {
+        "precision": "float32",
+        "packing": True,
+        "attention": "sdpa",
+        "checkpointing": False,
+        "micro_batch_tokens": 2048,
+        "compile": "none",
+        "sharding": False,
+        "why": plan.why,
+    }
+
+
+def test_a_model_with_other_attention_is_padded_and_says_why() -> None:
+    plan = planned(None, Model(Gemma2Config()))
+    assert not plan.packing
+    assert "capped attention scores" in plan.why["packing"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"attention": "varlen"}, "train.attention: varlen needs"),
+        ({"compile": "graphs"}, "train.compile: graphs is not possible"),
+    ],
+)
+def test_what_a_cpu_cannot_do_is_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        planned(None, **changes)
+
+
+def test_packing_that_a_model_cannot_do_is_refused() -> None:
+    with pytest.raises(UserError, match=r"train\.packing: true is not possible"):
+        planned(None, Model(Gemma2Config()), packing=True)
+
+
+def test_what_is_set_by_hand_is_taken_and_needs_no_reason() -> None:
+    plan = planned(
+        None, packing=False, micro_batch_tokens=77, checkpointing=True, compile="none", attention="sdpa", sharding=False
+    )
+    assert (plan.packing, plan.micro_batch_tokens, plan.checkpointing) == (False, 77, True)
+    assert plan.why == {}
+
+
+def test_recomputing_layers_takes_a_fraction_of_the_memory() -> None:
+    whole, recomputed = bytes_per_token(LLAMA_1B, torch.bfloat16)
+    assert 1e6 < whole < 4e6
+    assert recomputed < whole / 5
+
+
+def test_a_second_try_is_smaller_and_simpler() -> None:
+    plan = Plan(torch.bfloat16, True, "varlen", False, 4096, "graphs").smaller()
+    assert (plan.micro_batch_tokens, plan.checkpointing, plan.compile) == (2048, True, "none")

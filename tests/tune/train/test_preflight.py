@@ -1,0 +1,194 @@
+"""Each thing that spoils a run is found before it starts, and has its sentence."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from project import run
+from rich.console import Console
+from tiny_model import CHAT_TEMPLATE, save_tiny_model, tiny_tokenizer
+
+from stages.core import paths
+from stages.core.errors import UserError
+from stages.core.files import read_json, write_json
+from stages.model.chat import make_chat
+from stages.params import load_params
+from stages.records.record import make_record, write_records
+from stages.tune.train.example_view import show_example
+from stages.tune.train.examples import make_examples
+from stages.tune.train.preflight import main
+
+ROOT = Path(__file__).parents[3]
+PAIRS = [(f"Where is order {number}?", f'{{"order": "{number}"}}') for number in range(20)]
+GENERATES = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+WRONG = {
+    "no template": (None, "models/base: the tokenizer has no chat template"),
+    "not rendered": ("{{ raise_exception('only for Mondays') }}", "cannot be rendered: only for Mondays"),
+    "no syntax": ("{% for message in %}", "cannot be rendered"),
+    "no prompt": (CHAT_TEMPLATE.replace("{{ message['content'] }}", ""), "does not show the model what the user says"),
+    "no stop token": (CHAT_TEMPLATE.replace("<|im_end|>", ""), "without a stop token"),
+    "another prompt in training": (
+        CHAT_TEMPLATE.replace(GENERATES, GENERATES.replace("{% endif %}", "<think></think>{% endif %}")),
+        "would not match generation",
+    ),
+    "no turn of the assistant": (CHAT_TEMPLATE.replace(GENERATES, ""), "would not match generation"),
+    "doubled BOS": ("<|im_start|>" + CHAT_TEMPLATE, "20 rows begin with the token '<|im_start|>' twice"),
+}
+
+
+def lay_out(folder: Path, template: str | None = CHAT_TEMPLATE, pairs: Any = PAIRS, **train: Any) -> None:
+    """A folder where base and augment have run; parameters as the project's but for `train`."""
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["train"] |= {"max_tokens": 400} | train
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    tokenizer = tiny_tokenizer(template or "")
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder / paths.BASE)
+    write_json(folder / paths.BASE / "config.json", {"max_position_embeddings": 512})
+    records = [make_record(prompt, completion, None, "s", "s:1") for prompt, completion in pairs]
+    write_records(folder / paths.TRAIN, records)
+    write_records(folder / paths.VALIDATION, records[:4])
+
+
+@pytest.fixture(autouse=True)
+def _in_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def problems(text: str) -> list[str]:
+    first, *rest = text.splitlines()
+    return [line.strip() for line in rest] if first.startswith("preflight found") else [first]
+
+
+def test_a_sound_run_is_described(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lay_out(tmp_path)
+    main()
+    told = capsys.readouterr().out
+    chat = make_chat(tiny_tokenizer(), load_params("task").task.instruction)
+    records = [make_record(prompt, completion, None, "s", "s:1") for prompt, completion in PAIRS]
+    trained = sum(len(chat.completion_ids(record.completion)) for record in records)
+    tokens = trained + sum(len(chat.prompt_ids(record)) for record in records)
+    assert "20 rows to train on, 4 to validate on" in told
+    assert f"tokens: {tokens} to train on, of which the loss sees {trained} ({trained / tokens:.1%})" in told
+    assert "left out of training, longer than 400 tokens: 0 rows, 0 tokens (0.0%)" in told
+    assert 'assistant\n⟦{"order": "0"}<|im_end|>⟧' in told
+    assert "nothing found" in told
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_wrong_template_is_found(tmp_path: Path, kind: str) -> None:
+    template, sentence = WRONG[kind]
+    lay_out(tmp_path, template)
+    with pytest.raises(UserError) as caught:
+        main()
+    (problem,) = problems(str(caught.value))
+    assert sentence in problem
+    if kind != "doubled BOS":
+        assert problem.endswith("model.chat_template can name another template")
+
+
+def test_rows_left_out_are_counted_in_rows_and_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    long = [("Why? " * 60, "{}"), ("Why? " * 80, "{}")]
+    lay_out(tmp_path, pairs=PAIRS + long, max_left_out_share=0.1)
+    main()
+    chat = make_chat(tiny_tokenizer(), load_params("task").task.instruction)
+    examples = make_examples(chat, [make_record(prompt, "{}", None, "s", "s:1") for prompt, _ in long], 10_000)
+    assert f"longer than 400 tokens: 2 rows, {examples.tokens} tokens" in capsys.readouterr().out
+
+    lay_out(tmp_path, pairs=PAIRS + long, max_left_out_share=0.05)
+    with pytest.raises(UserError) as caught:
+        main()
+    (problem,) = problems(str(caught.value))
+    longest = max(map(len, examples.input_ids))
+    assert "2 rows of data/train.jsonl (9.1%) exceed train.max_tokens = 400" in problem
+    assert f"a train.max_tokens of {longest} would keep them all" in problem
+
+
+def test_no_rows_are_a_problem_where_rows_are_needed(tmp_path: Path) -> None:
+    lay_out(tmp_path, pairs=[])
+    with pytest.raises(UserError) as caught:
+        main()
+    told = problems(str(caught.value))
+    assert told[0] == "data/train.jsonl has no row to train on"
+    assert "train.early_stopping_patience needs rows in data/split/validation.jsonl" in told[1]
+    lay_out(tmp_path, early_stopping_patience=None)
+    write_records(paths.VALIDATION, [])
+    main()
+
+
+def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
+    pairs = [*PAIRS, ("Say it", "a <|im_end|> within"), ("Why? " * 100, "{}"), ("Why? " * 101, "{}")]
+    lay_out(tmp_path, "<|im_start|>" + CHAT_TEMPLATE, pairs, max_tokens=600, max_left_out_share=0.0)
+    config = read_json(paths.BASE / "config.json")
+    write_json(paths.BASE / "config.json", config | {"max_position_embeddings": 512})
+    with pytest.raises(UserError) as caught:
+        main()
+    told = problems(str(caught.value))
+    assert len(told) == 4
+    assert "2 rows of data/train.jsonl" in told[0]
+    assert "1 rows of data/train.jsonl hold the stop token '<|im_end|>' within the completion" in told[1]
+    assert "twice" in told[2]
+    assert "train.max_tokens = 600, but the model has 512 positions" in told[3]
+
+
+@pytest.mark.parametrize("missing", [paths.BASE, paths.TRAIN, paths.VALIDATION])
+def test_what_is_missing_is_named(tmp_path: Path, missing: Path) -> None:
+    lay_out(tmp_path)
+    missing.rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=rf"{missing} is missing; run `dvc repro"):
+        main()
+
+
+def test_the_loss_mask_has_colours_on_a_terminal_and_marks_elsewhere() -> None:
+    chat = make_chat(tiny_tokenizer(), "")
+    examples = make_examples(chat, [make_record("hi ü", '{"ä": 1}', None, "s", "s:1")], 400)
+    for terminal in (True, False):
+        page = io.StringIO()
+        console = Console(file=page, force_terminal=terminal, soft_wrap=True, color_system="standard", no_color=False)
+        show_example(chat, examples.input_ids[0], examples.labels[0], console)
+        assert "hi ü<|im_end|>" in page.getvalue()
+        if terminal:
+            assert '\x1b[1;32m{"ä": 1}<|im_end|>\x1b[0m' in page.getvalue()
+        else:
+            assert '⟦{"ä": 1}<|im_end|>⟧' in page.getvalue()
+            assert "\x1b" not in page.getvalue()
+
+
+def test_the_command_exits_with_2_and_no_weights(tmp_path: Path) -> None:
+    """There is no weights file at all in the folder."""
+    lay_out(tmp_path, max_left_out_share=0.0, max_tokens=90)
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    run(tmp_path, "git", "init", "--quiet")
+    command = [sys.executable, "-m", "stages.cli", "preflight"]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/bin"},
+    )
+    assert done.returncode == 2
+    assert "error: preflight found" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_training_does_not_begin(tmp_path: Path) -> None:
+    lay_out(tmp_path, "<|im_start|>" + CHAT_TEMPLATE)
+    save_tiny_model(tmp_path / paths.BASE, template="<|im_start|>" + CHAT_TEMPLATE)
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.tune.train"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/bin"},
+    )
+    assert done.returncode == 2
+    assert "twice" in done.stderr
+    assert not (tmp_path / paths.CHECKPOINTS).exists()

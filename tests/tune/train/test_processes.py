@@ -1,0 +1,153 @@
+"""Two processes learn what one does; only the first writes; a run goes on with another number of them."""
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from project import set_params
+from safetensors.torch import load_file
+from stage_process import die_training, run_stage
+
+from stages.core.errors import UserError
+from stages.core.files import read_json, remove
+from stages.tune.train import processes
+from stages.tune.train.launch import free_port
+
+ADAPTER = "models/adapter/adapter_model.safetensors"
+Result = tuple[dict[str, torch.Tensor], dict[str, float]]
+
+
+def become(rank: int, port: int, then: Callable[[], None] | None = None) -> None:
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in names.items()}
+    torch.set_num_threads(1)
+    if then:
+        then()
+
+
+def train_on_two(project: Path, die: Callable[[], None] | None = None) -> list[tuple[int, str]]:
+    port = free_port()
+    with ThreadPoolExecutor(2) as pool:
+        runs = [
+            pool.submit(run_stage, project, "train", functools.partial(become, rank, port, die), str(rank))
+            for rank in range(2)
+        ]
+        return [run.result() for run in runs]
+
+
+@pytest.fixture(scope="module")
+def project(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("processes") / "project"
+    shutil.copytree(pipeline, folder, ignore=shutil.ignore_patterns(".git", "cache", "release"))
+    set_params(folder, {"train": {"early_stopping_patience": None}})
+    remove(folder / "models" / "adapter")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one(project: Path) -> Result:
+    code, text = run_stage(project, "train")
+    assert code == 0, text
+    return result(project)
+
+
+def result(project: Path) -> Result:
+    return load_file(project / ADAPTER), read_json(project / "metrics" / "train.json")["loss"]
+
+
+def assert_same(ours: Result, theirs: Result) -> None:
+    assert ours[1] == pytest.approx(theirs[1], rel=1e-4)
+    for name, tensor in ours[0].items():
+        torch.testing.assert_close(tensor, theirs[0][name], rtol=1e-2, atol=1e-4)
+
+
+def test_two_processes_learn_what_one_does(project: Path, one: Result) -> None:
+    (first, text), (second, silent) = train_on_two(project)
+    assert (first, second) == (0, 0), text + silent
+    assert_same(result(project), one)
+    assert read_json(project / "metrics" / "env" / "train.json")["devices"] == 2
+    assert "train.packing: True" in text
+    assert silent.count("\n") < 4, silent
+
+
+def test_sharded_weights_learn_the_same(project: Path, one: Result) -> None:
+    set_params(project, {"train": {"sharding": True, "micro_batch_tokens": 200}})
+    try:
+        (first, text), (second, other) = train_on_two(project)
+    finally:
+        set_params(project, {"train": {"sharding": "auto", "micro_batch_tokens": "auto"}})
+    assert (first, second) == (0, 0), text + other
+    assert_same(result(project), one)
+
+
+def test_sharded_weights_learn_the_same_in_16_bit(project: Path) -> None:
+    set_params(project, {"train": {"precision": "bfloat16"}})
+    try:
+        code, said = run_stage(project, "train")
+        alone = result(project)[1]
+        set_params(project, {"train": {"sharding": True}})
+        (first, text), (second, other) = train_on_two(project)
+    finally:
+        set_params(project, {"train": {"sharding": "auto", "precision": "auto"}})
+    assert (code, first, second) == (0, 0, 0), said + text + other
+    assert result(project)[1] == pytest.approx(alone, rel=0.01)
+
+
+def test_sharding_needs_somebody_to_share_with(project: Path) -> None:
+    set_params(project, {"train": {"sharding": True}})
+    code, text = run_stage(project, "train")
+    set_params(project, {"train": {"sharding": "auto"}})
+    assert code == 2
+    assert "train.sharding: true needs several devices" in text
+
+
+def test_a_run_goes_on_with_another_number_of_processes(project: Path, one: Result) -> None:
+    assert run_stage(project, "train", die_training)[0] < 0
+    (code, text), _ = train_on_two(project)
+    assert code == 0, text
+    assert "checkpoint-8" in text
+    assert_same(result(project), one)
+    assert all(code < 0 for code, _ in train_on_two(project, die_training))
+    code, text = run_stage(project, "train")
+    assert code == 0, text
+    assert "checkpoint-8" in text
+    assert_same(result(project), one)
+
+
+def test_a_mistake_ends_all_processes_with_its_own_code(project: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(project, broken)
+    set_params(broken, {"train": {"max_tokens": 8}})
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.tune.train"],
+        cwd=broken,
+        env=os.environ | {"TUNETRAIL_PROCESSES": "2", "PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "train.max_tokens" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_more_processes_than_cards_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WORLD_SIZE": "3", "LOCAL_RANK": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match=r"process 3 .* there are 2 here"):
+        processes.join()
+
+
+def test_the_process_that_waits_for_the_others_loads_no_torch() -> None:
+    """Each of the others takes its seconds for that, and they can begin at once."""
+    script = "import sys, stages.tune.train.__main__; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True)

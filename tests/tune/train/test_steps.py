@@ -1,0 +1,116 @@
+"""Replayed passes give what passes launched one by one give; only the recording itself needs a card."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+from stages.tune.train import attention
+from stages.tune.train.batches import Row
+from stages.tune.train.gradients import Gradients
+from stages.tune.train.plan import Plan
+from stages.tune.train.steps import GraphSteps, Steps
+
+LENGTHS = [7, 300, 41, 120, 299, 5, 88, 260]
+
+
+class Recorder:
+    """Does the recorded work anew, where a CUDA graph would replay its kernels; counts what was recorded."""
+
+    def __init__(self) -> None:
+        self.recorded = 0
+
+    def warm_up(self, work: Callable[[], None]) -> None:
+        work()
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        self.recorded += 1
+        work()
+        return work
+
+
+def one_by_one(query: Any, key: Any, value: Any, ends: Any, *_: Any, scale: float, window_size: Any, **__: Any) -> Any:
+    """What the variable-length kernel computes, by its documentation: tokens x heads x width."""
+    out = torch.zeros_like(query)
+    for start, end in zip(ends.tolist(), ends.tolist()[1:], strict=False):
+        size = end - start
+        seen = torch.ones(size, size, dtype=torch.bool).tril()
+        if window_size[0] >= 0:
+            seen = seen.triu(-window_size[0])
+        for head in range(query.shape[1]):
+            shared = head * key.shape[1] // query.shape[1]
+            scores = query[start:end, head] @ key[start:end, shared].T * scale
+            weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
+            out[start:end, head] = weights @ value[start:end, shared]
+    return out
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(attention, "varlen_attn", one_by_one)
+    torch.manual_seed(0)
+    config = Gemma3TextConfig(
+        vocab_size=50,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        sliding_window=16,
+        layer_types=["sliding_attention", "full_attention"],
+    )
+    adapter = LoraConfig(r=4, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
+    return get_peft_model(Gemma3ForCausalLM(config), adapter).train()
+
+
+def rows() -> list[Row]:
+    generator = torch.Generator().manual_seed(1)
+    made = []
+    for length in LENGTHS:
+        ids = torch.randint(0, 50, (length,), generator=generator)
+        predictors = torch.arange(length // 2, length - 1)
+        made.append(Row(ids, predictors, ids[predictors + 1]))
+    return made
+
+
+def plan(compile: str, attention: str = "varlen", tokens: int = 700) -> Plan:
+    return Plan(torch.float32, True, attention, False, tokens, compile)
+
+
+def two_steps(model: Any, steps: Steps, gradients: Gradients) -> list[torch.Tensor]:
+    """Losses and gradients of two optimiser batches of different lengths."""
+    found = []
+    for batch in (rows(), rows()[:5]):
+        gradients.clear()
+        found.append(steps(batch))
+        found += [p.grad.clone() for p in model.parameters() if p.requires_grad]
+    return found
+
+
+def test_replayed_passes_give_the_losses_and_gradients_of_launched_ones(model: Any) -> None:
+    gradients = Gradients([p for p in model.parameters() if p.requires_grad])
+    recorder = Recorder()
+    launched = two_steps(model, Steps(model, plan("none", "sdpa")), gradients)
+    kernel = two_steps(model, Steps(model, plan("none")), gradients)
+    replayed = two_steps(model, GraphSteps(model, plan("graphs"), max(LENGTHS), len(LENGTHS), recorder), gradients)
+    assert len(launched) == 2 * (1 + 8)
+    for one, two, three in zip(launched, kernel, replayed, strict=True):
+        assert (two - one).norm() <= 1e-4 * one.norm()
+        assert (three - one).norm() <= 1e-4 * one.norm()
+    assert recorder.recorded == 2 * 2, "widths of 1,024 and 512, forward and backward of each"
+
+
+def test_a_recording_leaves_gradients_as_they_were(model: Any) -> None:
+    gradients = Gradients([p for p in model.parameters() if p.requires_grad])
+    steps = GraphSteps(model, plan("graphs", tokens=400), max(LENGTHS), len(LENGTHS), Recorder())
+    gradients.clear()
+    whole = steps(rows())  # records while gradients of the first parts are there already
+    first = [p.grad.clone() for p in model.parameters() if p.requires_grad]
+    gradients.clear()
+    torch.testing.assert_close(steps(rows()), whole)
+    for before, parameter in zip(first, (p for p in model.parameters() if p.requires_grad), strict=True):
+        torch.testing.assert_close(parameter.grad, before)
