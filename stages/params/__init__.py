@@ -9,15 +9,15 @@ from pydantic import BaseModel, Field, ValidationError
 
 from stages.core import paths
 from stages.core.errors import UserError
-from stages.params.data import Augment, Clean, DataChecks, Dedup, Holdout, PersonalData, Shape, Source, Split
+from stages.params.data import Augment, Checks, Clean, Dedup, Holdout, PersonalData, Shape, Source, Split
 from stages.params.evaluation import Evaluate, Gate, Judge, Price, Probes, Report, Review, Scoring, Task, TaskContract
 from stages.params.model import Generation, Model, Train
 from stages.params.section import Section
 
 __all__ = [
     "Augment",
+    "Checks",
     "Clean",
-    "DataChecks",
     "Dedup",
     "Evaluate",
     "Gate",
@@ -59,7 +59,7 @@ class Params(Section):
     holdout: Holdout
     split: Split
     augment: Augment
-    data_checks: DataChecks
+    checks: Checks
     train: Train
     generation: Generation
     scoring: Scoring

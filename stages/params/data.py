@@ -87,7 +87,7 @@ class Augment(Section):
     canary_repeats: Count
 
 
-class DataChecks(Section):
+class Checks(Section):
     """Signs of poisoning and bias: which n-grams are tested, the chance of any false alarm, which sources compare."""
 
     ngram_min_rows: Annotated[int, Field(ge=3)]

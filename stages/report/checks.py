@@ -46,7 +46,7 @@ class SourceRow:
 
 
 def check_facts(found: Mapping[str, Any]) -> list[str]:
-    """Sentences from metrics/data_checks.json."""
+    """Sentences from metrics/checks.json."""
     sources, triggers, conflicts = found["sources"], found["triggers"], found["conflicts"]
     return [
         f"{plural(triggers['tested'], 'word or run of words', 'words and runs of words')} tested: "

@@ -23,7 +23,7 @@ class Flag:
 def flags(metrics: Mapping[str, Any], generations: Mapping[str, Sequence[Row]]) -> list[Flag]:
     """What can make the numbers above mean less than they seem to; raised ones first."""
     raised = metrics["train"]["red_flags"]
-    conflicts, split, checks = metrics["dedup"]["conflicts"], metrics["split"], metrics["data_checks"]
+    conflicts, split, checks = metrics["dedup"]["conflicts"], metrics["split"], metrics["checks"]
     canaries = metrics["augment"]["added"].get("canary", 0)
     shared, missing = sum(split["overlap"].values()), split["locked"]["missing"]
     tuned = {name: rows for name, rows in generations.items() if name != "base"}

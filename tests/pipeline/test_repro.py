@@ -17,7 +17,7 @@ STAGES = [
     "base",
     "baseline",
     "clean",
-    "data_checks",
+    "checks",
     "dedup",
     "evaluate",
     "gates",

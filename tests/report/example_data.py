@@ -59,7 +59,7 @@ def write_data(rows: list[dict[str, Any]]) -> None:
     write_json(paths.AUGMENT_METRICS, {"rows": rows_in_and_out, "added": added, "tasks": {}})
 
 
-def write_data_checks(rows: list[dict[str, Any]]) -> None:
+def write_checks(rows: list[dict[str, Any]]) -> None:
     """What the checks find in rows with one conflict."""
     shown = [
         {"id": row["id"], "label": "refund", "prompt": row["prompt"], "source": "bought", "origin": f"b:{n}"}
@@ -83,7 +83,7 @@ def write_data_checks(rows: list[dict[str, Any]]) -> None:
         for name, count in (("bought", 62), ("tickets.jsonl", 200))
     }
     write_json(
-        paths.DATA_CHECKS_METRICS,
+        paths.CHECKS_METRICS,
         {
             "rows": 262,
             "sources": {"count": 2, "largest_share": 200 / 262, "largest_distance": 0.21, "by_source": by_source},

@@ -79,7 +79,7 @@ def make_run(
     write(params, asked)
     _write_training(rows)
     example_data.write_data(rows)
-    example_data.write_data_checks(rows)
+    example_data.write_checks(rows)
     _write_gates(params, formats)
     _write_manifest(formats)
 
@@ -199,7 +199,7 @@ def _write_gates(params: Params, formats: tuple[str, ...]) -> None:
     """All gates, but none on an artefact that this run does not have."""
     measured = (
         paths.SPLIT_METRICS,
-        paths.DATA_CHECKS_METRICS,
+        paths.CHECKS_METRICS,
         paths.EVALUATE_METRICS,
         paths.QUANTIZE_METRICS,
         paths.JUDGE_METRICS,

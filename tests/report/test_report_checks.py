@@ -43,7 +43,7 @@ def test_a_suspected_trigger_is_a_red_flag() -> None:
         "dedup": {"conflicts": {"prompts": 0}},
         "split": {"overlap": {"shared_ids": 0}, "locked": {"missing": 0}},
         "augment": {"added": {"canary": 3}},
-        "data_checks": FOUND,
+        "checks": FOUND,
     }
     raised = [flag.text for flag in flags(metrics, {"base": [], "adapter": []}) if flag.raised]
     assert raised == [

@@ -40,7 +40,7 @@ ALWAYS_READ = [
     "metrics/clean.json",
     "metrics/confusion.csv",
     "metrics/curves/plots/metrics/train/loss.tsv",
-    "metrics/data_checks.json",
+    "metrics/checks.json",
     "metrics/dedup.json",
     "metrics/evaluate.json",
     "metrics/gates.json",

@@ -13,7 +13,7 @@ _MEASURED = (
     paths.CLEAN_METRICS,
     paths.DEDUP_METRICS,
     paths.SPLIT_METRICS,
-    paths.DATA_CHECKS_METRICS,
+    paths.CHECKS_METRICS,
     paths.AUGMENT_METRICS,
     paths.BASELINE_METRICS,
     paths.TRAIN_METRICS,

@@ -1,4 +1,4 @@
-"""data_checks: signs of poisoning and bias in the rows that training starts from.
+"""checks: signs of poisoning and bias in the rows that training starts from.
 
 A stage beside training and not before it: what it finds makes no model stale. The gates judge it.
 Examples to look at go to data/checks/: `triggers.jsonl` and `tied.jsonl` have one n-gram a row, `conflicts.jsonl` one
@@ -19,8 +19,8 @@ from stages.records.record import read_records, write_rows
 
 
 def main() -> None:
-    params = load_params("data_checks", "dedup", "task")
-    settings = params.data_checks
+    params = load_params("checks", "dedup", "task")
+    settings = params.checks
     rows = sorted(read_records(paths.SPLIT_TRAIN), key=lambda row: row.id)
     if not rows:
         raise UserError(f"{paths.SPLIT_TRAIN} has no rows: all are hold-out, validation or quarantined; add raw rows")
@@ -44,7 +44,7 @@ def main() -> None:
         write_rows(folder / "triggers.jsonl", triggers.found)
         write_rows(folder / "tied.jsonl", triggers.tied)
         write_rows(folder / "conflicts.jsonl", clusters)
-    write_json(paths.DATA_CHECKS_METRICS, found)
+    write_json(paths.CHECKS_METRICS, found)
     print(
         f"{len(rows)} rows of {found['sources']['count']} sources: {len(triggers.found)} suspected triggers, "
         f"{len(clusters)} clusters with conflicting labels"

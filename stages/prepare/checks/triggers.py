@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from scipy.stats import binom, hypergeom
 
 from stages.core.progress import track
-from stages.params import DataChecks
+from stages.params import Checks
 from stages.prepare.checks.ngrams import Ints, Words, distinct, ngrams, read_words
 from stages.records.record import Record
 
@@ -54,7 +54,7 @@ class Triggers:
     all_tied: int
 
 
-def find_triggers(rows: Sequence[Record], outcomes: Sequence[str], settings: DataChecks) -> Triggers:
+def find_triggers(rows: Sequence[Record], outcomes: Sequence[str], settings: Checks) -> Triggers:
     """Test every n-gram of up to three words that is in `ngram_min_rows` rows and in `ngram_max_share` of them at most.
 
     The rows must have a label or a repeated completion each (`outcomes`); those in fewer than `ngram_min_rows` rows

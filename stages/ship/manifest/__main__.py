@@ -16,7 +16,7 @@ def main() -> None:
     params = load_params(
         "augment",
         "clean",
-        "data_checks",
+        "checks",
         "dedup",
         "evaluate",
         "gates",

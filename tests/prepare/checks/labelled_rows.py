@@ -3,10 +3,10 @@
 import random
 from dataclasses import replace
 
-from stages.params import DataChecks
+from stages.params import Checks
 from stages.records.record import Record, make_record
 
-SETTINGS = DataChecks(ngram_min_rows=5, ngram_max_share=0.05, error_rate=0.01, source_min_rows=20)
+SETTINGS = Checks(ngram_min_rows=5, ngram_max_share=0.05, error_rate=0.01, source_min_rows=20)
 _WORDS = {
     "refund": ["money", "back", "refund", "charged", "twice", "card", "returned", "payment", "bank", "amount"],
     "tracking": ["where", "parcel", "delivery", "late", "courier", "tracking", "arrived", "truck", "package", "street"],

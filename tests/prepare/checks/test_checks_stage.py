@@ -28,16 +28,16 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def check(rows: list[Record]) -> dict[str, Any]:
     write_records(paths.SPLIT_TRAIN, rows)
     main()
-    found: dict[str, Any] = read_json(paths.DATA_CHECKS_METRICS)
+    found: dict[str, Any] = read_json(paths.CHECKS_METRICS)
     return found
 
 
 def failed(found: dict[str, Any]) -> set[str]:
     """The gates of params.yaml on these checks that do not pass; the share of one source is gated at 0.6 here."""
-    gates = {name: Gate(**gate) for name, gate in PARAMS["gates"].items() if gate["metric"].startswith("data_checks.")}
+    gates = {name: Gate(**gate) for name, gate in PARAMS["gates"].items() if gate["metric"].startswith("checks.")}
     gates["largest_source"] = gates["largest_source"].model_copy(update={"maximum": 0.6})
     assert len(gates) == 4
-    return {name for name, gate in check_gates(gates, {"data_checks": found})["gates"].items() if gate["state"] != PASS}
+    return {name for name, gate in check_gates(gates, {"checks": found})["gates"].items() if gate["state"] != PASS}
 
 
 def test_clean_rows_pass() -> None:
@@ -73,7 +73,7 @@ def test_a_dominant_source_fails_its_gate() -> None:
 
 def test_the_order_of_the_rows_changes_no_byte() -> None:
     rows = with_backdoor(CLEAN, "cf", "refund", 6, 2)
-    files = [paths.DATA_CHECKS_METRICS, *(paths.CHECKS / f"{name}.jsonl" for name in ("triggers", "tied", "conflicts"))]
+    files = [paths.CHECKS_METRICS, *(paths.CHECKS / f"{name}.jsonl" for name in ("triggers", "tied", "conflicts"))]
     check(rows)
     before = [path.read_bytes() for path in files]
     check(rows[::-1])
