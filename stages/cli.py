@@ -84,7 +84,7 @@ def _in_root(options: argparse.Namespace) -> None:
 
 
 def _trace(options: argparse.Namespace, root: Path, start: Path) -> None:
-    from stages.ship.release.show import show
+    from stages.ship.release.described import show
     from stages.ship.release.trace import trace
 
     trail = trace(root, options.name, start)
@@ -100,11 +100,11 @@ def _verify(options: argparse.Namespace, root: Path, start: Path) -> None:
 
 
 def _gates(options: argparse.Namespace, root: Path, start: Path) -> None:
-    from stages.ship.release.verdicts import gate_table, overall, read_verdicts, require
+    from stages.ship.release.tag import gate_table, read_gates, require
 
-    verdicts = read_verdicts(root)
-    print(gate_table(verdicts), flush=True)
-    require(overall(verdicts), options.strict)
+    judged = read_gates(root)
+    print(gate_table(judged), flush=True)
+    require(judged["verdict"], options.strict)
 
 
 def _review(options: argparse.Namespace, root: Path, start: Path) -> None:

@@ -9,8 +9,7 @@ import yaml
 
 from stages.core.dvc_lock import Entry, Lock, Stage, load_yaml
 from stages.core.git import CommitTree, Repository, Tree, WorkingTree
-from stages.ship.release.dvc_folders import Listings, entry_hash, folder_hash
-from stages.ship.release.dvc_yaml import Definition
+from stages.ship.release.dvc_files import Definition, Listings, entry_hash, folder_hash
 
 _VERSIONS_SEARCHED = 50
 
@@ -42,7 +41,7 @@ class Checker:
             findings.broken += self._parameters(upstream)
             self.check_links(upstream, findings)
             self._check_sources(upstream, findings)
-        self._metrics(definition.metrics, findings)
+        self._in_git(definition.in_git, findings)
         findings.broken = list(dict.fromkeys(findings.broken))
         findings.notes = list(dict.fromkeys(findings.notes))
         return findings
@@ -149,15 +148,17 @@ class Checker:
                             f"stage {stage.name} ran with {then.get(name, ABSENT)!r}"
                         )
 
-    def _metrics(self, names: list[str], findings: Findings) -> None:
-        recorded = {out.path: (stage, out) for stage, out in self.lock.outs() if out.path in names}
-        for path, (stage, out) in recorded.items():
-            found = entry_hash(self.tree.md5s(path))
+    def _in_git(self, names: list[str], findings: Findings) -> None:
+        """Check the outputs that git itself keeps: the metrics that people decide by."""
+        for stage, out in self.lock.outs():
+            if out.path not in names:
+                continue
+            found = entry_hash(self.tree.md5s(out.path))
             if found is None:
-                findings.notes.append(f"{path} is not in {self.tree.label}; only its hash is recorded")
+                findings.notes.append(f"{out.path} is not in {self.tree.label}; only its hash is recorded")
             elif found != out.md5:
                 findings.broken.append(
-                    f"{path} in {self.tree.label} is not what stage {stage.name} wrote: it was changed since"
+                    f"{out.path} in {self.tree.label} is not what stage {stage.name} wrote: it was changed since"
                 )
             for dep in stage.deps:
                 for maker, made in self.lock.makers(dep.path):

@@ -8,7 +8,7 @@ from pathlib import Path
 from stages.core.errors import UserError
 from stages.core.git import Repository
 from stages.ship.release.lock_check import lock_check
-from stages.ship.release.verdicts import gate_row, overall, read_verdicts
+from stages.ship.release.tag import read_gates
 
 _SHORT = 10
 
@@ -53,15 +53,15 @@ def _lock(root: Path) -> str:
 
 def _gates(root: Path) -> str:
     try:
-        verdicts = read_verdicts(root)
+        judged = read_gates(root)
     except UserError as error:
         return f"No verdict: {error}"
-    rows = [gate_row(name, gate) for content in verdicts.values() for name, gate in content["gates"].items()]
-    return "\n".join([f"Verdict: **{overall(verdicts)}**", "", *_table(rows)])
+    rows = [(name, str(gate["state"]), str(gate.get("reason") or "")) for name, gate in judged["gates"].items()]
+    return "\n".join([f"Verdict: **{judged['verdict']}**", "", *_table(rows)])
 
 
-def _table(rows: list[tuple[str, str, str, str, str]]) -> Iterator[str]:
-    yield "| Gate | State | Value | Threshold | Reason |"
-    yield "|---|---|---|---|---|"
+def _table(rows: list[tuple[str, str, str]]) -> Iterator[str]:
+    yield "| Gate | State | Reason |"
+    yield "|---|---|---|"
     for row in rows:
         yield "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |"

@@ -1,20 +1,49 @@
-"""What dvc.lock tells of an output, arranged for a reader: data, parameters, metrics, base model, code."""
+"""What dvc.lock tells of an output: data, parameters, metrics, base model and code, as values and as text."""
 
 import json
 import posixpath
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from stages.core import paths
 from stages.core.dvc_lock import Entry, Lock, Stage
 from stages.core.git import Tree
-from stages.ship.release.dvc_folders import Listings, entry_hash
-from stages.ship.release.dvc_yaml import Definition
-from stages.ship.release.history import Place
+from stages.ship.release.dvc_files import Listings, entry_hash
+from stages.ship.release.finding import Place
 
 _MODELS = paths.BASE.parent.as_posix()
+_METRICS = paths.METRICS.as_posix()
 _CODE_ENDS = (".py", ".sh", ".toml", ".cfg")
+_HASH = 12
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where contents can be looked up: the state of the repository, DVC's listings and cache."""
+
+    tree: Tree
+    listings: Listings
+
+    def facts(self, dep: Entry) -> dict[str, Any]:
+        """Hash and size; for a folder also the hash of each file, where that adds up to the folder's."""
+        facts: dict[str, Any] = {"md5": dep.md5, "bytes": dep.size}
+        if dep.is_folder:
+            files = self.tree.md5s(dep.path)
+            if entry_hash(files) != dep.md5:
+                files = self.listings.get(dep.md5 or "") or {}
+            facts["files"] = files or None
+        return facts
+
+    def json(self, out: Entry) -> Any:
+        """The content of a JSON output in git or in DVC's cache, or None."""
+        text, cached = self.tree.read(out.path), self.listings.cached_file(out.md5 or "none")
+        if text is None and cached.is_file():
+            text = cached.read_bytes()
+        try:
+            return None if text is None else json.loads(text)
+        except ValueError:
+            return None
 
 
 def stage_facts(place: Place) -> dict[str, Any]:
@@ -30,32 +59,14 @@ def stage_facts(place: Place) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class Sources:
-    """Where the files inside a folder can be looked up: the state of the repository, DVC's listings."""
-
-    tree: Tree
-    listings: Listings
-
-    def facts(self, dep: Entry) -> dict[str, Any]:
-        """Hash and size; for a folder also the hash of each file, where that adds up to the folder's."""
-        facts: dict[str, Any] = {"md5": dep.md5, "bytes": dep.size}
-        if dep.is_folder:
-            files = self.tree.md5s(dep.path)
-            if entry_hash(files) != dep.md5:
-                files = self.listings.get(dep.md5 or "") or {}
-            facts["files"] = files or None
-        return facts
-
-
 def data_facts(lock: Lock, upstream: Iterable[Stage], sources: Sources) -> dict[str, Any]:
     """Every data file or folder that the upstream stages read, with its hash and the stage that wrote it."""
     found = {}
     for stage in upstream:
         for dep in stage.deps:
-            makers = [maker.name for maker, _ in lock.makers(dep.path)]
-            if not is_code(dep, bool(makers)) and not _is_in(dep.path, _MODELS, paths.METRICS.as_posix()):
-                found[dep.path] = {**sources.facts(dep), "made_by": makers[0] if makers else None}
+            maker = next((maker.name for maker, _ in lock.makers(dep.path)), None)
+            if not (is_code(dep.path) and maker is None) and _top(dep.path) not in (_MODELS, _METRICS):
+                found[dep.path] = {**sources.facts(dep), "made_by": maker}
     return found
 
 
@@ -64,7 +75,7 @@ def code_facts(lock: Lock, upstream: Iterable[Stage], sources: Sources) -> dict[
     found: dict[str, Any] = {}
     for stage in upstream:
         for dep in stage.deps:
-            if is_code(dep, bool(lock.makers(dep.path))):
+            if is_code(dep.path) and not lock.makers(dep.path):
                 row = found.setdefault(dep.path, {**sources.facts(dep), "used_by": []})
                 row["used_by"].append(stage.name)
     return dict(sorted(found.items()))
@@ -93,34 +104,71 @@ def base_facts(upstream: Iterable[Stage]) -> dict[str, Any] | None:
 
 
 def metrics_facts(lock: Lock, sources: Sources) -> dict[str, Any]:
-    """Every metrics file: its hash in dvc.lock, the stage that wrote it, and its content in git or DVC's cache."""
-    names = Definition.read(sources.tree).metrics
-    found = {}
-    for stage, out in lock.outs():
-        if out.path in names:
-            text = sources.tree.read(out.path) or _cached(out, sources.listings)
-            found[out.path] = {"md5": out.md5, "made_by": stage.name, "values": _parse(text)}
-    return found
+    """Every JSON file in metrics/: its hash in dvc.lock, the stage that wrote it, and its content where it is known."""
+    return {
+        out.path: {"md5": out.md5, "made_by": stage.name, "values": sources.json(out)}
+        for stage, out in lock.outs()
+        if _top(out.path) == _METRICS and out.path.endswith(".json")
+    }
 
 
-def is_code(dep: Entry, made: bool) -> bool:
-    """Whether a dependency is part of the program: stages/, a source file, or the pinned environment."""
-    if made:
-        return False
-    return _is_in(dep.path, "stages") or dep.path.endswith(_CODE_ENDS) or dep.path == paths.CONSTRAINTS.name
+def is_code(path: str) -> bool:
+    """Whether a path that no stage makes is part of the program: stages/, a source file, the pinned environment."""
+    return _top(path) in ("stages", "constraints") or path.endswith(_CODE_ENDS) or path == paths.CONSTRAINTS.name
 
 
-def _is_in(path: str, *folders: str) -> bool:
-    return posixpath.normpath(path).split("/", 1)[0] in folders
+def show(trail: Mapping[str, Any]) -> str:
+    """The result of `trace` as text: the answer first, then what made the file."""
+    return "\n".join(_lines(trail))
 
 
-def _cached(out: Entry, listings: Listings) -> bytes | None:
-    path = listings.cached_file(out.md5 or "none")
-    return path.read_bytes() if path.is_file() else None
+def _lines(trail: Mapping[str, Any]) -> Iterator[str]:
+    file, stage = trail["file"], trail["stage"]
+    state = file["trail"]
+    yield file["path"]
+    yield f"  trail    {'complete' if state['complete'] else 'BROKEN'}"
+    yield from (f"           - {sentence}" for sentence in state["broken"])
+    yield from (f"  note     {sentence}" for sentence in state["notes"])
+    yield from (f"  {key:<8} {file[key]}" for key in ("sha256", "md5", "bytes") if file[key] is not None)
+    yield from _commit(trail["commit"])
+    if stage is None:
+        return
+    yield f"  stage    {stage['name']}: {stage['command']}"
+    yield f"  output   {stage['output']['path']}  {stage['output']['md5']}"
+    yield f"  after    {', '.join(stage['upstream'][:-1]) or 'no other stage'}"
+    if base := trail["base"]:
+        yield "base model"
+        yield from (f"  {key:<8} {value}" for key, value in base.items() if value is not None)
+    for title in ("data", "code", "metrics"):
+        yield title
+        width = max((len(path) for path in trail[title]), default=0)
+        for path, row in trail[title].items():
+            origin = f"  from stage {row['made_by']}" if row.get("made_by") else ""
+            yield f"  {path.ljust(width)}  {row['md5']}{origin}"
+    yield "figures"
+    yield from (f"  {line}" for line in _figures(trail["metrics"].get(f"{_METRICS}/summary.json", {}).get("values")))
+    yield "parameters"
+    yield from (f"  {line}" for line in _figures(trail["params"]))
 
 
-def _parse(text: bytes | None) -> Any:
-    try:
-        return None if text is None else json.loads(text)
-    except ValueError:
-        return None
+def _commit(commit: Mapping[str, Any]) -> Iterator[str]:
+    if not commit["sha"]:
+        yield f"  commit   {commit['status']}"
+        return
+    yield f"  commit   {commit['sha']}"
+    yield f"           {commit['date']} {commit['author']}: {commit['subject']}"
+    yield f"  tags     {', '.join(commit['tags']) or 'none'}"
+    yield f"  restore  git checkout {commit['tags'][0] if commit['tags'] else commit['sha'][:_HASH]} && dvc checkout"
+
+
+def _figures(node: Any, name: str = "") -> Iterator[str]:
+    """A line for each value of nested mappings."""
+    if isinstance(node, Mapping) and node:
+        for key, value in node.items():
+            yield from _figures(value, f"{name}.{key}" if name else str(key))
+    elif name:
+        yield f"{name} = {json.dumps(node, ensure_ascii=False, default=str)}"
+
+
+def _top(path: str) -> str:
+    return posixpath.normpath(path).split("/", 1)[0]

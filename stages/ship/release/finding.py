@@ -1,15 +1,193 @@
-"""Where a hash stands: in dvc.lock here, in its earlier versions, in DVC's listings, in a proved manifest."""
+"""Where a hash stands: what is asked for, every version of dvc.lock in git, and the output that holds it."""
 
-from pathlib import Path
+import hashlib
+import json
+import posixpath
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from stages.core import paths
-from stages.core.dvc_lock import Lock, parse_lock
+from stages.core.dvc_lock import Entry, Lock, Stage, parse_lock
 from stages.core.errors import UserError
+from stages.core.files import file_digest
 from stages.core.git import LOCK, CommitTree, Repository, Tree, WorkingTree
-from stages.ship.release.dvc_folders import Listings, manifest_files, read_manifest
-from stages.ship.release.history import History, Place, Recorded, best, places
-from stages.ship.release.subject import Subject
+from stages.ship.release.dvc_files import Definition, Listings, folder_hash, manifest_files, read_manifest
+
+_FOLDER = re.compile(rb"\b[0-9a-f]{32}\.dir\b")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The thing whose trail is asked for.
+
+    `path` is as shown: relative to the root where it lies inside. `place` is that path when it lies
+    inside, else None. `commit` is set for a tag alone.
+    """
+
+    path: str
+    place: str | None
+    sha256: str | None
+    md5: str | None
+    bytes: int | None
+    commit: str | None = None
+
+
+def find_subject(repository: Repository, name: str, start: Path, listings: Listings) -> Subject:
+    """The file or folder at `name` (from the folder `start`) or else the release tag of that name.
+
+    Raises:
+        UserError: when there is neither.
+    """
+    path = start / name
+    if path.is_dir():
+        return _folder(repository, path)
+    if path.exists():
+        shown, place = _position(repository.root, path)
+        return Subject(shown, place, file_digest(path), file_digest(path, "md5"), path.stat().st_size)
+    if commit := repository.tag_commit(name):
+        return _tag(repository, name, commit, listings)
+    raise UserError(
+        f"{name}: no such file or folder, and no tag of that name; `dvc checkout` or `dvc pull` brings outputs"
+    )
+
+
+def _folder(repository: Repository, path: Path) -> Subject:
+    shown, place = _position(repository.root, path)
+    files = WorkingTree(path).md5s(".") if place is None else WorkingTree(repository.root).md5s(place)
+    size = sum((path / name).stat().st_size for name in files)
+    return Subject(shown, place, None, folder_hash(files), size)
+
+
+def _tag(repository: Repository, name: str, commit: str, listings: Listings) -> Subject:
+    """The manifest in the dvc.lock of the tag's commit."""
+    tree = CommitTree(repository, commit)
+    path = Definition.read(tree).artifact_path(name.rpartition("@")[0]) or paths.MANIFEST.as_posix()
+    try:
+        lock = parse_lock(tree.read(LOCK) or b"")
+    except ValueError as error:
+        raise UserError(f"tag {name}: its dvc.lock is unreadable ({error})") from None
+    out = next((out for _, out in lock.outs() if out.path == path), None)
+    if out is None or out.md5 is None:
+        raise UserError(f"tag {name}: no stage in its dvc.lock writes {path}, so it is no release")
+    cached, sha256 = listings.cached_file(out.md5), read_record(repository, name).get("manifest_sha256")
+    if cached.is_file():
+        sha256 = hashlib.sha256(cached.read_bytes()).hexdigest()
+    return Subject(path, path, sha256, out.md5, out.size, commit)
+
+
+def read_record(repository: Repository, tag: str) -> dict[str, Any]:
+    """The JSON record in a release tag's message, before a signature; empty for a tag that holds none."""
+    message = repository.git("for-each-ref", "--format=%(contents)", f"refs/tags/{tag}", check=False)
+    try:
+        record, _ = json.JSONDecoder().raw_decode(message)
+    except ValueError:
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _position(root: Path, path: Path) -> tuple[str, str | None]:
+    """The path as shown and, when it lies inside the root, its place there."""
+    for one in (Path(posixpath.normpath(path.absolute().as_posix())), path.resolve()):
+        if one.is_relative_to(root):
+            place = one.relative_to(root).as_posix()
+            return place, place
+    return str(path), None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a hash stands in a lock: an output of a stage, or a file inside an output that is a folder."""
+
+    lock: Lock
+    stage: Stage
+    out: Entry
+    within: str | None
+
+    @property
+    def path(self) -> str:
+        return self.out.path if self.within is None else f"{self.out.path}/{self.within}"
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A commit whose dvc.lock holds the hash."""
+
+    commit: str
+    place: Place
+
+
+def places(lock: Lock, md5: str, listings: Listings) -> list[Place]:
+    """Every place of `md5` in one lock, in the order of the lock."""
+    found = []
+    for stage, out in lock.outs():
+        if out.md5 == md5:
+            found.append(Place(lock, stage, out, None))
+        elif out.is_folder and out.md5 and listings.holds(out.md5, md5):
+            files = listings.get(out.md5) or {}
+            found += [Place(lock, stage, out, name) for name, value in files.items() if value == md5]
+    return found
+
+
+def best(candidates: list[Place], path: str) -> Place | None:
+    """The place whose path agrees with `path` in the most parts from the end; of equals the last in the lock.
+
+    The same bytes can stand in several places: a tokenizer is copied from the base model to every artefact.
+    """
+
+    def shared_end(place: Place) -> int:
+        pairs = zip(reversed(PurePosixPath(place.path).parts), reversed(PurePosixPath(path).parts), strict=False)
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+    return max(reversed(candidates), key=shared_end, default=None)
+
+
+class History:
+    """The versions of dvc.lock in git, oldest first."""
+
+    def __init__(self, repository: Repository, everything: bool = False) -> None:
+        commits = repository.lock_commits(everything)
+        ids = repository.object_ids(f"{commit}:./{LOCK}" for commit in commits)
+        self.versions = [(commit, blob) for commit, blob in zip(commits, ids, strict=True) if blob is not None]
+        self._texts = repository.blobs(blob for _, blob in self.versions)
+        self._locks: dict[str, Lock | None] = {}
+
+    def search(self, md5: str, listings: Listings, path: str) -> list[Recorded]:
+        """The commits whose lock holds the hash, as an output or inside one, oldest first."""
+        folders = {name for text in self._texts.values() for name in _FOLDER.findall(text)}
+        holding = {name for name in folders if listings.holds(name.decode(), md5)}
+        return self._parse_those_with({md5.encode(), *holding}, lambda lock: best(places(lock, md5, listings), path))
+
+    def outputs(self, like: Place) -> list[Recorded]:
+        """The commits whose lock holds the same output, oldest first."""
+        md5 = like.out.md5 or ""
+
+        def find(lock: Lock) -> Place | None:
+            same = [Place(lock, stage, out, like.within) for stage, out in lock.outs() if out.md5 == md5]
+            return best(same, like.path)
+
+        return self._parse_those_with({md5.encode()}, find)
+
+    def _parse_those_with(self, needles: set[bytes], find: Callable[[Lock], Place | None]) -> list[Recorded]:
+        """Parsing is the slow part, so a lock that has none of the hashes in its text is not parsed."""
+        found = []
+        for commit, blob in self.versions:
+            lock = self._lock(blob) if any(needle in self._texts[blob] for needle in needles) else None
+            if lock and (place := find(lock)):
+                found.append(Recorded(commit, place))
+        return found
+
+    def _lock(self, blob: str) -> Lock | None:
+        """A version's content; one that is broken (merge marks, for instance) proves nothing and is passed over."""
+        if blob not in self._locks:
+            try:
+                self._locks[blob] = parse_lock(self._texts[blob])
+            except ValueError:
+                self._locks[blob] = None
+        return self._locks[blob]
 
 
 class Finder:

@@ -15,8 +15,7 @@ from stages.core.dvc_lock import Lock
 from stages.core.errors import Refusal, UserError
 from stages.core.git import LOCK, Repository, WorkingTree
 from stages.ship.release.checks import Checker, Findings
-from stages.ship.release.dvc_folders import Listings
-from stages.ship.release.dvc_yaml import Definition
+from stages.ship.release.dvc_files import Definition, Listings
 from stages.ship.release.finding import read_lock
 
 _NOT_PULLED = ("deleted", "not in cache")

@@ -1,6 +1,7 @@
 """release: the annotated tag, in GTO's form, that says which commit ships; refused while anything is open."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,18 @@ from stages.core import paths
 from stages.core.errors import Refusal, UserError
 from stages.core.files import file_digest, read_json
 from stages.core.git import Repository, WorkingTree
-from stages.measure.gates import FAIL, MARGINAL
-from stages.ship.release.dvc_yaml import Definition
-from stages.ship.release.tag_message import ARTIFACT, VERSION, tag_name
+from stages.measure.gates import FAIL, MARGINAL, PASS
+from stages.ship.release.dvc_files import Definition
 from stages.ship.release.trace import trace
-from stages.ship.release.verdicts import overall, read_verdicts
 from stages.ship.release.verify import verify
+
+# GTO's forms: an artifact's name and a semantic version (semver.org, 2.0.0).
+ARTIFACT = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9-/_]*[a-zA-Z0-9])?")
+_IDENTIFIER = r"(?:0|[1-9]\d*|\d*[a-zA-Z-][0-9a-zA-Z-]*)"
+VERSION = re.compile(
+    r"(?:0|[1-9]\d*)\.(?:0|[1-9]\d*)\.(?:0|[1-9]\d*)"
+    rf"(?:-{_IDENTIFIER}(?:\.{_IDENTIFIER})*)?(?:\+[0-9a-zA-Z-]+(?:\.[0-9a-zA-Z-]+)*)?"
+)
 
 
 def release(root: Path, version: str, strict: bool) -> str:
@@ -25,7 +32,7 @@ def release(root: Path, version: str, strict: bool) -> str:
         Refusal: with every reason at once.
     """
     repository = Repository(root)
-    tag = tag_name(_artifact(root), _version(version))
+    tag = f"{_artifact(root)}@v{_version(version)}"
     if reasons := [*_open_points(repository, tag), *_audit(root), *_gates(root, strict)]:
         raise Refusal(f"{tag} is not released:\n  " + "\n  ".join(reasons))
     record = make_record(repository)
@@ -42,16 +49,54 @@ def release(root: Path, version: str, strict: bool) -> str:
 
 def make_record(repository: Repository) -> dict[str, Any]:
     """What the tag says: the commit, the verdict, the manifest, every gate's state and value."""
-    verdicts = read_verdicts(repository.root)
-    gates = {name: gate for content in verdicts.values() for name, gate in content["gates"].items()}
+    judged = read_gates(repository.root)
+    gates = judged["gates"]
     return {
         "format": 1,
         "commit": repository.resolve("HEAD"),
-        "verdict": overall(verdicts),
+        "verdict": judged["verdict"],
         "manifest_sha256": file_digest(repository.root / paths.MANIFEST),
         "gates": {name: gate.get("state") for name, gate in gates.items()},
         "metrics": {name: gate["value"] for name, gate in gates.items() if "value" in gate},
     }
+
+
+def read_gates(root: Path) -> dict[str, Any]:
+    """metrics/gates.json, which the stage `gates` wrote.
+
+    Raises:
+        UserError: when it is missing or holds no verdict.
+    """
+    try:
+        judged: dict[str, Any] = read_json(root / paths.GATES)
+        verdict, gates = judged["verdict"], judged["gates"]
+    except FileNotFoundError:
+        raise UserError(f"{paths.GATES} is missing; run `dvc repro` to make it") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{paths.GATES} holds no verdict and gates; run `dvc repro` to make it anew") from None
+    if verdict not in (PASS, MARGINAL, FAIL) or not isinstance(gates, dict):
+        raise UserError(f"{paths.GATES}: {verdict!r} is not PASS, MARGINAL or FAIL; run `dvc repro` to make it anew")
+    return judged
+
+
+def gate_table(judged: dict[str, Any]) -> str:
+    """Every gate with its state and the reason for it, the worst first, then the verdict."""
+    import pandas as pd
+
+    rows = [
+        (gate["state"], name, "required" if gate["required"] else "advisory", str(gate.get("reason") or ""))
+        for name, gate in judged["gates"].items()
+    ]
+    table = pd.DataFrame(rows, columns=["state", "gate", "", "reason"]).sort_values("state", kind="stable")
+    wide = table.apply(lambda cells: cells.str.ljust(cells.str.len().max()))
+    return f"{wide.to_string(index=False, header=False)}\nverdict: {judged['verdict']}"
+
+
+def require(verdict: str, strict: bool) -> None:
+    """Raises Refusal on FAIL, and on MARGINAL when `strict`."""
+    if verdict == FAIL or (strict and verdict == MARGINAL):
+        doubt = ", which --strict does not let pass" if verdict == MARGINAL else ""
+        raise Refusal(f"the gates are {verdict}{doubt}; `tunetrail gates` shows them")
 
 
 def _version(text: str) -> str:
@@ -102,9 +147,6 @@ def _trail(repository: Repository) -> Iterator[str]:
 
 def _gates(root: Path, strict: bool) -> Iterator[str]:
     try:
-        verdict = overall(read_verdicts(root))
+        require(read_gates(root)["verdict"], strict)
     except UserError as error:
         yield str(error)
-        return
-    if verdict == FAIL or (strict and verdict == MARGINAL):
-        yield f"the gates are {verdict}; `tunetrail gates` shows them"

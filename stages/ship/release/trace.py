@@ -7,20 +7,10 @@ from typing import Any
 from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.git import LOCK, CommitTree, Repository, Tree
+from stages.ship.release import described
 from stages.ship.release.checks import Checker, Findings
-from stages.ship.release.described import (
-    Sources,
-    base_facts,
-    code_facts,
-    data_facts,
-    metrics_facts,
-    params_facts,
-    stage_facts,
-)
-from stages.ship.release.dvc_folders import Listings
-from stages.ship.release.finding import Finder, read_lock
-from stages.ship.release.history import History, Place, Recorded, best
-from stages.ship.release.subject import Subject, find_subject
+from stages.ship.release.dvc_files import Listings
+from stages.ship.release.finding import Finder, History, Place, Recorded, Subject, best, find_subject, read_lock
 from stages.ship.release.verify import differences
 
 NOT_COMMITTED = "not committed yet"
@@ -57,7 +47,11 @@ def _by_its_manifest(repository: Repository, listings: Listings, folder: Subject
     trail["broken"] += differences(manifest.parent)
     trail["complete"] = not trail["broken"]
     trail["notes"].append(f"traced by its {manifest.name}")
-    return {**result, "file": {**folder.facts(), "trail": trail}}
+    return {**result, "file": {**_facts(folder), "trail": trail}}
+
+
+def _facts(subject: Subject) -> dict[str, Any]:
+    return {name: getattr(subject, name) for name in ("path", "sha256", "md5", "bytes")}
 
 
 def _entries(place: Place) -> list[dict[str, Any]]:
@@ -156,8 +150,9 @@ class Tracer:
     def _uncommitted(self, recorded: Recorded) -> list[str]:
         """Where dvc.lock in the working tree has been changed since the last commit."""
         place = recorded.place
-        here = {out.path: (stage, out) for stage, out in self.finder.here.outs()} if self.finder.here else {}
-        if place.out.path not in here:
+        lock = self.finder.here
+        here = {out.path: (stage, out) for stage, out in lock.outs()} if lock else {}
+        if lock is None or place.out.path not in here:
             return [f"{LOCK} in the working tree has no {place.out.path}; restore it: git checkout {LOCK}"]
         stage, out = here[place.out.path]
         if out.md5 != place.out.md5:
@@ -165,9 +160,8 @@ class Tracer:
                 f"{place.out.path} is not what {LOCK} in the working tree says: run `dvc checkout` for the file of "
                 f"{LOCK}, or `git checkout {LOCK}` when {LOCK} was changed"
             ]
-        assert self.finder.here is not None
         if self.repository.git("status", "--porcelain", "--", LOCK):
-            return self._check(Place(self.finder.here, stage, out, place.within), self.finder.working).broken
+            return self._check(Place(lock, stage, out, place.within), self.finder.working).broken
         return []
 
     def _not_committed(self, place: Place) -> dict[str, Any]:
@@ -208,19 +202,19 @@ class Tracer:
         return [name for name, i in zip(names, ids, strict=True) if i and needle in texts.get(i, b"")]
 
     def _assemble(self, place: Place, tree: Tree, findings: Findings, commit: dict[str, Any]) -> dict[str, Any]:
-        upstream = place.lock.upstream(place.stage.name)
-        sources = Sources(tree, self.finder.listings)
+        lock, upstream = place.lock, place.lock.upstream(place.stage.name)
+        sources = described.Sources(tree, self.finder.listings)
         return {
             **self._file(findings.broken, findings.notes),
-            "stage": stage_facts(place),
-            "data": data_facts(place.lock, upstream, sources),
-            "params": params_facts(upstream),
-            "metrics": metrics_facts(place.lock, sources),
-            "base": base_facts(upstream),
-            "code": code_facts(place.lock, upstream, sources),
+            "stage": described.stage_facts(place),
+            "data": described.data_facts(lock, upstream, sources),
+            "params": described.params_facts(upstream),
+            "metrics": described.metrics_facts(lock, sources),
+            "base": described.base_facts(upstream),
+            "code": described.code_facts(lock, upstream, sources),
             "commit": commit,
         }
 
     def _file(self, broken: list[str], notes: list[str]) -> dict[str, Any]:
         trail = {"complete": not broken, "broken": broken, "notes": notes}
-        return {"file": {**self.subject.facts(), "trail": trail}}
+        return {"file": {**_facts(self.subject), "trail": trail}}

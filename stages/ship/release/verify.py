@@ -8,9 +8,8 @@ from stages.core import paths
 from stages.core.errors import Refusal, UserError
 from stages.core.files import file_digest
 from stages.core.git import LOCK, Repository, WorkingTree
-from stages.ship.release.dvc_folders import Listings, read_manifest
-from stages.ship.release.finding import read_lock
-from stages.ship.release.history import History
+from stages.ship.release.dvc_files import Listings, read_manifest
+from stages.ship.release.finding import History, read_lock
 
 _NOT_IN_MANIFEST = {paths.MANIFEST.name, paths.MODEL_CARD.name}
 # Formats that run code when they are loaded: Python pickles, and archives that hold them.

@@ -12,7 +12,7 @@ from scratch import Scratch
 
 from stages.core.dvc_lock import load_yaml, parse_lock
 from stages.core.git import CommitTree, Repository, WorkingTree
-from stages.ship.release.dvc_folders import Listings, cache_folder, entry_hash, folder_hash
+from stages.ship.release.dvc_files import Listings, cache_folder, entry_hash, folder_hash
 
 pytest_plugins = ["scratch_fixtures"]
 
