@@ -20,9 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "data"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "data"))
 
 import torch
 import yaml
@@ -37,6 +36,7 @@ from stages.params import load_params
 from stages.records.record import Record, make_record
 from stages.scoring.intervals import clopper_pearson
 
+ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "nf4_settings.md"
 SEED = 99  # of the tickets; the generator's own is another
 DOUBLE_BLOCK = 256  # scales of blocks that share one float32, where scales are quantised to 8 bit
