@@ -1,13 +1,22 @@
-"""What the model was asked beyond the hold-out: general knowledge, malformed input, safety; and where it is uneven."""
+"""What the model was asked beyond the hold-out, where it is uneven, and what a judge and people said of it."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from stages.report.comparisons import Change, read_change
-from stages.report.formats import between, excerpt, number, percent, plural, points, whole, words
-from stages.report.metrics import Metric
-from stages.report.tables import Cell, Row, proportion
+import pandas as pd
+
+from stages.report.formats import (
+    between,
+    excerpt,
+    number,
+    percent,
+    percents,
+    plural,
+    points,
+    whole,
+    words,
+)
+from stages.report.tables import Cell, Metric, Note, count, frame, proportion, read_change
 
 _FORGETTING = (
     Metric("perplexity", "Perplexity of the references", "", better=-1, share=False),
@@ -19,89 +28,89 @@ _LEAKS = {
     "verbatim": "Answers that repeat training text word for word",
     "forbidden": "Answers with forbidden content",
 }
+_RIVALS = {"against_baseline": "base", "against_previous": "previous"}
 
 
-@dataclass(frozen=True)
-class Forgetting:
-    """Base beside adapter on general rows: a row for each metric, and each metric's change by name."""
+def forgetting(evaluate: Mapping[str, Any], confidence: float) -> dict[str, Any] | None:
+    """How the tuned model does on what everybody asks, beside the base model; None when it was not measured.
 
-    rows: int
-    table: list[Row]
-    changes: list[tuple[str, Change]]
-
-
-@dataclass(frozen=True)
-class Check:
-    """A thing that should not happen, and how often it did."""
-
-    name: str
-    cell: Cell
-    bad: bool
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A group of a slice; `low`, `value` and `high` in per cent of the width."""
-
-    name: str
-    cell: Cell
-    low: float
-    value: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Slice:
-    field: str
-    groups: list[Slot]
-    sentence: str
-
-
-def forgetting(evaluate: Mapping[str, Any], confidence: float) -> Forgetting | None:
-    """How the tuned model does on what everybody asks, beside the base model; None when it was not measured."""
+    {"rows", "table": base beside adapter, "changes": the change of each metric by its name}
+    """
     general = evaluate.get("general")
     if general is None:
         return None
-    table, changes = [], []
-    for metric in _FORGETTING:
-        form = percent if metric.share else number
-        cells = [
-            Cell(form(one["value"]), between(form, one["low"], one["high"]))
-            for one in (general["base"][metric.path], general["adapter"][metric.path])
-        ]
-        table.append(Row(metric.name, cells))
-        change = read_change(metric, general["against_baseline"][metric.path], confidence)
-        changes.append((metric.name, change))
-    return Forgetting(general["rows"], table, changes)
+    found = [(metric, [general[name][metric.path] for name in ("base", "adapter")]) for metric in _FORGETTING]
+    rows = [(metric.name, [_with_interval(metric.form, one) for one in values]) for metric, values in found]
+    changes = {
+        metric.name: read_change(metric, general["against_baseline"][metric.path], confidence) for metric in _FORGETTING
+    }
+    return {"rows": general["rows"], "table": frame(rows, ["base", "adapter"], "Metric"), "changes": changes}
 
 
-def robustness(evaluate: Mapping[str, Any]) -> list[Row]:
+def robustness(evaluate: Mapping[str, Any]) -> pd.DataFrame:
     """Valid and exactly right answers to each kind of damaged input."""
-    return [
-        Row(words(kind), [proportion(one.get(key)) for key in ("valid", "exact_match")])
+    rows = [
+        (words(kind), [proportion(one.get(key)) for key in ("valid", "exact_match")])
         for kind, one in evaluate.get("robustness", {}).items()
     ]
+    return frame(rows, ["valid", "exactly right"], "Kind")
 
 
-def safety(evaluate: Mapping[str, Any], confidence: float) -> tuple[list[Check], list[str]]:
+def safety(evaluate: Mapping[str, Any], confidence: float) -> tuple[pd.DataFrame, list[str]]:
     """What should not happen, with its counts; and in words the refusals and the canaries."""
     found = evaluate.get("safety", {})
-    checks = [
-        Check(name, proportion(found[key]), bad=found[key]["count"] > 0) for key, name in _LEAKS.items() if key in found
-    ]
-    return checks, list(_safety_notes(found, confidence))
+    rows = []
+    for key, name in _LEAKS.items():
+        if key in found:
+            bad = found[key]["count"] > 0
+            told = Note(count(found[key]), "bad" if bad else "good", "✕" if bad else "✓")
+            rows.append((name, [Cell("", [told]), _with_interval(percent, found[key])]))
+    return frame(rows, ["Found", "Share"], "Check"), list(_safety_notes(found, confidence))
 
 
-def slices(evaluate: Mapping[str, Any]) -> list[Slice]:
-    """The main score by the groups of each field, the worst group first."""
-    return [
-        Slice(
-            field=excerpt(field, 80),
-            groups=[_slot(name, one) for name, one in sorted(found["groups"].items(), key=_worst_first)],
-            sentence=_gap(found),
-        )
-        for field, found in evaluate.get("slices", {}).items()
+def slices(evaluate: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The main score by the groups of each field, the worst group first.
+
+    [{"field", "sentence", "groups": a table of group, low, value, high in per cent, and the cell of the share}]
+    """
+    return [_slice(field, found) for field, found in evaluate.get("slices", {}).items()]
+
+
+def judge(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """metrics/judge.json: {"title", "off": why there is nothing, "contests", "notes"}."""
+    title = "Judged by a language model"
+    if not metrics["enabled"]:
+        return {"title": title, "off": "The judge is off (judge.enabled).", "contests": [], "notes": []}
+    replies, cost = metrics["replies"], metrics["cost"]
+    uncounted = (
+        f" without {plural(cost['uncounted'], 'reply', 'replies')} of unknown length" if cost["uncounted"] else ""
+    )
+    notes = [
+        f"{plural(replies['count'], 'reply', 'replies')}, {whole(replies['unreadable'])} of them no choice",
+        f"{whole(cost['input_tokens'])} tokens read, {whole(cost['output_tokens'])} written, "
+        f"price {number(cost['price'])}{uncounted}",
     ]
+    return {"title": title, "off": "", "contests": _contests(metrics, _judge_notes), "notes": notes}
+
+
+def review(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """metrics/review.json, in the same form as the judge's."""
+    title, counts = "Reviewed by people", metrics["reviews"]
+    if not metrics.get("reviewers"):
+        off = "Nobody has reviewed these answers (tunetrail review)."
+        return {"title": title, "off": off, "contests": [], "notes": []}
+    drawn = f"{plural(metrics['rows'], 'row')} drawn, on {whole(metrics['identical'])} all models say the same"
+    who = [
+        f"{name}: {plural(one['counted'], 'answer')}, {whole(one['left'])} to go"
+        + (f", {whole(one['stale'])} about other answers and not counted" if one["stale"] else "")
+        for name, one in metrics["reviewers"].items()
+    ]
+    notes = [drawn, *who, *([plural(counts["comments"], "comment")] if counts["comments"] else [])]
+    return {"title": title, "off": "", "contests": _contests(metrics, _review_notes), "notes": notes}
+
+
+def _with_interval(form: Callable[[float], str], found: Mapping[str, Any]) -> Cell:
+    return Cell(form(found["value"]), [Note(between(form, found["low"], found["high"]))])
 
 
 def _safety_notes(found: Mapping[str, Any], confidence: float) -> Iterator[str]:
@@ -110,7 +119,7 @@ def _safety_notes(found: Mapping[str, Any], confidence: float) -> Iterator[str]:
         base, adapter = (percent(refusals[name]["value"]) for name in ("base", "adapter"))
         yield (
             f"Of {plural(refusals['adapter']['of'], 'request')} to refuse, the base model refuses {base} and the "
-            f"adapter {adapter}: {change.reading} ({change.evidence()})"
+            f"adapter {adapter}: {change.reading} ({change.evidence})"
         )
     if canaries := found.get("canaries"):
         exposure = canaries["exposure"]
@@ -121,13 +130,15 @@ def _safety_notes(found: Mapping[str, Any], confidence: float) -> Iterator[str]:
         )
 
 
-def _worst_first(item: tuple[str, Mapping[str, Any]]) -> tuple[float, str]:
-    return item[1]["value"], item[0]
-
-
-def _slot(name: str, one: Mapping[str, Any]) -> Slot:
-    low, value, high = (round(100 * one[end], 1) for end in ("low", "value", "high"))
-    return Slot(excerpt(name, 60), proportion(one), low, value, high)
+def _slice(field: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    groups = pd.DataFrame(
+        [
+            (excerpt(name, 60), *(round(100 * one[end], 1) for end in ("low", "value", "high")), proportion(one))
+            for name, one in sorted(found["groups"].items(), key=lambda item: (item[1]["value"], item[0]))
+        ],
+        columns=["name", "low", "value", "high", "cell"],
+    )
+    return {"field": excerpt(field, 80), "groups": groups, "sentence": _gap(found)}
 
 
 def _gap(found: Mapping[str, Any]) -> str:
@@ -139,3 +150,58 @@ def _gap(found: Mapping[str, Any]) -> str:
         f"{excerpt(found['worst']['group'], 60)} is {points(gap['value']).removeprefix('+')} behind "
         f"{excerpt(found['best']['group'], 60)} ({interval}): {shown}{left}."
     )
+
+
+def _contests(metrics: Mapping[str, Any], notes: Callable[[Mapping[str, Any]], Iterator[str]]) -> list[dict[str, Any]]:
+    """The tuned model against each other one; `parts` are (kind, words, count), for the picture."""
+    contests = []
+    for key, rival in _RIVALS.items():
+        if one := metrics.get(key):
+            delta = one["delta"]
+            shown = "better" if delta["low"] > 0 else "worse" if delta["high"] < 0 else "no difference shown"
+            contests.append(
+                {
+                    "title": f"{rival} to adapter",
+                    "parts": [
+                        ("won", "won by the tuned model", one["wins"]),
+                        ("right", "ties", one["ties"]),
+                        ("lost", "lost", one["losses"]),
+                    ],
+                    "sentence": f"Mean {_mean(delta['value'])} ({_mean(delta['low'])} to {_mean(delta['high'])}) "
+                    f"on a scale from −1 to +1: {shown}.",
+                    "notes": list(notes(one)),
+                }
+            )
+    return contests
+
+
+def _judge_notes(one: Mapping[str, Any]) -> Iterator[str]:
+    yield (
+        f"ties without an opinion: {whole(one['identical'])} where both say the same, {whole(one['disagreements'])} "
+        f"where the two orders contradict each other, {whole(one['unreadable'])} with an unreadable reply"
+    )
+    if "first_preferred" in one:
+        yield f"the answer shown first won {_share(one['first_preferred'])}; 50 % is fair"
+    if "correlation" in one["length"]:
+        yield f"correlation of being longer with winning {_mean(one['length']['correlation'])}; 0 is fair"
+    if "consistency" in one:
+        yield f"asked again, the same verdict {_share(one['consistency'])}"
+
+
+def _review_notes(one: Mapping[str, Any]) -> Iterator[str]:
+    if "win_rate" in one:
+        yield f"of the answers that prefer one, the tuned model won {_share(one['win_rate'])}"
+    if one["both_bad"]:
+        yield f"in {plural(one['both_bad'], 'answer')}, neither of the two was best"
+    for method, value in one.get("agreement", {}).items():
+        if method != "rows":
+            name = {"cohen_kappa": "Cohen’s kappa", "krippendorff_alpha": "Krippendorff’s alpha"}[method]
+            yield f"{name} of the reviewers {number(value)} on {plural(one['agreement']['rows'], 'row')}"
+
+
+def _mean(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
+
+
+def _share(one: Mapping[str, Any]) -> str:
+    return f"{percent(one['value'])} ({percents(one['low'], one['high'])} of {whole(one['of'])})"

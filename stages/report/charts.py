@@ -7,7 +7,7 @@ from typing import Any
 
 from stages.report.formats import between, number, percent
 from stages.report.inputs import Points
-from stages.report.metrics import Metric, look_up
+from stages.report.tables import Metric, look_up
 
 WIDTH = 400
 _LABEL_HEIGHT = 15

@@ -1,22 +1,31 @@
-"""Examples worth reading: where a model is wrong, and where two models differ."""
+"""Examples worth reading: where a model is wrong, where two models differ, and in which words."""
 
-from collections.abc import Sequence, Set
+import difflib
+import re
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 from rapidfuzz.fuzz import ratio
 
 from stages.records.contract import Tasks
-from stages.report.differences import Piece, differences, whole
 from stages.report.formats import excerpt, plural, value_text
 from stages.report.inputs import Row
 from stages.scoring import RowScore, same_value
 from stages.text.strict_json import BrokenContract, parse_json
 
+_TOKEN = re.compile(r"\w+|\s+|[^\w\s]")
+_LIKE = 0.5  # texts less alike than this have nothing in common worth marking
 _FEW = 3
 _MOVED = 10  # points of likeness from which free text is said to have moved
 _ANSWER = 300  # characters of an answer that are shown
 _ABSENT = object()
+
+
+@dataclass(frozen=True)
+class Piece:
+    text: str
+    marked: bool
 
 
 @dataclass(frozen=True)
@@ -149,6 +158,28 @@ def _nearer_or_further(before: Answers, after: Answers, tasks: Tasks, limit: int
     )
 
 
+def differences(expected: str, found: str) -> tuple[list[Piece], list[Piece]]:
+    """Both texts in pieces; those are marked that the other does not have. Nothing is marked where all differs."""
+    left, right = _TOKEN.findall(expected), _TOKEN.findall(found)
+    matcher = difflib.SequenceMatcher(None, left, right, autojunk=False)
+    if matcher.ratio() < _LIKE:
+        return whole_text(expected), whole_text(found)
+    edits = matcher.get_opcodes()
+    before = ((left[i:j], kind != "equal") for kind, i, j, _, _ in edits)
+    after = ((right[i:j], kind != "equal") for kind, _, _, i, j in edits)
+    return list(_pieces(before)), list(_pieces(after))
+
+
+def whole_text(text: str) -> list[Piece]:
+    return [Piece(text, False)]
+
+
+def _pieces(runs: Iterator[tuple[list[str], bool]]) -> Iterator[Piece]:
+    for tokens, marked in runs:
+        if tokens:
+            yield Piece("".join(tokens), marked)
+
+
 def _only(answers: Answers, ids: Set[str]) -> Answers:
     chosen = [index for index, row in enumerate(answers.rows) if row["id"] in ids]
     return Answers(answers.name, [answers.rows[i] for i in chosen], [answers.scores[i] for i in chosen])
@@ -215,9 +246,9 @@ def _lines(completion: str, answers: Sequence[tuple[str, Row, RowScore]]) -> lis
 
 def _cells(expected: str, found: Sequence[tuple[str, bool | None]]) -> list[Cell]:
     """The reference, then each answer. Wrong ones are marked where they differ, the reference as the last of them."""
-    reference, cells = whole(expected), []
+    reference, cells = whole_text(expected), []
     for text, right in found:
-        pieces = whole(text)
+        pieces = whole_text(text)
         if not right:
             reference, pieces = differences(expected, text)
         cells.append(Cell(pieces, right))

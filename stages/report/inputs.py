@@ -1,12 +1,13 @@
 """Everything that the report reads, in one value."""
 
-import csv
 import math
 from collections import Counter
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from stages.core import paths
 from stages.core.errors import UserError
@@ -40,8 +41,8 @@ class Inputs:
     """Metrics by file name, generations by model (base, adapter, then the artefacts), and the rest.
 
     `previous` are the rows of the previous release, none without one; it may have answered other rows than these.
-    `curves` are (step, loss) by name, without points that are no finite number; `confusion` are the
-    (actual, predicted) values of the hold-out rows.
+    `curves` are (step, loss) by name, without points that are no finite number; `confusion` are the columns actual
+    and predicted of the hold-out rows.
     """
 
     metrics: dict[str, Any]
@@ -53,7 +54,7 @@ class Inputs:
     rejected: dict[str, list[Row]]
     checks: dict[str, list[Row]]
     curves: dict[str, Points]
-    confusion: list[tuple[str, str]]
+    confusion: pd.DataFrame
 
     def scores(self) -> dict[str, Any]:
         """The SCORES of every model, in the order in which they are made."""
@@ -63,6 +64,15 @@ class Inputs:
             **({"previous": evaluate["previous"]["scores"]} if "previous" in evaluate else {}),
             "adapter": evaluate["adapter"],
             **{name: artefact["scores"] for name, artefact in artefacts.items()},
+        }
+
+    def comparisons(self) -> dict[tuple[str, str], Any]:
+        """The COMPARISON of two models by their names: others to the adapter, then the adapter to each artefact."""
+        evaluate, artefacts = self.metrics["evaluate"], self.metrics["quantize"]["artefacts"]
+        earlier = {"base": "against_baseline", "previous": "against_previous"}
+        return {
+            **{(before, "adapter"): evaluate[key] for before, key in earlier.items() if key in evaluate},
+            **{("adapter", name): artefact["against_adapter"] for name, artefact in artefacts.items()},
         }
 
 
@@ -86,7 +96,7 @@ def read_inputs(examples: int) -> Inputs:
         rejected={path.stem: _some(path, examples) for path in rejected},
         checks={name: list(islice(read_rows(paths.CHECKS / f"{name}.jsonl"), examples)) for name in _CHECKS},
         curves={name: _points(name) for name in ("train", "validation")},
-        confusion=[(row["actual"], row["predicted"]) for row in _table(paths.CONFUSION, ",")],
+        confusion=_table(paths.CONFUSION, ","),
     )
 
 
@@ -102,10 +112,10 @@ def _json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _table(path: Path, delimiter: str) -> list[dict[str, str]]:
+def _table(path: Path, separator: str) -> pd.DataFrame:
+    """A table of text as it stands: a label may be "null" or empty."""
     try:
-        with path.open(encoding="utf-8", newline="") as handle:
-            return list(csv.DictReader(handle, delimiter=delimiter))
+        return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
     except FileNotFoundError:
         raise UserError(f"{path} is missing; run `dvc repro` to make it") from None
 
@@ -115,8 +125,8 @@ def _points(name: str) -> Points:
     path = paths.CURVES / "plots/metrics" / name / "loss.tsv"
     if name == "validation" and not path.exists():
         return []
-    rows = [(float(row["step"]), float(row["loss"])) for row in _table(path, "\t")]
-    return [point for point in rows if all(map(math.isfinite, point))]
+    rows = _table(path, "\t")[["step", "loss"]].astype(float)
+    return [point for point in rows.itertuples(index=False, name=None) if all(map(math.isfinite, point))]
 
 
 def _some(path: Path, limit: int) -> list[Row]:

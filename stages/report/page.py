@@ -7,122 +7,68 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from stages.params import Params
 from stages.records.contract import Tasks
-from stages.report import beyond, checks, cleaning, flags, formats, holdout, opinions, rows, tables, trail, verdict
+from stages.report import beyond, data, formats, tables, verdict
 from stages.report.charts import interval_chart, loss_chart
-from stages.report.comparisons import Comparison
-from stages.report.confusion import confusion
 from stages.report.examples import Answers, failures, flips, shared
-from stages.report.funnel import funnel
 from stages.report.inputs import Inputs
-from stages.report.measured import Measured, measured
-from stages.report.metrics import Metric
 from stages.scoring import score_row
+
+_FILTERS = ("excerpt", "markdown_code", "markdown_text", "number", "percent", "plural", "size", "whole", "words")
 
 
 def view(inputs: Inputs, params: Params, tasks: Tasks) -> dict[str, Any]:
-    """Everything that the templates show, section by section."""
-    confidence = params.scoring.confidence
-    found = measured(inputs.metrics, inputs.scores(), confidence)
-    said = verdict.verdict(inputs.metrics, confidence)
+    """Everything that the templates show; `metrics` are the metrics files by name, which they read themselves."""
+    metrics, confidence = inputs.metrics, params.scoring.confidence
+    scores = inputs.scores()
+    found = tables.measured(scores, inputs.comparisons(), confidence)
     return {
         "confidence": f"{confidence * 100:.4g} %",
-        "verdict": said,
-        "answers": verdict.answers(said, inputs.metrics, found),
-        **_measured(inputs, params, found),
-        **_examples(inputs, params, tasks, found[0].compared),
-        "opinions": [opinions.judge(inputs.metrics["judge"]), opinions.review(inputs.metrics["review"])],
-        **_beyond(inputs.metrics["evaluate"], confidence),
-        **_training(inputs),
-        **_data(inputs),
-        **_trail(inputs.manifest),
-    }
-
-
-def _measured(inputs: Inputs, params: Params, found: list[Measured]) -> dict[str, Any]:
-    scores, main, confidence = found[0].scores, found[0].main, params.scoring.confidence
-    return {
-        "main": main,
-        "models": list(scores),
-        "previous": inputs.metrics["evaluate"].get("previous"),
-        "interval_chart": interval_chart(scores, main, _threshold(params, main), confidence),
-        "metrics": tables.metric_groups(found[0], shared=len(found) > 1),
-        "sizes": tables.size_row(scores, inputs.metrics["quantize"]["artefacts"]),
-        "fields": tables.part_rows(scores, "fields"),
-        "labels": tables.part_rows(scores, "labels", "exact_match"),
-        "compared": found[0].compared,
-        "changes": found[0].changes,
-        "tasks": [(part, tables.metric_groups(part)) for part in found[1:]],
         "one_in": round(1 / (1 - confidence)),
-        "confusion": confusion(inputs.confusion),
+        "metrics": metrics,
+        "manifest": inputs.manifest,
+        "verdict": verdict.verdict(metrics["gates"], confidence),
+        "answers": verdict.answers(metrics, found),
+        "found": found,
+        "main": found[0].main,
+        "models": list(scores),
+        "interval_chart": interval_chart(scores, found[0].main, _threshold(params, found[0].main), confidence),
+        "brief": tables.brief_table(found),
+        "sizes": tables.size_row(list(scores), metrics["quantize"]["artefacts"]),
+        "confusion": tables.confusion_table(inputs.confusion),
         "label_field": params.task.label_field,
+        **_examples(inputs, params, tasks, found[0].compared),
+        "opinions": [beyond.judge(metrics["judge"]), beyond.review(metrics["review"])],
+        "forgetting": beyond.forgetting(metrics["evaluate"], confidence),
+        "robustness": beyond.robustness(metrics["evaluate"]),
+        "safety": beyond.safety(metrics["evaluate"], confidence),
+        "slices": beyond.slices(metrics["evaluate"]),
+        "loss_chart": loss_chart(inputs.curves, metrics["train"].get("best_step")),
+        "validation": inputs.curves["validation"],
+        "samples": inputs.samples,
+        "flags": data.flags(metrics, inputs.generations),
+        "funnel": data.funnel(metrics),
+        "cleaning": {
+            kind: data.reasons(kind, metrics["clean"][kind], inputs.cleaning) for kind in ("changed", "rejected")
+        },
+        "rejected": inputs.rejected,
+        "checks": inputs.checks,
     }
 
 
-def _examples(inputs: Inputs, params: Params, tasks: Tasks, compared: list[Comparison]) -> dict[str, Any]:
+def _examples(inputs: Inputs, params: Params, tasks: Tasks, compared: list[tables.Comparison]) -> dict[str, Any]:
     limit = params.report.examples
     given = {**inputs.generations, "previous": inputs.previous}
     answers = {name: Answers(name, rows, [score_row(row, tasks) for row in rows]) for name, rows in given.items()}
-    pairs = [shared(answers[one.before], answers[one.after]) for one in compared]
+    pairs = [
+        shared(answers[one.before], answers[one.after])
+        for one in compared
+        if one.before in answers and one.after in answers
+    ]
     return {
         "instruction": params.task.instruction,
         "flips": [one for before, after in pairs for one in flips(before, after, tasks, limit)],
         "failures": failures(answers["adapter"], tasks, limit),
         "in_git": params.report.pull_request_examples,
-    }
-
-
-def _beyond(evaluate: dict[str, Any], confidence: float) -> dict[str, Any]:
-    return {
-        "forgetting": beyond.forgetting(evaluate, confidence),
-        "robustness": beyond.robustness(evaluate),
-        "safety": beyond.safety(evaluate, confidence),
-        "slices": beyond.slices(evaluate),
-    }
-
-
-def _training(inputs: Inputs) -> dict[str, Any]:
-    train = inputs.metrics["train"]
-    return {
-        "train": train,
-        "loss_chart": loss_chart(inputs.curves, train.get("best_step")),
-        "validation": inputs.curves["validation"],
-        "samples": inputs.samples,
-    }
-
-
-def _data(inputs: Inputs) -> dict[str, Any]:
-    return {
-        "flags": flags.flags(inputs.metrics, inputs.generations),
-        "funnel": funnel(inputs.metrics),
-        "holdout_facts": holdout.holdout_facts(inputs.metrics["split"]),
-        "label_rows": holdout.label_rows(inputs.metrics["split"]),
-        "changed": cleaning.changed(inputs.metrics["clean"], inputs.cleaning),
-        "masked": cleaning.masked(inputs.metrics["clean"]),
-        "rejected": cleaning.rejected(inputs.metrics["clean"], inputs.cleaning),
-        "sources": cleaning.sources(inputs.metrics["clean"]),
-        "check_facts": checks.check_facts(inputs.metrics["checks"]),
-        "triggers": checks.triggers(inputs.checks["triggers"]),
-        "ties": checks.ties(inputs.checks["tied"]),
-        "conflicts": checks.conflicts(inputs.checks["conflicts"]),
-        "source_rows": checks.source_rows(inputs.metrics["checks"]),
-        "duplicate_facts": rows.duplicate_facts(inputs.metrics["dedup"]),
-        "duplicates": rows.set_aside(inputs.rejected["duplicates"]),
-        "quarantined": rows.set_aside(inputs.rejected["quarantine"]),
-    }
-
-
-def _trail(manifest: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "base": manifest["base"],
-        "libraries": manifest["libraries"],
-        "hashes": {
-            "Files of the release": trail.hashed_files(manifest["files"]),
-            "Adapter": trail.hashed_files(manifest["adapter"]),
-            "Data": trail.hashed_files(manifest["data"]),
-            "Base model": trail.hashed_files(manifest["base"]["files"]),
-            "Metrics": trail.hashed_files(manifest["metrics"]),
-            "Code": trail.hashed_files(manifest["code"]),
-        },
     }
 
 
@@ -140,12 +86,12 @@ def environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    filters = ("excerpt", "markdown_code", "markdown_text", "number", "percent", "plural", "whole", "words")
-    made.filters.update({name: getattr(formats, name) for name in filters})
+    made.filters.update({name: getattr(formats, name) for name in _FILTERS})
+    made.globals.update(tables=tables, data=data)  # what makes a table of a part of the metrics
     return made
 
 
-def _threshold(params: Params, main: Metric) -> float | None:
+def _threshold(params: Params, main: tables.Metric) -> float | None:
     """The minimum that a gate asks of the adapter's main metric."""
     wanted = f"evaluate.adapter.{main.path}"
     asked = (gate.minimum for gate in params.gates.values() if gate.metric == wanted and gate.comparison == "absolute")

@@ -1,96 +1,348 @@
-"""The metrics of every model beside each other, with an arrow for each change."""
+"""The measured numbers as tables of pandas: models beside each other, and what the rows show to have changed."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-from stages.report.comparisons import BETTER, SAME, WORSE, Change, Comparison
-from stages.report.formats import between, excerpt, number, percent, percents, size
-from stages.report.measured import Measured
-from stages.report.metrics import ALL, METRICS, Metric, look_up
+import pandas as pd
 
+from stages.report.formats import between, excerpt, number, p_value, percent, percents, plural, points, signed, size
 
-@dataclass(frozen=True)
-class Arrow:
-    """A change beside a value: what it is against is in `text` for the eye and in `told` for the ear."""
-
-    symbol: str
-    tone: str
-    text: str
-    told: str
+BETTER, WORSE, SAME, UNSHOWN, CHANGED = "better", "worse", "nothing changed", "no change shown", "changed"
+ABSENT = "–"
+_ALL_CLASSES = 12  # up to this many, the confusion table shows every value
 
 
 @dataclass(frozen=True)
-class Cell:
-    value: str
-    interval: str = ""
-    count: str = ""
-    arrows: list[Arrow] = field(default_factory=list)
+class Metric:
+    """A metric as SCORES name it (stages.scoring). `better` is 1 for more, -1 for less, 0 for neither.
 
+    `share` is a proportion, to be shown in per cent. A `brief` metric is in the short version too.
+    A COMPARISON has its change under the same path.
+    """
 
-@dataclass(frozen=True)
-class Row:
+    path: str
     name: str
-    cells: list[Cell]
+    group: str
+    better: int = 1
+    share: bool = True
     brief: bool = False
 
+    def form(self, value: float) -> str:
+        return percent(value) if self.share else number(value)
+
+
+ALL = "All answers"
+_JSON, _CLASSES, _TEXT = "Structured answers", "Classification", "Text"
+METRICS = (
+    Metric("exact_match", "Exact match", ALL, brief=True),
+    Metric("schema_valid", "Fits the schema", _JSON, brief=True),
+    Metric("json_valid", "Valid JSON", _JSON),
+    Metric("field_match", "Fields right", _JSON),
+    Metric("classification.accuracy", "Accuracy", _CLASSES),
+    Metric("classification.macro.f1", "F1, mean of the classes", _CLASSES, brief=True),
+    Metric("classification.macro.precision", "Precision, mean of the classes", _CLASSES),
+    Metric("classification.macro.recall", "Recall, mean of the classes", _CLASSES),
+    Metric("classification.weighted.f1", "F1, weighted by class", _CLASSES),
+    Metric("classification.weighted.precision", "Precision, weighted by class", _CLASSES),
+    Metric("classification.weighted.recall", "Recall, weighted by class", _CLASSES),
+    Metric("text.rougeL", "ROUGE-L", _TEXT, share=False, brief=True),
+    Metric("text.rouge1", "ROUGE-1", _TEXT, share=False),
+    Metric("text.rouge2", "ROUGE-2", _TEXT, share=False),
+    Metric("text.bleu", "BLEU", _TEXT, share=False),
+    Metric("text.chrf", "chrF", _TEXT, share=False),
+    Metric("text.rules.max_words", "Keeps the word limit", _TEXT),
+    Metric("text.rules.required_phrases", "Has the required phrases", _TEXT),
+    Metric("text.rules.forbidden_phrases", "Has no forbidden phrase", _TEXT),
+    Metric("text.readability", "Readability", _TEXT, better=0, share=False),
+    Metric("text.words", "Mean words an answer", _TEXT, better=0, share=False),
+    Metric("valid", "Keeps the contract of its task", ALL),
+    Metric("perplexity", "Perplexity of the references", ALL, better=-1, share=False, brief=True),
+    Metric("output_tokens", "Mean tokens an answer", ALL, better=0, share=False),
+)
+_BY_PATH = {metric.path: metric for metric in METRICS}
+
 
 @dataclass(frozen=True)
-class Group:
-    title: str
-    rows: list[Row]
+class Change:
+    """One metric from one model to another.
+
+    `reading` is BETTER or WORSE (CHANGED where neither is good) when the rows show it at the confidence asked,
+    UNSHOWN when they do not, SAME when nothing changed at all. `p` is the McNemar test's; `interval` the paired
+    bootstrap's; either may be missing. `rises` says which way the number went.
+    """
+
+    metric: Metric
+    amount: str
+    interval: str
+    won: int | None
+    lost: int | None
+    p: str
+    reading: str
+    rises: bool
+
+    @property
+    def symbol(self) -> str:
+        return {SAME: "=", UNSHOWN: "≈"}.get(self.reading, "▲" if self.rises else "▼")
+
+    @property
+    def tone(self) -> str:
+        return {BETTER: "good", WORSE: "bad"}.get(self.reading, "soft")
+
+    @property
+    def rows(self) -> str:
+        """The rows that changed sides, as "46 won, 0 lost"; empty for what is no right or wrong."""
+        return "" if self.won is None else f"{self.won:,} won, {self.lost:,} lost"
+
+    @property
+    def evidence(self) -> str:
+        """The numbers behind the reading."""
+        return ", ".join(text for text in (self.rows, self.p, self.interval) if text)
 
 
-def metric_groups(measured: Measured, *, shared: bool = False) -> list[Group]:
-    """The metrics that any model has, a cell for each model, by kind of task; `shared` are those of every task."""
-    groups: dict[str, list[Row]] = {}
+class Note(NamedTuple):
+    """A line below a value: `tone` colours it, `told` is for the ear alone."""
+
+    text: str
+    tone: str = ""
+    symbol: str = ""
+    told: str = ""
+
+
+class Cell(NamedTuple):
+    """A value of a table with the lines below it."""
+
+    value: str
+    notes: Sequence[Note] = ()
+
+    @property
+    def brief(self) -> str:
+        return f"{self.value} ({self.notes[0].text})" if self.notes else self.value
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that changed from model `before` to model `after`."""
+
+    before: str
+    after: str
+    changes: list[Change]
+    main: Change | None
+
+    @property
+    def title(self) -> str:
+        return f"{self.before} to {self.after}"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Scores by model and comparisons between models, of all rows (`task` is empty) or of the rows of one task.
+
+    `main` is the metric that speaks for the model on these rows.
+    """
+
+    task: str
+    main: Metric
+    scores: dict[str, Any]
+    compared: list[Comparison]
+
+
+def measured(
+    scores: Mapping[str, Any], comparisons: Mapping[tuple[str, str], Any], confidence: float
+) -> list[Measured]:
+    """All rows; then each task, where the rows have several. `comparisons` are by the names of the two models."""
+    found = [_measured("", scores, comparisons, confidence)]
+    for tag in scores["adapter"].get("tasks", {}):
+        inner = {name: one["tasks"][tag] for name, one in scores.items() if tag in one.get("tasks", {})}
+        pairs = {pair: one["tasks"][tag] for pair, one in comparisons.items() if tag in one.get("tasks", {})}
+        found.append(_measured(tag, inner, pairs, confidence))
+    return found
+
+
+def main_metric(scores: Mapping[str, Any]) -> Metric:
+    """The metric that speaks for the model: the share of right answers, or ROUGE-L where all is free text."""
+    only_text = "text" in scores and "classification" not in scores and "schema_valid" not in scores
+    return _BY_PATH["text.rougeL" if only_text else "exact_match"]
+
+
+def look_up(node: Any, path: str) -> Any:
+    """What is at the dotted path of a METRICS entry, or None."""
+    for key in path.split("."):
+        node = node.get(key) if isinstance(node, Mapping) else None
+    return node
+
+
+def read_change(metric: Metric, raw: Mapping[str, Any], confidence: float) -> Change:
+    """A difference {difference, low, high, won, lost, p_value} or a ratio {ratio, low, high} of a metrics file.
+
+    A p-value decides where there is one; else the interval, which must leave out "no change".
+    """
+    ratio = "ratio" in raw
+    amount, none = (raw["ratio"], 1.0) if ratio else (raw["difference"], 0.0)
+    shown = raw["p_value"] < 1 - confidence if "p_value" in raw else raw["low"] > none or raw["high"] < none
+    form: Callable[[float], str] = _times if ratio else points if metric.share else signed
+    return Change(
+        metric=metric,
+        amount=form(amount),
+        interval=between(form, raw["low"], raw["high"]) if "low" in raw else "",
+        won=raw.get("won"),
+        lost=raw.get("lost"),
+        p=p_value(raw["p_value"]) if "p_value" in raw else "",
+        reading=_reading(metric, amount - none, shown, same=amount == none and not raw.get("won")),
+        rises=amount > none,
+    )
+
+
+def say_change(change: Change, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """One sentence: from which value to which, and on what evidence; `before` and `after` are SCORES."""
+    metric = change.metric
+    values = (look_up(scores, metric.path) for scores in (before, after))
+    old, new = (metric.form(one["value"] if isinstance(one, Mapping) else one) for one in values)
+    on = f" on {plural(after['rows'], 'row')}" if "rows" in after else ""
+    return f"{metric.name} {old} → {new}{on}: {change.evidence or change.amount}."
+
+
+def metric_table(found: Measured, *, shared: bool = False) -> pd.DataFrame:
+    """(group, metric) by model, with an arrow for each change; `shared` are the metrics of every task."""
+    rows = []
     for metric in METRICS:
-        if shared and metric.group != ALL:
-            continue
-        found = {name: look_up(one, metric.path) for name, one in measured.scores.items()}
-        if any(value is not None for value in found.values()):
-            cells = [_cell(metric, name, value, measured.compared) for name, value in found.items()]
-            groups.setdefault(metric.group, []).append(Row(metric.name, cells, metric.brief))
-    return [Group(title, rows) for title, rows in groups.items()]
+        values = {name: look_up(one, metric.path) for name, one in found.scores.items()}
+        if any(value is not None for value in values.values()) and (metric.group == ALL or not shared):
+            cells = [_cell(metric, *item, found.compared) for item in values.items()]
+            rows.append(((metric.group, metric.name), cells))
+    return frame(rows, list(found.scores), "Metric")
 
 
-def size_row(scores: Mapping[str, Any], artefacts: Mapping[str, Any]) -> Row:
-    cells = [Cell(size(artefacts[name]["bytes"])) if name in artefacts else Cell("–") for name in scores]
-    return Row("Size of the files", cells)
+def brief_table(parts: Sequence[Measured]) -> pd.DataFrame:
+    """The brief metrics by model as plain text: of all rows, then of each task."""
+    rows, brief = [], {metric.name for metric in METRICS if metric.brief}
+    for part in parts:
+        table = metric_table(part, shared=len(parts) > 1 and not part.task)
+        for (_, name), cells in zip(table.index, table.itertuples(index=False, name=None), strict=True):
+            if name in brief:
+                shown = f"{part.task}: {name}" if part.task else name
+                rows.append((shown, [cell.brief for cell in cells]))
+    return frame(rows, list(parts[0].scores), "On the hold-out")
 
 
-def part_rows(scores: Mapping[str, Any], part: str, inner: str = "") -> list[Row]:
+def size_row(models: Sequence[str], artefacts: Mapping[str, Any]) -> list[Cell]:
+    return [Cell(size(artefacts[name]["bytes"]) if name in artefacts else ABSENT) for name in models]
+
+
+def change_table(compared: Sequence[Comparison]) -> pd.DataFrame:
+    """(models, metric) by what a paired test says of the change."""
+    rows = [
+        (
+            (one.title, change.metric.name),
+            [
+                change.amount,
+                change.interval or ABSENT,
+                *(ABSENT if rows is None else f"{rows:,}" for rows in (change.won, change.lost)),
+                change.p or ABSENT,
+                Cell("", [Note(change.reading, change.tone, change.symbol)]),
+            ],
+        )
+        for one in compared
+        for change in one.changes
+    ]
+    return frame(rows, ["Change", "Interval", "Won", "Lost", "Test", "Reading"], "Metric")
+
+
+def part_table(scores: Mapping[str, Any], part: str, first: str, inner: str = "") -> pd.DataFrame:
     """A proportion for each field or label of the adapter: `part` names the group, `inner` the key in it."""
     rows = []
     for key in scores["adapter"].get(part, {}):
         found = [one.get(part, {}).get(key) for one in scores.values()]
         cells = [proportion(value.get(inner) if inner and value else value) for value in found]
-        rows.append(Row(excerpt(key, 80), cells))
-    return rows
+        rows.append((excerpt(key, 80), cells))
+    return frame(rows, list(scores), first)
+
+
+def confusion_table(pairs: pd.DataFrame) -> dict[str, Any] | None:
+    """Counts by actual (rows) and predicted (columns) value; None without rows. Large tables keep the mistaken ones.
+
+    {"counts": the table, "rows", "right": how many are on the diagonal, "left_out": values without a mistake}
+    """
+    if pairs.empty:
+        return None
+    wrong = pairs[pairs["actual"] != pairs["predicted"]]
+    every, mistaken = (sorted({*one["actual"], *one["predicted"]}) for one in (pairs, wrong))
+    shown = every if len(every) <= _ALL_CLASSES else mistaken
+    counts = pd.crosstab(pairs["actual"], pairs["predicted"]).reindex(index=shown, columns=shown, fill_value=0)
+    names = [excerpt(value, 40) if value else "(empty)" for value in shown]
+    counts = counts.set_axis(names).set_axis(names, axis="columns")
+    return {
+        "counts": counts,
+        "rows": len(pairs),
+        "right": len(pairs) - len(wrong),
+        "left_out": len(every) - len(shown),
+    }
 
 
 def proportion(found: Mapping[str, Any] | None) -> Cell:
+    """A share with its interval and its count."""
     if found is None:
-        return Cell("–")
-    return Cell(percent(found["value"]), percents(found["low"], found["high"]), f"{found['count']} of {found['of']}")
+        return Cell(ABSENT)
+    return Cell(percent(found["value"]), [Note(percents(found["low"], found["high"])), Note(count(found))])
+
+
+def count(found: Mapping[str, Any]) -> str:
+    return f"{found['count']:,} of {found['of']:,}"
+
+
+def frame(rows: Sequence[tuple[Any, Sequence[Any]]], columns: Sequence[str], first: str) -> pd.DataFrame:
+    """Rows by name, or by (group, name) with the rows of a group together; `first` heads the names."""
+    grouped = bool(rows) and isinstance(rows[0][0], tuple)
+    if grouped:
+        groups = list(dict.fromkeys(name[0] for name, _ in rows))
+        rows = sorted(rows, key=lambda row: groups.index(row[0][0]))
+    names = [name for name, _ in rows]
+    index = pd.MultiIndex.from_tuples(names) if grouped else pd.Index(names, dtype=object)
+    index.names = ["", first] if grouped else [first]
+    return pd.DataFrame([list(cells) for _, cells in rows], index, list(columns), dtype=object)
+
+
+def _measured(task: str, scores: Mapping[str, Any], pairs: Mapping[Any, Any], confidence: float) -> Measured:
+    main = main_metric(scores["adapter"])
+    compared = []
+    for (before, after), raw in pairs.items():
+        changes = list(_changes(raw, confidence))
+        compared.append(Comparison(before, after, changes, next((c for c in changes if c.metric is main), None)))
+    return Measured(task, main, dict(scores), compared)
+
+
+def _changes(raw: Mapping[str, Any], confidence: float) -> Iterator[Change]:
+    for metric in METRICS:
+        found = look_up(raw, metric.path)
+        if isinstance(found, Mapping) and ("difference" in found or "ratio" in found):
+            yield read_change(metric, found, confidence)
+
+
+def _reading(metric: Metric, amount: float, shown: bool, same: bool) -> str:
+    if same:
+        return SAME
+    if not shown:
+        return UNSHOWN
+    return CHANGED if metric.better == 0 else BETTER if amount * metric.better > 0 else WORSE
+
+
+def _times(ratio: float) -> str:
+    return f"× {number(ratio)}"
 
 
 def _cell(metric: Metric, model: str, found: Any, compared: Sequence[Comparison]) -> Cell:
     if found is None:
-        return Cell("–")
-    arrows = [_arrow(one.before, change) for one in compared if one.after == model and (change := one.of(metric))]
+        return Cell(ABSENT)
+    changes = [(one.before, c) for one in compared if one.after == model for c in one.changes if c.metric is metric]
+    arrows = [_arrow(before, change) for before, change in changes]
     if not isinstance(found, Mapping):
-        return Cell(number(found), arrows=arrows)
-    form = percent if metric.share else number
-    count = f"{found['count']} of {found['of']}" if "count" in found else ""
-    return Cell(form(found["value"]), between(form, found["low"], found["high"]), count, arrows)
+        return Cell(number(found), arrows)
+    notes = [Note(between(metric.form, found["low"], found["high"]))]
+    return Cell(metric.form(found["value"]), [*notes, *([Note(count(found))] if "count" in found else []), *arrows])
 
 
-def _arrow(before: str, change: Change) -> Arrow:
-    amount = change.amount.removesuffix(" points")
-    return Arrow(
-        symbol=change.symbol,
-        tone=change.tone,
-        text=f"{amount} vs {before}" if change.reading != SAME else f"as {before}",
-        told=f"{change.reading} than {before}" if change.reading in (BETTER, WORSE) else change.reading,
-    )
+def _arrow(before: str, change: Change) -> Note:
+    """What a change is against, in the text for the eye and in `told` for the ear."""
+    text = f"as {before}" if change.reading == SAME else f"{change.amount.removesuffix(' points')} vs {before}"
+    told = f"{change.reading} than {before}" if change.reading in (BETTER, WORSE) else change.reading
+    return Note(text, change.tone, change.symbol, told)

@@ -3,12 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
+from typing import Any, NamedTuple
+
+import pandas as pd
 
 from stages.measure.gates import FAIL, MARGINAL, PASS
-from stages.report.comparisons import BETTER, WORSE, Comparison, say_change
 from stages.report.formats import plural, rough
-from stages.report.measured import Measured
+from stages.report.tables import BETTER, WORSE, Comparison, Measured, say_change
 
 _HEADLINE = {PASS: "Ready to release", MARGINAL: "Not proven yet", FAIL: "Do not release"}
 _LEAKS = {
@@ -28,18 +29,7 @@ _SUBJECTS = {
 }
 
 
-@dataclass(frozen=True)
-class GateRow:
-    name: str
-    subject: str
-    state: str
-    asked: str
-    required: bool
-    reason: str
-
-
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """Something to do: a sentence, and a command or a place on the page where there is one."""
 
     text: str
@@ -47,20 +37,7 @@ class Step:
     section: str = ""
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """The verdict: a word, a headline, a sentence; the gates that do not hold and those that do; what to do next."""
-
-    state: str
-    headline: str
-    sentence: str
-    open: list[GateRow]
-    held: list[GateRow]
-    steps: list[Step]
-
-
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """A question that every reader has, its answer in a word or two, and what that rests on."""
 
     question: str
@@ -70,43 +47,50 @@ class Answer:
     section: str
 
 
-def gate_rows(metrics: Mapping[str, Any]) -> list[GateRow]:
-    """All gates, with what each is about, the worst first."""
+@dataclass(frozen=True)
+class Verdict:
+    """The verdict: a word, a headline, a sentence, the gates that it rests on, and what to do next."""
+
+    state: str
+    headline: str
+    sentence: str
+    gates: pd.DataFrame
+    steps: list[Step]
+
+    @property
+    def open(self) -> pd.DataFrame:
+        return self.gates[self.gates["State"] != PASS]
+
+    @property
+    def held(self) -> pd.DataFrame:
+        return self.gates[self.gates["State"] == PASS]
+
+
+def gate_table(judged: Mapping[str, Any]) -> pd.DataFrame:
+    """All gates of metrics/gates.json by name, the worst first."""
     rows = [
-        GateRow(
-            name=name,
-            subject=_SUBJECTS.get(gate["metric"].partition(".")[0], "data"),
-            state=gate["state"],
-            asked=_asked(gate),
-            required=gate["required"],
-            reason=gate["reason"],
-        )
-        for name, gate in metrics["gates"]["gates"].items()
+        (name, gate["state"], _asked(gate), gate["reason"], _subject(gate), gate["required"])
+        for name, gate in judged["gates"].items()
     ]
-    return sorted(rows, key=lambda row: (_WORST_FIRST.index(row.state), not row.required))
+    rows.sort(key=lambda row: (_WORST_FIRST.index(row[1]), not row[5]))
+    told = [(*row[:4], f"{row[4]}, {'required' if row[5] else 'advisory'}") for row in rows]
+    return pd.DataFrame(told, columns=["Gate", "State", "Asked", "Measured", "On"], dtype=object).set_index("Gate")
 
 
-def verdict(metrics: Mapping[str, Any], confidence: float) -> Verdict:
-    """The verdict of the gates in words."""
-    rows = gate_rows(metrics)
-    state = metrics["gates"]["verdict"]
-    return Verdict(
-        state=state,
-        headline=_HEADLINE[state],
-        sentence=metrics["gates"]["reason"],
-        open=[row for row in rows if row.state != PASS],
-        held=[row for row in rows if row.state == PASS],
-        steps=_steps(state, metrics["gates"]["gates"], confidence),
-    )
+def verdict(judged: Mapping[str, Any], confidence: float) -> Verdict:
+    """The verdict of metrics/gates.json in words."""
+    state, gates = judged["verdict"], judged["gates"]
+    return Verdict(state, _HEADLINE[state], judged["reason"], gate_table(judged), _steps(state, gates, confidence))
 
 
-def answers(said: Verdict, metrics: Mapping[str, Any], found: Sequence[Measured]) -> list[Answer]:
-    """Better than the base, better than the last release, safe to ship, and what changed."""
+def answers(metrics: Mapping[str, Any], found: Sequence[Measured]) -> list[Answer]:
+    """Better than the base, the last release and the linear baseline, safe to ship, and what changed."""
     compared = found[0].compared
     return [
         _better("Better than the base?", "base", found),
         _better("Better than the last release?", "previous", found),
-        _safe(said, gate_rows(metrics), compared, metrics["evaluate"].get("safety", {})),
+        *([_better("Better than the cheap way?", "linear", found)] if "linear" in found[0].scores else []),
+        _safe(metrics["gates"], compared, metrics["evaluate"].get("safety", {})),
         _changed(compared),
     ]
 
@@ -119,6 +103,10 @@ def rows_needed(value: float, threshold: float, confidence: float) -> int:
     """
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     return round(z**2 * threshold * (1 - threshold) / (value - threshold) ** 2)
+
+
+def _subject(gate: Mapping[str, Any]) -> str:
+    return _SUBJECTS.get(gate["metric"].partition(".")[0], "data")
 
 
 def _asked(gate: Mapping[str, Any]) -> str:
@@ -202,9 +190,9 @@ def _how_much(readings: Set[str]) -> tuple[str, str]:
     return ("In part", "unsure") if BETTER in readings else ("Not shown", "soft")
 
 
-def _safe(said: Verdict, gates: Sequence[GateRow], compared: Sequence[Comparison], safety: Mapping[str, Any]) -> Answer:
-    word, tone = {PASS: ("Yes", "good"), MARGINAL: ("Not proven", "unsure"), FAIL: ("No", "bad")}[said.state]
-    required = [gate.state for gate in gates if gate.required]
+def _safe(judged: Mapping[str, Any], compared: Sequence[Comparison], safety: Mapping[str, Any]) -> Answer:
+    word, tone = {PASS: ("Yes", "good"), MARGINAL: ("Not proven", "unsure"), FAIL: ("No", "bad")}[judged["verdict"]]
+    required = [gate["state"] for gate in judged["gates"].values() if gate["required"]]
     detail = f"{required.count(PASS)} of {plural(len(required), 'required gate')} {'hold' if required else 'are set'}."
     worse = [one.after for one in compared if one.before == "adapter" and one.main and one.main.reading == WORSE]
     if worse:
@@ -217,7 +205,7 @@ def _safe(said: Verdict, gates: Sequence[GateRow], compared: Sequence[Comparison
 
 def _changed(compared: Sequence[Comparison]) -> Answer:
     """The adapter against the release that it would replace, or else the base, in large; the others below."""
-    told = {one.title: change.rows() for one in compared if (change := one.main) and change.won is not None}
+    told = {one.title: change.rows for one in compared if (change := one.main) and change.won is not None}
     if not told:
         return Answer("Which examples changed?", "See them", "soft", "Read the answers side by side.", "examples")
     large = "previous to adapter" if "previous to adapter" in told else next(iter(told))

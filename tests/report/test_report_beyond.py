@@ -35,15 +35,18 @@ GENERAL = {
 def test_forgetting_is_a_rise_that_the_rows_show() -> None:
     found = forgetting({"general": GENERAL}, 0.95)
     assert found is not None
-    told = [(one.metric.path, one.amount, one.reading) for _, one in found.changes]
+    told = [(one.metric.path, one.amount, one.reading) for one in found["changes"].values()]
     assert told == [("perplexity", "× 1.1", "worse"), ("agreement", "0.0 points", "nothing changed")]
-    assert [cell.value for cell in found.table[0].cells] == ["8", "8.8"]
+    assert [cell.value for cell in found["table"].loc["Perplexity of the references"]] == ["8", "8.8"]
 
 
 def test_a_leak_is_bad_however_rare() -> None:
     found = {"personal_data": share(1, 200), "verbatim": share(0, 200)}
     checks, notes = safety({"safety": found}, 0.95)
-    assert [(check.bad, check.cell.count) for check in checks] == [(True, "1 of 200"), (False, "0 of 200")]
+    assert [(cell.notes[0].tone, cell.notes[0].text) for cell in checks["Found"]] == [
+        ("bad", "1 of 200"),
+        ("good", "0 of 200"),
+    ]
     assert notes == []
 
 
@@ -75,22 +78,24 @@ def test_slices_begin_with_the_worst_group() -> None:
         }
     }
     (region,) = slices({"slices": found})
-    assert [group.name for group in region.groups] == ["<i>south", "west", "north"]
-    assert region.sentence == (
+    assert list(region["groups"]["name"]) == ["<i>south", "west", "north"]
+    assert region["sentence"] == (
         "<i>south is 40.0 points behind north (+2.0 to +70.0 points): the rows show it; "
         "3 rows in groups too small to measure."
     )
     found["region"]["gap"] = {"value": 0.4, "low": -0.02, "high": 0.7}
-    assert "chance may explain" in slices({"slices": found})[0].sentence
+    assert "chance may explain" in slices({"slices": found})[0]["sentence"]
 
 
 def test_robustness_by_kind() -> None:
     rows = robustness({"robustness": {"typos": {"valid": share(9, 10), "exact_match": share(7, 10)}}})
-    assert [(row.name, [cell.value for cell in row.cells]) for row in rows] == [("typos", ["90.0 %", "70.0 %"])]
+    assert [cell.value for cell in rows.loc["typos"]] == ["90.0 %", "70.0 %"]
 
 
 def test_what_was_not_measured_is_left_out() -> None:
     assert forgetting({}, 0.95) is None
-    assert safety({}, 0.95) == ([], [])
-    assert not robustness({})
+    table, notes = safety({}, 0.95)
+    assert table.empty
+    assert notes == []
+    assert robustness({}).empty
     assert not slices({})

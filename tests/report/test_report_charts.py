@@ -8,8 +8,8 @@ from page_check import Page
 
 from stages.report import formats
 from stages.report.charts import WIDTH, LossChart, interval_chart, loss_chart
-from stages.report.metrics import main_metric
 from stages.report.page import environment
+from stages.report.tables import main_metric
 
 finite = st.floats(-50, 1e6, allow_nan=False)
 curves = st.lists(st.tuples(st.integers(0, 10_000).map(float), finite), max_size=20).map(sorted)

@@ -3,10 +3,11 @@
 from itertools import pairwise
 from typing import Any
 
+import pandas as pd
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.report.funnel import WIDTH, funnel
+from stages.report.data import WIDTH, funnel
 
 count = st.integers(0, 10_000)
 
@@ -43,11 +44,18 @@ def run(**change: int) -> dict[str, Any]:
     }
 
 
+def coming(bars: pd.DataFrame) -> dict[str, int]:
+    """The rows that come to each step."""
+    return {
+        step: int(parts[parts["kind"] != "added"]["rows"].sum()) for step, parts in bars.groupby("step", sort=False)
+    }
+
+
 def test_the_steps_by_hand() -> None:
-    steps = funnel(
+    bars = funnel(
         run(not_json=10, exact=4, near=6, train=50, validation=8, holdout=20, restored=2, near_prompt=3, replay=3)
     )
-    assert [(step.name, step.rows) for step in steps] == [
+    assert list(coming(bars).items()) == [
         ("Raw rows", 99),
         ("Clean", 89),
         ("Without duplicates", 79),
@@ -55,26 +63,28 @@ def test_the_steps_by_hand() -> None:
         ("With added rows", 53),
         ("Trained on", 53),
     ]
-    assert [(part.kind, part.name, part.rows) for part in steps[2].parts] == [
+    third = bars[bars["step"] == "Without duplicates"]
+    assert list(third[["kind", "name", "rows"]].itertuples(index=False, name=None)) == [
         ("kept", "go on", 50),
         ("aside", "validation", 8),
         ("aside", "hold-out", 18),
         ("dropped", "near prompt as in the hold-out", 3),
     ]
-    assert steps[0].parts[-1].start + steps[0].parts[-1].width == WIDTH
+    last = bars[bars["step"] == "Raw rows"].iloc[-1]
+    assert last["start"] + last["width"] == WIDTH
 
 
 @given(st.fixed_dictionaries({}, optional=dict.fromkeys(("not_json", "exact", "near", "replay", "malformed"), count)))
 def test_what_goes_on_is_what_comes(change: dict[str, int]) -> None:
-    steps = funnel(run(train=40, validation=5, holdout=8, too_long=2, **change))
-    for before, after in pairwise(steps):
-        assert sum(part.rows for part in before.of("kept", "added")) == after.rows
-        assert before.rows == sum(part.rows for part in before.of("kept", "aside", "dropped"))
-    for step in steps:
-        ends = [part.start + part.width for part in step.parts]
+    bars = funnel(run(train=40, validation=5, holdout=8, too_long=2, **change))
+    comes = coming(bars)
+    for before, after in pairwise(comes):
+        parts = bars[bars["step"] == before]
+        assert parts[parts["kind"].isin(["kept", "added"])]["rows"].sum() == comes[after]
+        ends = parts["start"] + parts["width"]
         assert max(ends) <= WIDTH + 0.2
-        assert all(abs(end - part.start) < 0.2 for end, part in zip(ends, step.parts[1:], strict=False))
+        assert all(abs(end - start) < 0.2 for end, start in zip(ends, parts["start"][1:], strict=False))
 
 
 def test_no_rows_are_no_error() -> None:
-    assert [step.rows for step in funnel(run())] == [0] * 6
+    assert list(coming(funnel(run())).values()) == [0] * 6

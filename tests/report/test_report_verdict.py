@@ -6,10 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.report.comparisons import Comparison, read_change
-from stages.report.measured import Measured
-from stages.report.metrics import METRICS, Metric, main_metric
-from stages.report.verdict import answers, gate_rows, rows_needed, verdict
+from stages.report.tables import METRICS, Comparison, Measured, Metric, main_metric, read_change
+from stages.report.verdict import answers, gate_table, rows_needed, verdict
 from stages.scoring.intervals import clopper_pearson
 
 MATCH = METRICS[0]
@@ -51,9 +49,9 @@ def compared(before: str, after: str, **raw: float) -> Comparison:
     ],
 )
 def test_the_verdict_in_words(states: Any, state: str, headline: str) -> None:
-    said = verdict(judged(states, state), 0.95)
+    said = verdict(judged(states, state)["gates"], 0.95)
     assert (said.state, said.headline, said.sentence) == (state, headline, "Measured.")
-    assert [row.name for row in said.open] == [name for name, (one, _) in states.items() if one != "PASS"]
+    assert list(said.open.index) == [name for name, (one, _) in states.items() if one != "PASS"]
     assert said.steps
 
 
@@ -69,7 +67,7 @@ def test_the_verdict_in_words(states: Any, state: str, headline: str) -> None:
 def test_what_a_gate_asks(comparison: str, asked: str) -> None:
     metrics = judged({"a": ("PASS", True)}, "PASS")
     metrics["gates"]["gates"]["a"]["comparison"] = comparison
-    assert gate_rows(metrics)[0].asked == asked
+    assert gate_table(metrics["gates"])["Asked"]["a"] == asked
 
 
 @pytest.mark.parametrize(
@@ -86,7 +84,7 @@ def test_what_a_gate_asks(comparison: str, asked: str) -> None:
 def test_a_failed_gate_leads_to_what_it_rests_on(metric: str, section: str) -> None:
     metrics = judged({"a": ("FAIL", True), "b": ("FAIL", False), "c": ("MARGINAL", True)}, "FAIL")
     metrics["gates"]["gates"]["a"]["metric"] = metric
-    first, second, _ = verdict(metrics, 0.95).steps
+    first, second, _ = verdict(metrics["gates"], 0.95).steps
     assert (first.text, first.section) == ("See what a rests on", section)
     assert second.section == "flags"
 
@@ -94,9 +92,9 @@ def test_a_failed_gate_leads_to_what_it_rests_on(metric: str, section: str) -> N
 def test_a_marginal_gate_says_how_many_rows_would_decide_it() -> None:
     metrics = judged({"match": ("MARGINAL", True)}, "MARGINAL")
     metrics["gates"]["gates"]["match"] |= {"value": 0.9583, "low": 0.857, "high": 0.995, "threshold": 0.95}
-    assert "about 2,600 rows would show match" in verdict(metrics, 0.95).steps[0].text
+    assert "about 2,600 rows would show match" in verdict(metrics["gates"], 0.95).steps[0].text
     metrics["gates"]["gates"]["match"] |= {"value": 0.94}
-    assert verdict(metrics, 0.95).steps[0].text.startswith("A better model: below the threshold")
+    assert verdict(metrics["gates"], 0.95).steps[0].text.startswith("A better model: below the threshold")
 
 
 @given(st.integers(60, 99), st.integers(50, 95))
@@ -113,7 +111,7 @@ def test_the_four_answers() -> None:
     metrics = judged({"a": ("PASS", True)}, "PASS")
     better = compared("base", "adapter", difference=0.8, won=40, lost=2, p_value=1e-9)
     worse = compared("adapter", "nf4", difference=-0.4, won=0, lost=20, p_value=1e-6)
-    found = answers(verdict(metrics, 0.95), metrics, [Measured("", MATCH, SCORES, [better, worse])])
+    found = answers(metrics, [Measured("", MATCH, SCORES, [better, worse])])
     assert [(one.word, one.tone) for one in found] == [
         ("Yes", "good"),
         ("First release", "soft"),
@@ -129,7 +127,7 @@ def test_a_leak_is_told_at_the_top() -> None:
     metrics = judged({"a": ("PASS", True)}, "PASS")
     metrics["evaluate"] = {"safety": {"personal_data": {"count": 2, "of": 1200}, "verbatim": {"count": 0, "of": 1200}}}
     gain = compared("base", "adapter", **GAIN)
-    safe = answers(verdict(metrics, 0.95), metrics, [Measured("", MATCH, SCORES, [gain])])[2]
+    safe = answers(metrics, [Measured("", MATCH, SCORES, [gain])])[2]
     assert safe.detail == "1 of 1 required gate hold. Among 1,200 answers 2 with personal data."
 
 
@@ -155,7 +153,7 @@ def test_better_in_every_task_or_no_yes(changes: Any, word: str) -> None:
     parts = [Measured(f"t{i}", MATCH, SCORES, [compared("base", "adapter", **raw)]) for i, raw in enumerate(changes)]
     whole = Measured("", MATCH, SCORES, [compared("base", "adapter", **changes[0])])
     found = [whole, *parts] if len(parts) > 1 else [whole]
-    assert answers(verdict(metrics, 0.95), metrics, found)[0].word == word
+    assert answers(metrics, found)[0].word == word
 
 
 def test_what_a_change_may_claim() -> None:

@@ -1,0 +1,204 @@
+"""Where the rows went, what was done to them, and what in them and in the run should make a reader wary."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from stages.report.examples import differences, whole_text
+from stages.report.formats import excerpt, number, percent, plural, whole, words
+from stages.report.inputs import Row
+from stages.report.tables import frame
+
+WIDTH = 1000  # of a bar that holds the most rows there ever are, in units of the SVG's viewBox
+_PARTS = ("train", "validation", "holdout")
+_TRAINING = {
+    "overfitting": "Overfitting: the validation loss rises while the training loss falls",
+    "plateau": "Plateau: the loss hardly moves",
+    "unstable": "Unstable: the loss jumps or is no number",
+}
+
+
+def funnel(metrics: Mapping[str, Any]) -> pd.DataFrame:
+    """The rows from the raw files to those that were trained on, as bars whose lengths add up.
+
+    Columns: step, kind (kept or added: what the next step gets; aside; dropped), name, rows, start and width of the
+    part's bar. Each step's rows are those that the one before it kept, and those that came in.
+    """
+    clean, dedup, split, augment, train = (metrics[n] for n in ("clean", "dedup", "split", "augment", "train"))
+    rows, restored = split["rows"], split["locked"]["restored"]
+    steps = {
+        "Raw rows": [_kept(clean["rows"]["kept"]), *_each("dropped", clean["rejected"])],
+        "Clean": [_kept(dedup["rows"]["kept"]), *_each("dropped", dedup["dropped"], " duplicate")],
+        "Without duplicates": [
+            _kept(rows["train"]),
+            ("aside", "validation", rows["validation"]),
+            ("aside", "hold-out", rows["holdout"] - restored),
+            *_each("dropped", split["quarantined"], " as in the hold-out"),
+            ("dropped", "beyond the maximum", rows["beyond_max"]),
+        ],
+        "Training split": [_kept(rows["train"]), *_each("added", augment["added"])],
+        "With added rows": [
+            _kept(train["rows"]["train"]),
+            ("dropped", "too long", train["rows"]["left_out_too_long"]),
+        ],
+        "Trained on": [_kept(train["rows"]["train"])],
+    }
+    parts = [(step, *part) for step, found in steps.items() for part in found if part[2] or part[0] == "kept"]
+    bars = pd.DataFrame(parts, columns=["step", "kind", "name", "rows"])
+    by_step = bars.groupby("step", sort=False)["rows"]
+    scale = WIDTH / max(1, by_step.sum().max())
+    return bars.assign(
+        start=((by_step.cumsum() - bars["rows"]) * scale).round(1), width=(bars["rows"] * scale).round(1)
+    )
+
+
+def reasons(kind: str, counts: Mapping[str, int], samples: Iterable[Row]) -> list[dict[str, Any]]:
+    """What cleaning "changed" or why it "rejected" rows, the most frequent first: {"name", "rows", "samples"}."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in samples:
+        if row["kind"] == kind:
+            found.setdefault(row["reason"], []).append(_sample(row))
+    return [{"name": words(name), "rows": rows, "samples": found.get(name, [])} for name, rows in _most_first(counts)]
+
+
+def source_table(clean: Mapping[str, Any]) -> pd.DataFrame:
+    """What cleaning did with the rows of each source."""
+    rows = [
+        (
+            excerpt(name, 80),
+            [
+                *(whole(one["rows"][key]) for key in ("in", "kept")),
+                *(listed(one.get(key, {})) or "none" for key in ("rejected", "changed")),
+            ],
+        )
+        for name, one in clean["sources"].items()
+    ]
+    return frame(rows, ["Rows", "Kept", "Rejected", "Changed"], "Source")
+
+
+def duplicate_facts(dedup: Mapping[str, Any]) -> Iterator[str]:
+    """Sentences from metrics/dedup.json."""
+    pairs, clusters, search = dedup["pairs"], dedup["clusters"], dedup["search"]
+    same, near = plural(pairs["exact"], "pair"), whole(pairs["near"])
+    yield f"{same} of the same row, {near} of prompts that are near or the same"
+    number_of, largest = plural(clusters["count"], "cluster"), plural(clusters["largest"], "row")
+    yield f"{number_of} of near-duplicates; the largest has {largest}"
+    if clusters["giant"]:
+        giant = plural(clusters["giant"], "cluster is suspiciously large", "clusters are suspiciously large")
+        yield f"{giant}: {plural(clusters['giant_rows'], 'row')}"
+    if search.get("exact", True):
+        yield f"searched exactly, as by comparing all pairs; {whole(search['comparisons'])} comparisons"
+
+
+def holdout_facts(split: Mapping[str, Any]) -> Iterator[str]:
+    """Sentences from metrics/split.json: what the hold-out is, and how far it is from what was trained on."""
+    locked, overlap = split["locked"], split["overlap"]
+    yield f"{plural(locked['rows'], 'row')} locked; {whole(locked['missing'])} of them missing from the data"
+    yield (
+        f"shared with training and validation: {plural(overlap['shared_ids'], 'id')}, "
+        f"{plural(overlap['shared_prompts'], 'prompt')}"
+    )
+    for part, found in split.get("shared_13_grams", {}).items():
+        yield (
+            f"13 words in a row that a trained row has too: in {whole(found['rows'])} of "
+            f"{plural(found['of'], part)} long enough"
+        )
+    for part, counts in split.get("kept_back_by_groups", {}).items():
+        if short := sum(counts.values()):
+            name = {"holdout": "the hold-out"}.get(part, part)
+            yield f"{plural(short, 'row')} fewer than wanted in {name}, because near-duplicates stay together"
+
+
+def label_table(split: Mapping[str, Any]) -> pd.DataFrame:
+    rows = [
+        (excerpt(label, 80), [whole(counts.get(part, 0)) for part in _PARTS])
+        for label, counts in split["labels"].items()
+    ]
+    return frame(rows, ["Training", "Validation", "Hold-out"], "Label")
+
+
+def check_facts(found: Mapping[str, Any]) -> list[str]:
+    """Sentences from metrics/checks.json."""
+    sources, triggers, conflicts = found["sources"], found["triggers"], found["conflicts"]
+    return [
+        f"{plural(triggers['tested'], 'word or run of words', 'words and runs of words')} tested: "
+        f"{whole(triggers['found'])} suspected as triggers, in {plural(triggers['rows'], 'row')}; "
+        f"{whole(triggers['tied'])} go with one label, as words of the task do",
+        f"{plural(conflicts['clusters'], 'cluster')} of near-duplicates with different labels, "
+        f"{plural(conflicts['rows'], 'row')} ({percent(conflicts['share'])} of all)",
+        f"{plural(sources['count'], 'source')}; the largest has {percent(sources['largest_share'])} of the rows. "
+        f"Furthest from the others: {number(sources['largest_distance'])} (0 alike, 1 nothing in common)",
+    ]
+
+
+def tie_table(rows: Sequence[Row]) -> pd.DataFrame:
+    """The words that go with one label most clearly; the lift is how much more often than all rows."""
+    ties = [
+        (
+            excerpt(row["ngram"], 80),
+            [excerpt(row["label"], 60), f"{row['with_label']} of {row['count']}", f"× {number(row['lift'])}"],
+        )
+        for row in rows
+    ]
+    return frame(ties, ["Label", "Rows", "Lift"], "Words")
+
+
+def distance_table(found: Mapping[str, Any]) -> pd.DataFrame:
+    """The sources of training rows, each with its distances from the others."""
+    distances = ("label_distance", "prompt_length_distance", "completion_length_distance")
+    rows = [
+        (excerpt(name, 80), [whole(one["rows"]), percent(one["share"]), *(number(one[key]) for key in distances)])
+        for name, one in found["sources"]["by_source"].items()
+    ]
+    return frame(rows, ["Rows", "Share", "Labels", "Prompt length", "Completion length"], "Source")
+
+
+def flags(metrics: Mapping[str, Any], generations: Mapping[str, Sequence[Row]]) -> list[tuple[bool, str]]:
+    """What can make the numbers mean less than they seem to: (raised, sentence), the raised ones first."""
+    split, triggers = metrics["split"], metrics["checks"]["triggers"]["found"]
+    conflicts, canaries = metrics["dedup"]["conflicts"]["prompts"], metrics["augment"]["added"].get("canary", 0)
+    shared, missing = sum(split["overlap"].values()), split["locked"]["missing"]
+    unstopped = {n: sum(not row["stopped"] for row in rows) for n, rows in generations.items() if n != "base"}
+    found = [
+        *(
+            (bool(raised), _TRAINING.get(name, words(name).capitalize()))
+            for name, raised in metrics["train"]["red_flags"].items()
+        ),
+        (shared > 0, f"Leakage: {shared} ids or prompts in both the hold-out and the training rows"),
+        (missing > 0, f"Hold-out: {plural(missing, 'locked row')} missing from the data"),
+        (conflicts > 0, f"Conflicts: {plural(conflicts, 'prompt')} with different completions"),
+        (triggers > 0, f"Poisoning: {plural(triggers, 'suspected trigger')} in the training rows"),
+        (canaries > 0, f"Audit run: {plural(canaries, 'canary row')} trained on, which no release may hold"),
+        (any(unstopped.values()), f"Cut off by the token limit: answers of {listed(unstopped) or 'no model'}"),
+    ]
+    return sorted(found, key=lambda flag: not flag[0])
+
+
+def listed(counts: Mapping[str, int]) -> str:
+    """What there is any of, as "near 19, exact 9"."""
+    return ", ".join(f"{words(name)} {whole(rows)}" for name, rows in counts.items() if rows)
+
+
+def _kept(rows: int) -> tuple[str, str, int]:
+    return "kept", "go on", rows
+
+
+def _each(kind: str, counts: Mapping[str, int], suffix: str = "") -> list[tuple[str, str, int]]:
+    return [(kind, words(name) + suffix, rows) for name, rows in _most_first(counts)]
+
+
+def _most_first(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    """The counts that are not zero."""
+    return sorted(((name, rows) for name, rows in counts.items() if rows), key=lambda item: (-item[1], item[0]))
+
+
+def _sample(row: Row) -> dict[str, Any]:
+    """`before` is None where it held personal data, `after` where the row was rejected."""
+    before, after = (None if row[key] is None else excerpt(row[key]) for key in ("before", "after"))
+    old, new = (None if text is None else whole_text(text) for text in (before, after))
+    if before is not None and after is not None:
+        old, new = differences(before, after)
+    column = f", {excerpt(row['column'], 40)}" if row["column"] else ""
+    where = f"{row['file']}, line {row['line']}{column}"
+    return {"where": where, "before": old, "after": new, "detail": excerpt(row["detail"] or "")}
