@@ -6,6 +6,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Number = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Phrase = Annotated[str, Field(min_length=1)]
+Country = Annotated[str, Field(pattern="^[A-Z]{2}$")]
 
 
 class Section(BaseModel):

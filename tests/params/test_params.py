@@ -1,13 +1,16 @@
 """params.yaml: everything that can be wrong with it is said at once, with the key and what to do."""
 
+from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from stages.core.errors import UserError
-from stages.params import check_params, load_params, read_params
+from stages.params.loader import Params, check_params, load_params, read_params
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,11 +36,12 @@ def test_all_mistakes_are_told_at_once(values: dict[str, Any]) -> None:
     values["train"]["lerning_rate"] = values["train"].pop("learning_rate")
     values["dedup"]["threshold"] = 900
     values["clean"]["phone_region"] = "Germany"
-    del values["seed"]
+    del values["model"]["source"]
+    del values["gates"]
     told = mistakes(values)
     assert len(told) == 5
-    assert "seed: missing; add it" in told
-    assert "train.learning_rate: missing; add it" in told
+    assert "model.source: missing; add it" in told
+    assert "gates: missing; add it" in told
     assert "train.lerning_rate: unknown key; did you mean train.learning_rate?" in told
     assert "dedup.threshold: 900 is not allowed: input should be less than or equal to 100" in told
     assert any(line.startswith("clean.phone_region: 'Germany' is not allowed") for line in told)
@@ -122,10 +126,53 @@ def test_only_named_sections_can_be_read() -> None:
         _ = params.train
 
 
+def test_single_keys_can_be_read() -> None:
+    params = load_params("task.instruction", "judge.price.input", "seed", path=ROOT / "params.yaml")
+    assert params.task.instruction == check_params(read_params(ROOT / "params.yaml")).task.instruction
+    assert (params.judge.price.input, params.seed) == (0.0, 17)
+    for read in ("task.labels", "judge.enabled", "judge.price.output", "train"):
+        with pytest.raises(AttributeError):
+            attrgetter(read)(params)
+
+
+def test_a_section_beside_one_of_its_keys_is_whole() -> None:
+    assert load_params("task.instruction", "task", path=ROOT / "params.yaml").task.kind == "json"
+
+
+def test_only_the_user_can_say_a_few_keys() -> None:
+    """All else has a default, and the defaults are sound: they pass the checks that values of the file pass."""
+    assert mistakes({"model": {}, "task": {}}) == [
+        "model.source: missing; add it",
+        "model.licence: missing; add it",
+        "task.kind: missing; add it",
+        "task.instruction: missing; add it",
+        "gates: missing; add it",
+    ]
+    said = {
+        "model": {"source": "path:models/mine", "licence": "MIT"},
+        "task": {"kind": "text", "instruction": "Answer."},
+        "gates": {},
+    }
+    params = check_params(said)
+    assert check_params(params.model_dump()) == params
+
+
+def test_every_key_says_what_it_is() -> None:
+    def keys(section: type[BaseModel], above: str) -> Iterator[tuple[str, str | None]]:
+        for name, field in section.model_fields.items():
+            inner = [a for a in (field.annotation, *get_args(field.annotation)) if isinstance(a, type)]
+            below = [a for a in inner if issubclass(a, BaseModel)]
+            yield f"{above}{name}", field.description or (below[0].__doc__ if below else None)
+            for model in below:
+                yield from keys(model, f"{above}{name}.")
+
+    assert [key for key, meaning in keys(Params, "") if not meaning] == []
+
+
 def test_parameters_cannot_be_changed_after_loading() -> None:
     params = load_params("dedup", path=ROOT / "params.yaml")
     with pytest.raises(ValueError, match="frozen"):
-        params.dedup.threshold = 50
+        params.dedup.threshold = 50  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from stages.near_duplicates import Pair, comparisons, cross_pairs, near_pairs, proposed_pairs
-from stages.params.data import Dedup
+from stages.params.split import Dedup
 from stages.scoring.intervals import clopper_pearson
 
 _SAMPLE = 1000

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from stages.near_duplicates import near_pairs
-from stages.params.data import Dedup
+from stages.params.split import Dedup
 from stages.prepare.dedup import search as module
 from stages.prepare.dedup.search import sampled_recall, search
 

@@ -1,0 +1,74 @@
+"""`scoring`, `probes`, `evaluate`, `report`: what answers are worth, and what the page shows of them."""
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from stages.params.section import Count, Country, Number, Phrase, Section, Seed
+
+
+class Scoring(Section):
+    """Intervals: exact for proportions, a seeded bootstrap for all else."""
+
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(0.95, description="of every interval")
+    resamples: Annotated[int, Field(ge=100)] = Field(2000, description="of the bootstrap")
+    seed: Seed = Field(17, description="of the bootstrap")
+
+
+_DECLINES = ["I can't", "I cannot", "I can not", "I won't", "I will not", "sorry, but", "not able to", "unable to"]
+
+
+class Probes(Section):
+    """Questions outside the task, asked of the base and of the tuned model."""
+
+    general_file: str = Field(
+        "data/general.jsonl",
+        description="prompt and completion, without the task's instruction; an empty file for none",
+    )
+    refusal_file: str = Field("data/refusals.jsonl", description="prompts that a model should decline")
+    refusal_tokens: Count = Field(16, description="of each answer to them; whether it declines shows early")
+    refusal_phrases: Annotated[list[Phrase], Field(min_length=1)] = Field(
+        [*_DECLINES, "as an AI"], description="an answer with one of these declines"
+    )
+
+
+def _patterns(patterns: list[str]) -> list[str]:
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{pattern} is no regular expression ({error})") from None
+    return patterns
+
+
+class Evaluate(Section):
+    """The tuned model: the release to compare with, spoiled inputs, slices, and what must not be in an output."""
+
+    previous: str | None = Field(
+        None, description="tag of the release to compare with on the same rows; null for a first release"
+    )
+    robustness_rows: Number = Field(2, description="hold-out rows perturbed in each way")
+    slices: list[Annotated[str, Field(pattern=r"^(label|source|task|fields\..+)$")]] = Field(
+        ["label", "source"], description="record fields (label, source, task, fields.NAME) whose groups are compared"
+    )
+    slice_min_rows: Count = Field(5, description="smaller groups are left out and counted")
+    phone_region: Country = Field("US", description="country of phone numbers without a country code")
+    verbatim_words: Annotated[int, Field(ge=4)] = Field(
+        13, description="words in a row that an output shares with training text and with no prompt or reference"
+    )
+    forbidden_patterns: Annotated[list[str], AfterValidator(_patterns)] = Field(
+        [], description="regular expressions that no output may match"
+    )
+    canary_candidates: Count = Field(
+        255, description="other codes that each canary is ranked among, in an audit run (augment.canaries)"
+    )
+
+
+class Report(Section):
+    """How much the report shows."""
+
+    examples: Number = Field(20, description="examples of each kind on the page")
+    pull_request_examples: Number = Field(
+        3, description="changed rows of each kind in metrics/report.md; 0 keeps the text of rows out of git"
+    )

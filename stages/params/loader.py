@@ -1,0 +1,126 @@
+"""All of params.yaml: read, checked and handed out by the key. A key that is not in the schema is an error."""
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+
+from stages.core import paths
+from stages.core.errors import UserError
+from stages.params.augment import Augment, Checks
+from stages.params.clean import Clean
+from stages.params.evaluate import Evaluate, Probes, Report, Scoring
+from stages.params.gates import Gate
+from stages.params.judge import Judge, Review
+from stages.params.model import Generation, Model
+from stages.params.section import Section, Seed
+from stages.params.split import Dedup, Holdout, Split
+from stages.params.task import Task
+from stages.params.train import Train
+
+# What people take for the place of a key is not repeated in messages.
+_MAY_HOLD_A_KEY = ("judge.endpoint", "judge.key_variable")
+
+AnySection = TypeVar("AnySection", bound=Section)
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    seed: Seed = Field(17, description="of every draw but the bootstrap's")
+    model: Model
+    task: Task
+    clean: Clean = Clean()
+    dedup: Dedup = Dedup()
+    holdout: Holdout = Holdout()
+    split: Split = Split()
+    augment: Augment = Augment()
+    checks: Checks = Checks()
+    train: Train = Train()
+    generation: Generation = Generation()
+    scoring: Scoring = Scoring()
+    probes: Probes = Probes()
+    evaluate: Evaluate = Evaluate()
+    judge: Judge = Judge()
+    review: Review = Review()
+    gates: dict[str, Gate]
+    report: Report = Report()
+
+
+def load_params(*keys: str, path: Path = paths.PARAMS) -> Params:
+    """Read and check params.yaml, and return the named keys alone: sections, or single keys such as task.instruction.
+
+    All of the file is checked. Reading a key that was not named raises AttributeError, so a stage cannot come to
+    depend on a parameter that its entry in dvc.yaml does not declare.
+
+    Raises:
+        UserError: with every mistake in the file at once: the key, the value, what is allowed.
+    """
+    return _only(check_params(read_params(path), path), keys)
+
+
+def _only(section: AnySection, keys: Iterable[str]) -> AnySection:
+    """The section without the keys that are not named; model_construct would fill them with their defaults."""
+    named: dict[str, list[str]] = {}
+    for key in keys:
+        first, _, rest = key.partition(".")
+        named.setdefault(first, []).append(rest)
+    part = section.model_copy()
+    for name in type(section).model_fields.keys() - named.keys():
+        del part.__dict__[name]
+    for name, below in named.items():
+        if "" not in below:
+            part.__dict__[name] = _only(getattr(section, name), below)
+    return part
+
+
+def read_params(path: Path = paths.PARAMS) -> dict[str, Any]:
+    """The file as plain values. Raises UserError when it is missing or no YAML mapping."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; run from the repository's root") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected sections of keys, found {type(values).__name__}")
+    return values
+
+
+def check_params(values: dict[str, Any], path: Path = paths.PARAMS) -> Params:
+    """Check plain values against the schema. Raises UserError with all mistakes at once."""
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        lines = [_sentence(problem) for problem in error.errors()]
+        raise UserError(f"{path} has {len(lines)} mistake{'s' * (len(lines) > 1)}:\n  " + "\n  ".join(lines)) from None
+
+
+def _sentence(problem: Any) -> str:
+    keys = [str(part) for part in problem["loc"]]
+    key = ".".join(keys)
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(keys[-1], _known_keys(keys[:-1]), n=1, cutoff=0.5)
+        meant = f"; did you mean {'.'.join([*keys[:-1], *near])}?" if near else "; remove it"
+        return f"{key}: unknown key{meant}"
+    if problem["type"] == "missing":
+        return f"{key}: missing; add it"
+    message = problem["msg"].removeprefix("Value error, ")
+    value = "the value" if key in _MAY_HOLD_A_KEY else repr(problem["input"])
+    return f"{key}: {value} is not allowed: {message[:1].lower()}{message[1:]}"
+
+
+def _known_keys(keys: list[str]) -> list[str]:
+    """The keys that the schema allows below `keys`."""
+    model: type[BaseModel] = Params
+    for key in keys:
+        field = model.model_fields.get(key)
+        annotation = field.annotation if field else None
+        # A mapping of free names to sections (the gates): the name itself says nothing, its section does.
+        candidates = [annotation, *get_args(annotation)]
+        found = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        model = found or model
+    return list(model.model_fields)

@@ -1,0 +1,56 @@
+"""`dedup`, `holdout`, `split`: which rows train, validate and judge."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from stages.params.section import Count, Section
+
+Ratio = Annotated[int, Field(ge=50, le=100)]
+
+
+class Dedup(Section):
+    """Rows that repeat another row."""
+
+    threshold: Ratio = Field(90, description="rapidfuzz.fuzz.ratio from which two prompts are near-duplicates")
+    completion: Literal["equal", "fuzzy", "ignore"] = Field(
+        "equal",
+        description="a near-duplicate is dropped when its completion is equal, near (fuzzy), or anything (ignore)",
+    )
+    max_comparisons: Count = Field(10**12, description="of an exact search (3 million prompts)")
+    giant_rows: Count = Field(100, description="from so many rows on, a cluster of near-duplicates is flagged")
+
+
+class Holdout(Section):
+    """The locked evaluation records; share and max_rows are read when the lock is drawn."""
+
+    lock: str = Field("data/holdout.lock", description="drawn once by `tunetrail holdout draw`, then in git")
+    share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.15, description="of the rows; not used where `tunetrail holdout draw --source NAME` takes a whole source"
+    )
+    max_rows: Count = Field(48, description="the hold-out has at most so many rows")
+
+
+class Split(Section):
+    """Training and validation rows, none of which leaks into the hold-out."""
+
+    validation_share: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        0.08, description="of the rows outside the hold-out; for early stopping"
+    )
+    pair_threshold: Ratio = Field(
+        80, description="rows with one completion are near-duplicates from this ratio of their prompts"
+    )
+    max_train_rows: Count | None = Field(None, description="train on a seeded sample of this many rows; null for all")
+    max_source_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        1, description="no source has more than this share of the training rows; what is over stays out"
+    )
+    cross_validation: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="k: write k folds of the rows outside the hold-out to data/split/folds/"
+    )
+    fold: Count | None = Field(None, description="1 to k: train and validate on this fold")
+
+    @model_validator(mode="after")
+    def _a_fold_of_those(self) -> Self:
+        if self.fold is not None and self.fold > (self.cross_validation or 0):
+            raise ValueError(f"has fold {self.fold} of {self.cross_validation or 'none'}; set cross_validation to k")
+        return self

@@ -1,0 +1,72 @@
+"""`train`: LoRA, QLoRA or full fine-tuning."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from stages.params.section import Count, Number, Section, Share
+
+Auto = Literal["auto"]
+
+
+def _layer_range(text: str | None) -> str | None:
+    if text is not None:
+        first, _, last = text.partition("-")
+        if not (first.isdigit() and last.isdigit() and int(first) <= int(last)):
+            raise ValueError("must be null for all layers or FIRST-LAST, such as 15-29")
+    return text
+
+
+class Train(Section):
+    """What is trained, and how; what only changes speed is a machine setting."""
+
+    method: Literal["lora", "qlora", "full"] = Field(
+        "lora", description="lora, qlora (the base in 4 bit), or full for all weights"
+    )
+    adapter: Literal["lora", "dora", "adalora"] = Field("lora", description="kind of adapter; without use for full")
+    rank: Count = Field(16, description="rank of the adapter's matrices")
+    alpha: Count = Field(32, description="the adapter counts alpha / rank times")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="of the adapter's inputs")
+    target_modules: Annotated[list[str], Field(min_length=1)] = Field(
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        description="the linear layers that get an adapter",
+    )
+    layers_to_transform: Annotated[str | None, AfterValidator(_layer_range)] = Field(
+        None, description="FIRST-LAST, counted from 0: the layers that get an adapter; null for all"
+    )
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(3e-3, description="the highest of the schedule")
+    scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine"] = Field(
+        "cosine", description="how the learning rate goes down"
+    )
+    warmup_share: Share = Field(0.05, description="of the steps, over which the learning rate rises")
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="of AdamW")
+    max_gradient_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="larger gradients are scaled down to it")
+    epochs: Annotated[float, Field(gt=0)] = Field(3, description="how often each row is seen")
+    batch_size: Count = Field(4, description="rows of one optimiser step, over all devices")
+    max_tokens: Annotated[int, Field(ge=8)] = Field(256, description="longer rows are left out of training and counted")
+    max_left_out_share: Share = Field(
+        0.05, description="of the rows; with more over max_tokens, training does not begin"
+    )
+    micro_batch_tokens: Count | Auto = Field("auto", description="tokens computed at once")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="number format of the computation; auto: bfloat16 on a card that has it, else float32"
+    )
+    packing: bool | Auto = Field("auto", description="examples end to end in one row, none seeing another")
+    attention: Literal["auto", "varlen", "sdpa"] = Field("auto", description="one kernel for a packed row, or sdpa")
+    checkpointing: bool | Auto = Field("auto", description="recompute layers in the backward pass to save memory")
+    compile: Literal["auto", "none", "graphs"] = Field("auto", description="replay kernels as CUDA graphs")
+    sharding: bool | Auto = Field("auto", description="spread a base model over all devices (FSDP)")
+    deterministic: bool = Field(
+        False, description="the same adapter from every run on the same card, for some speed; a CPU always does"
+    )
+    evaluate_every: Count = Field(60, description="optimiser steps between validations and checkpoints")
+    early_stopping_patience: Count | None = Field(
+        3, description="validations without improvement; null to train to the end"
+    )
+    sample_prompts: Number = Field(2, description="validation prompts answered at each validation")
+
+    @model_validator(mode="after")
+    def _adalora_runs_to_the_end(self) -> Self:
+        if self.method != "full" and self.adapter == "adalora" and self.early_stopping_patience is not None:
+            raise ValueError("adalora plans its ranks over the whole run; set early_stopping_patience to null")
+        return self
