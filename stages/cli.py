@@ -120,9 +120,15 @@ def _release(options: argparse.Namespace, root: Path, start: Path) -> None:
 
 
 def _compare(options: argparse.Namespace, root: Path, start: Path) -> None:
-    from stages.ship.release.compare import compare
+    from stages.core.errors import UserError
+    from stages.report.compare import compare
+    from stages.ship.release.lock_check import lock_check
 
-    print(compare(root, options.base))
+    try:
+        lock = lock_check(root) + "."
+    except UserError as error:
+        lock = str(error)
+    print(compare(root, options.base, lock), end="")
 
 
 def _lock_check(options: argparse.Namespace, root: Path, start: Path) -> None:

@@ -47,7 +47,8 @@ def listed(folder, below=""):
 
 def gates(state):
     measured = {"state": state, "value": 0.97, "low": 0.9, "high": 0.99, "reason": "0.970 of 48 rows"}
-    gate = {**measured, "threshold": 0.9, "kind": "minimum", "required": True}
+    asked = {"metric": "evaluate.adapter.exact_match", "comparison": "absolute", "threshold": 0.9, "kind": "minimum"}
+    gate = {**measured, **asked, "required": True}
     return {"verdict": state, "gates": {"exact_match": gate}}
 
 
@@ -65,8 +66,11 @@ if name == "split":
 if name == "train":
     write("models/adapter/adapter.safetensors", tensors(read("data/split/train.jsonl"), rate))
 if name == "evaluate":
-    write("metrics/evaluate.json", json.dumps({"adapter": {"exact_match": {"value": 0.97}}}))
+    found = {"adapter": {"exact_match": {"value": 0.97, "low": 0.9, "high": 0.98, "count": 47, "n": 48}}}
+    write("metrics/evaluate.json", json.dumps(found))
     write("metrics/gates.json", json.dumps(gates("PASS")))
+    write("metrics/details.json", json.dumps({"evaluate": found}))
+    write("metrics/summary.json", json.dumps({"verdict": {"pass": 1}, "adapter": {"exact_match": 0.97}}))
 if name == "merge_quantize":
     for form in ("merged", "nf4"):
         write(f"models/release/{form}/model.safetensors", tensors(form, read("models/adapter/adapter.safetensors")))
@@ -99,8 +103,7 @@ stages:
   clean:
     cmd: python -ES stages/run.py clean
     deps: [data/raw, stages/clean]
-    outs: [data/clean.jsonl]
-    metrics: [{metrics/clean.json: {cache: false}}]
+    outs: [data/clean.jsonl, metrics/clean.json]
   split:
     cmd: python -ES stages/run.py split
     deps: [data/clean.jsonl]
@@ -114,12 +117,12 @@ stages:
   evaluate:
     cmd: python -ES stages/run.py evaluate
     deps: [models/adapter, data/split/holdout.jsonl]
-    metrics: [{metrics/evaluate.json: {cache: false}}, {metrics/gates.json: {cache: false}}]
+    outs: [metrics/evaluate.json, {metrics/gates.json: {cache: false}}, {metrics/details.json: {cache: false}}]
+    metrics: [{metrics/summary.json: {cache: false}}]
   merge_quantize:
     cmd: python -ES stages/run.py merge_quantize
     deps: [models/adapter, models/base, metrics/evaluate.json]
-    outs: [models/release/merged, models/release/nf4]
-    metrics: [{metrics/quantize.json: {cache: false}}]
+    outs: [models/release/merged, models/release/nf4, metrics/quantize.json]
   manifest:
     cmd: python -ES stages/run.py manifest
     deps: [models/adapter, models/base, models/release/merged, models/release/nf4]
@@ -130,6 +133,9 @@ artifacts:
     type: model
 """.lstrip()
 
+IGNORED = "__pycache__/\n/models\n/data/clean.jsonl\n/data/split\n" + "".join(
+    f"/metrics/{name}.json\n" for name in ("clean", "evaluate", "quantize")
+)
 FILES = {
     "stages/run.py": STAGE,
     "stages/clean/rules.py": "RULES = 1\n",
@@ -139,7 +145,7 @@ FILES = {
     "constraints.txt": "torch==2\n",
     "data/raw/a.jsonl": '{"n": 1}\n{"n": 2}\n{"n": 3}\n',
     ".dvcignore": "__pycache__/\n*.pyc\n",
-    ".gitignore": "__pycache__/\n/models\n/data/clean.jsonl\n/data/split\n",
+    ".gitignore": IGNORED,
 }
 
 ENVIRONMENT = {

@@ -35,7 +35,7 @@ def test_every_changed_file_and_parameter_is_named(bare: Scratch) -> None:
     for name, old, new in [
         ("stages/train/loop.py", "1", "2"),
         ("data/raw/a.jsonl", "1", "2"),
-        ("metrics/evaluate.json", "0.97", "0.98"),
+        ("metrics/summary.json", "0.97", "0.98"),
         ("params.yaml", "seed: 1", "seed: 2"),
         ("dvc.yaml", "run.py manifest", "run.py manifest --fast"),
     ]:
@@ -43,9 +43,8 @@ def test_every_changed_file_and_parameter_is_named(bare: Scratch) -> None:
     (bare.root / "constraints.txt").unlink()
     assert sorted(stale(bare.tunetrail("lock-check"))) == [
         "clean: data/raw modified",
-        "evaluate: metrics/evaluate.json modified",
+        "evaluate: metrics/summary.json modified",
         "manifest: its command in dvc.yaml changed",
-        "merge_quantize: metrics/evaluate.json modified",
         "split: parameter seed modified",
         "train: constraints.txt deleted; stages/train modified",
     ]
@@ -105,7 +104,7 @@ def test_compare_with_a_base_that_never_ran_and_without_a_verdict(bare: Scratch)
     answer = bare.tunetrail("compare", "empty")
     assert answer.code == 0
     assert "No verdict: metrics/gates.json is missing" in answer.out
-    assert "| train.learning_rate" in answer.out.replace("params.yaml ", "")
+    assert "| `train.learning_rate` |" in answer.out
 
 
 def test_compare_with_nothing_known(bare: Scratch) -> None:

@@ -54,9 +54,9 @@ def test_raw_data_never_committed(scratch: Scratch) -> None:
 
 
 def test_metrics_edited(scratch: Scratch) -> None:
-    scratch.replace("metrics/evaluate.json", "0.97", "0.99")
+    scratch.replace("metrics/summary.json", "0.97", "0.99")
     scratch.commit("Better")
-    assert "metrics/evaluate.json in commit" in broken(scratch)
+    assert "metrics/summary.json in commit" in broken(scratch)
 
 
 def test_command_changed_and_dependency_added(scratch: Scratch) -> None:

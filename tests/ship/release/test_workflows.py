@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -104,7 +105,7 @@ def pull_request(scratch: Scratch, tmp_path: Path) -> tuple[Scratch, dict[str, s
     """A clone on the branch of a pull request: no cache, no remote, `origin/main` is the base."""
     scratch.git("checkout", "--quiet", "-b", "faster")
     scratch.replace("params.yaml", "1e-3", "2e-3")
-    scratch.replace("stages/run.py", '"value": 0.97}}}', '"value": 0.99}}}')
+    scratch.replace("stages/run.py", '"value": 0.97, "low"', '"value": 0.99, "low"')
     scratch.dvc("repro")
     scratch.commit("Faster")
     scratch.git("checkout", "--quiet", "main")
@@ -128,12 +129,13 @@ def test_pull_request(pull_request: tuple[Scratch, dict[str, str]]) -> None:
     assert Path(environment["CALLS"]).read_text() == "make setup\nmake test\n"
     text = (clone.root / "comment.md").read_text()
     rows = [[cell.strip() for cell in line.split("|")] for line in text.splitlines()]
-    assert ["", "params.yaml", "train.learning_rate", "0.001", "0.002", ""] in rows
-    metric = next(row for row in rows if "adapter.exact_match.value" in row)
-    assert metric[3:5] == ["0.97", "0.99"]
-    assert any(row[1:3] == ["exact_match", "PASS"] for row in rows if len(row) > 2)
+    assert ["", "`train.learning_rate`", "0.001", "0.002", "parameter", ""] in rows
+    metric = next(row for row in rows if "`evaluate.adapter.exact_match`" in row)
+    assert metric[2:] == ["97.0 % (90.0 to 98.0 %)", "99.0 % (90.0 to 98.0 %)", "▲ beyond the interval", ""]
+    assert any(row[1:3] == ["`exact_match`", "PASS"] for row in rows if len(row) > 2)
     assert "dvc.lock is fresh" in text
-    assert text.endswith("\n\n## ✅ PASS: ready to release\n")
+    folded = "<details><summary>The report of this run</summary>\n\n## ✅ PASS: ready to release\n\n</details>\n"
+    assert text.endswith(folded)
     assert Path(environment["GITHUB_STEP_SUMMARY"]).read_text() == text
 
 
@@ -232,14 +234,15 @@ def test_comment_without_an_artifact(event: tuple[Path, dict[str, str]]) -> None
 def test_comment_takes_the_text_as_anyones_text(event: tuple[Path, dict[str, str]]) -> None:
     """No mention, HTML, link, image or hidden mark survives, nor any byte that is no UTF-8; the length is bounded."""
     folder, environment = event
-    text = b"@everyone <script>x</script> <!-- hidden --> [pay](https://x.y) ![i](https://x.y)"
+    text = b"<details onclick=1><details><summary>x</summary></details>"
+    text += b"@everyone <script>x</script> <!-- hidden --> [pay](https://x.y) ![i](https://x.y)"
     text += b"\xff\x00\x1b[31m $(id) `id`\n"
     (Path(environment["GH_ANSWERS"]) / "artifact/comment.md").write_bytes(text + "ü<@".encode() * 60_000)
     assert run_blocks("pull-request-comment.yml", folder, environment) == [0, 0, 0]
     body = posted(environment)
     rest = body.removeprefix("<!-- tunetrail -->")
     assert rest != body
-    assert "<" not in rest
+    assert re.findall("<[^>]*>?", rest) == ["<details>", "<summary>", "</summary>", "</details>"]
     assert "](" not in rest
     assert "@e" not in rest
     assert "@ü" not in rest

@@ -1,0 +1,146 @@
+"""compare: what a change does to parameters, gates and metrics, as Markdown for a pull request.
+
+One table of what matters; what moved within its interval, and every gate, is folded away below it.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import yaml
+
+from stages.core import paths
+from stages.core.dvc_lock import load_yaml
+from stages.core.errors import UserError
+from stages.core.git import CommitTree, Repository, Tree, WorkingTree
+from stages.report.formats import number, p_value, percent, percents, points
+from stages.report.page import render
+from stages.report.verdict import gate_table
+
+MOST = 12  # metrics that the first table shows; the others are folded
+_VALUES = ("value", "difference", "ratio")  # what an interval is around
+_MAIN = ("exact_match", "rougeL")  # whose paired tests are in the first table
+
+
+class _Row(NamedTuple):
+    what: str
+    then: str
+    now: str
+    reading: str = ""
+
+
+def compare(root: Path, base: str, lock: str) -> str:
+    """The working tree against the revision `base`; `lock` says whether dvc.lock belongs to it.
+
+    Raises:
+        UserError: when `base` is no revision.
+    """
+    repository = Repository(root)
+    commit = repository.resolve(base)
+    if commit is None:
+        raise UserError(f"{base!r} is no commit, branch or tag here; fetch it first: git fetch origin")
+    trees = CommitTree(repository, commit), WorkingTree(root)
+    gates = [_json(tree, paths.GATES) for tree in trees]
+    params = [dict(_leaves(_yaml(tree))) for tree in trees]
+    then, now = (dict(_leaves(_metrics(tree))) for tree in trees)
+    moved, tests, rest = _compared(then, now)
+    first = [*_differ(*params), *_states(*(one.get("gates", {}) for one in gates)), *moved[:MOST], *tests]
+    return render(
+        "compare.md.j2",
+        {
+            "base": base,
+            "lock": lock,
+            "verdicts": [one.get("verdict") for one in gates],
+            "changed": _frame(first, base),
+            "hidden": max(0, len(moved) - MOST),
+            "rest": _frame([*moved[MOST:], *rest], base),
+            "gates": gate_table(gates[1]) if gates[1] else None,
+        },
+    )
+
+
+def _compared(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[_Row], list[_Row], list[_Row]]:
+    """Metrics that moved beyond their interval, the most general first; paired tests of main metrics; the rest."""
+    moved, tests, rest = [], [], []
+    for name in [*now, *(name for name in then if name not in now)]:
+        old, new = then.get(name), now.get(name)
+        row = _Row(name, _text(old), _text(new))
+        if isinstance(new, Mapping) and "value" not in new and name.count(".") == 2 and name.endswith(_MAIN):
+            tests.append(row._replace(reading="paired test on the same rows"))
+        elif old == new:
+            continue
+        elif isinstance(old, Mapping) and isinstance(new, Mapping) and _is_beyond(old, new):
+            moved.append(row._replace(reading=f"{'▲' if _value(new) > _value(old) else '▼'} beyond the interval"))
+        else:
+            rest.append(row)
+    return sorted(moved, key=lambda row: row.what.count(".")), tests, rest
+
+
+def _is_beyond(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    return not old["low"] <= _value(new) <= old["high"]
+
+
+def _value(found: Mapping[str, Any]) -> float:
+    return next(float(found[key]) for key in _VALUES if key in found)
+
+
+def _differ(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[_Row]:
+    for name in [*now, *(name for name in then if name not in now)]:
+        if then.get(name) != now.get(name) or (name in then) != (name in now):
+            old, new = (json.dumps(one[name], ensure_ascii=False) if name in one else "" for one in (then, now))
+            yield _Row(name, old, new, "parameter")
+
+
+def _states(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[_Row]:
+    for name in [*now, *(name for name in then if name not in now)]:
+        old, new = (one.get(name, {}).get("state", "") for one in (then, now))
+        if old != new:
+            yield _Row(name, old, new, f"gate: {now.get(name, {}).get('reason', 'no longer set')}")
+
+
+def _leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Values by their dotted names; an interval (value, difference or ratio beside low and high) is one value."""
+    if isinstance(node, Mapping) and not {"low", "high"} <= node.keys():
+        for key, value in node.items():
+            yield from _leaves(value, f"{name}.{key}" if name else str(key))
+    elif name:
+        yield name, node
+
+
+def _text(found: Any) -> str:
+    """A metric for a reader: a share in per cent, a change of one in points with the rows and the test."""
+    if not isinstance(found, Mapping):
+        return "" if found is None else number(found) if isinstance(found, float) else str(found)
+    value, low, high = _value(found), found["low"], found["high"]
+    if "won" in found:
+        return f"{points(value)} ({found['won']} won, {found['lost']} lost, {p_value(found['p_value'])})"
+    if "count" in found:
+        return f"{percent(value)} ({percents(low, high)})"
+    return f"{'× ' if 'ratio' in found else ''}{number(value)} ({number(low)} to {number(high)})"
+
+
+def _metrics(tree: Tree) -> dict[str, Any]:
+    """The metrics of every stage by its name: metrics/details.json, which git keeps and a runner has without DVC."""
+    return _json(tree, paths.METRICS / "details.json")
+
+
+def _json(tree: Tree, path: Path) -> dict[str, Any]:
+    """A JSON object in git or the working tree; empty where there is none."""
+    try:
+        content = json.loads(tree.read(path.as_posix()) or b"{}")
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _yaml(tree: Tree) -> Any:
+    try:
+        return load_yaml(tree.read(paths.PARAMS.as_posix()) or b"{}")
+    except yaml.YAMLError:
+        return {}
+
+
+def _frame(rows: Sequence[_Row], base: str) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["What", base, "now", "Reading"], dtype=object).set_index("What")
