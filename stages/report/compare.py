@@ -123,7 +123,9 @@ def _text(found: Any) -> str:
 
 def _metrics(tree: Tree) -> dict[str, Any]:
     """The metrics of every stage by its name: metrics/details.json, which git keeps and a runner has without DVC."""
-    return _json(tree, paths.METRICS / "details.json")
+    return _json(tree, paths.METRICS / "details.json") or {
+        name: _json(tree, paths.METRICS / f"{name}.json") for name in ("baseline", "train", "evaluate", "quantize")
+    }
 
 
 def _json(tree: Tree, path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,26 @@ def test_an_experiment_runs_what_its_parameter_makes_stale(copy: Path) -> None:
     changed = json.loads(run(copy, "dvc", "metrics", "diff", "--json").stdout)
     assert any("loss" in key for key in changed["metrics/train.json"])
     assert "slower" in run(copy, "dvc", "exp", "show", "--csv").stdout
+    assert_both_loss_curves_are_drawn(copy)
+    assert_the_comparison_fits_a_screen(copy)
+
+
+def assert_both_loss_curves_are_drawn(repository: Path) -> None:
+    drawn = json.loads(run(repository, "dvc", "plots", "diff", "HEAD", "workspace", "--json").stdout)["data"]
+    (loss,) = drawn["loss"]
+    points = json.loads(loss["content"])["data"]["values"]
+    for file in ("train", "validation"):
+        of_file = [point for point in points if f"/{file}/" in json.dumps(point)]
+        assert {point["rev"] for point in of_file} == {"HEAD", "workspace"}
+
+
+def assert_the_comparison_fits_a_screen(repository: Path) -> None:
+    """After a change of one learning rate, what is not folded away."""
+    said = run(repository, "tunetrail", "compare", "HEAD").stdout
+    shown = re.sub("<details>.*?</details>\n", "", said, flags=re.DOTALL).splitlines()
+    assert "| `train.learning_rate` | 0.001 | 0.0005 | parameter |" in shown
+    assert any("paired test" in line for line in shown)
+    assert len(shown) <= 40, said
 
 
 def test_another_chat_template_makes_the_base_model_and_what_asks_it_stale(copy: Path) -> None:
