@@ -25,11 +25,12 @@ from typing import Any
 
 import torch
 import transformers
-import yaml
+from dvc.utils.serialize import dumps_yaml
 from gpu_train_peers import CONTENDERS, contend
 from random_models import LONGEST, MEDIAN, lengths, random_model, rows, save_model, write_case
 from workers import Table, Workers, machine
 
+from stages.core.yaml_reader import load_yaml
 from stages.model.chat import make_chat
 from stages.model.loading import free_memory
 from stages.params import Train
@@ -52,7 +53,7 @@ LADDER = {
 
 def settings(**changes: Any) -> Train:
     """The train section of params.yaml with the guides' recipe."""
-    values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["train"]
+    values = load_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))["train"]
     recipe = {
         "rank": 16,
         "layers_to_transform": None,
@@ -173,9 +174,9 @@ def make_project(project: Path, architecture: str, train: Train) -> int:
     (project / "stages").symlink_to(ROOT / "stages")
     for name in ("dvc.yaml", "constraints.txt"):
         shutil.copy(ROOT / name, project / name)
-    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    params = load_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
     params["train"] = train.model_dump()
-    (project / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    (project / "params.yaml").write_text(dumps_yaml(params), encoding="utf-8")
     chat = make_chat(tiny_tokenizer(), params["task"]["instruction"])
     overhead = len(chat.prompt_ids(make_record("x", "y", None, "s", "s:1")))  # a token a byte
     records, tokens = [], 0

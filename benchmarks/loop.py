@@ -134,9 +134,9 @@ def stages() -> dict[str, dict[str, list[str]]]:
 
 
 def read_yaml(file: Path) -> Any:
-    import yaml
+    from stages.core.yaml_reader import load_yaml
 
-    return yaml.safe_load(file.read_text(encoding="utf-8"))
+    return load_yaml(file.read_text(encoding="utf-8"))
 
 
 def measure(folder: Path, module: str, arguments: list[str]) -> dict[str, float]:

@@ -24,11 +24,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "data"))
 
 import torch
-import yaml
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from support_ticket_writer import Writer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
+from stages.core.yaml_reader import load_yaml
 from stages.model.chat import task_chat
 from stages.model.generation import likelihoods
 from stages.model.loading import load_model, load_tokenizer
@@ -74,7 +74,7 @@ VARIANTS = {
 
 
 def tickets(count: int) -> list[Record]:
-    phrases = yaml.safe_load((ROOT / "data" / "support_ticket_phrases.yaml").read_text(encoding="utf-8"))
+    phrases = load_yaml((ROOT / "data" / "support_ticket_phrases.yaml").read_text(encoding="utf-8"))
     writer = Writer(phrases, random.Random(SEED))
     drawn = [writer.ticket(intent) for _ in range(-(-count // 8)) for intent in phrases["intents"]][:count]
     return [

@@ -22,7 +22,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import yaml
+from dvc.utils.serialize import dumps_yaml
+
+from stages.core.yaml_reader import load_yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -77,12 +79,12 @@ def prepare(project: Path, base: Path, data: Path) -> None:
 
 def change(project: Path, changes: dict[str, Any]) -> None:
     file = project / "params.yaml"
-    params = yaml.safe_load(file.read_text(encoding="utf-8"))
+    params = load_yaml(file.read_text(encoding="utf-8"))
     for key, value in changes.items():
         section, name = key.split(".")
         assert name in params[section], key
         params[section][name] = value
-    file.write_text(yaml.safe_dump(params), encoding="utf-8")
+    file.write_text(dumps_yaml(params), encoding="utf-8")
 
 
 def use_template(project: Path, template: str) -> None:

@@ -12,10 +12,11 @@ import random
 import sys
 from pathlib import Path
 
-import yaml
 from rapidfuzz import fuzz
 from support_ticket_dirt import Dirt
 from support_ticket_writer import NEAR, Json, Ticket, Writer
+
+from stages.core.yaml_reader import load_yaml
 
 SEED = 20240917
 
@@ -62,7 +63,7 @@ def verify(rows: list[Ticket]) -> None:
 
 
 def generate(folder: Path) -> None:
-    phrases = yaml.safe_load(Path(__file__).with_name("support_ticket_phrases.yaml").read_text(encoding="utf-8"))
+    phrases = load_yaml(Path(__file__).with_name("support_ticket_phrases.yaml").read_text(encoding="utf-8"))
     draw = random.Random(SEED)
     writer = Writer(phrases, draw)
     tickets = writer.tickets()

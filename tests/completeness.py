@@ -6,8 +6,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from stage_modules import module_of
+
+from stages.core.yaml_reader import load_yaml
 
 
 def pipeline(root: Path) -> dict[str, Any]:
@@ -16,7 +17,7 @@ def pipeline(root: Path) -> dict[str, Any]:
 
 @cache
 def _stages(definition: str) -> dict[str, Any]:
-    stages: dict[str, Any] = yaml.safe_load(definition)["stages"]
+    stages: dict[str, Any] = load_yaml(definition)["stages"]
     return stages
 
 

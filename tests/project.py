@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
+from dvc.utils.serialize import dumps_yaml
 from tiny_model import save_tiny_model
 
 from stages.core.files import tree_digest
+from stages.core.yaml_reader import load_yaml
 
 ROOT = Path(__file__).parents[1]
 _COPIED = [
@@ -110,13 +111,13 @@ def write_raw(repository: Path, rows: int) -> None:
 def set_params(repository: Path, changes: dict[str, Any]) -> None:
     """Change keys of params.yaml; sections are merged, values replaced."""
     file = repository / "params.yaml"
-    params = yaml.safe_load(file.read_text(encoding="utf-8"))
+    params = load_yaml(file.read_text(encoding="utf-8"))
     for section, values in changes.items():
         if isinstance(values, dict):
             params[section].update(values)
         else:
             params[section] = values
-    file.write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+    file.write_text(dumps_yaml(params), encoding="utf-8")
 
 
 def run(repository: Path, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -146,7 +147,7 @@ def commit(repository: Path, message: str) -> str:
 
 def stage_outputs(repository: Path, stage: str) -> dict[str, str]:
     """SHA-256 of every output of a stage, by its path."""
-    entry = yaml.safe_load((repository / "dvc.yaml").read_text(encoding="utf-8"))["stages"][stage]
+    entry = load_yaml((repository / "dvc.yaml").read_text(encoding="utf-8"))["stages"][stage]
     items = [item for kind in ("outs", "metrics", "plots") for item in entry.get(kind, [])]
     places = [next(iter(item)) if isinstance(item, dict) else item for item in items]
     return {place: tree_digest(repository / place) for place in places}

@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from stages.core.yaml_reader import load_yaml
 from stages.params import Scoring, check_params
 from stages.records.contract import Tasks
 from stages.scoring import RowScore
@@ -24,7 +23,7 @@ REFERENCE = '{"intent": "refund", "order": 7}'
 def make_tasks(folder: Path, schema: Any = None, **task: Any) -> Tasks:
     """Tasks with the parameters of the project, changed by `task`, and a schema of their own."""
     (folder / "schema.json").write_text(json.dumps(schema or SCHEMA), encoding="utf-8")
-    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    params = load_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
     params["task"] |= {"schema_file": str(folder / "schema.json"), **task}
     return Tasks(check_params(params).task)
 

@@ -3,7 +3,7 @@
 from functools import cache
 from pathlib import Path
 
-import yaml
+from stages.core.yaml_reader import load_yaml
 
 ROOT = Path(__file__).parents[1]
 
@@ -11,5 +11,5 @@ ROOT = Path(__file__).parents[1]
 @cache
 def module_of(stage: str) -> str:
     """The dotted name after `python -m` in the stage's command."""
-    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    stages = load_yaml((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     return str(stages[stage]["cmd"]).removeprefix("python -m ")

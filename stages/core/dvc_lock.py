@@ -1,44 +1,10 @@
 """dvc.lock: what each stage read, what it was told and what it wrote, by hash."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
-
-class _Loader(yaml.CSafeLoader):
-    """YAML 1.2, in which DVC writes: `yes` is a word there and `1e-3` a number; PyYAML's YAML 1.1 disagrees."""
-
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (PyYAML's own name)
-
-
-_SCALARS = [
-    ("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
-    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", list("tTfF")),
-    ("int", r"^[-+]?(?:0b[01_]+|0o[0-7_]+|0x[0-9a-fA-F_]+|[0-9][0-9_]*)$", list("-+0123456789")),
-    (
-        "float",
-        r"^(?:[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
-        list("-+0123456789."),
-    ),
-]
-for _tag, _pattern, _first in _SCALARS:
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
-
-
-def _integer(loader: Any, node: Any) -> int:
-    text = loader.construct_scalar(node).replace("_", "")
-    return int(text, 0) if re.match(r"^[-+]?0[box]", text) else int(text)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:int", _integer)
-
-
-def load_yaml(text: bytes | str) -> Any:
-    """Parse as DVC does. Raises yaml.YAMLError."""
-    return yaml.load(text, Loader=_Loader)
+from stages.core.yaml_reader import load_yaml
 
 
 @dataclass(frozen=True)
@@ -111,7 +77,7 @@ def parse_lock(text: bytes) -> Lock:
         content = load_yaml(text)
         stages = (content or {}).get("stages") or {}
         return Lock({name: _stage(name, raw) for name, raw in stages.items()})
-    except (yaml.YAMLError, AttributeError, TypeError, KeyError) as error:
+    except (ValueError, AttributeError, TypeError, KeyError) as error:
         raise ValueError(" ".join(str(error).split())) from None
 
 

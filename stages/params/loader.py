@@ -5,11 +5,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from stages.core import paths
 from stages.core.errors import UserError
+from stages.core.yaml_reader import load_yaml
 from stages.params.augment import Augment, Checks
 from stages.params.clean import Clean
 from stages.params.evaluate import Evaluate, Probes, Report, Scoring
@@ -80,10 +80,10 @@ def _only(section: AnySection, keys: Iterable[str]) -> AnySection:
 def read_params(path: Path = paths.PARAMS) -> dict[str, Any]:
     """The file as plain values. Raises UserError when it is missing or no YAML mapping."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = load_yaml(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path} is missing; run from the repository's root") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise UserError(f"{path}: not YAML: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected sections of keys, found {type(values).__name__}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-import yaml
+from dvc.utils.serialize import dumps_yaml
 from pydantic import BaseModel
 
 from stages.core.errors import UserError
@@ -96,7 +96,7 @@ def test_a_value_out_of_its_range_is_refused(values: dict[str, Any], section: st
 def test_every_spelling_of_a_number_is_that_number(tmp_path: Path, values: dict[str, Any], written: str) -> None:
     values["train"]["learning_rate"] = "LEARNING_RATE"
     path = tmp_path / "params.yaml"
-    path.write_text(yaml.safe_dump(values).replace("LEARNING_RATE", written))
+    path.write_text(dumps_yaml(values).replace("LEARNING_RATE", written))
     assert load_params("train", path=path).train.learning_rate == 0.001
 
 

@@ -4,9 +4,10 @@ import json
 import shutil
 from pathlib import Path
 
-import yaml
+from dvc.utils.serialize import dumps_yaml
 from project import ROOT, run, set_params
 
+from stages.core.yaml_reader import load_yaml
 from stages.records.record import read_records
 
 EXAMPLE = Path("examples/cross_validation")
@@ -16,11 +17,11 @@ def test_a_matrix_trains_every_fold(pipeline: Path, tmp_path: Path) -> None:
     shutil.copytree(pipeline.parent, tmp_path / "copy", symlinks=True)
     repository = tmp_path / "copy" / pipeline.name
     shutil.copytree(ROOT / EXAMPLE, repository / EXAMPLE)
-    stages = yaml.safe_load((repository / EXAMPLE / "stage.yaml").read_text(encoding="utf-8"))["stages"]
+    stages = load_yaml((repository / EXAMPLE / "stage.yaml").read_text(encoding="utf-8"))["stages"]
     stages["fold"]["matrix"] = {"number": [1, 2]}
-    definition = yaml.safe_load((repository / "dvc.yaml").read_text(encoding="utf-8"))
+    definition = load_yaml((repository / "dvc.yaml").read_text(encoding="utf-8"))
     definition["stages"] |= stages
-    (repository / "dvc.yaml").write_text(yaml.safe_dump(definition, sort_keys=False), encoding="utf-8")
+    (repository / "dvc.yaml").write_text(dumps_yaml(definition), encoding="utf-8")
     set_params(repository, {"split": {"cross_validation": 2}, "train": {"epochs": 1}})
 
     adapter = (repository / "models/adapter/adapter_model.safetensors").read_bytes()

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from project import commit, run, set_params, stage_outputs
 
 from stages.core import paths
+from stages.core.yaml_reader import load_yaml
 
 STAGES = [
     "augment",
@@ -34,7 +34,7 @@ STAGES = [
 
 def locked(repository: Path) -> dict[str, dict[str, str]]:
     """The MD5 of every dependency and output in dvc.lock, by stage and path."""
-    lock = yaml.safe_load((repository / "dvc.lock").read_text(encoding="utf-8"))["stages"]
+    lock = load_yaml((repository / "dvc.lock").read_text(encoding="utf-8"))["stages"]
     return {
         stage: {item["path"]: item["md5"] for kind in ("deps", "outs") for item in entry[kind]}
         for stage, entry in lock.items()

@@ -5,11 +5,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from stages.core import paths
 from stages.core.files import file_digest, files_under
 from stages.core.run_notes import library_versions
+from stages.core.yaml_reader import load_yaml
 from stages.params import Params, read_params
 
 FORMAT = 1
@@ -58,7 +57,7 @@ def stage_dependencies(stage: str) -> list[Path]:
             value = value[key]
         return str(value)
 
-    entry = yaml.safe_load(paths.PIPELINE.read_text(encoding="utf-8"))["stages"][stage]
+    entry = load_yaml(paths.PIPELINE.read_bytes())["stages"][stage]
     return [Path(re.sub(r"\$\{([\w.]+)\}", fill, dep)) for dep in entry["deps"]]
 
 

@@ -5,10 +5,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
-
-from stages.core.dvc_lock import Entry, Lock, Stage, load_yaml
+from stages.core.dvc_lock import Entry, Lock, Stage
 from stages.core.git import CommitTree, Repository, Tree, WorkingTree
+from stages.core.yaml_reader import load_yaml
 from stages.ship.release.dvc_files import Definition, Listings, entry_hash, folder_hash
 
 _VERSIONS_SEARCHED = 50
@@ -108,7 +107,7 @@ class Checker:
             if (text := self.tree.read(f"{path}.dvc")) is not None:
                 try:
                     return Entry(path, str(load_yaml(text)["outs"][0]["md5"]), None, None)
-                except (yaml.YAMLError, LookupError, TypeError):
+                except (ValueError, LookupError, TypeError):
                     return None
             path = posixpath.dirname(path)
         return None
@@ -133,7 +132,7 @@ class Checker:
             text = self.tree.read(file)
             try:
                 values = load_yaml(text) if text is not None and not file.endswith((".py", ".toml")) else None
-            except yaml.YAMLError:
+            except ValueError:
                 values = None
             if not isinstance(values, dict):
                 yield f"{file}, whose parameters stage {stage.name} read, is missing or unreadable in {self.tree.label}"

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from stages.core.dvc_lock import Lock, Stage, load_yaml
+from stages.core.dvc_lock import Lock, Stage
 from stages.core.git import Tree
+from stages.core.yaml_reader import load_yaml
 
 _KINDS = ("outs", "metrics", "plots")
 
@@ -28,7 +27,7 @@ class Definition:
         """dvc.yaml of `tree`; empty when it is missing or unreadable."""
         try:
             content = load_yaml(tree.read("dvc.yaml") or b"")
-        except yaml.YAMLError:
+        except ValueError:
             content = None
         return cls(content if isinstance(content, dict) else {})
 

@@ -6,11 +6,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from stages.core import paths
 from stages.core.files import tree_digest
 from stages.core.run_notes import library_versions
+from stages.core.yaml_reader import load_yaml
 from stages.params import read_params
 
 _COMPLETE = "complete"  # written last into a checkpoint: without it, the process died while saving
@@ -21,7 +20,7 @@ def run_key(stage: str = "train") -> str:
 
     dvc.yaml is checked by a test to name every file and every parameter section that the stage reads.
     """
-    entry = yaml.safe_load(paths.PIPELINE.read_text(encoding="utf-8"))["stages"][stage]
+    entry = load_yaml(paths.PIPELINE.read_bytes())["stages"][stage]
     params = read_params()
     state: dict[str, Any] = {
         "deps": {dep: tree_digest(Path(dep)) for dep in entry["deps"]},

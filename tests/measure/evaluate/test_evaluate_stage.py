@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from dvc.utils.serialize import dumps_yaml
 from scored import REFERENCE, ROOT, SCHEMA
 from tiny_model import save_tiny_model
 
@@ -45,7 +45,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         values["task"] |= {"tags": TAGS}
         values["generation"] |= {"max_new_tokens": 6}
         values["evaluate"] |= {"robustness_rows": 1, "slices": ["task", "fields.region"], "slice_min_rows": 2}
-        paths.PARAMS.write_text(yaml.safe_dump(values), encoding="utf-8")
+        paths.PARAMS.write_text(dumps_yaml(values), encoding="utf-8")
         Path("data").mkdir()
         Path("data/schema.json").write_text(json.dumps(SCHEMA), encoding="utf-8")
         for name in ("general.jsonl", "refusals.jsonl"):
@@ -102,7 +102,7 @@ def test_each_row_is_told_its_own_instruction(project: Path) -> None:
     values["task"]["tags"]["tone"]["instruction"] = "Is it polite?"
     other = project.parent / "other"
     shutil.copytree(project, other)
-    (other / paths.PARAMS).write_text(yaml.safe_dump(values), encoding="utf-8")
+    (other / paths.PARAMS).write_text(dumps_yaml(values), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(other)
         baseline()

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
 from completeness import pipeline
+from dvc.utils.serialize import dumps_yaml
 from judge_project import KEY, judge_params, make_judge_project, right_one
 from project import ROOT, run, set_params
 from servers import Proxy, judging, reply
@@ -168,7 +168,7 @@ def test_the_key_is_nowhere_but_in_the_request(tmp_path: Path, monkeypatch: pyte
     with judging(right_one) as server:
         proxy = Proxy(server.port)
         folder = make_judge_project(tmp_path / "project", PAIRS, endpoint=proxy.endpoint, key_variable="SOME_KEY")
-        (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"judge": pipeline(ROOT)["judge"]}}))
+        (folder / "dvc.yaml").write_text(dumps_yaml({"stages": {"judge": pipeline(ROOT)["judge"]}}))
         shutil.copy(ROOT / "constraints.txt", folder)
         shutil.copytree(ROOT / "stages", folder / "stages", ignore=shutil.ignore_patterns("__pycache__"))
         run(folder, "git", "init", "--quiet")

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from dvc.utils.serialize import dumps_yaml
 
 from stages.core import paths
 from stages.core.errors import Refusal, UserError
@@ -51,7 +51,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def write_params(task: dict[str, Any] | None = None, **changes: Any) -> None:
     params = PARAMS | {"seed": 17, "augment": AUGMENT | changes, "task": PARAMS["task"] | (task or {})}
-    paths.PARAMS.write_text(yaml.safe_dump(params), encoding="utf-8")
+    paths.PARAMS.write_text(dumps_yaml(params), encoding="utf-8")
 
 
 def by_source() -> dict[str, list[Record]]:

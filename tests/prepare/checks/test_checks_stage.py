@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from dvc.utils.serialize import dumps_yaml
 from labelled_rows import from_source, intents, with_backdoor
 
 from stages.core import paths
@@ -22,7 +22,7 @@ CLEAN = CLEAN[:60] + from_source(CLEAN[60:], "second")
 @pytest.fixture(autouse=True)
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    paths.PARAMS.write_text(yaml.safe_dump(PARAMS), encoding="utf-8")
+    paths.PARAMS.write_text(dumps_yaml(PARAMS), encoding="utf-8")
 
 
 def check(rows: list[Record]) -> dict[str, Any]:

@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
+from dvc.utils.serialize import dumps_yaml
 
 from stages.core import paths
+from stages.core.yaml_reader import load_yaml
 from stages.prepare.clean.__main__ import main
 from stages.records.record import Record, read_records
 
@@ -28,9 +29,9 @@ class CleanProject:
         self.folder = folder
         self.raw = folder / "data" / "raw"
         self.raw.mkdir(parents=True)
-        params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+        params = load_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
         params["clean"].update(clean)
-        (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+        (folder / "params.yaml").write_text(dumps_yaml(params), encoding="utf-8")
         (folder / "data" / "schema.json").write_text(json.dumps(schema), encoding="utf-8")
 
     @classmethod

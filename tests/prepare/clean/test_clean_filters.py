@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from clean_project import ROOT, CleanProject, row
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_model import tiny_tokenizer
 
 from stages.core.errors import UserError
+from stages.core.yaml_reader import load_yaml
 from stages.params import Clean
 from stages.prepare.clean.filters import chosen_filters
 from stages.prepare.clean.repetition import repeated_share
@@ -20,12 +20,12 @@ from stages.prepare.clean.rows import Rejected
 from stages.records.record import Message, make_record
 
 OFF: dict[str, Any] = {"refusals": [], "max_repetition": None, "max_tokens": None, "languages": []}
-REFUSALS = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["clean"]["refusals"]
+REFUSALS = load_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))["clean"]["refusals"]
 NEEDS_LINGUA = pytest.mark.skipif(not find_spec("lingua"), reason="the extra `language` is not installed")
 
 
 def why(prompt: str, completion: str = "{}", context: tuple[Message, ...] = (), **on: Any) -> tuple[str, str] | None:
-    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["clean"]
+    params = load_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))["clean"]
     record = make_record(prompt, completion, None, "s", "s:1", context=context)
     try:
         for keep_out in chosen_filters(Clean(**{**params, **OFF, **on})):

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from clean_project import ROOT, row
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from stages.core.yaml_reader import load_yaml
 from stages.params import Clean, Task
 from stages.prepare.clean import cleaning
 from stages.prepare.clean.cleaning import Kept, Rules, clean_row
@@ -34,7 +34,7 @@ def outcome(
     content: bytes, schema: Path, number: int = 2, task: dict[str, Any] | None = None, **changes: Any
 ) -> Kept | Rejected:
     """What becomes of a line of JSONL, by default the second, where clean and task have these changes."""
-    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    params = load_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
     of_task = Task(**{**params["task"], "schema_file": str(schema), **(task or {})})
     rules = Rules.of(Clean(**{**params["clean"], **changes}), of_task)
     stream = BytesIO(b"\n" * (number - 1) + content + b"\n")

@@ -2,7 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
-import yaml
+from dvc.utils.serialize import dumps_yaml
 
 from stages.core import paths
 from stages.params import read_params
@@ -27,7 +27,7 @@ PAIRS = [
 @pytest.fixture(autouse=True)
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    paths.PARAMS.write_text(yaml.safe_dump(PARAMS), encoding="utf-8")
+    paths.PARAMS.write_text(dumps_yaml(PARAMS), encoding="utf-8")
 
 
 def write_clean(pairs: list[tuple[str, str]]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from dvc.utils.serialize import dumps_yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rapidfuzz import fuzz
@@ -127,7 +127,7 @@ def test_of_copies_the_one_that_dedup_would_keep_is_restored_and_gives_the_label
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     params = PARAMS | {"holdout": {"lock": LOCK.as_posix(), "share": 0.5, "max_rows": 2}, "split": SETTINGS}
-    paths.PARAMS.write_text(yaml.safe_dump(params), encoding="utf-8")
+    paths.PARAMS.write_text(dumps_yaml(params), encoding="utf-8")
     write_data([row(word, TRAIN, label="a") for word in WORDS] + [row("papa quebec", TEST, label="b")])
 
 

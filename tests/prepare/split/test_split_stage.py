@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from dvc.utils.serialize import dumps_yaml
 
 from stages.core import paths
 from stages.core.errors import Refusal, UserError
@@ -48,7 +48,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write_params(changes: dict[str, Any]) -> None:
-    paths.PARAMS.write_text(yaml.safe_dump(PARAMS | changes), encoding="utf-8")
+    paths.PARAMS.write_text(dumps_yaml(PARAMS | changes), encoding="utf-8")
 
 
 def write_unique(rows: list[Record], duplicates: list[Rejected] | None = None) -> None:

@@ -3,14 +3,13 @@
 import json
 from pathlib import Path
 
-from dvc.utils.serialize import dumps_yaml, loads_yaml
 from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.tree import Tree
 from hypothesis import given
 from hypothesis import strategies as st
 from scratch import Scratch
 
-from stages.core.dvc_lock import load_yaml, parse_lock
+from stages.core.dvc_lock import parse_lock
 from stages.core.git import CommitTree, Repository, WorkingTree
 from stages.ship.release.dvc_files import Listings, cache_folder, entry_hash, folder_hash
 
@@ -47,34 +46,6 @@ def test_trees_hash_as_dvc_does_and_skip_what_dvcignore_names(scratch: Scratch) 
     for tree in WorkingTree(scratch.root), CommitTree(Repository(scratch.root), commit):
         assert entry_hash(tree.md5s("stages/clean")) == recorded
         assert entry_hash(tree.md5s("nothing")) is None
-
-
-@given(
-    st.one_of(
-        st.text("0123456789-+.eExob_:~nulyesTrFa ", max_size=8),
-        st.from_regex(r"[-+]?\d{1,3}(\.\d{0,3})?([eE][-+]?\d{1,2})?", fullmatch=True),
-        st.sampled_from(["1e-3", "1e-05", "yes", "off", "null", "True", "0x1f", "0o17", ".inf", "1_000", "12:30:00"]),
-    )
-)
-def test_plain_scalars_read_as_dvc_reads_them(text: str) -> None:
-    try:
-        expected = loads_yaml(f"key: {text}")["key"]
-    except Exception:
-        return  # no scalar for DVC
-    assert repr(load_yaml(f"key: {text}")["key"]) == repr(expected)
-
-
-values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=10),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(min_size=1, max_size=5), inner, max_size=3),
-    max_leaves=8,
-)
-
-
-@given(st.dictionaries(st.sampled_from("abc"), values))
-def test_what_dvc_writes_is_read_back(content: dict[str, object]) -> None:
-    text = dumps_yaml(content)
-    assert repr(load_yaml(text) or {}) == repr(loads_yaml(text) or {})
 
 
 def test_listing_from_names_is_found_only_under_its_own_hash(tmp_path: Path) -> None:

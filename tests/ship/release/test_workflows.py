@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from scratch import Scratch
 
-from stages.core.dvc_lock import load_yaml
+from stages.core.yaml_reader import load_yaml
 
 pytest_plugins = ["scratch_fixtures"]
 

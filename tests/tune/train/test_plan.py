@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from transformers import Gemma2Config, LlamaConfig
 
 from stages.core.errors import UserError
+from stages.core.yaml_reader import load_yaml
 from stages.params import Train
 from stages.tune.train import plan as planning
 from stages.tune.train.plan import Plan, bytes_per_token, make_plan
@@ -29,7 +29,7 @@ class Model:
 
 
 def settings(**changes: Any) -> Train:
-    values = yaml.safe_load((Path(__file__).parents[3] / "params.yaml").read_text(encoding="utf-8"))["train"]
+    values = load_yaml((Path(__file__).parents[3] / "params.yaml").read_text(encoding="utf-8"))["train"]
     return Train(**(values | {"batch_size": 16, "max_tokens": 1024} | changes))
 
 

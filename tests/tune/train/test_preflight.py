@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from dvc.utils.serialize import dumps_yaml
 from project import run
 from rich.console import Console
 from tiny_model import CHAT_TEMPLATE, save_tiny_model, tiny_tokenizer
@@ -15,6 +15,7 @@ from tiny_model import CHAT_TEMPLATE, save_tiny_model, tiny_tokenizer
 from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.files import read_json, write_json
+from stages.core.yaml_reader import load_yaml
 from stages.model.chat import make_chat
 from stages.params import load_params
 from stages.records.record import make_record, write_records
@@ -42,9 +43,9 @@ WRONG = {
 
 def lay_out(folder: Path, template: str | None = CHAT_TEMPLATE, pairs: Any = PAIRS, **train: Any) -> None:
     """A folder where base and augment have run; parameters as the project's but for `train`."""
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params = load_yaml((ROOT / "params.yaml").read_text())
     params["train"] |= {"max_tokens": 400} | train
-    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    (folder / "params.yaml").write_text(dumps_yaml(params))
     tokenizer = tiny_tokenizer(template or "")
     tokenizer.chat_template = template
     tokenizer.save_pretrained(folder / paths.BASE)
