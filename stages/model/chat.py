@@ -53,8 +53,8 @@ class Chat:
 
 
 def task_chat(tokenizer: Any, task: Task) -> Chat:
-    """The chat of a task and of its tags. Raises UserError as `make_chat` does."""
-    return make_chat(tokenizer, task.instruction, {tag: task.contract(tag).instruction for tag in task.tags})
+    """The chat of a task; of `task` only the instructions are read. Raises UserError as `make_chat` does."""
+    return make_chat(tokenizer, task.instruction, task.instructions)
 
 
 def make_chat(tokenizer: Any, instruction: str, by_task: Mapping[str, str] | None = None) -> Chat:

@@ -8,12 +8,11 @@ from stages.params.section import Count, Section
 
 
 class TaskContract(Section):
-    """What the model is asked and what its answer must keep to."""
+    """What an answer must keep to."""
 
     kind: Literal["json", "classification", "text"] = Field(
         description="what an answer is: json, classification (one of the labels) or text"
     )
-    instruction: str = Field(description="what the model is told before each prompt")
     schema_at: Annotated[str, Field(pattern="^#(/.*)?$")] = Field(
         "#", description='the part of schema_file that answers must fit, such as "#/$defs/order"; "#" for all of it'
     )
@@ -31,21 +30,34 @@ class TaskContract(Section):
 
 
 class Task(TaskContract):
-    """The task of every row; a row with a tag of `tags` has what the tag says in place of it."""
+    """The task of every row; rows with a tag may have another instruction and other contracts.
 
+    What the model is told stands apart from what its answer is held against, so that training depends on the
+    instructions alone.
+    """
+
+    instruction: str = Field(description="what the model is told before each prompt")
+    instructions: dict[str, str] = Field(
+        {}, description="TAG: what the model is told before the prompts of rows with this tag"
+    )
     schema_file: str = Field("data/schema.json", description="JSON schema of the answers of a json task")
     tags: dict[str, dict[str, Any]] = Field(
-        {}, description="other tasks in the same data, by the tag of their rows: TAG: {any key of task but schema_file}"
+        {}, description="TAG: what answers of rows with this tag must keep to, where it differs: {kind, labels ...}"
     )
 
-    def contract(self, tag: str) -> TaskContract:
+    def instruction_for(self, tag: str | None) -> str:
+        return self.instructions.get(tag or "", self.instruction)
+
+    def contract(self, tag: str | None) -> TaskContract:
         """What a tag of `tags` says, and for all else what the task says."""
         shared = {key: getattr(self, key) for key in TaskContract.model_fields}
-        return TaskContract.model_validate({**shared, **self.tags[tag]})
+        return TaskContract.model_validate({**shared, **self.tags.get(tag or "", {})})
 
     @model_validator(mode="after")
     def _tags_are_contracts(self) -> Self:
-        for tag in self.tags:
+        for tag, contract in self.tags.items():
+            if "instruction" in contract:
+                raise ValueError(f"tag {tag}: its instruction belongs to instructions: {{{tag}: TEXT}}")
             try:
                 self.contract(tag)
             except ValidationError as error:

@@ -28,10 +28,10 @@ class Answers:
 
     def instruction(self, task: Task) -> str:
         """What the models were told before the conversation."""
-        context, tag = self.record.context, self.record.task
+        context = self.record.context
         if context and context[0].role == "system":
             return context[0].content
-        return task.contract(tag).instruction if tag in task.tags else task.instruction
+        return task.instruction_for(self.record.task)
 
     def conversation(self) -> str:
         """What was asked: the prompt, after the earlier turns where there are any."""

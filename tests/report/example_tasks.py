@@ -4,10 +4,15 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-_TAGS = """tags:
-    mood: {kind: classification, instruction: Name the mood., labels: [angry, calm, glad, sad]}
-    reply: {kind: text, instruction: Answer the customer., max_words: 14, forbidden_phrases: [guarantee]}
-"""
+from dvc.utils.serialize import dumps_yaml
+
+from stages.core.yaml_reader import load_yaml
+
+_INSTRUCTIONS = {"mood": "Name the mood.", "reply": "Answer the customer."}
+_TAGS = {
+    "mood": {"kind": "classification", "labels": ["angry", "calm", "glad", "sad"]},
+    "reply": {"kind": "text", "max_words": 14, "forbidden_phrases": ["guarantee"]},
+}
 _MOODS = ("angry", "calm", "glad", "sad")
 _REPLIES = (
     ("My kettle leaks.", "Sorry about the leak. We will send you a new kettle today."),
@@ -21,8 +26,9 @@ _REPLIES = (
 
 def set_tags(params: Path) -> None:
     """Give params.yaml the two tasks."""
-    before, after = params.read_text("utf-8").split("  tags: {}", 1)
-    params.write_text(f"{before}  {_TAGS}{after.partition(chr(10))[2]}", "utf-8")
+    values = load_yaml(params.read_bytes())
+    values["task"] |= {"instructions": _INSTRUCTIONS, "tags": _TAGS}
+    params.write_text(dumps_yaml(values), "utf-8")
 
 
 def further_rows() -> list[dict[str, Any]]:

@@ -150,6 +150,7 @@ def test_a_tag_has_a_contract_of_its_own(tmp_path: Path) -> None:
         ({"tags": {"a": {"lables": ["x"]}}}, "tag a: lables"),
         ({"tags": {"a": {"kind": "classification"}}}, "tag a: .*must name its labels"),
         ({"tags": {"a": {"max_words": 0}}}, "tag a: max_words"),
+        ({"tags": {"a": {"instruction": "Say."}}}, "tag a: its instruction belongs to instructions"),
     ],
 )
 def test_a_contract_that_says_nothing_is_refused(tmp_path: Path, task: dict[str, Any], words: str) -> None:

@@ -14,7 +14,7 @@ def label_of(record: Record, task: Task) -> str | None:
     That is the whole completion of a classification task, and the value at `label_field` of a JSON completion. The
     completion comes first, for it is what the model learns: a row may be poisoned and keep its stratum.
     """
-    contract = task.contract(record.task) if record.task in task.tags else task
+    contract = task.contract(record.task)
     if contract.kind == "classification":
         return record.completion.strip()
     try:

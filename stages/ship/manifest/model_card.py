@@ -66,7 +66,7 @@ def model_card(params: Params, manifest: dict[str, Any]) -> str:
 
 def instructions(task: Task) -> str:
     """The instruction as a quotation; those of tagged rows below it, each with its tag."""
-    tagged = [f"Tasks tagged `{tag}`:\n\n> {task.contract(tag).instruction}" for tag in task.tags]
+    tagged = [f"Rows tagged `{tag}`:\n\n> {text}" for tag, text in task.instructions.items()]
     return "\n\n".join([f"> {task.instruction}", *tagged])
 
 

@@ -20,8 +20,8 @@ from stages.params import read_params
 from stages.records.record import make_record, read_rows, write_records
 
 TAGS = {
-    "tone": {"kind": "classification", "labels": ["kind", "rude"], "instruction": "Name the tone."},
-    "reply": {"kind": "text", "max_words": 9, "forbidden_phrases": ["refund"], "instruction": "Reply."},
+    "tone": {"kind": "classification", "labels": ["kind", "rude"]},
+    "reply": {"kind": "text", "max_words": 9, "forbidden_phrases": ["refund"]},
 }
 WRITTEN = (
     paths.BASE_GENERATIONS,
@@ -42,7 +42,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         values = read_params(ROOT / "params.yaml")
-        values["task"] |= {"tags": TAGS}
+        values["task"] |= {"instructions": {"tone": "Name the tone.", "reply": "Reply."}, "tags": TAGS}
         values["generation"] |= {"max_new_tokens": 6}
         values["evaluate"] |= {"robustness_rows": 1, "slices": ["task", "fields.region"], "slice_min_rows": 2}
         paths.PARAMS.write_text(dumps_yaml(values), encoding="utf-8")
@@ -99,7 +99,7 @@ def test_each_row_is_told_its_own_instruction(project: Path) -> None:
     """With another instruction the tiny model finds the reference less or more likely: the rows of a tag change."""
     before = {row["id"]: row["nats"] for row in read_rows(paths.BASE_GENERATIONS)}
     values = read_params()
-    values["task"]["tags"]["tone"]["instruction"] = "Is it polite?"
+    values["task"]["instructions"]["tone"] = "Is it polite?"
     other = project.parent / "other"
     shutil.copytree(project, other)
     (other / paths.PARAMS).write_text(dumps_yaml(values), encoding="utf-8")
