@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
-import yaml
 
 from stages.core import paths
-from stages.core.dvc_lock import load_yaml
 from stages.core.errors import UserError
 from stages.core.git import CommitTree, Repository, Tree, WorkingTree
+from stages.core.yaml_reader import load_yaml
 from stages.report.formats import number, p_value, percent, percents, points
 from stages.report.page import render
 from stages.report.verdict import gate_table
@@ -140,7 +139,7 @@ def _json(tree: Tree, path: Path) -> dict[str, Any]:
 def _yaml(tree: Tree) -> Any:
     try:
         return load_yaml(tree.read(paths.PARAMS.as_posix()) or b"{}")
-    except yaml.YAMLError:
+    except ValueError:
         return {}
 
 

@@ -13,25 +13,12 @@ from stages.ship.manifest.model_card import model_card
 
 
 def main() -> None:
+    # fmt: off
     params = load_params(
-        "augment",
-        "clean",
-        "checks",
-        "dedup",
-        "evaluate",
-        "gates",
-        "generation",
-        "holdout",
-        "judge",
-        "model",
-        "probes",
-        "review",
-        "scoring",
-        "seed",
-        "split",
-        "task",
-        "train",
+        "augment", "checks", "clean", "dedup", "evaluate", "gates", "generation", "holdout", "judge", "model",
+        "probes", "review", "scoring", "seed", "split", "task", "train",
     )
+    # fmt: on
     manifest = build_manifest(params)
     write_json(paths.MANIFEST, manifest)
     write_text(paths.MODEL_CARD, model_card(params, manifest))

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ _SHIPPED = (paths.MERGED, paths.NF4, paths.INT8)
 
 
 def build_manifest(params: Params) -> dict[str, Any]:
-    """Hash every file that dvc.yaml names as a dependency of this stage, sorted by what it is.
+    """Hash what dvc.yaml names as dependencies, sorted by what it is.
 
-    The dependencies in dvc.yaml are the one list of what makes a release; what is hashed is what DVC watches.
+    The dependencies in dvc.yaml are the one list of what makes a release; what is hashed is what DVC watches. The code
+    is that of the stages before this one: another report changes no manifest.
     """
     deps = stage_dependencies("manifest")
     return {
@@ -31,15 +33,19 @@ def build_manifest(params: Params) -> dict[str, Any]:
             "licence": params.model.licence,
             "files": _hashed([paths.BASE]),
         },
-        "data": _hashed(dep for dep in deps if not _is_of_the_project(dep)),
-        "code": {
-            file.as_posix(): file_digest(file)
-            for file in _files(dep for dep in deps if dep.parts[0] == "stages" or len(dep.parts) == 1)
-        },
+        "data": _hashed(dep for dep in deps if dep.parts[0] not in ("models", "metrics") and not _is_code(dep)),
+        "code": {file.as_posix(): file_digest(file) for file in _files(code_before("manifest"))},
         "params": params.model_dump(mode="json"),
         "metrics": _hashed(dep for dep in deps if dep.parts[0] == "metrics"),
         "libraries": library_versions(),
     }
+
+
+def code_before(stage: str) -> list[Path]:
+    """The code that other stages depend on, none twice, without that of stages that read the manifest themselves."""
+    others = [stage_dependencies(name) for name in _stages() if name != stage]
+    code = {dep for deps in others if paths.MANIFEST not in deps for dep in deps if _is_code(dep)}
+    return sorted(dep for dep in code if not code & set(dep.parents))
 
 
 def hashes(file: Path) -> dict[str, Any]:
@@ -49,21 +55,30 @@ def hashes(file: Path) -> dict[str, Any]:
 
 def stage_dependencies(stage: str) -> list[Path]:
     """The stage's `deps` in dvc.yaml with ${section.key} filled in from params.yaml."""
-    values = read_params()
 
     def fill(match: re.Match[str]) -> str:
-        value: Any = values
+        value: Any = _values()
         for key in match.group(1).split("."):
             value = value[key]
         return str(value)
 
-    entry = load_yaml(paths.PIPELINE.read_bytes())["stages"][stage]
-    return [Path(re.sub(r"\$\{([\w.]+)\}", fill, dep)) for dep in entry["deps"]]
+    return [Path(re.sub(r"\$\{([\w.]+)\}", fill, dep)) for dep in _stages()[stage]["deps"]]
 
 
-def _is_of_the_project(dep: Path) -> bool:
-    """Not data: code, models, metrics, and the files at the top. A raw file outside the repository is data."""
-    return dep.parts[0] in ("stages", "models", "metrics") or len(dep.parts) == 1
+@cache
+def _values() -> dict[str, Any]:
+    return read_params()
+
+
+@cache
+def _stages() -> dict[str, Any]:
+    stages: dict[str, Any] = load_yaml(paths.PIPELINE.read_bytes())["stages"]
+    return stages
+
+
+def _is_code(dep: Path) -> bool:
+    """Stages and the pins of their packages. A raw file outside the repository is data."""
+    return dep.parts[0] in ("stages", "constraints", paths.CONSTRAINTS.name)
 
 
 def _files(places: Iterable[Path]) -> list[Path]:
