@@ -31,7 +31,7 @@ WORKER = ROOT / "benchmarks" / "dedup_contenders.py"
 OURS = "ours"
 # From so many rows on a contender is not asked: it would take hours.
 TOO_MANY = {"rapidfuzz": 50_000, "rapidfuzz_full": 50_000, "datasketch": 500_000, "text_dedup": 500_000}
-CONTENDERS = [OURS, "ours_hashed", "rapidfuzz", "rapidfuzz_full", "rensa", "datasketch", "text_dedup", "semhash"]
+CONTENDERS = [OURS, "rapidfuzz", "rapidfuzz_full", "rensa", "datasketch", "text_dedup", "semhash"]
 REPEATED = 50_000  # up to so many rows the best of three runs of ours counts, for one is short beside the noise
 
 
@@ -105,7 +105,7 @@ def compare(case: Case, options: argparse.Namespace) -> list[dict[str, Any]]:
 def run(name: str, case: Case, texts: Path, options: argparse.Namespace) -> tuple[dict[str, Any], np.ndarray | None]:
     if len(case.texts) >= TOO_MANY.get(name, math.inf):
         return {"note": "not run: too many rows"}, None
-    own = name in (OURS, "ours_hashed", "rapidfuzz", "rapidfuzz_full")
+    own = name in (OURS, "rapidfuzz", "rapidfuzz_full")
     python = sys.executable if own else options.contenders
     pairs = texts.with_name(f"{name}.npy")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -162,9 +162,9 @@ def markdown(result: dict[str, Any]) -> str:
         "other programs had a part of the cores, and seconds say less than CPU seconds (all cores together, × ours).",
         "",
         "The truth are the pairs of rapidfuzz where it ran, else ours; planted are the copies that are still near.",
-        "Ours counts the loading of numba (half a second), not the compilation, once a machine. `ours_hashed` is what",
-        "runs beyond `dedup.max_comparisons`. `rapidfuzz_full` computes every distance to its end, `rapidfuzz` gives",
-        "up a pair that cannot reach the threshold. The others have 128 hashes of character 5-grams in 16 bands,",
+        "Ours counts the loading of numba (half a second), not the compilation, once a machine. `rapidfuzz_full`",
+        "computes every distance to its end, `rapidfuzz` gives up a pair that cannot reach the threshold. The others",
+        "have 128 hashes of character 5-grams in 16 bands,",
         "text_dedup its defaults; they are taken by their word: rapidfuzz would have to check what they propose.",
         "",
         "| set | contender | seconds | CPU seconds | × ours | peak MiB | pairs | recall | precision | planted recall |",

@@ -27,15 +27,9 @@ Pairs = Iterable[tuple[int, int]]
 
 
 def ours(texts: list[str]) -> Callable[[], Pairs]:
-    from stages.near_duplicates import near_pairs
+    from stages.near_duplicates.pairs import near_pairs
 
     return lambda: [(pair.left, pair.right) for pair in near_pairs(texts, THRESHOLD)]
-
-
-def ours_hashed(texts: list[str]) -> Callable[[], Pairs]:
-    from stages.near_duplicates import proposed_pairs
-
-    return lambda: [(pair.left, pair.right) for pair in proposed_pairs(texts, THRESHOLD)]
 
 
 def rapidfuzz_full(texts: list[str]) -> Callable[[], Pairs]:
@@ -129,7 +123,7 @@ def grams(text: str) -> list[str]:
     return [text[place : place + GRAM] for place in range(max(1, len(text) - GRAM + 1))]
 
 
-PACKAGES = {ours: "numba", ours_hashed: "numba", rapidfuzz: "rapidfuzz", rapidfuzz_full: "rapidfuzz"}
+PACKAGES = {ours: "numba", rapidfuzz: "rapidfuzz", rapidfuzz_full: "rapidfuzz"}
 PACKAGES |= {datasketch: "datasketch", rensa: "rensa", semhash: "semhash", text_dedup: "text-dedup"}
 
 

@@ -17,20 +17,26 @@ look at fewer pairs where few edits are allowed. At 90 % one character in five m
 text need share only half of the trigrams, so that rare ones decide little.
 """
 
-from collections.abc import Iterable, Iterator
+import hashlib
+import heapq
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import groupby, pairwise
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.core import paths
+from stages.core.files import atomic, remove, tree_digest
 from stages.core.progress import track
 from stages.near_duplicates import kernels
-from stages.near_duplicates.aligned import Found, aligned, joined
-from stages.near_duplicates.encoding import character_bags, in_threads, sketches
-from stages.near_duplicates.parts import Parts
-from stages.near_duplicates.sides import Side, Tile, tiles, window
+from stages.near_duplicates.brute_force import Found, aligned, joined
+from stages.near_duplicates.sorted_texts import SortedTexts, Tile, tiles, window
 
 # A tile has 4 million pairs: some 10 ms of work, and 32 MiB of candidates at worst.
 _HEIGHT = 512
@@ -39,6 +45,13 @@ _PART = 32 * _HEIGHT  # rows whose result is kept for a run that goes on
 _ALIGNED = 50_000  # pairs at once
 _BITS = 8  # of a sketch for each character, so that few grams share one
 _LONG = 512  # beyond so many characters an alignment costs more than sharper sketches
+_BATCH = 20_000  # texts as code points at once
+
+Codes = NDArray[np.uint32]  # the code points of several texts, one after the other
+Ends = NDArray[np.int64]  # where each text ends
+Kernel = Callable[[Codes, Ends, Any], None]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class _Run(NamedTuple):
@@ -54,8 +67,12 @@ class _Run(NamedTuple):
         return self.lengths[here], self.bags[here], self.sketches[here]
 
 
-def join(left: Side, right: Side, threshold: int, parts: Parts) -> Iterator[Found]:
-    """All near pairs of the two sides; within one side (`left is right`) each pair once."""
+def join(left: SortedTexts, right: SortedTexts, threshold: int, keep_parts: bool) -> Iterator[Found]:
+    """All near pairs of the two sides; within one side (`left is right`) each pair once.
+
+    With `keep_parts` what is found stays in files until all is, so that a killed run goes on where it was.
+    """
+    parts = _Parts(_join_folder(left, right, threshold) if keep_parts else None)
     yield from parts.saved.values()
     missing = [rows for rows in _blocks(left.lengths) if rows not in parts.saved]
     cover = {rows: list(tiles(left, right, threshold, rows, _HEIGHT, _WIDTH)) for rows in missing}
@@ -79,6 +96,7 @@ def join(left: Side, right: Side, threshold: int, parts: Parts) -> Iterator[Foun
                 yield found[-1]
             parts.save(block, joined(found))
     next(ticks, None)
+    parts.clear()
 
 
 def gram_size(threshold: int) -> int:
@@ -102,7 +120,7 @@ def _blocks(lengths: NDArray[np.int64]) -> list[range]:
     ]
 
 
-def _run(side: Side, bags: NDArray[np.unsignedinteger], first: int, last: int, q: int, words: int) -> _Run:
+def _run(side: SortedTexts, bags: NDArray[np.unsignedinteger], first: int, last: int, q: int, words: int) -> _Run:
     return _Run(first, side.lengths[first:last], bags[first:last], sketches(side.texts[first:last], q, words))
 
 
@@ -126,3 +144,97 @@ def _in_batches(found: Iterable[NDArray[np.int32]], ticks: Iterator[int]) -> Ite
             held = []
     if held:
         yield np.concatenate(held, axis=1)
+
+
+def character_bags(sides: Sequence[SortedTexts]) -> list[NDArray[np.uint8]]:
+    """For each side uint8 (texts, kernels.BUCKETS): how often characters occur, by bucket.
+
+    The buckets share out the characters of all sides so that each holds about as many: frequent ones are alone.
+    """
+    counts = np.zeros(0x110000, np.int64)
+    for side in sides:
+        for batch in _batches(side.texts):
+            codes, _ = _encoded(side.texts[batch])
+            counts += np.bincount(codes, minlength=len(counts))
+    bucket_of = np.zeros(len(counts), np.uint8)
+    heap = [(0, bucket) for bucket in range(kernels.BUCKETS)]
+    for code in np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]:
+        load, bucket = heap[0]
+        bucket_of[code] = bucket
+        heapq.heapreplace(heap, (load + int(counts[code]), bucket))
+    made = []
+    for side in sides:
+        bags = np.zeros((len(side.texts), kernels.BUCKETS), np.uint8)
+        fill(side.texts, bags, lambda codes, ends, part: kernels.count_characters(codes, ends, bucket_of, part))
+        made.append(bags)
+    return made
+
+
+def sketches(texts: Sequence[str], q: int, words: int) -> NDArray[np.uint64]:
+    """The odd sketches of the texts' q-grams: (texts, words)."""
+    made = np.zeros((len(texts), words), np.uint64)
+    fill(texts, made, lambda codes, ends, part: kernels.sketch_grams(codes, ends, q, part))
+    return made
+
+
+def fill(texts: Sequence[str], made: NDArray[Any], kernel: Kernel) -> None:
+    """Let `kernel` fill the row of each text in `made`."""
+
+    def fill_batch(batch: slice) -> None:
+        kernel(*_encoded(texts[batch]), made[batch])
+
+    for _ in in_threads(fill_batch, _batches(texts)):
+        pass
+
+
+def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """`function` of each item, in order, on all cores: the kernels run without the interpreter's lock."""
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    running: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for item in items:
+            running.append(pool.submit(function, item))
+            if len(running) > 2 * threads:  # results do not pile up before a slow consumer
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
+
+
+def _batches(texts: Sequence[str]) -> list[slice]:
+    return [slice(start, start + _BATCH) for start in range(0, len(texts), _BATCH)]
+
+
+def _encoded(texts: Sequence[str]) -> tuple[Codes, Ends]:
+    codes = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), np.uint32)
+    return codes, np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)))
+
+
+class _Parts:
+    """The near pairs of blocks of rows, in a folder of files; without a folder nothing is kept."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self.saved: dict[range, Found] = {}
+        for file in sorted(folder.glob("*.npy")) if folder else []:
+            start, _, stop = file.stem.partition("-")
+            self.saved[range(int(start), int(stop))] = np.load(file)
+
+    def save(self, rows: range, found: Found) -> None:
+        if self._folder:
+            with atomic(self._folder / f"{rows.start}-{rows.stop}.npy") as partial, partial.open("wb") as handle:
+                np.save(handle, found)
+
+    def clear(self) -> None:
+        """Delete the files, and those that joins of other texts left: this one is done."""
+        if self._folder:
+            remove(self._folder.parent)
+
+
+def _join_folder(left: SortedTexts, right: SortedTexts, threshold: int) -> Path:
+    """The folder of exactly these texts, this threshold and this code."""
+    digest = hashlib.sha256(f"{threshold} {tree_digest(Path(__file__).parent)}".encode())
+    for side in (left, right):
+        digest.update(np.ascontiguousarray(side.lengths).data)
+        for text in side.texts:
+            digest.update(text.encode("utf-8", "surrogatepass"))
+    return paths.JOINS / digest.hexdigest()[:16]

@@ -5,8 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rapidfuzz import fuzz
 
-from stages import near_duplicates
-from stages.near_duplicates import Pair, brute, clusters, cross_pairs, encoding, is_near, near_pairs, score, sketched
+from stages.near_duplicates import brute_force, pairs, sketched
+from stages.near_duplicates.pairs import cross_pairs, near_among, near_pairs, nearest
+from stages.near_duplicates.rule import Pair, is_near, score
 
 
 def slow_indel(left: str, right: str) -> int:
@@ -46,14 +47,14 @@ THRESHOLDS = st.one_of(st.just(90), st.integers(1, 100))
 @pytest.fixture(params=["brute", "brute, small tiles", "sketched", "sketched, small tiles"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "sketched" in request.param:
-        monkeypatch.setattr(near_duplicates, "_FEW", 0)
+        monkeypatch.setattr(pairs, "_FEW", 0)
     if "small" in request.param:
-        for module in (brute, sketched):
+        for module in (brute_force, sketched):
             monkeypatch.setattr(module, "_HEIGHT", 2)
             monkeypatch.setattr(module, "_WIDTH", 3)
         monkeypatch.setattr(sketched, "_PART", 4)
         monkeypatch.setattr(sketched, "_ALIGNED", 2)
-        monkeypatch.setattr(encoding, "_BATCH", 3)
+        monkeypatch.setattr(sketched, "_BATCH", 3)
 
 
 @pytest.mark.usefixtures("way")
@@ -129,14 +130,26 @@ def test_a_score_is_rounded_down(length: int, data: st.DataObject) -> None:
     assert 0 <= 100 * (length - distance) - score(distance, length) * length < 0.01 * length + 1e-6
 
 
-def test_clusters_follow_chains() -> None:
-    assert clusters(6, [(3, 4), (1, 3)]) == [0, 1, 2, 1, 1, 5]
+@given(texts=st.lists(TEXTS, max_size=10), data=st.data(), threshold=THRESHOLDS)
+def test_of_candidates_those_are_near_that_the_rule_says(texts: list[str], data: st.DataObject, threshold: int) -> None:
+    places = st.integers(0, max(0, len(texts) - 1))
+    candidates = data.draw(st.sets(st.tuples(places, places))) if texts else set()
+    expected = [pair for pair in slow_pairs(texts, texts, threshold) if (pair.left, pair.right) in candidates]
+    assert near_among(texts, candidates, threshold) == expected
 
 
-@given(edges=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=12))
-def test_clusters_are_the_connected_components(edges: list[tuple[int, int]]) -> None:
-    labels = list(range(10))
-    for _ in labels:
-        for left, right in edges:
-            labels[left] = labels[right] = min(labels[left], labels[right])
-    assert clusters(10, edges) == labels
+@pytest.mark.parametrize("tile", [1, 10**6])
+def test_the_nearest_is_the_first_of_the_highest_ratio(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(brute_force, "_HEIGHT", tile)
+
+    @settings(deadline=None)
+    @given(texts=st.lists(TEXTS, max_size=6), candidates=st.lists(TEXTS, max_size=8))
+    def check(texts: list[str], candidates: list[str]) -> None:
+        found = nearest(texts, candidates)
+        assert [pair.left for pair in found] == (list(range(len(texts))) if candidates else [])
+        for pair in found:
+            ratios = [fuzz.ratio(texts[pair.left], candidate) for candidate in candidates]
+            assert pair.right == ratios.index(max(ratios))
+            assert pair.score == pytest.approx(max(ratios), abs=0.01)
+
+    check()

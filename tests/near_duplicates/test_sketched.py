@@ -14,18 +14,19 @@ from hypothesis import strategies as st
 from rapidfuzz.distance import Indel
 from variants import LATIN, MIXED, texts_with_variants
 
-from stages import near_duplicates
 from stages.core import paths
 from stages.core.errors import UserError
-from stages.near_duplicates import Pair, aligned, comparisons, cross_pairs, encoding, near_pairs, sketched
-from stages.near_duplicates.sides import sorted_by_length, within_window
+from stages.near_duplicates import brute_force, pairs, sketched
+from stages.near_duplicates.pairs import cross_pairs, near_pairs
+from stages.near_duplicates.rule import Pair
+from stages.near_duplicates.sorted_texts import sorted_by_length, within_window
 
 ROOT = Path(__file__).parents[2]
 
 
 def by_brute_force(call: Any, *arguments: Any) -> list[Pair]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(near_duplicates, "_FEW", 10**15)
+        patch.setattr(pairs, "_FEW", 10**15)
         found: list[Pair] = call(*arguments)
     return found
 
@@ -40,7 +41,7 @@ def test_the_pairs_are_those_of_brute_force(
 ) -> None:
     if threshold == 1:
         count //= 10  # nearly every pair is near
-    monkeypatch.setattr(near_duplicates, "_FEW", 0)
+    monkeypatch.setattr(pairs, "_FEW", 0)
     texts = texts_with_variants(count, length, letters)
     expected = by_brute_force(near_pairs, texts, threshold)
     assert near_pairs(texts, threshold) == expected
@@ -66,21 +67,21 @@ def test_no_pair_is_further_apart_by_a_bound_than_by_its_distance(
         right = right[:place] + letter + right[place:] if insert else right[:place] + right[place + 1 :]
     distance = Indel.distance(left, right)
     side = sorted_by_length([left, right])
-    (bags,) = encoding.character_bags([side])
+    (bags,) = sketched.character_bags([side])
     assert np.abs(np.diff(bags.astype(int), axis=0)).sum() <= distance
     for words in (1, 4, 64):
-        first, second = encoding.sketches(side.texts, q, words)
+        first, second = sketched.sketches(side.texts, q, words)
         assert int(np.bitwise_count(first ^ second).sum()) <= (2 * q - 1) * distance
 
 
 def test_repeated_grams_are_told_apart() -> None:
     """The parity of plain grams would say that these are the same."""
-    first, second = encoding.sketches(["abc", "abc" + "abc" * 2], 3, 64)
+    first, second = sketched.sketches(["abc", "abc" + "abc" * 2], 3, 64)
     assert int(np.bitwise_count(first ^ second).sum()) == 6
 
 
 def test_shuffled_texts_have_the_same_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(near_duplicates, "_FEW", 0)
+    monkeypatch.setattr(pairs, "_FEW", 0)
     texts = list(dict.fromkeys(texts_with_variants(400, 40, LATIN)))
 
     def named(order: list[str]) -> set[tuple[frozenset[str], int]]:
@@ -96,19 +97,15 @@ def test_comparisons_are_the_pairs_that_lengths_allow(left: list[str], right: li
 
     one, other = sorted_by_length(left), sorted_by_length(right)
     assert within_window(one, other, 90) == sum(near(a, b) for a in left for b in right)
-    assert (
-        within_window(one, one, 90)
-        == comparisons(left, 90)
-        == sum(near(a, b) for i, a in enumerate(left) for b in left[:i])
-    )
+    assert within_window(one, one, 90) == sum(near(a, b) for i, a in enumerate(left) for b in left[:i])
 
 
 @pytest.fixture
 def long_join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Texts whose join is taken for one of many parts."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(near_duplicates, "_FEW", 0)
-    monkeypatch.setattr(near_duplicates, "_MANY", 0)
+    monkeypatch.setattr(pairs, "_FEW", 0)
+    monkeypatch.setattr(pairs, "_MANY", 0)
     monkeypatch.setattr(sketched, "_HEIGHT", 32)
     monkeypatch.setattr(sketched, "_PART", 64)
     return texts_with_variants(500, 40, LATIN)
@@ -122,7 +119,7 @@ def interrupt_after(calls: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         if len(done) == calls:
             raise KeyboardInterrupt
         done.append(1)
-        return aligned.aligned(*arguments)
+        return brute_force.aligned(*arguments)
 
     monkeypatch.setattr(sketched, "aligned", align)
     return done
@@ -156,15 +153,15 @@ def test_parts_of_another_join_are_not_used(long_join: list[str], monkeypatch: p
 
 @pytest.mark.parametrize("few", [0, 10**9])
 def test_too_many_pairs_end_in_a_sentence(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(near_duplicates, "_FEW", few)
-    monkeypatch.setattr(near_duplicates, "_MOST", 1000)
+    monkeypatch.setattr(pairs, "_FEW", few)
+    monkeypatch.setattr(pairs, "_MOST", 1000)
     with pytest.raises(UserError, match=r"more than 1,000 pairs .* raise dedup\.threshold"):
         near_pairs([f"Write a story about {number}" for number in range(100)], 80)
 
 
 def test_numba_is_loaded_for_many_texts_alone() -> None:
     code = (
-        "import sys; from stages.near_duplicates import near_pairs;"
+        "import sys; from stages.near_duplicates.pairs import near_pairs;"
         "near_pairs([str(n) for n in range(500)], 90); assert 'numba' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -36,7 +36,6 @@ def write_data(rows: list[dict[str, Any]]) -> None:
             "pairs": {"exact": 9, "near": 31},
             "conflicts": {"prompts": 1, "rows": 2},
             "clusters": {"count": 24, "largest": 4, "giant": 0, "giant_rows": 0},
-            "search": {"comparisons": 61_218, "exact": 1},
         },
     )
     write_json(

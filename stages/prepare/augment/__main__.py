@@ -6,7 +6,7 @@ from pathlib import Path
 from stages.core import paths
 from stages.core.errors import UserError, run
 from stages.core.files import write_json
-from stages.near_duplicates import cross_pairs
+from stages.near_duplicates.pairs import cross_pairs
 from stages.params import Augment, load_params
 from stages.prepare.augment.malformed import malformed_rows
 from stages.prepare.augment.mixture import balance_tasks, is_structured, plan, repeat_structured, training_order

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stages.core.errors import UserError
-from stages.near_duplicates import cross_pairs
+from stages.near_duplicates.pairs import cross_pairs
 from stages.records.record import REPLAY, Record, make_record
 from stages.text.normal_form import asked, normalise
 from stages.text.strict_json import BrokenContract, parse_json

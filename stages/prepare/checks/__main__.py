@@ -11,10 +11,10 @@ from stages.core import paths
 from stages.core.errors import UserError, run
 from stages.core.files import atomic, write_json
 from stages.params import load_params
-from stages.prepare.checks.conflicts import conflicts
-from stages.prepare.checks.labels import label_of, outcomes
+from stages.prepare.checks.conflicts import conflicts, label_of, outcomes
 from stages.prepare.checks.sources import by_source
 from stages.prepare.checks.triggers import find_triggers
+from stages.records.near_pairs import read_near_pairs
 from stages.records.record import read_records, write_rows
 
 
@@ -26,7 +26,7 @@ def main() -> None:
         raise UserError(f"{paths.SPLIT_TRAIN} has no rows: all are hold-out, validation or quarantined; add raw rows")
     labels = [label_of(row, params.task) for row in rows]
     triggers = find_triggers(rows, outcomes(rows, labels), settings)
-    clusters = conflicts(rows, labels, params.dedup.threshold)
+    clusters = conflicts(rows, labels, read_near_pairs(paths.NEAR_PAIRS, params.dedup.threshold))
     in_conflict = sum(len(cluster["rows"]) for cluster in clusters)
     found: dict[str, Any] = {
         "rows": len(rows),

@@ -6,17 +6,16 @@ from textwrap import shorten
 from stages.core import paths
 from stages.core.errors import run
 from stages.core.files import write_json
+from stages.near_duplicates.pairs import near_pairs
 from stages.params import load_params
-from stages.prepare.dedup.agreement import agreement
-from stages.prepare.dedup.duplicates import drop_exact, drop_near, with_kept_witness
-from stages.prepare.dedup.search import search
-from stages.prepare.dedup.summary import conflicts, giants, near_clusters, summarise
+from stages.prepare.dedup.duplicate_counts import conflicts, giants, near_clusters, summarise
+from stages.prepare.dedup.duplicates import agreement, drop_exact, drop_near, with_kept_witness
 from stages.records.dropped import write_rejected
+from stages.records.near_pairs import write_near_pairs
 from stages.records.record import Record, read_records, write_records
 from stages.text.normal_form import by_prompt
 
-_CONFLICTS_SHOWN = 5
-_GIANTS_SHOWN = 5
+_SHOWN = 5
 
 
 def main() -> None:
@@ -24,18 +23,22 @@ def main() -> None:
     records = read_records(paths.CLEAN)
     distinct, copies = drop_exact(records)
     prompts = by_prompt(distinct)
-    texts = list(prompts)
-    pairs, how = search(texts, params)
-    kept, near = drop_near(distinct, texts, pairs, agreement(params.completion, params.threshold))
+    pairs = near_pairs(list(prompts), params.threshold)
+    kept, near = drop_near(prompts, pairs, agreement(params.completion, params.threshold))
     dropped = near + with_kept_witness(copies, near)
-    assert len(records) == len(kept) + len(dropped), "a row is neither kept nor dropped"
+    if len(records) != len(kept) + len(dropped):
+        raise RuntimeError(f"of {len(records)} rows {len(kept)} are kept and {len(dropped)} dropped: one was lost")
 
     write_records(paths.UNIQUE, kept)
     write_rejected(paths.DUPLICATES, dropped)
+    # Searched once: split, checks and `tunetrail holdout draw` read them.
+    write_near_pairs(
+        paths.NEAR_PAIRS, list(prompts), [(pair.left, pair.right, pair.score) for pair in pairs], params.threshold
+    )
     clusters = near_clusters(prompts, pairs)
     large = giants(clusters, params.giant_rows)
     metrics = summarise(records, prompts, pairs, clusters, large, kept, dropped)
-    write_json(paths.DEDUP_METRICS, {**metrics, "search": how})
+    write_json(paths.DEDUP_METRICS, metrics)
     counts = ", ".join(f"{count} {reason}" for reason, count in metrics["dropped"].items())
     print(f"{len(records)} rows: {len(kept)} kept; duplicates dropped: {counts}")
     _show_conflicts(prompts)
@@ -47,12 +50,12 @@ def _show_conflicts(prompts: Mapping[str, Sequence[Record]]) -> None:
     if not found:
         return
     print(f"{len(found)} prompts have more than one completion; check these rows:")
-    for rows in list(found.values())[:_CONFLICTS_SHOWN]:
-        print("  " + ", ".join(row.origin for row in rows[:_CONFLICTS_SHOWN]))
+    for rows in list(found.values())[:_SHOWN]:
+        print("  " + ", ".join(row.origin for row in rows[:_SHOWN]))
 
 
 def _show_giants(large: Sequence[Sequence[Record]]) -> None:
-    for rows in large[:_GIANTS_SHOWN]:
+    for rows in large[:_SHOWN]:
         shown = f"{rows[0].origin}: {shorten(rows[0].prompt, 80)}"
         print(f"{len(rows)} rows are near-duplicates of each other, directly or through others, such as {shown}")
 

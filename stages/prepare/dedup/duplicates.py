@@ -1,15 +1,17 @@
 """Which rows stay, and for each row that goes the kept row that stands for it."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
-from stages.near_duplicates import Pair
-from stages.prepare.dedup.agreement import Agreement
+from stages.near_duplicates.rule import Pair, is_near
 from stages.records.dropped import Rejected, copy_rank
 from stages.records.record import Record
 from stages.text.normal_form import asked, normalise
 from stages.text.strict_json import completion_key
+
+Agreement = Callable[[str, str], bool]
 
 
 def drop_exact(records: Iterable[Record]) -> tuple[list[Record], list[Rejected]]:
@@ -32,20 +34,29 @@ def _exact_detail(kept: Record, dropped: Record) -> str:
     return detail
 
 
+def agreement(rule: Literal["equal", "fuzzy", "ignore"], threshold: int) -> Agreement:
+    """When the completions of near prompts agree: their keys are the same, near at `threshold`, or anything."""
+    if rule == "equal":
+        return lambda left, right: left == right
+    if rule == "fuzzy":
+        return lambda left, right: is_near(left, right, threshold)
+    return lambda left, right: True
+
+
 def drop_near(
-    records: Sequence[Record], texts: Sequence[str], pairs: Iterable[Pair], agree: Agreement
+    prompts: Mapping[str, Sequence[Record]], pairs: Iterable[Pair], agree: Agreement
 ) -> tuple[list[Record], list[Rejected]]:
     """Drop each row that has a kept near-duplicate of better rank with an agreeing completion.
 
-    `records` have distinct ids, `texts` are their distinct normalised prompts and `pairs` the near pairs of `texts`.
+    `prompts` are rows with distinct ids by their normalised prompts, `pairs` the near pairs of these by position.
     Rows are taken by rank: the longest normalised prompt first, for of two wordings the shorter is more often the
     cut one, then the smallest id. A row stays unless one that stays already stands for it, so every dropped row has a
-    direct witness, no two kept rows stand for each other, and the order of `records` changes nothing.
+    direct witness, no two kept rows stand for each other, and the order of the rows changes nothing.
     """
-    neighbours = _neighbours(texts, pairs)
+    neighbours = _neighbours(list(prompts), pairs)
     kept_of: dict[str, list[tuple[Record, str]]] = defaultdict(list)
     dropped = []
-    for record in sorted(records, key=_near_rank):
+    for record in sorted((row for rows in prompts.values() for row in rows), key=_near_rank):
         text, key = normalise(asked(record)), completion_key(record.completion)
         witnesses = [
             (-score, _near_rank(kept), kept)

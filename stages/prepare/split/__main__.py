@@ -7,14 +7,14 @@ from stages.core import paths
 from stages.core.errors import run
 from stages.core.files import atomic, write_json
 from stages.params import Holdout, load_params
+from stages.prepare.split.draw import came_later
 from stages.prepare.split.lock import Lock, WholeSource, check_holdout, read_lock
-from stages.prepare.split.nearness import Nearness
-from stages.prepare.split.partition import Partition, partition, restore_locked
-from stages.prepare.split.source import came_later
-from stages.prepare.split.summary import summarise
+from stages.prepare.split.nearness import distances, find_nearness
+from stages.prepare.split.partition import Partition, partition, restore_locked, summarise
 from stages.records.dropped import read_rejected, write_rejected
 from stages.records.holdout_guard import refuse_overlap
-from stages.records.record import read_records, write_records
+from stages.records.near_pairs import read_near_pairs
+from stages.records.record import read_records, write_records, write_rows
 
 
 def main() -> None:
@@ -24,7 +24,8 @@ def main() -> None:
     unique, duplicates = read_records(paths.UNIQUE), read_rejected(paths.DUPLICATES)
     restored = restore_locked(unique, duplicates, {row.id for row in lock.rows})
     records = unique + restored
-    nearness = Nearness(params.dedup.threshold, params.split.pair_threshold)
+    near_prompts = read_near_pairs(paths.NEAR_PAIRS, params.dedup.threshold)
+    nearness = find_nearness(records, near_prompts, params.split.pair_threshold)
     parts = partition(records, lock, nearness, params.split, params.seed)
     check_holdout(path, lock, parts.holdout)
     refuse_overlap(
@@ -35,7 +36,8 @@ def main() -> None:
     )
     metrics = summarise(len(records), parts, len(restored), lock)
     rows_in, *rows_out = metrics["rows"].values()
-    assert rows_in == sum(rows_out), "a row is in no part or in two"
+    if rows_in != sum(rows_out):
+        raise RuntimeError(f"of {rows_in} rows {sum(rows_out)} are in a part: one is in none or in two")
 
     _write_parts(parts)
     write_rejected(paths.QUARANTINE, parts.quarantined + parts.beyond_max)
@@ -49,6 +51,7 @@ def _write_parts(parts: Partition) -> None:
         write_records(folder / paths.SPLIT_TRAIN.name, parts.train)
         write_records(folder / paths.VALIDATION.name, parts.validation)
         write_records(folder / paths.HOLDOUT.name, parts.holdout)
+        write_rows(folder / paths.NEAREST.name, distances(parts.holdout, parts.train))
         for number in range(1, len(parts.folds) + 1):
             train, validation = parts.fold(number)
             write_records(folder / "folds" / str(number) / paths.SPLIT_TRAIN.name, train)

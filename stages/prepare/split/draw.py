@@ -1,19 +1,26 @@
 """`tunetrail holdout draw`: draw the hold-out once, or take a source that people bring, and lock it."""
 
+import difflib
 import shlex
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.files import file_digest, read_json
 from stages.params import Params, load_params
-from stages.prepare.split.holdout import draw_holdout, table
-from stages.prepare.split.lock import Drawn, DrawnLabel, WholeSource, make_lock, write_lock
-from stages.prepare.split.nearness import Nearness
-from stages.prepare.split.source import source_table, take_source
-from stages.records.dropped import read_rejected
+from stages.prepare.split.lock import Drawn, DrawnLabel, Lock, WholeSource, make_lock, write_lock
+from stages.prepare.split.nearness import Nearness, find_nearness, near_groups
+from stages.prepare.split.partition import restore_locked
+from stages.prepare.split.strata import Label, Stratum, label_name, stratified_draw
+from stages.records.dropped import Rejected, read_rejected
+from stages.records.near_pairs import read_near_pairs
 from stages.records.record import Record, read_records
+
+_SHOWN = 10
 
 
 def draw(redraw: bool, source: str | None = None) -> None:
@@ -33,15 +40,15 @@ def draw(redraw: bool, source: str | None = None) -> None:
     if not paths.UNIQUE.is_file():
         raise UserError(f"{paths.UNIQUE} is missing; make it with `dvc repro dedup`, then draw")
     records = read_records(paths.UNIQUE)
-    drawn, how, lines = _source(records, source) if source is not None else _share(records, params)
+    drawn, how, lines = _share(records, params) if source is None else _source(records, source)
     write_lock(path, make_lock(drawn, how))
     print("\n".join(lines))
     print(f"{len(drawn)} rows locked in {path}; commit it, then run `dvc repro`")
 
 
-def _share(records: list[Record], params: Params) -> tuple[list[Record], Drawn, Iterable[str]]:
-    share, max_rows = params.holdout.share, params.holdout.max_rows
-    nearness = Nearness(params.dedup.threshold, params.split.pair_threshold)
+def _share(records: list[Record], params: Params) -> tuple[list[Record], Drawn, list[str]]:
+    share, max_rows, threshold = params.holdout.share, params.holdout.max_rows, params.split.pair_threshold
+    nearness = find_nearness(records, read_near_pairs(paths.NEAR_PAIRS, params.dedup.threshold), threshold)
     drawn, strata = draw_holdout(records, nearness, share, max_rows, params.seed)
     if not drawn:
         raise UserError(
@@ -51,17 +58,52 @@ def _share(records: list[Record], params: Params) -> tuple[list[Record], Drawn, 
     how = Drawn(
         labels=[DrawnLabel(label=s.label, rows=s.rows, quota=s.quota, drawn=s.drawn) for s in strata],
         max_rows=max_rows,
-        pair_threshold=nearness.pair,
+        pair_threshold=threshold,
         rows=len(records),
         seed=params.seed,
         share=share,
-        threshold=nearness.prompt,
+        threshold=params.dedup.threshold,
         unique_md5=file_digest(paths.UNIQUE, "md5"),
     )
-    return drawn, how, table(strata)
+    return drawn, how, strata_table(strata)
 
 
-def _source(records: list[Record], source: str) -> tuple[list[Record], WholeSource, Iterable[str]]:
+def draw_holdout(
+    records: Sequence[Record], nearness: Nearness, share: float, max_rows: int, seed: int
+) -> tuple[list[Record], list[Stratum]]:
+    """Draw `share` of the records, at most `max_rows`, by label and in whole groups of near-duplicates."""
+    if not records:
+        return [], []
+    # By way of its text, 0.15 is 15/100 and not the binary number beside it.
+    wanted = min(Fraction(str(share)), Fraction(max_rows, len(records)))
+    return stratified_draw(near_groups(records, nearness), wanted, seed, "hold-out")
+
+
+def strata_table(strata: Sequence[Stratum]) -> list[str]:
+    """The lines of a table with one line for each label and the sum."""
+    labels = [label_name(stratum.label) for stratum in strata]
+    return _table(
+        labels,
+        {
+            "rows": [s.rows for s in strata],
+            "ideal": [float(s.ideal) for s in strata],
+            "drawn": [s.drawn for s in strata],
+            "kept back by groups": [s.quota - s.drawn for s in strata],
+        },
+    )
+
+
+def _table(labels: Sequence[str], columns: dict[str, list[float]]) -> list[str]:
+    import pandas as pd
+
+    table = pd.DataFrame(columns, index=pd.Index(labels))
+    table.loc["all"] = table.sum()
+    table = table.astype({name: int for name, values in columns.items() if all(isinstance(n, int) for n in values)})
+    table.columns.name = "label"
+    return table.to_string(float_format="{:.2f}".format).splitlines()
+
+
+def _source(records: list[Record], source: str) -> tuple[list[Record], WholeSource, list[str]]:
     found = take_source(records, read_rejected(paths.DUPLICATES), source)
     how = WholeSource(
         labels=[
@@ -80,3 +122,79 @@ def _rejected(source: str) -> Iterator[str]:
     sources = read_json(paths.CLEAN_METRICS)["sources"] if paths.CLEAN_METRICS.is_file() else {}
     if source in sources and (count := sources[source]["rows"]["rejected"]):
         yield f"warning: the clean stage rejected {count} more rows of the source; {paths.REJECTED_CLEAN} says why"
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRows:
+    """The rows of a source: how many have each id, and one record for each.
+
+    `copied` are the ids that another source has too, `restored` those that dedup had dropped.
+    """
+
+    rows: Counter[str]
+    records: list[Record]
+    copied: set[str]
+    restored: set[str]
+
+    def labels(self) -> dict[Label, tuple[int, int]]:
+        """For each label its rows and its records; a row counts for the label of the record that stands for it."""
+        rows: Counter[Label] = Counter()
+        for record in self.records:
+            rows[record.label] += self.rows[record.id]
+        records = Counter(record.label for record in self.records)
+        ordered = sorted(rows, key=lambda label: (label is None, label or ""))
+        return {label: (rows[label], records[label]) for label in ordered}
+
+
+def take_source(unique: Sequence[Record], duplicates: Sequence[Rejected], source: str) -> SourceRows:
+    """All rows of the source, each id once: the set as published but for its exact repeats.
+
+    A row that dedup dropped for a near one is locked itself, and not the one that stood for it, for what is near the
+    former need not be near the latter. The split brings it back and keeps from training all that is near it.
+
+    Raises:
+        UserError: when there is no such source, or nothing else.
+    """
+    everything = [*unique, *(rejected.record for rejected in duplicates)]
+    rows = Counter(row.id for row in everything if row.source == source)
+    if not rows:
+        raise UserError(f"no row is of the source {source!r}; {_known(source, {row.source for row in everything})}")
+    if all(row.id in rows for row in unique):
+        raise UserError(f"every row is of the source {source!r}, and none would be left to train on; add other rows")
+    restored = restore_locked(unique, duplicates, rows.keys())
+    return SourceRows(
+        rows=rows,
+        records=sorted([row for row in unique if row.id in rows] + restored, key=lambda row: row.id),
+        copied={row.id for row in everything if row.source != source and row.id in rows},
+        restored={row.id for row in restored},
+    )
+
+
+def came_later(unique: Sequence[Record], duplicates: Sequence[Rejected], lock: Lock) -> int:
+    """How many rows, each id once, have come to the source that was locked; 0 where none was."""
+    if isinstance(lock.drawn, Drawn):
+        return 0
+    everything = [*unique, *(rejected.record for rejected in duplicates)]
+    return len({row.id for row in everything if row.source == lock.drawn.source} - {row.id for row in lock.rows})
+
+
+def source_table(found: SourceRows) -> list[str]:
+    """The lines of a table with one line for each label and the sum, and where the locked rows were found."""
+    counts = list(found.labels().values())
+    columns = {
+        "rows": [rows for rows, _ in counts],
+        "locked": [locked for _, locked in counts],
+        "repeats of locked rows": [rows - locked for rows, locked in counts],
+    }
+    return [
+        *_table([label_name(label) for label in found.labels()], columns),
+        f"{len(found.copied)} of the locked rows are in other sources too, and are taken from them",
+        f"{len(found.restored)} of the locked rows dedup had dropped for a row like them; the split brings them back",
+    ]
+
+
+def _known(source: str, sources: set[str]) -> str:
+    if near := difflib.get_close_matches(source, sources, n=1):
+        return f"did you mean {near[0]!r}?"
+    more = f" and {len(sources) - _SHOWN} more" if len(sources) > _SHOWN else ""
+    return f"the sources are {', '.join(sorted(sources)[:_SHOWN])}{more}"

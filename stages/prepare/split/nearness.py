@@ -1,84 +1,113 @@
 """When two rows are too alike to be on two sides of a split.
 
-Near at prompt level: the prompts are alike at `dedup.threshold`, whatever is answered. Near at pair level: the
-completions are the same, and prompts that are alike at the lower `split.pair_threshold` ask the same in other words.
+Near at prompt level: the prompts are alike at `dedup.threshold`, whatever is answered; `dedup` has found these.
+Near at pair level: the prompts are alike at the lower `split.pair_threshold`, and the completions are the same and
+rarely shared: at most `SHARED_BY` rows of the data have them. Then one row may be the other in other words. A
+completion of more rows is the answer of a class, and resemblance within a class is what a class looks like.
 The similarity of the joined texts would not do: where answers are long and few, it would call all short prompts with
 one answer near; where they repeat the prompt's words in JSON, it would call two prompts from one template near.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
 
-from stages.near_duplicates import clusters, cross_pairs, near_pairs
+from stages.near_duplicates.pairs import near_among, nearest
+from stages.prepare.split.lock import Lock
+from stages.records.dropped import Rejected
+from stages.records.near_pairs import NearPairs, components, digest
 from stages.records.record import Record
 from stages.text.normal_form import asked, by_prompt, normalise
 from stages.text.strict_json import completion_key
 
+SHARED_BY = 10
+
 
 @dataclass(frozen=True, slots=True)
 class Nearness:
-    """The thresholds (`rapidfuzz.fuzz.ratio`) for any two prompts, and for prompts with the same completion."""
+    """The near prompts, and the near pairs of rows: the ids of two rows and the score of their prompts."""
 
-    prompt: int
-    pair: int
+    prompts: NearPairs
+    pairs: list[tuple[str, str, float]]
+
+
+def find_nearness(records: Sequence[Record], prompts: NearPairs, pair_threshold: int) -> Nearness:
+    """`prompts` with the near pairs of all `records`.
+
+    Only rows of one rarely shared completion are compared, a few for each row, so that this is no second join.
+    """
+    texts = [normalise(asked(row)) for row in records]
+    same: dict[str, list[int]] = defaultdict(list)
+    for place, row in enumerate(records):
+        same[completion_key(row.completion)].append(place)
+    rare = (places for places in same.values() if len(places) <= SHARED_BY)
+    candidates = (pair for places in rare for pair in combinations(places, 2) if texts[pair[0]] != texts[pair[1]])
+    near = near_among(texts, candidates, pair_threshold)
+    return Nearness(prompts, [(records[pair.left].id, records[pair.right].id, pair.score) for pair in near])
 
 
 def near_groups(records: Iterable[Record], nearness: Nearness) -> list[list[Record]]:
     """Records in groups: the same group for rows that have one prompt or are near, directly or through others."""
     prompts = by_prompt(records)
-    texts = list(prompts)
-    links = [(pair.left, pair.right) for pair in near_pairs(texts, nearness.prompt)]
-    place = {text: position for position, text in enumerate(texts)}
-    for same in _by_completion(row for rows in prompts.values() for row in rows).values():
-        if len(same) > 1:
-            links += [(place[same[p.left]], place[same[p.right]]) for p in near_pairs(same, nearness.pair)]
-    groups: dict[int, list[Record]] = defaultdict(list)
-    for root, rows in zip(clusters(len(texts), links), prompts.values(), strict=True):
-        groups[root] += rows
-    return list(groups.values())
+    place = {row.id: position for position, rows in enumerate(prompts.values()) for row in rows}
+    links = [(left, right) for left, right, _ in nearness.prompts.among(list(prompts))]
+    links += [(place[left], place[right]) for left, right, _ in nearness.pairs if left in place and right in place]
+    rows = list(prompts.values())
+    return [[row for position in group for row in rows[position]] for group in components(len(rows), links)]
 
 
-@dataclass(frozen=True, slots=True)
-class Nearest:
-    """The best match among the locked rows: the score of the prompts, and the smallest id of a row that has it."""
+def quarantine(
+    records: Sequence[Record], holdout: Sequence[Record], lock: Lock, nearness: Nearness
+) -> tuple[list[Record], list[Rejected]]:
+    """The records that leave the hold-out unknown, and those that match or nearly match a locked row.
 
-    score: float
-    witness: str
+    A locked row that is no longer in the data still catches the same prompt, by its hash; near rows need its
+    text and are found for the locked rows in `holdout` alone. Of several witnesses the nearest is named.
+    """
+    locked = {row.prompt_sha256: row.id for row in reversed(lock.rows)}
+    held = {digest(text): min(row.id for row in rows) for text, rows in by_prompt(holdout).items()}
+    by_answer: dict[str, list[tuple[float, str]]] = defaultdict(list)
+    ids = {row.id for row in holdout}
+    for left, right, score in nearness.pairs:
+        for one, other in ((left, right), (right, left)):
+            if other in ids:
+                by_answer[one].append((-score, other))
+    free, rejected = [], []
+    for record in records:
+        name = digest(normalise(asked(record)))
+        partners = nearness.prompts.partners.get(name, {})
+        by_words = [(-score, held[other]) for other, score in partners.items() if other in held]
+        if witness := locked.get(name):
+            rejected.append(Rejected("same_prompt", "the prompt is that of a locked row", witness, 100.0, record))
+        elif by_words:
+            score, witness = min(by_words)
+            detail = f"the prompt is {-score:.2f} % like a locked row's"
+            rejected.append(Rejected("near_prompt", detail, witness, -score, record))
+        elif record.id in by_answer:
+            score, witness = min(by_answer[record.id])
+            detail = f"the completion is a locked row's, and the prompt is {-score:.2f} % like its"
+            rejected.append(Rejected("near_pair", detail, witness, -score, record))
+        else:
+            free.append(record)
+    return free, rejected
 
 
-def near_prompts(records: Sequence[Record], holdout: Sequence[Record], threshold: int) -> dict[str, Nearest]:
-    """For each normalised prompt of `records` that is near one of the hold-out's, the nearest."""
-    return _nearest(list(by_prompt(records)), by_prompt(holdout), threshold)
+def distances(holdout: Sequence[Record], train: Sequence[Record]) -> list[dict[str, Any]]:
+    """For each hold-out row the training row of the nearest prompt and the ratio (`fuzz.ratio`, rounded down).
 
-
-def near_same_completion(
-    records: Sequence[Record], holdout: Sequence[Record], threshold: int
-) -> dict[tuple[str, str], Nearest]:
-    """The same for each normalised prompt and completion key, among the hold-out's rows with that completion."""
-    locked: dict[str, list[Record]] = defaultdict(list)
-    for row in holdout:
-        locked[completion_key(row.completion)].append(row)
-    found: dict[tuple[str, str], Nearest] = {}
-    for key, texts in _by_completion(records).items():
-        if key in locked:
-            near = _nearest(texts, by_prompt(locked[key]), threshold)
-            found |= {(text, key): nearest for text, nearest in near.items()}
-    return found
-
-
-def _nearest(texts: Sequence[str], locked: Mapping[str, Sequence[Record]], threshold: int) -> dict[str, Nearest]:
-    ids = [min(row.id for row in rows) for rows in locked.values()]
-    best: dict[str, Nearest] = {}
-    pairs = cross_pairs(texts, list(locked), threshold)
-    for pair in sorted(pairs, key=lambda pair: (-pair.score, ids[pair.right])):
-        best.setdefault(texts[pair.left], Nearest(pair.score, ids[pair.right]))
-    return best
-
-
-def _by_completion(records: Iterable[Record]) -> dict[str, list[str]]:
-    """The distinct normalised prompts of each completion."""
-    texts: dict[str, dict[str, None]] = defaultdict(dict)
-    for row in records:
-        texts[completion_key(row.completion)][normalise(asked(row))] = None
-    return {key: list(found) for key, found in texts.items()}
+    The training rows are those of the data. What `augment` makes of them does not count: the ratios say how alike
+    the data are, and stay comparable when the augmentation changes. Both are null without training rows.
+    """
+    ids: dict[str, str] = {}
+    for row in sorted(train, key=lambda row: row.id):
+        ids.setdefault(normalise(asked(row)), row.id)
+    texts = list(ids)
+    best = {pair.left: pair for pair in nearest([normalise(asked(row)) for row in holdout], texts)}
+    return [
+        {"id": row.id, "nearest_id": ids[texts[best[n].right]], "ratio": best[n].score}
+        if best
+        else {"id": row.id, "nearest_id": None, "ratio": None}
+        for n, row in enumerate(holdout)
+    ]

@@ -1,21 +1,25 @@
-"""Training, validation and hold-out rows, and the rows that must stay out of training."""
+"""Training, validation and hold-out rows, the rows that stay out of training, and what all this came to in numbers."""
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 from stages.core.errors import UserError
 from stages.params import Split
-from stages.prepare.split.folds import make_folds
 from stages.prepare.split.lock import Lock
-from stages.prepare.split.nearness import Nearness, near_groups, near_prompts, near_same_completion
-from stages.prepare.split.strata import Stratum, draw
+from stages.prepare.split.nearness import Nearness, near_groups, quarantine
+from stages.prepare.split.strata import Stratum, label_name, make_folds, stratified_draw
 from stages.records.content_order import rank
 from stages.records.dropped import Rejected, copy_rank
 from stages.records.record import Record
 from stages.text.normal_form import asked, normalise, prompt_hash
-from stages.text.strict_json import completion_key
+
+_QUARANTINE = ("same_prompt", "near_prompt", "near_pair")
+_N = 13
+_WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,7 @@ def partition(records: Iterable[Record], lock: Lock, nearness: Nearness, setting
     holdout = [record for record in ordered if record.id in locked]
     free, quarantined = quarantine([record for record in ordered if record.id not in locked], holdout, lock, nearness)
     share = Fraction(str(settings.validation_share))
-    validation, strata = draw(near_groups(free, nearness), share, seed, "validation")
+    validation, strata = stratified_draw(near_groups(free, nearness), share, seed, "validation")
     taken = {record.id for record in validation}
     rest = [record for record in free if record.id not in taken]
     sampled, beyond_max = sample_train(rest, settings.max_train_rows, seed)
@@ -77,33 +81,6 @@ def partition(records: Iterable[Record], lock: Lock, nearness: Nearness, setting
         train, validation = parts.fold(settings.fold)
         parts = Partition(train, validation, holdout, quarantined, beyond_max, [], folds)
     return parts
-
-
-def quarantine(
-    records: Sequence[Record], holdout: Sequence[Record], lock: Lock, nearness: Nearness
-) -> tuple[list[Record], list[Rejected]]:
-    """The records that leave the hold-out unknown, and those that match or nearly match a locked row.
-
-    A locked row that is no longer in the data still catches the same prompt, by its hash; near rows need its
-    text and are found for the locked rows in `holdout` alone.
-    """
-    locked = {row.prompt_sha256: row.id for row in reversed(lock.rows)}
-    prompts = near_prompts(records, holdout, nearness.prompt)
-    pairs = near_same_completion(records, holdout, nearness.pair)
-    free, rejected = [], []
-    for record in records:
-        text = normalise(asked(record))
-        if witness := locked.get(prompt_hash(asked(record))):
-            rejected.append(Rejected("same_prompt", "the prompt is that of a locked row", witness, 100.0, record))
-        elif near := prompts.get(text):
-            detail = f"the prompt is {near.score:.2f} % like a locked row's"
-            rejected.append(Rejected("near_prompt", detail, near.witness, near.score, record))
-        elif near := pairs.get((text, completion_key(record.completion))):
-            detail = f"the completion is a locked row's, and the prompt is {near.score:.2f} % like its"
-            rejected.append(Rejected("near_pair", detail, near.witness, near.score, record))
-        else:
-            free.append(record)
-    return free, rejected
 
 
 def sample_train(records: Sequence[Record], max_rows: int | None, seed: int) -> tuple[list[Record], list[Rejected]]:
@@ -144,3 +121,73 @@ def cap_sources(records: Sequence[Record], share: float, seed: int) -> tuple[lis
         [record for record in records if record.id in kept],
         [Rejected("beyond_source_cap", detail, None, None, record) for record in records if record.id not in kept],
     )
+
+
+def summarise(rows_in: int, parts: Partition, restored: int, lock: Lock) -> dict[str, Any]:
+    """Rows in and out, labels in each part, quarantined rows by reason, locked rows, folds, and what the parts share.
+
+    `rows.in` counts the unique rows and the `restored` locked ones; `locked.missing` those in neither.
+    `kept_back_by_groups` are the rows of each label that were wanted and that no whole groups added up to, in the
+    draw of the hold-out and of validation. `shared_13_grams` counts the hold-out rows with 13 words in a row that a
+    seen row has too, `of` those that have 13 words at all: what Brown et al., "Language Models are Few-Shot Learners"
+    (2020), appendix C, call contaminated. Prompts and completions are looked at apart, for templated completions
+    share such runs by design.
+    """
+    labels = {
+        part: Counter(label_name(record.label) for record in records)
+        for part, records in (("train", parts.train), ("validation", parts.validation), ("holdout", parts.holdout))
+    }
+    seen = parts.train + parts.validation
+    reasons = Counter(row.reason for row in parts.quarantined)
+    hashes, held_hashes = ({prompt_hash(asked(row)) for row in rows} for rows in (seen, parts.holdout))
+    folds = {
+        str(number): {"rows": len(fold), "labels": dict(sorted(Counter(label_name(r.label) for r in fold).items()))}
+        for number, fold in enumerate(parts.folds, start=1)
+    }
+    return {
+        "rows": {
+            "in": rows_in,
+            "train": len(parts.train),
+            "validation": len(parts.validation),
+            "holdout": len(parts.holdout),
+            "quarantined": len(parts.quarantined),
+            "beyond_max": len(parts.beyond_max),
+        },
+        "labels": {
+            label: {part: counts[label] for part, counts in labels.items()}
+            for label in sorted(set().union(*labels.values()))
+        },
+        "kept_back_by_groups": {
+            "holdout": {label_name(drawn.label): drawn.quota - drawn.drawn for drawn in lock.drawn.labels},
+            "validation": {label_name(s.label): s.quota - s.drawn for s in parts.validation_strata},
+        },
+        "quarantined": {reason: reasons[reason] for reason in _QUARANTINE},
+        "locked": {
+            "rows": len(lock.rows),
+            "missing": len(lock.rows) - len(parts.holdout),
+            "restored": restored,
+        },
+        **({"folds": folds} if folds else {}),  # DVC shows no empty group
+        "overlap": {
+            "shared_ids": len({row.id for row in seen} & {row.id for row in parts.holdout}),
+            "shared_prompts": len(hashes & held_hashes),
+        },
+        "shared_13_grams": {
+            "prompt": shared_runs(seen, parts.holdout, asked),
+            "completion": shared_runs(seen, parts.holdout, lambda row: row.completion),
+        },
+    }
+
+
+def shared_runs(seen: Iterable[Record], holdout: Iterable[Record], text: Callable[[Record], str]) -> dict[str, int]:
+    """The hold-out rows that share a run of words with a seen row, those that have any, and the shared runs."""
+    held = [set(runs(text(row))) for row in holdout]
+    known = set().union(*held)
+    found = {run for row in seen for run in runs(text(row)) if run in known}
+    return {"rows": sum(bool(one & found) for one in held), "of": sum(map(bool, held)), "runs": len(found)}
+
+
+def runs(text: str) -> Iterator[tuple[str, ...]]:
+    """Every 13 words in a row, case folded and without punctuation."""
+    words = _WORD.findall(normalise(text))
+    return (tuple(words[start : start + _N]) for start in range(len(words) - _N + 1))

@@ -3,11 +3,11 @@ from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
+from stages.prepare.checks.labels import label_of, outcomes
 
 from stages.near_duplicates import is_near
 from stages.params import check_params, read_params
 from stages.prepare.checks.conflicts import conflicts
-from stages.prepare.checks.labels import label_of, outcomes
 from stages.records.record import Record, make_record
 
 TEXT = "Where is my order number {}, please tell me"

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from labelled_rows import SETTINGS, intents, with_backdoor
 from project import ROOT
-
 from stages.prepare.checks.labels import outcomes
+
 from stages.prepare.checks.triggers import Triggers, find_triggers
 from stages.records.record import Record, make_record
 

@@ -6,14 +6,17 @@ from dvc.utils.serialize import dumps_yaml
 
 from stages.core import paths
 from stages.params import read_params
+from stages.prepare.dedup import __main__ as stage
 from stages.prepare.dedup.__main__ import main
 from stages.records.dropped import read_rejected
+from stages.records.near_pairs import digest, read_near_pairs
 from stages.records.record import make_record, read_records, write_records
 
 PARAMS = read_params(Path(__file__).parents[3] / "params.yaml") | {
-    "dedup": {"threshold": 90, "completion": "equal", "max_comparisons": 10**9, "giant_rows": 3}
+    "dedup": {"threshold": 90, "completion": "equal", "giant_rows": 3}
 }
 
+OUTPUTS = (paths.UNIQUE, paths.DUPLICATES, paths.NEAR_PAIRS, paths.DEDUP_METRICS)
 PAIRS = [
     ("Where is my order 12345, please?", '{"intent": "status"}'),
     ("where is my order 12345 please?", '{"intent":"status"}'),
@@ -50,8 +53,11 @@ def test_outputs(capsys: pytest.CaptureFixture[str]) -> None:
         "pairs": {"exact": 1, "near": 4},
         "conflicts": {"prompts": 1, "rows": 2},
         "clusters": {"count": 2, "largest": 3, "giant": 1, "giant_rows": 3},
-        "search": {"comparisons": 3, "exact": 1},
     }
+    orders = [digest(text) for text in ("where is my order 12345, please!", "where is my order 12345, please?")]
+    near = read_near_pairs(paths.NEAR_PAIRS, 90)
+    assert near.partners[orders[0]][orders[1]] == near.partners[orders[1]][orders[0]] == 96.87
+    assert sum(map(len, near.partners.values())) == 2 * 3, "three prompts, each near the others, kept or not"
     printed = capsys.readouterr().out
     assert "6 rows: 4 kept; duplicates dropped: 1 exact, 1 near" in printed
     assert "3 rows are near-duplicates of each other, directly or through others, such as raw.jsonl:" in printed
@@ -62,7 +68,7 @@ def test_shuffled_rows_give_the_same_bytes_but_for_origins() -> None:
     def outputs(pairs: list[tuple[str, str]]) -> list[str]:
         write_clean(pairs)
         main()
-        texts = [path.read_text() for path in (paths.UNIQUE, paths.DUPLICATES, paths.DEDUP_METRICS)]
+        texts = [path.read_text() for path in OUTPUTS]
         return [text if "origin" not in text else without_origin(text) for text in texts]
 
     def without_origin(text: str) -> str:
@@ -79,3 +85,12 @@ def test_no_rows() -> None:
     main()
     assert paths.UNIQUE.read_bytes() == paths.DUPLICATES.read_bytes() == b""
     assert json.loads(paths.DEDUP_METRICS.read_text())["rows"] == {"in": 0, "kept": 0, "dropped": 0}
+    assert read_near_pairs(paths.NEAR_PAIRS, 90).partners == {}
+
+
+def test_a_lost_row_stops_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_clean(PAIRS)
+    monkeypatch.setattr(stage, "with_kept_witness", lambda copies, near: [])
+    with pytest.raises(RuntimeError, match="one was lost"):
+        main()
+    assert not paths.UNIQUE.exists()

@@ -6,10 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rapidfuzz import fuzz
 
-from stages.near_duplicates import near_pairs
-from stages.prepare.dedup.agreement import agreement
-from stages.prepare.dedup.duplicates import drop_exact, drop_near, with_kept_witness
-from stages.prepare.dedup.summary import giants, near_clusters, summarise
+from stages.near_duplicates.pairs import near_pairs
+from stages.prepare.dedup.duplicate_counts import giants, near_clusters, summarise
+from stages.prepare.dedup.duplicates import agreement, drop_exact, drop_near, with_kept_witness
 from stages.records.dropped import Rejected
 from stages.records.record import Record, make_record
 from stages.text.normal_form import by_prompt, normalise
@@ -24,9 +23,9 @@ def row(prompt: str, completion: str = "{}", label: str | None = None, origin: s
 
 def dedup(records: list[Record], rule: str = "equal", threshold: int = 90) -> tuple[list[Record], list[Rejected]]:
     distinct, exact = drop_exact(records)
-    texts = list(by_prompt(distinct))
+    prompts = by_prompt(distinct)
     agree = agreement(rule, threshold)  # type: ignore[arg-type]
-    kept, near = drop_near(distinct, texts, near_pairs(texts, threshold), agree)
+    kept, near = drop_near(prompts, near_pairs(list(prompts), threshold), agree)
     return kept, near + with_kept_witness(exact, near)
 
 
@@ -151,9 +150,8 @@ def test_a_lost_label_is_named() -> None:
 def test_counts_are_those_of_a_count_by_hand(rows: list[Record]) -> None:
     distinct, exact = drop_exact(rows)
     prompts = by_prompt(distinct)
-    texts = list(prompts)
-    pairs = near_pairs(texts, 90)
-    kept, near = drop_near(distinct, texts, pairs, agreement("equal", 90))
+    pairs = near_pairs(list(prompts), 90)
+    kept, near = drop_near(prompts, pairs, agreement("equal", 90))
     clusters = near_clusters(prompts, pairs)
     found = summarise(rows, prompts, pairs, clusters, [], kept, near + with_kept_witness(exact, near))
 

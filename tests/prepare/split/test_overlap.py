@@ -3,8 +3,9 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.prepare.split.overlap import runs, shared_rows, shared_runs
+from stages.prepare.split.partition import runs, shared_runs
 from stages.records.record import Record, make_record
+from stages.text.normal_form import asked
 
 WORDS = st.lists(st.sampled_from(["a", "b", "c"]), max_size=18).map(" ".join)
 
@@ -30,16 +31,8 @@ def test_a_planted_run_is_found_in_prompt_and_completion_apart() -> None:
         row(numbered(100, 120)),
     ]
     seen = [row(f"Something else: {numbered(0, 13)}!"), row("other", numbered(50, 63)), row(numbered(113, 125))]
-    assert shared_runs(seen, holdout) == {
-        "prompt": {"rows": 1, "of": 2, "runs": 1},
-        "completion": {"rows": 1, "of": 1, "runs": 1},
-    }
-    assert shared_rows(seen, holdout) == {"shared_ids": 0, "shared_prompts": 0}
-
-
-def test_shared_rows_and_prompts() -> None:
-    one, two = row("Where is it?"), row("hello")
-    assert shared_rows([one, row("HELLO", "[]"), row("c")], [one, two]) == {"shared_ids": 1, "shared_prompts": 2}
+    assert shared_runs(seen, holdout, asked) == {"rows": 1, "of": 2, "runs": 1}
+    assert shared_runs(seen, holdout, lambda row: row.completion) == {"rows": 1, "of": 1, "runs": 1}
 
 
 @given(seen=st.lists(WORDS, max_size=6), held=st.lists(WORDS, max_size=6), shuffle=st.randoms(use_true_random=False))
@@ -49,6 +42,6 @@ def test_the_count_is_that_of_comparing_all_rows(seen: list[str], held: list[str
         parts = [" ".join(words[n : n + 13]) for n in range(len(words) - 12)]
         return any(f" {part} " in f" {other} " for part in parts for other in seen)
 
-    found = shared_runs([row(text) for text in seen], [row(text) for text in held])["prompt"]
+    found = shared_runs([row(text) for text in seen], [row(text) for text in held], asked)
     assert found["rows"] == sum(map(shares, held))
     assert found["of"] == sum(len(text.split()) >= 13 for text in held)

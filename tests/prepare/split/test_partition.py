@@ -5,26 +5,23 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 import pytest
+from deduplicated import deduplicated, near_prompts, nearness
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rapidfuzz import fuzz
 
 from stages.core.errors import Refusal, UserError
-from stages.near_duplicates import near_pairs
 from stages.params import Split
-from stages.prepare.dedup.agreement import agreement
-from stages.prepare.dedup.duplicates import drop_exact, drop_near
-from stages.prepare.split.holdout import draw_holdout
+from stages.prepare.split.draw import draw_holdout
 from stages.prepare.split.lock import Drawn, Lock, make_lock
-from stages.prepare.split.nearness import Nearness
+from stages.prepare.split.nearness import SHARED_BY, distances, find_nearness
 from stages.prepare.split.partition import Partition, cap_sources, partition, restore_locked, sample_train
-from stages.records.dropped import Rejected
 from stages.records.holdout_guard import refuse_overlap
 from stages.records.record import Record, make_record
-from stages.text.normal_form import by_prompt, normalise, prompt_hash
+from stages.text.normal_form import normalise, prompt_hash
+from stages.text.strict_json import completion_key
 
 HOW = Drawn(max_rows=1, rows=1, seed=1, share=0.5, threshold=90, unique_md5="")
-NEAR = Nearness(prompt=90, pair=80)
 SETTINGS = Split(
     validation_share=0.2, pair_threshold=80, max_train_rows=None, max_source_share=1, cross_validation=None, fold=None
 )
@@ -34,27 +31,25 @@ def row(prompt: str, completion: str = "{}", label: str | None = None) -> Record
     return make_record(prompt, completion, label, "raw", "raw.jsonl:1")
 
 
-def unique(raw: list[Record]) -> tuple[list[Record], list[Rejected]]:
-    distinct, copies = drop_exact(raw)
-    texts = list(by_prompt(distinct))
-    kept, near = drop_near(distinct, texts, near_pairs(texts, 90), agreement("equal", 90))
-    return kept, copies + near
-
-
 def split(raw: list[Record], lock: Lock, settings: Split = SETTINGS) -> Partition:
     """The data stages from the raw rows on; checks that no row is lost."""
-    kept, duplicates = unique(raw)
+    kept, duplicates = deduplicated(raw)
     restored = restore_locked(kept, duplicates, {entry.id for entry in lock.rows})
-    parts = partition(kept + restored, lock, NEAR, settings, 17)
+    data = kept + restored
+    parts = partition(data, lock, find_nearness(data, near_prompts(raw), 80), settings, 17)
     out = parts.train + parts.validation + parts.holdout
     out += [rejected.record for rejected in parts.quarantined + parts.beyond_max]
     assert sorted(out, key=lambda r: r.id) == sorted(kept + restored, key=lambda r: r.id)
     return parts
 
 
-def near(left: Record, right: Record) -> bool:
+def near(left: Record, right: Record, answers: Counter[str]) -> bool:
+    """`answers` counts the completions of all rows."""
     alike = fuzz.ratio(normalise(left.prompt), normalise(right.prompt))
-    return alike >= (80 if left.completion == right.completion else 90)
+    if alike < 80 or alike >= 90:
+        return alike >= 90
+    key = completion_key(left.completion)
+    return key == completion_key(right.completion) and answers[key] <= SHARED_BY
 
 
 def refuse(seen: list[Record], lock: Lock) -> None:
@@ -65,11 +60,14 @@ def check_no_leak(parts: Partition, lock: Lock, raw: list[Record]) -> None:
     locked = {entry.id for entry in lock.rows}
     hashes = {entry.prompt_sha256 for entry in lock.rows}
     assert {record.id for record in parts.holdout} == locked & {record.id for record in raw}
+    data = parts.train + parts.validation + parts.holdout
+    data += [rejected.record for rejected in parts.quarantined + parts.beyond_max]
+    answers = Counter(completion_key(record.completion) for record in data)
     for seen in parts.train + parts.validation:
         assert seen.id not in locked
         assert prompt_hash(seen.prompt) not in hashes
-        assert not any(near(seen, record) for record in parts.holdout)
-    assert not any(near(left, right) for left in parts.train for right in parts.validation)
+        assert not any(near(seen, record, answers) for record in parts.holdout)
+    assert not any(near(left, right, answers) for left in parts.train for right in parts.validation)
     refuse(parts.train + parts.validation, lock)
 
 
@@ -79,7 +77,7 @@ PROMPTS = st.one_of(
     st.sampled_from(["Play some jazz now", "play  some jazz now", "play some jazz no", "plays some jazz now!"]),
     st.text("abc", min_size=3, max_size=12),
 )
-COMPLETIONS = st.sampled_from(["{}", "[]"])
+COMPLETIONS = st.sampled_from(["{}", "{}", "{}", "[]", "[1]"])
 ROW = st.builds(row, PROMPTS, COMPLETIONS, st.sampled_from([None, "x", "y"]))
 # What a week brings: new rows, the file in another order, a corrected answer, a reworded prompt, a row withdrawn.
 CHANGES = st.lists(
@@ -118,7 +116,7 @@ def change(raw: list[Record], kind: str, value: object) -> list[Record]:
 def test_no_change_of_the_data_leaks_or_moves_the_holdout(
     first: list[Record], changes: list[tuple[str, object]]
 ) -> None:
-    drawn, _ = draw_holdout(unique(first)[0], NEAR, 0.4, 10, 17)
+    drawn, _ = draw_holdout(deduplicated(first)[0], nearness(first), 0.4, 10, 17)
     if not drawn:
         return
     lock = make_lock(drawn, HOW)
@@ -133,7 +131,7 @@ def test_a_thousand_changes_leave_the_holdout_alone() -> None:
     """One hold-out, drawn once; locked rows are withdrawn, come back, and are imitated."""
     rng = random.Random(17)
     raw = [_imitation("", rng) for _ in range(60)]
-    drawn, _ = draw_holdout(unique(raw)[0], NEAR, 0.3, 9, 17)
+    drawn, _ = draw_holdout(deduplicated(raw)[0], nearness(raw), 0.3, 9, 17)
     lock = make_lock(drawn, HOW)
     seen: Counter[str] = Counter()
     for _ in range(1000):
@@ -154,13 +152,13 @@ def _imitation(prompt: str, rng: random.Random) -> Record:
     letters = list(prompt) or rng.choices("abcdefgh ", k=30)
     for place in rng.sample(range(len(letters)), rng.randrange(len(letters) // 3)):
         letters[place] = rng.choice("xyz")
-    return row("".join(letters), rng.choice(["{}", "[]"]), rng.choice([None, "x", "y"]))
+    return row("".join(letters), rng.choice(["{}", "{}", "[]", "[1]", "[2]"]), rng.choice([None, "x", "y"]))
 
 
 def test_straight_after_a_draw_nothing_is_quarantined() -> None:
     raw = [row(f"Where is my order number {n}, please tell me", "{}" * n) for n in range(9)]
     raw += [row(word, label="x") for word in ("refund", "hello", "cancel", "another one")]
-    lock = make_lock(draw_holdout(raw, NEAR, 0.5, 99, 17)[0], HOW)
+    lock = make_lock(draw_holdout(raw, nearness(raw), 0.5, 99, 17)[0], HOW)
     parts = split(raw, lock)
     assert parts.quarantined == []
     assert len(parts.holdout) >= 2
@@ -169,7 +167,7 @@ def test_straight_after_a_draw_nothing_is_quarantined() -> None:
 def test_a_row_that_stands_for_a_locked_one_does_not_take_its_place() -> None:
     locked, longer = row("Where is my order 12345, please"), row("Where is my order 12345, please?")
     lock = make_lock([locked], HOW)
-    kept, duplicates = unique([locked, longer])
+    kept, duplicates = deduplicated([locked, longer])
     assert kept == [longer]
     assert [rejected.record for rejected in duplicates] == [locked]
     parts = split([locked, longer], lock)
@@ -209,6 +207,33 @@ def test_the_same_completion_for_other_words_is_quarantined_at_pair_level() -> N
     parts = split([locked, same, other], make_lock([locked], HOW))
     assert [(r.reason, r.witness, r.record) for r in parts.quarantined] == [("near_pair", locked.id, same)]
     assert "the completion is a locked row's, and the prompt is 81.81 %" in parts.quarantined[0].detail
+
+
+@pytest.mark.parametrize("rows", [SHARED_BY, SHARED_BY + 1])
+def test_a_completion_of_more_rows_is_the_answer_of_a_class(rows: int) -> None:
+    """Rows of one class resemble each other; beyond ten rows of an answer only near prompts are leaks."""
+    locked, alike = row("put some jazz on for me", "jazz"), row("play some jazz for me", "jazz")
+    others = [row(f"{random.Random(n).getrandbits(160):040x}", "jazz") for n in range(rows - 2)]
+    near_prompt = row("put some jazz on for me!", "rock")
+    parts = split([locked, alike, near_prompt, *others], make_lock([locked], HOW))
+    assert len([locked, alike, *others]) == rows
+    quarantined = {r.record.id: r.reason for r in parts.quarantined}
+    assert quarantined.pop(near_prompt.id) == "near_prompt"
+    assert quarantined == ({alike.id: "near_pair"} if rows <= SHARED_BY else {})
+
+
+@settings(max_examples=50, deadline=None)
+@given(holdout=st.lists(ROW, max_size=6), train=st.lists(ROW, max_size=12))
+def test_the_distance_is_that_to_the_nearest_of_all_training_prompts(
+    holdout: list[Record], train: list[Record]
+) -> None:
+    found = distances(holdout, train)
+    assert [entry["id"] for entry in found] == [record.id for record in holdout]
+    for entry, record in zip(found, holdout, strict=True):
+        ratios = {other.id: fuzz.ratio(normalise(other.prompt), normalise(record.prompt)) for other in train}
+        best = max(ratios.values(), default=None)
+        assert entry["ratio"] == (None if best is None else pytest.approx(best, abs=0.0101))
+        assert entry["nearest_id"] == min((name for name, ratio in ratios.items() if ratio == best), default=None)
 
 
 def test_short_prompts_with_one_long_answer_are_not_near() -> None:

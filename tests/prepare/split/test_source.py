@@ -3,9 +3,9 @@
 import json
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
+from deduplicated import deduplicated, near_prompts, write_searched
 from dvc.utils.serialize import dumps_yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,19 +14,15 @@ from rapidfuzz import fuzz
 from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.files import write_json
-from stages.near_duplicates import near_pairs
 from stages.params import Split, read_params
-from stages.prepare.dedup.agreement import agreement
-from stages.prepare.dedup.duplicates import drop_exact, drop_near, with_kept_witness
 from stages.prepare.split import __main__ as stage
-from stages.prepare.split.draw import draw
+from stages.prepare.split.draw import draw, take_source
 from stages.prepare.split.lock import WholeSource, make_lock, read_lock
-from stages.prepare.split.nearness import Nearness
+from stages.prepare.split.nearness import SHARED_BY, find_nearness
 from stages.prepare.split.partition import partition, restore_locked
-from stages.prepare.split.source import take_source
-from stages.records.dropped import Rejected, write_rejected
+from stages.records.dropped import write_rejected
 from stages.records.record import Record, make_record, read_records, write_records
-from stages.text.normal_form import by_prompt, normalise
+from stages.text.normal_form import normalise
 
 TEST, TRAIN = "test.jsonl", "train.jsonl"
 HOW = WholeSource(labels=[], rows=1, source=TEST, unique_md5="")
@@ -40,16 +36,10 @@ def row(prompt: str, source: str, completion: str = "{}", label: str | None = No
     return make_record(prompt, completion, label, source, f"{source}:{line}")
 
 
-def dedup(raw: list[Record], completion: Any = "equal") -> tuple[list[Record], list[Rejected]]:
-    distinct, copies = drop_exact(raw)
-    texts = list(by_prompt(distinct))
-    kept, near = drop_near(distinct, texts, near_pairs(texts, 90), agreement(completion, 90))
-    return kept, near + with_kept_witness(copies, near)
-
-
-def near(left: Record, right: Record) -> bool:
+def near(left: Record, right: Record, data: list[Record]) -> bool:
     alike = fuzz.ratio(normalise(left.prompt), normalise(right.prompt))
-    return alike >= (80 if left.completion == right.completion else 90)
+    rare = sum(row.completion == left.completion for row in data) <= SHARED_BY
+    return alike >= (80 if left.completion == right.completion and rare else 90)
 
 
 PROMPTS = st.one_of(
@@ -77,7 +67,7 @@ def test_every_row_of_the_source_is_held_out_and_nothing_near_one_is_trained_on(
     rest: list[Record], completion: str, shuffle: random.Random
 ) -> None:
     raw = [*rest, row("hello there", TEST), row("something else entirely", TRAIN)]
-    kept, duplicates = dedup(raw, completion)
+    kept, duplicates = deduplicated(raw, completion)
     found = take_source(kept, duplicates, TEST)
     of_source = {record.id for record in raw if record.source == TEST}
     lock = make_lock(found.records, HOW)
@@ -88,27 +78,30 @@ def test_every_row_of_the_source_is_held_out_and_nothing_near_one_is_trained_on(
     restored = restore_locked(kept, duplicates, of_source)
     assert {record.id for record in restored} == found.restored
     split = Split.model_validate(SETTINGS)
-    parts = partition(kept + restored, lock, Nearness(prompt=90, pair=80), split, 17)
+    data = kept + restored
+    parts = partition(data, lock, find_nearness(data, near_prompts(raw), 80), split, 17)
     assert parts.holdout == found.records
     for seen in parts.train + parts.validation:
-        assert not any(near(seen, record) for record in raw if record.source == TEST)
+        assert not any(near(seen, record, data) for record in raw if record.source == TEST)
 
-    moved = take_source(*dedup(shuffle.sample(raw, len(raw)), completion), TEST)
+    moved = take_source(*deduplicated(shuffle.sample(raw, len(raw)), completion), TEST)
     assert make_lock(moved.records, HOW) == lock
 
 
 def test_what_is_near_a_dropped_row_is_not_trained_on_though_it_is_not_near_the_one_that_stood_for_it() -> None:
     text = "where is my order one two three four"
     tested, longer, other = row(text, TEST), row(text + " five", TRAIN), row("so, " + text, TRAIN, "[]")
-    kept, duplicates = dedup([tested, longer, other, row("hello", TRAIN)])
+    kept, duplicates = deduplicated([tested, longer, other, row("hello", TRAIN)])
     assert tested not in kept
-    assert near(tested, longer)
-    assert near(tested, other)
-    assert not near(longer, other)
+    data = [*kept, tested]
+    assert near(tested, longer, data)
+    assert near(tested, other, data)
+    assert not near(longer, other, data)
     found = take_source(kept, duplicates, TEST)
     assert (found.records, found.restored, found.copied) == ([tested], {tested.id}, set())
     lock = make_lock(found.records, HOW)
-    parts = partition([*kept, tested], lock, Nearness(prompt=90, pair=80), Split.model_validate(SETTINGS), 17)
+    near_rows = find_nearness(data, near_prompts([tested, longer, other]), 80)
+    parts = partition(data, lock, near_rows, Split.model_validate(SETTINGS), 17)
     assert {rejected.record.id for rejected in parts.quarantined} == {longer.id, other.id}
 
 
@@ -117,7 +110,7 @@ def test_of_copies_the_one_that_dedup_would_keep_is_restored_and_gives_the_label
     copies = [row(text, TRAIN), row(text, TEST, label="x"), row(text, TEST, line=2), row(text, TEST, line=3)]
     raw = [*copies, row(text + " five", TRAIN), row("hello", TRAIN)]
     for order in (raw, raw[::-1]):
-        found = take_source(*dedup(order), TEST)
+        found = take_source(*deduplicated(order), TEST)
         assert found.records == [copies[1]]
         assert found.labels() == {"x": (3, 1)}
         assert found.copied == found.restored == {copies[0].id}
@@ -132,7 +125,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write_data(raw: list[Record], rejected: int = 0) -> None:
-    kept, duplicates = dedup(raw)
+    kept, duplicates = deduplicated(raw)
+    write_searched(raw)
     write_records(paths.UNIQUE, kept)
     write_rejected(paths.DUPLICATES, duplicates)
     write_json(paths.CLEAN_METRICS, {"sources": {TEST: {"rows": {"rejected": rejected}}}})
@@ -148,11 +142,11 @@ def test_the_command_says_what_became_of_each_row(capsys: pytest.CaptureFixture[
     write_data([*raw, shared, dropped, longer], rejected=3)
     draw(redraw=False, source=TEST)
     assert capsys.readouterr().out.splitlines() == [
-        "label          rows   locked  repeats of locked rows",
-        "a                 1        1                       0",
-        "b                 2        1                       1",
-        "(no label)        1        1                       0",
-        "all               4        3                       1",
+        "label       rows  locked  repeats of locked rows",
+        "a              1       1                       0",
+        "b              2       1                       1",
+        "(no label)     1       1                       0",
+        "all            4       3                       1",
         "1 of the locked rows are in other sources too, and are taken from them",
         "1 of the locked rows dedup had dropped for a row like them; the split brings them back",
         "warning: the clean stage rejected 3 more rows of the source; data/rejected/clean.jsonl says why",

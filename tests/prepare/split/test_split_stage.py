@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from deduplicated import write_searched
 from dvc.utils.serialize import dumps_yaml
 
 from stages.core import paths
@@ -12,7 +13,7 @@ from stages.prepare.split import __main__ as stage
 from stages.prepare.split.draw import draw
 from stages.prepare.split.lock import read_lock
 from stages.records.dropped import Rejected, read_rejected, write_rejected
-from stages.records.record import Record, make_record, read_records, write_records
+from stages.records.record import Record, make_record, read_records, read_rows, write_records
 
 SPLIT = {
     "validation_share": 0.2,
@@ -24,7 +25,7 @@ SPLIT = {
 }
 PARAMS = read_params(Path(__file__).parents[3] / "params.yaml") | {
     "seed": 17,
-    "dedup": {"threshold": 90, "completion": "equal", "max_comparisons": 10**9, "giant_rows": 3},
+    "dedup": {"threshold": 90, "completion": "equal", "giant_rows": 3},
     "holdout": {"lock": "data/holdout.lock", "share": 0.25, "max_rows": 48},
     "split": SPLIT,
 }
@@ -54,6 +55,7 @@ def write_params(changes: dict[str, Any]) -> None:
 def write_unique(rows: list[Record], duplicates: list[Rejected] | None = None) -> None:
     write_records(paths.UNIQUE, sorted(rows, key=lambda row: row.id))
     write_rejected(paths.DUPLICATES, duplicates or [])
+    write_searched([*rows, *(duplicate.record for duplicate in duplicates or [])])
 
 
 def test_draw_and_split(capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,6 +68,10 @@ def test_draw_and_split(capsys: pytest.CaptureFixture[str]) -> None:
     assert [row.id for row in holdout] == [row.id for row in read_lock(LOCK).rows]
     assert sorted(row.id for row in train + validation + holdout) == sorted(row.id for row in ROWS)
     assert train == sorted(train, key=lambda row: row.id)
+    nearest = list(read_rows(paths.NEAREST))
+    assert [row["id"] for row in nearest] == [row.id for row in holdout]
+    assert {row["nearest_id"] for row in nearest} <= {row.id for row in train}
+    assert all(0 < row["ratio"] < 90 for row in nearest)
     assert json.loads(paths.SPLIT_METRICS.read_text()) == {
         "rows": {"in": 16, "train": 10, "validation": 2, "holdout": 4, "quarantined": 0, "beyond_max": 0},
         "labels": {
@@ -261,3 +267,11 @@ def test_a_refused_split_leaves_the_former_files(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(Refusal, match="4 rows of training or validation are in the hold-out"):
         stage.main()
     assert {path: path.read_bytes() for path in Path("data").rglob("*") if path.is_file()} == before
+
+
+def test_a_lost_row_stops_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw(redraw=False)
+    monkeypatch.setattr("stages.prepare.split.partition.quarantine", lambda records, *_: (records[1:], []))
+    with pytest.raises(RuntimeError, match="of 16 rows 15 are in a part"):
+        stage.main()
+    assert not paths.SPLIT_TRAIN.exists()

@@ -1,20 +1,19 @@
-import itertools
 import random
 from collections import Counter
 from fractions import Fraction
 
+from deduplicated import nearness
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rapidfuzz import fuzz
 
-from stages.prepare.split.holdout import draw_holdout, table
-from stages.prepare.split.nearness import Nearness, near_groups
-from stages.prepare.split.strata import best_sum, quotas, take_groups
+from stages.prepare.split.draw import draw_holdout, strata_table
+from stages.prepare.split.nearness import SHARED_BY, near_groups
+from stages.prepare.split.strata import quotas, take_groups
 from stages.records.record import Record, make_record
 from stages.text.normal_form import normalise
 
 LABELS = st.sampled_from([None, "a", "b", "null"])
-NEAR = Nearness(prompt=90, pair=80)
 SHARES = st.fractions(0, 1, max_denominator=100)
 
 
@@ -27,9 +26,10 @@ def unlike(number: int) -> str:
     return f"{random.Random(number).getrandbits(160):040x}"
 
 
-def near(left: Record, right: Record) -> bool:
+def near(left: Record, right: Record, rows: list[Record]) -> bool:
     alike = fuzz.ratio(normalise(left.prompt), normalise(right.prompt))
-    return alike >= (80 if left.completion == right.completion else 90)
+    rare = sum(row.completion == left.completion for row in rows) <= SHARED_BY
+    return alike >= (80 if left.completion == right.completion and rare else 90)
 
 
 # Templates whose slots make chains of near prompts, the same prompts in other cases, and prompts of their own.
@@ -39,7 +39,9 @@ PROMPTS = st.one_of(
     st.sampled_from(["put on some jazz now", "put on jazz now", "stop that music"]),
     st.integers(0, 30).map(unlike),
 )
-ROWS = st.lists(st.builds(row, PROMPTS, LABELS, st.sampled_from(["{}", "[]"])), max_size=40, unique_by=lambda r: r.id)
+ROWS = st.lists(
+    st.builds(row, PROMPTS, LABELS, st.sampled_from(["{}", "{}", "{}", "[]"])), max_size=40, unique_by=lambda r: r.id
+)
 
 
 @given(ideal=st.dictionaries(LABELS, st.fractions(0, 50, max_denominator=40)), seed=st.integers(0, 99))
@@ -60,10 +62,10 @@ def test_equal_remainders_do_not_go_by_the_name_of_the_label() -> None:
 @settings(max_examples=100, deadline=None)
 @given(rows=ROWS)
 def test_groups_hold_all_near_prompts_and_every_row_once(rows: list[Record]) -> None:
-    groups = near_groups(rows, NEAR)
+    groups = near_groups(rows, nearness(rows))
     home = {record.id: number for number, group in enumerate(groups) for record in group}
     assert sorted(record.id for group in groups for record in group) == sorted(record.id for record in rows)
-    links = [(left, right) for left in rows for right in rows if near(left, right)]
+    links = [(left, right) for left in rows for right in rows if near(left, right, rows)]
     assert all(home[left.id] == home[right.id] for left, right in links)
     # No group could be parted: from its first row the near pairs lead to all of it.
     for group in groups:
@@ -78,7 +80,7 @@ def test_groups_hold_all_near_prompts_and_every_row_once(rows: list[Record]) -> 
 def test_a_draw_takes_whole_groups_within_its_quotas_and_as_many_as_fit(
     rows: list[Record], share: float, max_rows: int, seed: int
 ) -> None:
-    drawn, strata = draw_holdout(rows, NEAR, share, max_rows, seed)
+    drawn, strata = draw_holdout(rows, nearness(rows), share, max_rows, seed)
     ids = {record.id for record in drawn}
     assert len(drawn) == len(ids) <= max_rows
     counts = Counter(record.label for record in drawn)
@@ -88,7 +90,7 @@ def test_a_draw_takes_whole_groups_within_its_quotas_and_as_many_as_fit(
         assert stratum.ideal == stratum.rows * min(Fraction(str(share)), Fraction(max_rows, len(rows)))
         assert abs(stratum.quota - stratum.ideal) < 1
         assert 0 <= stratum.drawn == counts[stratum.label] <= stratum.quota
-    for group in near_groups(rows, NEAR):
+    for group in near_groups(rows, nearness(rows)):
         inside = [record.id in ids for record in group]
         assert all(inside) or not any(inside)
         need = Counter(record.label for record in group)
@@ -100,25 +102,25 @@ def test_a_draw_takes_whole_groups_within_its_quotas_and_as_many_as_fit(
 def test_the_order_of_the_rows_changes_no_draw(rows: list[Record], shuffle: random.Random) -> None:
     moved = rows.copy()
     shuffle.shuffle(moved)
-    assert draw_holdout(moved, NEAR, 0.3, 10, 17) == draw_holdout(rows, NEAR, 0.3, 10, 17)
+    assert draw_holdout(moved, nearness(moved), 0.3, 10, 17) == draw_holdout(rows, nearness(rows), 0.3, 10, 17)
 
 
 def test_rows_without_near_duplicates_fill_every_quota() -> None:
     rows = [row(unlike(n), label) for n, label in enumerate(["a"] * 61 + ["b"] * 33 + [None] * 6)]
-    drawn, strata = draw_holdout(rows, NEAR, 0.15, 1000, 17)
+    drawn, strata = draw_holdout(rows, nearness(rows), 0.15, 1000, 17)
     assert len(drawn) == 15
     assert {stratum.label: stratum.drawn for stratum in strata} == {"a": 9, "b": 5, None: 1}
 
 
 def test_another_seed_draws_other_rows() -> None:
     rows = [row(unlike(n)) for n in range(50)]
-    draws = {tuple(record.id for record in draw_holdout(rows, NEAR, 0.2, 99, seed)[0]) for seed in range(5)}
+    draws = {tuple(record.id for record in draw_holdout(rows, nearness(rows), 0.2, 99, seed)[0]) for seed in range(5)}
     assert len(draws) == 5
 
 
 def test_no_label_is_not_the_label_named_null() -> None:
     rows = [row(unlike(n), label) for n, label in enumerate([None, "null"] * 10)]
-    assert [(stratum.label, stratum.drawn) for stratum in draw_holdout(rows, NEAR, 0.5, 99, 1)[1]] == [
+    assert [(stratum.label, stratum.drawn) for stratum in draw_holdout(rows, nearness(rows), 0.5, 99, 1)[1]] == [
         ("null", 5),
         (None, 5),
     ]
@@ -126,9 +128,9 @@ def test_no_label_is_not_the_label_named_null() -> None:
 
 def test_a_group_that_is_too_large_is_kept_back_and_reported() -> None:
     rows = [row("book a table for two at the corner" + "!" * n, "a") for n in range(8)]
-    drawn, strata = draw_holdout(rows, NEAR, 0.5, 99, 17)
+    drawn, strata = draw_holdout(rows, nearness(rows), 0.5, 99, 17)
     assert drawn == []
-    lines = list(table(strata))
+    lines = strata_table(strata)
     assert lines[0].split() == ["label", "rows", "ideal", "drawn", "kept", "back", "by", "groups"]
     assert lines[1].split() == ["a", "8", "4.00", "0", "4"]
     assert lines[2].split() == ["all", "8", "4.00", "0", "4"]
@@ -148,21 +150,12 @@ def test_a_new_row_moves_at_most_one_row_out_and_one_in(count: int, new: int, sh
     assert len(after - before) <= 1
 
 
-@given(sizes=st.lists(st.integers(1, 9), max_size=9), goal=st.integers(0, 30))
-def test_the_best_sum_is_the_best_of_all_choices_and_takes_the_first_groups_first(sizes: list[int], goal: int) -> None:
-    groups = [[row(unlike(10 * n + i)) for i in range(size)] for n, size in enumerate(sizes)]
-    choices = [
-        choice
-        for flags in itertools.product([True, False], repeat=len(groups))
-        if sum(map(len, choice := list(itertools.compress(groups, flags)))) <= goal
-    ]  # in the order of preference: with the first group before without it
-    assert best_sum(groups, goal) == max(choices, key=lambda choice: sum(map(len, choice)))
-
-
 @settings(max_examples=100, deadline=None)
 @given(sizes=st.lists(st.integers(1, 9), max_size=9), quota=st.integers(0, 20), seed=st.integers(0, 9))
-def test_a_quota_is_filled_where_any_choice_of_groups_fills_it(sizes: list[int], quota: int, seed: int) -> None:
+def test_a_quota_misses_fewer_rows_than_the_smallest_group_that_is_left(
+    sizes: list[int], quota: int, seed: int
+) -> None:
     groups = [[row(unlike(10 * n + i), "a") for i in range(size)] for n, size in enumerate(sizes)]
-    sums = {sum(choice) for n in range(len(sizes) + 1) for choice in itertools.combinations(sizes, n)}
     taken = take_groups(groups, {"a": quota}, seed, "any")
-    assert len(taken) == max(total for total in sums if total <= quota)
+    left = [len(group) for group in groups if group[0] not in taken]
+    assert 0 <= quota - len(taken) < min(left, default=quota + 1)

@@ -1,13 +1,13 @@
 """What the stage found, as numbers."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from math import comb
 from typing import Any
 
-from stages.near_duplicates import Pair
-from stages.near_duplicates import clusters as connected
+from stages.near_duplicates.rule import Pair
 from stages.records.dropped import Rejected
+from stages.records.near_pairs import components
 from stages.records.record import Record
 from stages.text.strict_json import completion_key
 
@@ -23,11 +23,9 @@ def conflicts(prompts: Mapping[str, Sequence[Record]]) -> dict[str, list[Record]
 
 def near_clusters(prompts: Mapping[str, Sequence[Record]], pairs: Sequence[Pair]) -> list[list[Record]]:
     """Records whose prompts are the same or near, directly or through others: the connected components."""
-    roots = connected(len(prompts), ((pair.left, pair.right) for pair in pairs))
-    members: dict[int, list[Record]] = defaultdict(list)
-    for root, rows in zip(roots, prompts.values(), strict=True):
-        members[root] += rows
-    return list(members.values())
+    rows = list(prompts.values())
+    groups = components(len(rows), ((pair.left, pair.right) for pair in pairs))
+    return [[row for place in group for row in rows[place]] for group in groups]
 
 
 def giants(clusters: Iterable[Sequence[Record]], giant_rows: int) -> list[Sequence[Record]]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
+class SortedTexts:
     """Texts from short to long, their lengths in code points and their positions in the caller's sequence."""
 
     texts: list[str]
@@ -30,10 +30,10 @@ class Tile(NamedTuple):
     last: int
 
 
-def sorted_by_length(texts: Sequence[str]) -> Side:
+def sorted_by_length(texts: Sequence[str]) -> SortedTexts:
     lengths = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
     positions = np.argsort(lengths, kind="stable")
-    return Side([texts[position] for position in positions.tolist()], lengths[positions], positions)
+    return SortedTexts([texts[position] for position in positions.tolist()], lengths[positions], positions)
 
 
 def shortest_near(lengths: NDArray[np.int64], threshold: int) -> NDArray[np.int64]:
@@ -44,7 +44,7 @@ def longest_near(lengths: NDArray[np.int64], threshold: int) -> NDArray[np.int64
     return (200 - threshold) * lengths // threshold
 
 
-def within_window(left: Side, right: Side, threshold: int) -> int:
+def within_window(left: SortedTexts, right: SortedTexts, threshold: int) -> int:
     """How many pairs the lengths leave to compare; within one side (`left is right`) each pair once."""
     last = np.searchsorted(right.lengths, longest_near(left.lengths, threshold), "right")
     if left is right:
@@ -52,7 +52,9 @@ def within_window(left: Side, right: Side, threshold: int) -> int:
     return int((last - np.searchsorted(right.lengths, shortest_near(left.lengths, threshold), "left")).sum())
 
 
-def tiles(left: Side, right: Side, threshold: int, rows: range, height: int, width: int) -> Iterator[Tile]:
+def tiles(
+    left: SortedTexts, right: SortedTexts, threshold: int, rows: range, height: int, width: int
+) -> Iterator[Tile]:
     """Cover the windows of `rows` of the left side; within one side the part right of the diagonal."""
     for top in range(rows.start, rows.stop, height):
         bottom = min(top + height, rows.stop)

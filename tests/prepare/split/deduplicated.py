@@ -1,0 +1,40 @@
+"""What dedup hands on, made without files."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from stages.core import paths
+from stages.near_duplicates.pairs import near_pairs
+from stages.prepare.dedup.duplicates import agreement, drop_exact, drop_near, with_kept_witness
+from stages.prepare.split.nearness import Nearness, find_nearness
+from stages.records.dropped import Rejected
+from stages.records.near_pairs import NearPairs, digest, write_near_pairs
+from stages.records.record import Record
+from stages.text.normal_form import by_prompt
+
+
+def deduplicated(raw: list[Record], completion: Any = "equal") -> tuple[list[Record], list[Rejected]]:
+    distinct, copies = drop_exact(raw)
+    prompts = by_prompt(distinct)
+    kept, near = drop_near(prompts, near_pairs(list(prompts), 90), agreement(completion, 90))
+    return kept, near + with_kept_witness(copies, near)
+
+
+def write_searched(records: Iterable[Record]) -> None:
+    """The file of near pairs that dedup writes of these rows."""
+    texts = list(by_prompt(records))
+    pairs = [(pair.left, pair.right, pair.score) for pair in near_pairs(texts, 90)]
+    write_near_pairs(paths.NEAR_PAIRS, texts, pairs, 90)
+
+
+def near_prompts(records: Iterable[Record]) -> NearPairs:
+    texts = list(by_prompt(records))
+    partners: dict[str, dict[str, float]] = {}
+    for pair in near_pairs(texts, 90):
+        left, right = digest(texts[pair.left]), digest(texts[pair.right])
+        partners.setdefault(left, {})[right] = partners.setdefault(right, {})[left] = pair.score
+    return NearPairs(partners)
+
+
+def nearness(records: list[Record]) -> Nearness:
+    return find_nearness(records, near_prompts(records), 80)
