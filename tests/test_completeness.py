@@ -22,7 +22,7 @@ from stages.params import Gate, Params
 ROOT = Path(__file__).parents[1]
 STAGES = sorted(pipeline(ROOT))
 # Read by `tunetrail holdout draw`, which writes the lock that the split stage depends on.
-DRAWN_WITH = {Path("stages/prepare/split/draw.py"), Path("stages/prepare/split/holdout.py")}
+DRAWN_WITH = {Path("stages/prepare/split/draw.py")}
 # Not tracked by DVC: parameters and the pipeline are watched by other means, the rest lies outside the trail.
 OUTSIDE = {"PARAMS", "PIPELINE", "ENVIRONMENT", "CHECKPOINTS", "CONSTRAINTS", "JUDGE_REPLIES"}
 

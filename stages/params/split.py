@@ -17,7 +17,6 @@ class Dedup(Section):
         "equal",
         description="a near-duplicate is dropped when its completion is equal, near (fuzzy), or anything (ignore)",
     )
-    max_comparisons: Count = Field(10**12, description="of an exact search (3 million prompts)")
     giant_rows: Count = Field(100, description="from so many rows on, a cluster of near-duplicates is flagged")
 
 
@@ -38,7 +37,8 @@ class Split(Section):
         0.08, description="of the rows outside the hold-out; for early stopping"
     )
     pair_threshold: Ratio = Field(
-        80, description="rows with one completion are near-duplicates from this ratio of their prompts"
+        80,
+        description="rows with one completion that at most ten rows have are near from this ratio of their prompts",
     )
     max_train_rows: Count | None = Field(None, description="train on a seeded sample of this many rows; null for all")
     max_source_share: Annotated[float, Field(gt=0, le=1)] = Field(

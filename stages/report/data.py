@@ -79,7 +79,7 @@ def source_table(clean: Mapping[str, Any]) -> pd.DataFrame:
 
 def duplicate_facts(dedup: Mapping[str, Any]) -> Iterator[str]:
     """Sentences from metrics/dedup.json."""
-    pairs, clusters, search = dedup["pairs"], dedup["clusters"], dedup["search"]
+    pairs, clusters = dedup["pairs"], dedup["clusters"]
     same, near = plural(pairs["exact"], "pair"), whole(pairs["near"])
     yield f"{same} of the same row, {near} of prompts that are near or the same"
     number_of, largest = plural(clusters["count"], "cluster"), plural(clusters["largest"], "row")
@@ -87,8 +87,6 @@ def duplicate_facts(dedup: Mapping[str, Any]) -> Iterator[str]:
     if clusters["giant"]:
         giant = plural(clusters["giant"], "cluster is suspiciously large", "clusters are suspiciously large")
         yield f"{giant}: {plural(clusters['giant_rows'], 'row')}"
-    if search.get("exact", True):
-        yield f"searched exactly, as by comparing all pairs; {whole(search['comparisons'])} comparisons"
 
 
 def holdout_facts(split: Mapping[str, Any]) -> Iterator[str]:

@@ -22,7 +22,7 @@ from stages.text.normal_form import asked, normalise, prompt_hash
 
 
 def main() -> None:
-    params = load_params("augment", "dedup", "seed", "task")
+    params = load_params("augment", "dedup.threshold", "seed", "task")
     settings, seed, threshold = params.augment, params.seed, params.dedup.threshold
     rows = read_records(paths.SPLIT_TRAIN)
     if not rows:

@@ -19,7 +19,7 @@ from stages.records.record import read_records, write_rows
 
 
 def main() -> None:
-    params = load_params("checks", "dedup", "task")
+    params = load_params("checks", "dedup.threshold", "task")
     settings = params.checks
     rows = sorted(read_records(paths.SPLIT_TRAIN), key=lambda row: row.id)
     if not rows:

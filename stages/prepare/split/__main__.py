@@ -1,5 +1,6 @@
 """split: the locked hold-out, and training and validation rows that do not leak into it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,18 +8,17 @@ from stages.core import paths
 from stages.core.errors import run
 from stages.core.files import atomic, write_json
 from stages.params import Holdout, load_params
-from stages.prepare.split.draw import came_later
-from stages.prepare.split.lock import Lock, WholeSource, check_holdout, read_lock
+from stages.prepare.split.lock import Drawn, Lock, WholeSource, check_holdout, read_lock
 from stages.prepare.split.nearness import distances, find_nearness
 from stages.prepare.split.partition import Partition, partition, restore_locked, summarise
-from stages.records.dropped import read_rejected, write_rejected
+from stages.records.dropped import Rejected, read_rejected, write_rejected
 from stages.records.holdout_guard import refuse_overlap
 from stages.records.near_pairs import read_near_pairs
-from stages.records.record import read_records, write_records, write_rows
+from stages.records.record import Record, read_records, write_records, write_rows
 
 
 def main() -> None:
-    params = load_params("dedup", "holdout", "seed", "split")
+    params = load_params("dedup.threshold", "holdout", "seed", "split")
     path = Path(params.holdout.lock)
     lock = read_lock(path)
     unique, duplicates = read_records(paths.UNIQUE), read_rejected(paths.DUPLICATES)
@@ -43,6 +43,14 @@ def main() -> None:
     write_rejected(paths.QUARANTINE, parts.quarantined + parts.beyond_max)
     write_json(paths.SPLIT_METRICS, metrics)
     _show(metrics, lock, params.holdout, came_later(unique, duplicates, lock))
+
+
+def came_later(unique: Sequence[Record], duplicates: Sequence[Rejected], lock: Lock) -> int:
+    """How many rows, each id once, have come to the source that was locked; 0 where none was."""
+    if isinstance(lock.drawn, Drawn):
+        return 0
+    everything = [*unique, *(rejected.record for rejected in duplicates)]
+    return len({row.id for row in everything if row.source == lock.drawn.source} - {row.id for row in lock.rows})
 
 
 def _write_parts(parts: Partition) -> None:

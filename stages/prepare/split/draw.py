@@ -3,7 +3,7 @@
 import difflib
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -12,7 +12,7 @@ from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.files import file_digest, read_json
 from stages.params import Params, load_params
-from stages.prepare.split.lock import Drawn, DrawnLabel, Lock, WholeSource, make_lock, write_lock
+from stages.prepare.split.lock import Drawn, DrawnLabel, WholeSource, make_lock, write_lock
 from stages.prepare.split.nearness import Nearness, find_nearness, near_groups
 from stages.prepare.split.partition import restore_locked
 from stages.prepare.split.strata import Label, Stratum, label_name, stratified_draw
@@ -29,7 +29,7 @@ def draw(redraw: bool, source: str | None = None) -> None:
     Raises:
         UserError: when there is a lock and `redraw` is not set, no data, no row that could be drawn, or no such source.
     """
-    params = load_params("dedup", "holdout", "seed", "split")
+    params = load_params("dedup.threshold", "holdout", "seed", "split")
     path = Path(params.holdout.lock)
     if path.exists() and not redraw:
         of_source = f" --source {shlex.quote(source)}" if source else ""
@@ -93,14 +93,15 @@ def strata_table(strata: Sequence[Stratum]) -> list[str]:
     )
 
 
-def _table(labels: Sequence[str], columns: dict[str, list[float]]) -> list[str]:
+def _table(labels: Sequence[str], columns: Mapping[str, Sequence[float]]) -> list[str]:
     import pandas as pd
 
     table = pd.DataFrame(columns, index=pd.Index(labels))
     table.loc["all"] = table.sum()
     table = table.astype({name: int for name, values in columns.items() if all(isinstance(n, int) for n in values)})
     table.columns.name = "label"
-    return table.to_string(float_format="{:.2f}".format).splitlines()
+    lines: list[str] = table.to_string(float_format="{:.2f}".format).splitlines()
+    return lines
 
 
 def _source(records: list[Record], source: str) -> tuple[list[Record], WholeSource, list[str]]:
@@ -168,14 +169,6 @@ def take_source(unique: Sequence[Record], duplicates: Sequence[Rejected], source
         copied={row.id for row in everything if row.source != source and row.id in rows},
         restored={row.id for row in restored},
     )
-
-
-def came_later(unique: Sequence[Record], duplicates: Sequence[Rejected], lock: Lock) -> int:
-    """How many rows, each id once, have come to the source that was locked; 0 where none was."""
-    if isinstance(lock.drawn, Drawn):
-        return 0
-    everything = [*unique, *(rejected.record for rejected in duplicates)]
-    return len({row.id for row in everything if row.source == lock.drawn.source} - {row.id for row in lock.rows})
 
 
 def source_table(found: SourceRows) -> list[str]:

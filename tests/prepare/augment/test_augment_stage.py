@@ -9,7 +9,7 @@ from dvc.utils.serialize import dumps_yaml
 from stages.core import paths
 from stages.core.errors import Refusal, UserError
 from stages.core.files import read_json
-from stages.near_duplicates import is_near
+from stages.near_duplicates.rule import is_near
 from stages.params import read_params
 from stages.prepare.augment.__main__ import main
 from stages.prepare.augment.replay import read_replay

@@ -10,9 +10,12 @@ from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.files import read_json
 from stages.measure.gates import PASS, check_gates
+from stages.near_duplicates.pairs import near_pairs
 from stages.params import Gate, read_params
 from stages.prepare.checks.__main__ import main
+from stages.records.near_pairs import write_near_pairs
 from stages.records.record import Record, make_record, read_rows, write_records
+from stages.text.normal_form import by_prompt
 
 PARAMS = read_params(Path(__file__).parents[3] / "params.yaml")
 CLEAN = intents(120, 1)
@@ -27,6 +30,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def check(rows: list[Record]) -> dict[str, Any]:
     write_records(paths.SPLIT_TRAIN, rows)
+    texts = list(by_prompt(rows))
+    pairs = [(pair.left, pair.right, pair.score) for pair in near_pairs(texts, 90)]
+    write_near_pairs(paths.NEAR_PAIRS, texts, pairs, 90)
     main()
     found: dict[str, Any] = read_json(paths.CHECKS_METRICS)
     return found

@@ -1,14 +1,19 @@
 import random
 from pathlib import Path
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 from stages.prepare.checks.labels import label_of, outcomes
 
-from stages.near_duplicates import is_near
+from stages.near_duplicates.pairs import near_pairs
+from stages.near_duplicates.rule import is_near
 from stages.params import check_params, read_params
-from stages.prepare.checks.conflicts import conflicts
+from stages.prepare.checks.conflicts import conflicts as conflicts_among
+from stages.prepare.checks.conflicts import label_of, outcomes
+from stages.records.near_pairs import NearPairs, digest
 from stages.records.record import Record, make_record
+from stages.text.normal_form import by_prompt
 
 TEXT = "Where is my order number {}, please tell me"
 
@@ -17,8 +22,17 @@ def row(prompt: str, label: str | None, completion: str = "text") -> Record:
     return make_record(prompt, completion, label, "raw", "raw.jsonl:1")
 
 
+def conflicts(rows: list[Record]) -> list[dict[str, Any]]:
+    texts = list(by_prompt(rows))
+    partners: dict[str, dict[str, float]] = {}
+    for pair in near_pairs(texts, 90):
+        partners.setdefault(digest(texts[pair.left]), {})[digest(texts[pair.right])] = pair.score
+        partners.setdefault(digest(texts[pair.right]), {})[digest(texts[pair.left])] = pair.score
+    return conflicts_among(rows, [row.label for row in rows], NearPairs(partners))
+
+
 def find(rows: list[Record]) -> list[list[str]]:
-    return [[member["label"] for member in cluster["rows"]] for cluster in conflicts(rows, [r.label for r in rows], 90)]
+    return [[member["label"] for member in cluster["rows"]] for cluster in conflicts(rows)]
 
 
 def test_a_planted_conflict_is_found_with_the_odd_one_first() -> None:
@@ -26,7 +40,7 @@ def test_a_planted_conflict_is_found_with_the_odd_one_first() -> None:
         row(TEXT.format("7"), "refund"),
         row("hello", "other"),
     ]
-    (cluster,) = conflicts(rows, [r.label for r in rows], 90)
+    (cluster,) = conflicts(rows)
     assert cluster["labels"] == {"refund": 1, "tracking": 4}
     assert cluster["rows"][0]["prompt"] == TEXT.format("7")
     assert [member["label"] for member in cluster["rows"]] == ["refund"] + 4 * ["tracking"]
@@ -56,7 +70,7 @@ def test_labels_may_differ_over_a_chain_whose_ends_are_not_near() -> None:
     shuffle=st.randoms(use_true_random=False),
 )
 def test_a_row_that_contradicts_a_near_one_is_in_a_cluster(rows: list[Record], shuffle: random.Random) -> None:
-    found = conflicts(rows, [r.label for r in rows], 90)
+    found = conflicts(rows)
     inside = {(member["id"], member["label"]) for cluster in found for member in cluster["rows"]}
     for one in rows:
         for other in rows:
@@ -64,7 +78,7 @@ def test_a_row_that_contradicts_a_near_one_is_in_a_cluster(rows: list[Record], s
                 assert (one.id, one.label) in inside
     assert all(len(cluster["labels"]) > 1 for cluster in found)
     moved = shuffle.sample(rows, len(rows))
-    assert conflicts(moved, [r.label for r in moved], 90) == found
+    assert conflicts(moved) == found
 
 
 def test_the_label_is_what_the_completion_teaches() -> None:

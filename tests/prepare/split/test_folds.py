@@ -24,7 +24,7 @@ def rows(labels: list[list[str | None]]) -> list[list[Record]]:
 def test_every_row_is_in_one_fold_with_its_whole_group_whatever_the_order(
     labels: list[list[str | None]], count: int, shuffle: random.Random
 ) -> None:
-    groups = rows([*labels, *[["c"]] * count])  # one label with a row for each fold at least
+    groups = rows(labels + [["c"] for _ in range(count)])  # one label with a row for each fold at least
     folds = make_folds(groups, count, 17)
     assert len(folds) == count
     home = {record.id: number for number, fold in enumerate(folds) for record in fold}
@@ -60,4 +60,4 @@ def test_fewer_groups_than_folds_or_fewer_rows_of_every_label(labels: list[list[
 
 @pytest.mark.filterwarnings("error")
 def test_a_rare_label_is_no_warning() -> None:
-    make_folds(rows([["a"]] * 5 + [["b"]]), 3, 17)
+    make_folds(rows([[label] for label in "aaaaab"]), 3, 17)
