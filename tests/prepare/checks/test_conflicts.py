@@ -4,7 +4,6 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
-from stages.prepare.checks.labels import label_of, outcomes
 
 from stages.near_duplicates.pairs import near_pairs
 from stages.near_duplicates.rule import is_near
