@@ -24,30 +24,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from dvc.utils.serialize import dumps_yaml
 from gpu_train_peers import CONTENDERS, contend
-from random_models import LONGEST, MEDIAN, lengths, random_model, rows, save_model, write_case
+from random_models import LONGEST, examples, lengths, random_model, save_model, write_case
 from workers import Table, Workers, machine
 
 from stages.core.yaml_reader import load_yaml
 from stages.model.chat import make_chat
-from stages.model.loading import free_memory
 from stages.params import Train
 from stages.records.record import make_record, write_records
-from stages.tune.train import trainer
 from stages.tune.train.callbacks import Progress
-from stages.tune.train.plan import make_plan
+from stages.tune.train.engine import build_trainer
+from stages.tune.train.examples import Examples
 from tests.tiny_model import tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]
 BATCH = 16
 ONE_BILLION = ("Llama-3.2-1B", "Gemma-3-1B")
 LADDER = {
-    "padded, 4 rows at a time": {"packing": False, "compile": "none", "micro_batch_tokens": 4 * MEDIAN},
-    "padded, as much as fits": {"packing": False, "compile": "none"},
-    "packed": {"compile": "none"},
-    "packed, CUDA graphs": {"compile": "graphs"},
+    "TRL, 4 rows at a time": {"engine": "trl", "micro_batch_tokens": 4 * LONGEST},
+    "TRL, as much as fits": {"engine": "trl"},
+    "fused, launched kernel by kernel": {"compile": "none"},
+    "fused, CUDA graphs": {"compile": "graphs"},
 }
 
 
@@ -67,23 +65,27 @@ def settings(**changes: Any) -> Train:
     return Train(**(values | recipe | changes))
 
 
-def train_steps(architecture: str, steps: int, **changes: Any) -> dict[str, Any]:
-    train = settings(**changes)
-    return train_model(random_model(architecture, train), train, steps, lengths())
+def train_steps(architecture: str, steps: int, method: str = "lora", **speed: Any) -> dict[str, Any]:
+    train = settings(method=method)
+    return train_model(random_model(architecture, train), train, steps, lengths(), **speed)
 
 
-def train_model(model: Any, train: Train, steps: int, sizes: list[int]) -> dict[str, Any]:
+def trainer_of(model: Any, train: Train, rows: Examples, folder: str, engine: str, **speed: Any) -> Any:
+    """The stage's own trainer of an engine; `speed` are machine settings."""
+    os.environ |= {f"TUNETRAIL_{name.upper()}": str(value) for name, value in speed.items()}
+    return build_trainer(engine, model, train, 1, tiny_tokenizer(), rows, Examples([], []), Path(folder), [Progress()])
+
+
+def train_model(
+    model: Any, train: Train, steps: int, sizes: list[int], engine: str = "fused", **speed: Any
+) -> dict[str, Any]:
     """Some optimiser steps of the stage's own trainer; speed is that of the second half."""
     torch.cuda.reset_peak_memory_stats()
-    made = rows(model.config.vocab_size, sizes)
-    whole = trainer.optimiser_steps(len(made), train)
-    plan = make_plan(train, model, sizes, whole, free_memory())
+    made = examples(model.config.vocab_size, sizes)
     with tempfile.TemporaryDirectory() as folder:
-        arguments = trainer.training_arguments(train, 1, Path(folder), whole, validate=False, adaptive=True)
-        arguments.max_steps = steps
-        progress = Progress()
-        one = trainer.BatchTrainer(plan, made, [], train.batch_size, model=model, args=arguments, callbacks=[progress])
-        one.remove_callback(transformers.PrinterCallback)
+        one = trainer_of(model, train, made, folder, engine, **speed)
+        one.args.max_steps = steps
+        progress = next(c for c in one.callback_handler.callbacks if isinstance(c, Progress))
         start = time.perf_counter()
         one.train()
         torch.cuda.synchronize()
@@ -108,27 +110,25 @@ def digest(model: Any) -> str:
     return hashlib.sha256(b"".join(trained)).hexdigest()[:12]
 
 
-def profile(architecture: str, **changes: Any) -> dict[str, Any]:
+def profile(architecture: str, **speed: Any) -> dict[str, Any]:
     """Where the card's time goes: milliseconds a step by kernel, for the batches of one size."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiled
 
-    train = settings(**changes)
+    train = settings()
     model = random_model(architecture, train)
-    made = rows(model.config.vocab_size, [230] * 160)
-    plan = make_plan(train, model, lengths(), 1000, free_memory())
+    made = examples(model.config.vocab_size, [230] * 160)
     with tempfile.TemporaryDirectory() as folder:
-        arguments = trainer.training_arguments(train, 1, Path(folder), 1000, validate=False, adaptive=True)
-        one = trainer.BatchTrainer(plan, made, [], train.batch_size, model=model, args=arguments)
-        one.training_step(model, made[:16])
+        one = trainer_of(model, train, made, folder, "fused", **speed)
+        one.training_step(model, one.rows[:16])
         torch.cuda.synchronize()
         start = time.perf_counter()
         for _ in range(10):
-            one.training_step(model, made[:16])
+            one.training_step(model, one.rows[:16])
         torch.cuda.synchronize()
         step = (time.perf_counter() - start) * 100
         with profiled(activities=[ProfilerActivity.CUDA]) as result:
-            one.training_step(model, made[:16])
+            one.training_step(model, one.rows[:16])
             torch.cuda.synchronize()
     kernels = sorted(result.key_averages(), key=lambda event: -event.self_device_time_total)
     return {
@@ -194,7 +194,7 @@ def make_project(project: Path, architecture: str, train: Train) -> int:
 
 def in_memory(architecture: str, gib: float) -> dict[str, Any]:
     """QLoRA of rows of 1,024 tokens on a card of so much memory; what is chosen is chosen for that."""
-    train = settings(method="qlora", micro_batch_tokens="auto")
+    train = settings(method="qlora")
     model = random_model(architecture, train)
     gc.collect()
     torch.cuda.empty_cache()
@@ -213,10 +213,10 @@ def deterministic(architecture: str, on: bool) -> dict[str, Any]:
 def ladder(workers: Workers, table: Table) -> None:
     for architecture in ONE_BILLION:
         for name, changes in LADDER.items():
-            steps = 80 if changes["compile"] == "graphs" else 20 if "micro_batch_tokens" in changes else 40
+            steps = 80 if changes.get("compile") == "graphs" else 20 if "micro_batch_tokens" in changes else 40
             table.add(f"{architecture}, {name}", workers.do(150, train_steps, architecture, steps, **changes))
-        for name in ("padded, as much as fits", "packed, CUDA graphs"):
-            answer = workers.do(100, train_steps, architecture, 80, method="qlora", **LADDER[name])
+        for name in ("TRL, as much as fits", "fused, CUDA graphs"):
+            answer = workers.do(100, train_steps, architecture, 80, "qlora", **LADDER[name])
             table.add(f"{architecture}, QLoRA, {name}", answer)
 
 

@@ -11,8 +11,8 @@ import torch
 import transformers
 
 from stages.params import Train
-from stages.tune.train import trainer
-from stages.tune.train.batches import Row
+from stages.tune.train.adapters import with_adapter
+from stages.tune.train.examples import Examples
 from tests.tiny_model import tiny_tokenizer
 
 PAIRS, MEDIAN, LONGEST = 2000, 176, 1024
@@ -72,14 +72,11 @@ def lengths(pairs: int = PAIRS) -> list[int]:
     return [min(LONGEST, max(16, round(MEDIAN * math.exp(draw.gauss(0, 0.7))))) for _ in range(pairs)]
 
 
-def rows(vocabulary: int, sizes: list[int]) -> list[Row]:
+def examples(vocabulary: int, sizes: list[int]) -> Examples:
+    """Pairs of random tokens, half of each the completion."""
     generator = torch.Generator().manual_seed(1)
-    made = []
-    for size in sizes:
-        ids = torch.randint(0, vocabulary, (size,), generator=generator)
-        predictors = torch.arange(size // 2, size - 1)
-        made.append(Row(ids, predictors, ids[predictors + 1]))
-    return made
+    ids = [torch.randint(0, vocabulary, (size,), generator=generator).tolist() for size in sizes]
+    return Examples(ids, [[0] * (size // 2 + 1) + [1] * (size - size // 2 - 1) for size in sizes])
 
 
 def bare_model(architecture: str) -> Any:
@@ -98,10 +95,12 @@ def save_model(folder: Path, architecture: str) -> None:
 def write_case(folder: Path, architecture: str) -> dict[str, Any]:
     """What a contender trains and trains on: the model's files, and the pairs as token ids."""
     save_model(folder / "model", architecture)
-    made = rows(ARCHITECTURES[architecture]().vocab_size, lengths())
-    pairs = [{"ids": row.ids.tolist(), "prompt": int(row.predictors[0]) + 1} for row in made]
+    made = examples(ARCHITECTURES[architecture]().vocab_size, lengths())
+    pairs = [
+        {"ids": ids, "prompt": mask.index(1)} for ids, mask in zip(made.input_ids, made.completion_mask, strict=True)
+    ]
     (folder / "pairs.json").write_text(json.dumps(pairs), encoding="utf-8")
-    return {"tokens": sum(len(row.ids) for row in made)}
+    return {"tokens": made.tokens}
 
 
 def random_model(architecture: str, train: Train) -> Any:
@@ -109,7 +108,7 @@ def random_model(architecture: str, train: Train) -> Any:
     model = bare_model(architecture)
     if train.method == "qlora":
         quantise(model)
-    return trainer.with_adapter(model, train, 1, 1000, torch.bfloat16)
+    return with_adapter(model, train, 1, 1000)
 
 
 def quantise(model: Any) -> None:

@@ -16,7 +16,16 @@ from typing import Any
 
 from stage_modules import module_of
 
-_HEAVY = ["torch", "transformers", "datasets", "peft", "bitsandbytes", "dvclive", "scipy.stats"]
+_HEAVY = [
+    "torch",
+    "transformers",
+    "datasets",
+    "peft",
+    "bitsandbytes",
+    "dvclive",
+    "scipy.stats",
+    "trl.trainer.sft_trainer",
+]
 
 
 def run_stage(repository: Path, stage: str, die: Callable[[], None] | None = None, name: str = "") -> tuple[int, str]:

@@ -6,9 +6,6 @@ from pydantic import AfterValidator, Field, model_validator
 
 from stages.params.section import Count, Number, Section, Share
 
-Auto = Literal["auto"]
-
-
 def _layer_range(text: str | None) -> str | None:
     if text is not None:
         first, _, last = text.partition("-")
@@ -20,6 +17,11 @@ def _layer_range(text: str | None) -> str | None:
 class Train(Section):
     """What is trained, and how; what only changes speed is a machine setting."""
 
+    engine: Literal["auto", "trl", "fused"] = Field(
+        "auto",
+        description="trl trains anywhere; fused is faster on a CUDA card, for plain LoRA, QLoRA and full; auto takes it "
+        "there after it has shown on one batch that it computes the same",
+    )
     method: Literal["lora", "qlora", "full"] = Field(
         "lora", description="lora, qlora (the base in 4 bit), or full for all weights"
     )
@@ -47,15 +49,9 @@ class Train(Section):
     max_left_out_share: Share = Field(
         0.05, description="of the rows; with more over max_tokens, training does not begin"
     )
-    micro_batch_tokens: Count | Auto = Field("auto", description="tokens computed at once")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="number format of the computation; auto: bfloat16 on a card that has it, else float32"
     )
-    packing: bool | Auto = Field("auto", description="examples end to end in one row, none seeing another")
-    attention: Literal["auto", "varlen", "sdpa"] = Field("auto", description="one kernel for a packed row, or sdpa")
-    checkpointing: bool | Auto = Field("auto", description="recompute layers in the backward pass to save memory")
-    compile: Literal["auto", "none", "graphs"] = Field("auto", description="replay kernels as CUDA graphs")
-    sharding: bool | Auto = Field("auto", description="spread a base model over all devices (FSDP)")
     deterministic: bool = Field(
         False, description="the same adapter from every run on the same card, for some speed; a CPU always does"
     )

@@ -1,27 +1,31 @@
-"""The model to train: what is frozen, what is adapted, in which precision."""
+"""The model to train: what is frozen, what is adapted, in which precision; and how it is written."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import AdaLoraConfig, LoraConfig, PeftConfig
-from transformers import BitsAndBytesConfig
+from transformers import BitsAndBytesConfig, TrainerCallback, set_seed
 
 from stages.core.errors import UserError
+from stages.core.files import read_json, write_json
 from stages.model.loading import load_model
 from stages.params import Train
 
+_ADAPTER_CONFIG = "adapter_config.json"
 
-def load_trainable(base: Path, train: Train, precision: torch.dtype, sharding: bool = False) -> Any:
-    """The base model as `train.method` wants it: NF4 for QLoRA, float32 master weights for full training.
 
-    One that is to be sharded is loaded beside the device, where it may not fit.
+def load_trainable(base: Path, train: Train, precision: torch.dtype, seed: int, steps: int, sharding: bool) -> Any:
+    """The base model as `train.method` wants it, with its adapter, if any; all that is trained is in float32.
+
+    QLoRA has a base in 4 bit, full tuning float32 master weights. A model that is to be sharded is loaded beside the
+    device, where it may not fit.
     """
+    options: dict[str, Any] = {"dtype": torch.float32 if train.method == "full" else precision}
     if sharding:
-        return load_model(base, dtype=precision, device_map={"": "cpu"})
+        options["device_map"] = {"": "cpu"}
     if train.method == "qlora":
-        return load_model(base, dtype=precision, quantization_config=nf4_config(precision))
-    return load_model(base, dtype=torch.float32 if train.method == "full" else precision)
+        options["quantization_config"] = nf4_config(precision)
+    return with_adapter(load_model(base, **options), train, seed, steps)
 
 
 def nf4_config(precision: torch.dtype) -> BitsAndBytesConfig:
@@ -34,14 +38,33 @@ def nf4_config(precision: torch.dtype) -> BitsAndBytesConfig:
     )
 
 
-def adapter_config(train: Train, layers: int, total_steps: int) -> PeftConfig | None:
-    """The PEFT configuration, or None where all weights are trained.
+def with_adapter(model: Any, train: Train, seed: int, steps: int) -> Any:
+    """The loaded model with its adapter, if any.
 
     Raises:
-        UserError: when `train.layers_to_transform` names layers that the model does not have.
+        UserError: when `train.layers_to_transform` names layers, or `train.target_modules` modules, that it lacks.
     """
     if train.method == "full":
-        return None
+        return model
+    from peft import get_peft_model
+
+    set_seed(seed)  # the adapter's first weights are drawn
+    config = adapter_config(train, model.config.get_text_config().num_hidden_layers, steps)
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        if "target modules" not in str(error).lower():
+            raise
+        raise UserError(
+            f"train.target_modules: the base model has none of {', '.join(train.target_modules)}; its layers have "
+            f"{', '.join(_linear_names(model))}"
+        ) from None
+
+
+def adapter_config(train: Train, layers: int, steps: int) -> Any:
+    """PEFT's configuration of the adapter, for a model of so many layers and a run of so many optimiser steps."""
+    from peft import AdaLoraConfig, LoraConfig
+
     common: dict[str, Any] = {
         "task_type": "CAUSAL_LM",
         "lora_alpha": train.alpha,
@@ -52,15 +75,15 @@ def adapter_config(train: Train, layers: int, total_steps: int) -> PeftConfig | 
     }
     if train.adapter == "adalora":
         # The budget falls between the first and the last fifth of the run (Zhang et al. 2023, arXiv 2303.10512).
-        margin = max(1, total_steps // 5)
+        margin = max(1, steps // 5)
         return AdaLoraConfig(
             **common,
             init_r=train.rank + train.rank // 2,
             target_r=train.rank,
             tinit=margin,
             tfinal=margin,
-            deltaT=max(1, total_steps // 50),
-            total_step=total_steps,
+            deltaT=max(1, steps // 50),
+            total_step=steps,
         )
     return LoraConfig(**common, r=train.rank, use_dora=train.adapter == "dora")
 
@@ -75,3 +98,51 @@ def _layers(text: str | None, layers: int) -> list[int] | None:
             "write such a range, or null for all"
         )
     return list(range(first, last + 1))
+
+
+def _linear_names(model: Any) -> list[str]:
+    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    return sorted({name.rpartition(".")[2] for name in linear})
+
+
+class AllocateRanks(TrainerCallback):  # type: ignore[misc]
+    """AdaLoRA: move the rank budget between layers after each optimiser step, while the gradients are still there.
+
+    Its importance scores live in memory alone, and its rank schedule counts on the full number of steps. So an AdaLoRA
+    run neither resumes nor stops early; a killed one starts again.
+    """
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        model.base_model.update_and_allocate(state.global_step)
+
+
+def orthogonality_penalty(model: Any) -> torch.Tensor:
+    """AdaLoRA, equation 4: the mean over P and Q of the Frobenius norm of P'P - I and QQ' - I, times its weight."""
+    weight = model.peft_config["default"].orth_reg_weight
+    norms = []
+    for name, factor in model.named_parameters():
+        if "lora_A" in name or "lora_B" in name:
+            product = factor @ factor.T if "lora_A" in name else factor.T @ factor
+            norms.append(torch.linalg.norm(product - torch.eye(len(product), device=product.device)))
+    penalty: torch.Tensor = weight * torch.stack(norms).mean()
+    return penalty
+
+
+def save_trained(model: Any, tokenizer: Any, folder: Path, weights: dict[str, Any] | None = None) -> None:
+    """Save adapter weights, or all weights with the tokenizer where all were trained, as safetensors.
+
+    The same weights give the same bytes. `weights` are those of a sharded model, gathered.
+    """
+    model.save_pretrained(folder, state_dict=weights)
+    config = folder / _ADAPTER_CONFIG
+    if not config.is_file():
+        tokenizer.save_pretrained(folder)
+        return
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card; the release writes a real one
+    # PEFT keeps module names in sets, whose order changes from run to run.
+    settings = read_json(config)
+    write_json(config, {key: sorted(v) if _is_names(v) else v for key, v in sorted(settings.items())})
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)

@@ -19,7 +19,6 @@ from stages.model.chat import Chat
 from stages.model.generation import answer_rows
 from stages.params import Generation
 from stages.records.record import Record
-from stages.tune.train.batches import Row
 from stages.tune.train.checkpoints import mark_complete
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -64,8 +63,11 @@ class Curves(TrainerCallback):  # type: ignore[misc]
 class Samples(TrainerCallback):  # type: ignore[misc]
     """At each validation, the model's answers to the same few prompts, to see it learn."""
 
-    def __init__(self, chat: Chat, records: Sequence[Record], generation: Generation, file: Path) -> None:
-        self._chat, self._records, self._generation, self._file = chat, records, generation, file
+    def __init__(self, chat: Chat, records: Sequence[Record], file: Path) -> None:
+        self._chat, self._records, self._file = chat, records, file
+        # As long as the longest reference: what an evaluation allows would make training depend on it.
+        limit = max((len(chat.completion_ids(record.completion)) for record in records), default=1)
+        self._generation = Generation(engine="transformers", max_new_tokens=limit, batch_tokens="auto")
         self.around: Callable[[], AbstractContextManager[None]] = nullcontext  # in which the model can answer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -134,8 +136,8 @@ class Progress(TrainerCallback):  # type: ignore[misc]
 class StopsAtNaN(TrainerCallback):  # type: ignore[misc]
     """Ends a run once its numbers are none, before they reach a checkpoint."""
 
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self._rows = rows
+    def __init__(self, rows: Sequence[Sequence[int]]) -> None:
+        self._rows = rows  # token ids
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, model: Any = None, **kwargs: Any) -> None:
         wrong = [name for name in _CURVES if not math.isfinite((logs or {}).get(name, 0.0))]
@@ -147,7 +149,7 @@ class StopsAtNaN(TrainerCallback):  # type: ignore[misc]
 
     def _zero_tokens(self, model: Any) -> str | None:
         """A norm divides by the length of what it is given, so the gradient of a zero vector grows with each norm."""
-        used = torch.unique(torch.cat([row.ids for row in self._rows]))
+        used = torch.tensor(sorted({token for row in self._rows for token in row}))
         embedding = model.get_input_embeddings().weight
         zero = used[(embedding[used.to(embedding.device)] == 0).all(1).cpu()].tolist()
         if not zero:

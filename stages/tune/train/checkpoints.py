@@ -24,10 +24,17 @@ def run_key(stage: str = "train") -> str:
     params = read_params()
     state: dict[str, Any] = {
         "deps": {dep: tree_digest(Path(dep)) for dep in entry["deps"]},
-        "params": {name: params.get(name) for name in entry["params"]},
+        "params": {key: _value(params, key) for key in entry["params"]},
         "libraries": library_versions(),
     }
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _value(params: Any, key: str) -> Any:
+    """What params.yaml has at a key such as task.instruction; None where it leaves the default."""
+    for name in key.split("."):
+        params = params.get(name) if isinstance(params, dict) else None
+    return params
 
 
 def checkpoint_folder(key: str) -> Path:

@@ -1,45 +1,68 @@
-"""Records as token ids and labels: the loss sees the completion and its stop token, and nothing else."""
+"""Records as token ids: the loss sees the completion and its stop token, and nothing else."""
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from stages.core.errors import UserError
 from stages.model.chat import Chat
 from stages.records.record import Record
 
-IGNORED = -100  # the label that torch's cross-entropy leaves out
+_MASKED, _TRAINED = "dim", "bold green"
+_OPEN, _CLOSE = "⟦", "⟧"
 
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """Rows of equal-length `input_ids` and `labels`; rows over the token limit are left out, never cut.
+    """Rows of equal-length `input_ids` and `completion_mask` (1 for a token of the completion, else 0).
 
-    `left_out` has the number of tokens of each row that was left out.
+    Rows over the token limit are left out, never cut; `left_out` has the number of tokens of each.
     """
 
     input_ids: list[list[int]]
-    labels: list[list[int]]
+    completion_mask: list[list[int]]
     left_out: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
     @property
-    def too_long(self) -> int:
-        return len(self.left_out)
+    def lengths(self) -> list[int]:
+        return [len(ids) for ids in self.input_ids]
 
     @property
     def tokens(self) -> int:
-        return sum(len(ids) for ids in self.input_ids)
+        return sum(self.lengths)
 
     @property
     def trained_tokens(self) -> int:
-        return sum(label != IGNORED for row in self.labels for label in row)
+        return sum(map(sum, self.completion_mask))
+
+    def answers(self) -> Iterator[list[int]]:
+        """Of each row the tokens that the loss sees."""
+        for ids, mask in zip(self.input_ids, self.completion_mask, strict=True):
+            yield list(itertools.compress(ids, mask))
+
+    def filled_up(self, multiple: int) -> "Examples":
+        """With rows of which the loss sees nothing, up to a multiple; the longest rows first."""
+        blank = -len(self) % multiple
+        order = sorted(range(len(self)), key=lambda row: -len(self.input_ids[row]))
+        ids = [self.input_ids[row] for row in order] + [self.input_ids[0][:2]] * blank
+        masks = [self.completion_mask[row] for row in order] + [[0, 0]] * blank
+        return Examples(ids, masks)
+
+    def dataset(self) -> Any:
+        """The rows as TRL takes them."""
+        from datasets import Dataset
+
+        return Dataset.from_dict({"input_ids": self.input_ids, "completion_mask": self.completion_mask})
 
 
 def make_examples(chat: Chat, records: Sequence[Record], max_tokens: int) -> Examples:
     """Encode records as generation shows them to the model."""
-    inputs, labels, left_out = [], [], []
+    inputs, masks, left_out = [], [], []
     for record in records:
         prompt = chat.prompt_ids(record)
         completion = chat.completion_ids(record.completion)
@@ -47,18 +70,66 @@ def make_examples(chat: Chat, records: Sequence[Record], max_tokens: int) -> Exa
             left_out.append(len(prompt) + len(completion))
             continue
         inputs.append(prompt + completion)
-        labels.append([IGNORED] * len(prompt) + completion)
-    return Examples(inputs, labels, left_out)
+        masks.append([0] * len(prompt) + [1] * len(completion))
+    return Examples(inputs, masks, left_out)
 
 
-def assert_stop_token_trained(examples: Examples, stop_id: int) -> None:
-    """Check that every row teaches the model to stop.
-
-    Raises:
-        UserError: when the last label of a row is not the stop token.
-    """
-    for labels in examples.labels:
-        if labels[-1] != stop_id:
+def refuse_without_stop_token(examples: Examples, stop_id: int) -> None:
+    """Raises UserError when the last token that the loss sees of a row is not the stop token."""
+    for ids, mask in zip(examples.input_ids, examples.completion_mask, strict=True):
+        if ids[-1] != stop_id or not mask[-1]:
             raise UserError(
                 f"the stop token {stop_id} is masked out of the loss or missing, so the model would never learn to stop"
             )
+
+
+class SeededBatches:
+    """Optimiser batches of row numbers: all rows in a new order each epoch, epoch after epoch, cut into full batches.
+
+    Seed and step alone decide a batch, so a run goes on from any checkpoint, on any number of devices and with either
+    engine, with the batches that it would have had. Within a batch the longest row comes first: rows of like length
+    are then computed together.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, steps: int, seed: int) -> None:
+        self._lengths, self._steps, self._seed = lengths, steps, seed
+        self.batch_size = min(batch_size, len(lengths))
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __iter__(self) -> Iterator[list[int]]:
+        stream = self._rows()
+        for _ in range(self._steps):
+            yield sorted(itertools.islice(stream, self.batch_size), key=lambda row: (-self._lengths[row], row))
+
+    def _rows(self) -> Iterator[int]:
+        import torch
+
+        for epoch in itertools.count():
+            generator = torch.Generator().manual_seed((self._seed << 20) + epoch)
+            yield from torch.randperm(len(self._lengths), generator=generator).tolist()
+
+
+def optimiser_steps(rows: int, batch_size: int, epochs: float) -> int:
+    """Steps that take every row `epochs` times; the last one is filled up from the next epoch."""
+    return math.ceil(rows * epochs / min(batch_size, rows))
+
+
+def show_example(chat: Chat, ids: list[int], mask: list[int], console: Any = None) -> None:
+    """Print the decoded tokens, special ones included; what the loss sees in colour, or between marks without."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = console or Console(soft_wrap=True, highlight=False)
+    colour = console.is_terminal and not console.no_color
+    text = Text()
+    for trained, run in itertools.groupby(zip(ids, mask, strict=True), key=lambda pair: pair[1]):
+        words = chat.tokenizer.decode([token for token, _ in run], skip_special_tokens=False)
+        if colour:
+            text.append(words, style=_TRAINED if trained else _MASKED)
+        else:
+            text.append(f"{_OPEN}{words}{_CLOSE}" if trained else words)
+    how = "in green" if colour else f"between {_OPEN} and {_CLOSE}"
+    console.print(Text(f"the first example; the loss sees what stands {how}:"))
+    console.print(text)

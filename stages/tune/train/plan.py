@@ -1,32 +1,34 @@
-"""How the machine computes a run: what `auto` in the train section comes to, and why.
-
-None of it changes the result beyond rounding, except `train.precision`.
-"""
+"""How the machine computes a run, and why. None of it changes the result beyond rounding, except `train.precision`."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 
 from stages.core.errors import UserError
+from stages.core.machine import Machine
 from stages.model.loading import compute_dtype
 from stages.params import Train
-from stages.tune.train.attention import can_pack
-from stages.tune.train.loss import LOSS_BYTES
+from stages.tune.train import devices
+from stages.tune.train.fused.attention import can_pack
+from stages.tune.train.fused.loss import LOSS_BYTES
 
-_ENOUGH_TOKENS = 16384  # at once; more make a card of today no faster
+_ENOUGH_TOKENS = {"fused": 16384, "trl": 4096}  # at once on a card; more make none of today faster
 _CPU_TOKENS = 2048
 _GRAPH_STEPS = 100  # from here on, captures of a few seconds repay themselves
 _WIDEST_HEAD = 256  # of the variable-length kernel
 _RESERVE = 0.15  # of the free memory, for what the estimate leaves out and for fragments
+_UNFUSED = 2  # times the memory that fused layers take
+_FITS = 0.7  # of the free memory, that a base model may take to leave room for training
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The settings of the train section without `auto`; `why` gives the reason for each that was chosen here."""
+    """What is computed how; `why` gives the reason for each choice that was made here."""
 
+    engine: str
     precision: torch.dtype
     packing: bool
     attention: str
@@ -38,17 +40,13 @@ class Plan:
 
     def smaller(self) -> "Plan":
         """For a second try when memory ran out."""
+        why = dict.fromkeys(("micro_batch_tokens", "checkpointing", "compile"), "memory ran out with more")
         tokens = max(1, self.micro_batch_tokens // 2)
-        return replace(self, micro_batch_tokens=tokens, checkpointing=True, compile="none", why=_RAN_OUT)
+        return replace(self, micro_batch_tokens=tokens, checkpointing=True, compile="none", why=why)
 
     def described(self) -> dict[str, Any]:
         """For the terminal and metrics/env/train.json."""
-        chosen = {name: getattr(self, name) for name in _NAMES}
-        return chosen | {"precision": str(self.precision).removeprefix("torch."), "why": self.why}
-
-
-_RAN_OUT = dict.fromkeys(("micro_batch_tokens", "checkpointing", "compile"), "memory ran out with more")
-_NAMES = ("precision", "packing", "attention", "checkpointing", "micro_batch_tokens", "compile", "sharding")
+        return asdict(self) | {"precision": str(self.precision).removeprefix("torch.")}
 
 
 def choose_precision(train: Train) -> torch.dtype:
@@ -56,10 +54,34 @@ def choose_precision(train: Train) -> torch.dtype:
     return compute_dtype() if train.precision == "auto" else getattr(torch, train.precision)
 
 
+def choose_sharding(train: Train, machine: Machine, weights: int, memory: int | None) -> bool:
+    """Whether FSDP spreads the model's `weights` (bytes) over the devices: where it leaves one of them too little room.
+
+    Raises:
+        UserError: when it is asked for and there is nobody to share with, or the engine is fused.
+    """
+    possible = devices.count() > 1 and train.engine != "fused" and train.method != "qlora"
+    if machine.sharding == "auto":
+        return possible and memory is not None and weights > _FITS * memory
+    if machine.sharding and not possible:
+        raise UserError(
+            "machine setting sharding: true needs several devices (machine setting processes), train.engine: trl and "
+            "no qlora; write auto or false"
+        )
+    return machine.sharding
+
+
 def make_plan(
-    train: Train, model: Any, lengths: Sequence[int], steps: int, memory: int | None, sharding: bool = False
+    engine: str,
+    train: Train,
+    machine: Machine,
+    model: Any,
+    lengths: Sequence[int],
+    steps: int,
+    memory: int | None,
+    sharding: bool = False,
 ) -> Plan:
-    """Settle what is `auto` for this loaded model and these rows.
+    """Settle what is `auto` for this engine, loaded model and rows.
 
     `lengths` are those of all rows in tokens; `memory` is what the model leaves free on the card in bytes, None
     without a card.
@@ -68,65 +90,71 @@ def make_plan(
         UserError: for a setting that this model or machine does not have.
     """
     why: dict[str, str] = {}
-    config = model.config.get_text_config()
-    precision = choose_precision(train)
-    card = memory is not None
-
-    packing = _packing(train, config, why)
-    attention = _attention(train, config, packing, card and precision == torch.bfloat16, why)
-    batch = _largest_batch(lengths, train.batch_size)
-    room, checkpointing = _room(train, config, precision, model, max(lengths), memory, why)
-    if train.micro_batch_tokens == "auto":
-        tokens = max(max(lengths), min(room, batch, _ENOUGH_TOKENS if card else _CPU_TOKENS))
-        reason = f"memory for {room}, batches of up to {batch}" if card else "a CPU gains no more"
+    config, precision = model.config.get_text_config(), choose_precision(train)
+    packing = _packing(machine, config, why)
+    kernel = engine == "fused" and memory is not None and precision == torch.bfloat16
+    attention = _attention(machine, config, kernel, why)
+    room, checkpointing = _room(engine, machine, config, precision, model, max(lengths), memory, why)
+    if machine.micro_batch_tokens == "auto":
+        batch = _largest_batch(lengths, train.batch_size)
+        tokens = max(max(lengths), min(room, batch, _CPU_TOKENS if memory is None else _ENOUGH_TOKENS[engine]))
+        reason = "a CPU gains no more" if memory is None else f"memory for {room}, batches of up to {batch}"
         why["micro_batch_tokens"] = reason
     else:
-        tokens = train.micro_batch_tokens
-    compile_ = _compile(train, attention, checkpointing, sharding, steps, why)
-    if train.sharding == "auto":
+        tokens = machine.micro_batch_tokens
+    compile_ = _compile(train, machine, attention, checkpointing, steps, why) if engine == "fused" else "none"
+    if machine.sharding == "auto" and devices.count() > 1:
         why["sharding"] = "the base model leaves a device too little room" if sharding else "each device holds all"
-    return Plan(precision, packing, attention, checkpointing, tokens, compile_, sharding, why)
+    return Plan(engine, precision, packing, attention, checkpointing, tokens, compile_, sharding, why)
 
 
-def _packing(train: Train, config: Any, why: dict[str, str]) -> bool:
+def _packing(machine: Machine, config: Any, why: dict[str, str]) -> bool:
     obstacle = can_pack(config)
-    if train.packing == "auto":
+    if machine.packing == "auto":
         why["packing"] = f"the model has {obstacle}" if obstacle else "no token is spent on padding"
         return not obstacle
-    if train.packing and obstacle:
-        raise UserError(f"train.packing: true is not possible: the model has {obstacle}; write auto or false")
-    return train.packing
+    if machine.packing and obstacle:
+        raise UserError(f"machine setting packing: true is not possible: the model has {obstacle}; write auto or false")
+    return machine.packing
 
 
-def _attention(train: Train, config: Any, packing: bool, half_on_card: bool, why: dict[str, str]) -> str:
+def _attention(machine: Machine, config: Any, kernel: bool, why: dict[str, str]) -> str:
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    possible = packing and half_on_card and width <= _WIDEST_HEAD
-    if train.attention == "varlen" and not possible:
+    possible = kernel and width <= _WIDEST_HEAD
+    if machine.attention == "varlen" and not possible:
         raise UserError(
-            "train.attention: varlen needs packed rows, a CUDA card that computes in bfloat16 and heads of at most "
-            f"{_WIDEST_HEAD}; write auto or sdpa"
+            "machine setting attention: varlen needs the fused engine, a CUDA card that computes in bfloat16 and heads "
+            f"of at most {_WIDEST_HEAD}; write auto or sdpa"
         )
-    if train.attention != "auto":
-        return train.attention
+    if machine.attention != "auto":
+        return machine.attention
     why["attention"] = "one kernel for all examples of a row" if possible else "no variable-length kernel for this"
     return "varlen" if possible else "sdpa"
 
 
 def _room(
-    train: Train, config: Any, precision: torch.dtype, model: Any, longest: int, memory: int | None, why: dict[str, str]
+    engine: str,
+    machine: Machine,
+    config: Any,
+    precision: torch.dtype,
+    model: Any,
+    longest: int,
+    memory: int | None,
+    why: dict[str, str],
 ) -> tuple[int, bool]:
     """Tokens that fit the memory at once, and whether layers are recomputed."""
     if memory is None:
-        if train.checkpointing == "auto":
+        if machine.checkpointing == "auto":
             why["checkpointing"] = "no card whose memory could run out"
-        return _CPU_TOKENS, train.checkpointing is True
+        return _CPU_TOKENS, machine.checkpointing is True
     left = memory * (1 - _RESERVE) - LOSS_BYTES - 16 * trained_parameters(model)
-    whole, recomputed = (int(left // cost) for cost in bytes_per_token(config, precision))
-    if train.checkpointing == "auto":
+    costs = bytes_per_token(config, precision)
+    whole, recomputed = (int(left // (cost * (1 if engine == "fused" else _UNFUSED))) for cost in costs)
+    if machine.checkpointing == "auto":
         checkpointing = whole < longest
         why["checkpointing"] = f"without it, {whole} tokens fit the memory and the longest row has {longest}"
     else:
-        checkpointing = train.checkpointing
+        checkpointing = machine.checkpointing
     return max(recomputed if checkpointing else whole, 1), checkpointing
 
 
@@ -138,13 +166,33 @@ def bytes_per_token(config: Any, precision: torch.dtype) -> tuple[int, int]:
     2.4 MB for Gemma-3-1B, where an H100 took 1.5 and 2.0.
     """
     size = 2 if precision == torch.bfloat16 else 4
-    width, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    layer = 16 * size * width + 4 * size * inner
+    width, layers = config.hidden_size, config.num_hidden_layers
+    layer = 16 * size * width + 4 * size * (getattr(config, "intermediate_size", None) or 4 * width)
     return layers * layer, layers * size * width + layer
 
 
 def trained_parameters(model: Any) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def rows_at_once(plan: Plan, lengths: Sequence[int], batch_size: int) -> int:
+    """Rows of a device's micro-batch where all have equally many: the most that fit and divide the batch.
+
+    Raises:
+        UserError: when the devices cannot share the batch evenly.
+    """
+    share, rest = divmod(batch_size, devices.count())
+    if rest:
+        raise UserError(
+            f"an optimiser batch of {batch_size} rows cannot be shared evenly by {devices.count()} devices; set "
+            f"train.batch_size to a multiple of {devices.count()}"
+        )
+    longest = sorted(lengths, reverse=True)
+    for rows in range(share, 1, -1):
+        tokens = sum(longest[:rows]) if plan.packing else rows * longest[0]
+        if share % rows == 0 and tokens <= plan.micro_batch_tokens:
+            return rows
+    return 1
 
 
 def _largest_batch(lengths: Sequence[int], batch_size: int) -> int:
@@ -154,26 +202,24 @@ def _largest_batch(lengths: Sequence[int], batch_size: int) -> int:
     return math.ceil(batch_size * mean + 3 * math.sqrt(batch_size) * spread)
 
 
-def _compile(train: Train, attention: str, checkpointing: bool, sharding: bool, steps: int, why: dict[str, str]) -> str:
-    obstacle = _no_graphs(train, attention, checkpointing, sharding)
-    if train.compile == "auto":
+def _compile(
+    train: Train, machine: Machine, attention: str, checkpointing: bool, steps: int, why: dict[str, str]
+) -> str:
+    obstacle = _no_graphs(train, attention, checkpointing)
+    if machine.compile == "auto":
         if obstacle or steps < _GRAPH_STEPS:
             why["compile"] = obstacle or f"{steps} steps do not repay a capture"
             return "none"
         why["compile"] = f"{steps} steps repay a capture of a few seconds"
         return "graphs"
-    if train.compile == "graphs" and obstacle:
-        raise UserError(f"train.compile: graphs is not possible: {obstacle}; write auto or none")
-    return train.compile
+    if machine.compile == "graphs" and obstacle:
+        raise UserError(f"machine setting compile: graphs is not possible: {obstacle}; write auto or none")
+    return machine.compile
 
 
-def _no_graphs(train: Train, attention: str, checkpointing: bool, sharding: bool) -> str | None:
+def _no_graphs(train: Train, attention: str, checkpointing: bool) -> str | None:
     if attention != "varlen":
         return "CUDA graphs need the variable-length kernel"
-    if train.method != "full" and train.adapter != "lora":
-        return f"{train.adapter} changes its course from step to step"
-    if sharding:
-        return "sharded weights come and go"
     if checkpointing and train.dropout:
         return "layers that are recomputed with dropout cannot be captured"
     return None

@@ -1,5 +1,6 @@
 """What can be known of a training run before it costs anything: tokenizer, template and data, without the weights."""
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +11,7 @@ from stages.model.chat import Chat, task_chat
 from stages.model.loading import load_tokenizer
 from stages.params import Task, Train, load_params
 from stages.records.record import read_records
-from stages.tune.train.example_view import show_example
-from stages.tune.train.examples import IGNORED, Examples, make_examples
+from stages.tune.train.examples import Examples, make_examples, show_example
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
     Raises:
         UserError: with a sentence for each problem.
     """
-    params = load_params("task", "train")
+    params = load_params("task.instruction", "task.tags", "train")
     chat = checked_chat(params.task)
     train = make_examples(chat, read_records(paths.TRAIN), params.train.max_tokens)
     validation = make_examples(chat, read_records(paths.VALIDATION), params.train.max_tokens)
@@ -50,7 +50,7 @@ def check(chat: Chat, settings: Train, train: Examples, validation: Examples) ->
     """
     print("\n".join(_facts(chat, settings, train, validation)), flush=True)
     if len(train):
-        show_example(chat, train.input_ids[0], train.labels[0])
+        show_example(chat, train.input_ids[0], train.completion_mask[0])
     problems = list(_problems(chat, settings, train, validation))
     if problems:
         count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
@@ -68,10 +68,10 @@ def _facts(chat: Chat, settings: Train, train: Examples, validation: Examples) -
     for name, examples in (("training", train), ("validation", validation)):
         lost, all_tokens = sum(examples.left_out), max(1, sum(examples.left_out) + examples.tokens)
         yield (
-            f"left out of {name}, longer than {limit} tokens: {examples.too_long} rows, "
+            f"left out of {name}, longer than {limit} tokens: {len(examples.left_out)} rows, "
             f"{lost} tokens ({lost / all_tokens:.1%})"
         )
-    longest = max([*map(len, train.input_ids), *train.left_out], default=0)
+    longest = max([*train.lengths, *train.left_out], default=0)
     yield f"longest row: {longest} tokens; stop token: {chat.tokenizer.decode([chat.stop_id])!r}"
 
 
@@ -81,15 +81,16 @@ def _problems(chat: Chat, settings: Train, train: Examples, validation: Examples
         yield from _stop_token(chat, train)
         yield from _double_bos(chat, train)
     yield from _context(settings.max_tokens)
+    yield from _no_commit()
 
 
 def _left_out(settings: Train, train: Examples, validation: Examples) -> Iterator[str]:
     limit, allowed = settings.max_tokens, settings.max_left_out_share
     for name, examples in ((paths.TRAIN, train), (paths.VALIDATION, validation)):
-        share = examples.too_long / max(1, examples.too_long + len(examples))
+        share = len(examples.left_out) / max(1, len(examples.left_out) + len(examples))
         if share > allowed:
             yield (
-                f"{examples.too_long} rows of {name} ({share:.1%}) exceed train.max_tokens = {limit} and would "
+                f"{len(examples.left_out)} rows of {name} ({share:.1%}) exceed train.max_tokens = {limit} and would "
                 f"be left out, where train.max_left_out_share allows {allowed:.1%}; a train.max_tokens of "
                 f"{max(examples.left_out)} would keep them all"
             )
@@ -107,12 +108,12 @@ def _left_out(settings: Train, train: Examples, validation: Examples) -> Iterato
 def _stop_token(chat: Chat, train: Examples) -> Iterator[str]:
     """The loss must see the stop token at the end of each answer, and nowhere within."""
     stop = f"the stop token {chat.tokenizer.decode([chat.stop_id])!r}"
-    answers = [[label for label in labels if label != IGNORED] for labels in train.labels]
+    answers = list(train.answers())
     if missing := sum(answer[-1:] != [chat.stop_id] for answer in answers):
         yield f"{missing} rows do not end with {stop} in the loss; the model would not learn to stop"
     if early := sum(chat.stop_id in answer[:-1] for answer in answers):
         yield f"{early} rows of {paths.TRAIN} hold {stop} within the completion; the model would learn to stop there"
-    if whole := sum(len(answer) == len(labels) for answer, labels in zip(answers, train.labels, strict=True)):
+    if whole := sum(len(answer) == len(ids) for answer, ids in zip(answers, train.input_ids, strict=True)):
         yield f"{whole} rows have no masked prompt; the model would be trained to say what it is asked"
 
 
@@ -131,3 +132,16 @@ def _context(max_tokens: int, folder: Path = paths.BASE) -> Iterator[str]:
     positions = config.get("text_config", config).get("max_position_embeddings")
     if positions and max_tokens > positions:
         yield f"train.max_tokens = {max_tokens}, but the model has {positions} positions; set it to {positions} or less"
+
+
+def _no_commit() -> Iterator[str]:
+    """DVCLive writes curves beside the commit that they belong to."""
+    try:
+        inside, commit = (
+            subprocess.run(["git", "rev-parse", *what], capture_output=True, check=False).returncode == 0
+            for what in (["--git-dir"], ["--verify", "HEAD"])
+        )
+    except FileNotFoundError:  # without git, curves belong to nothing
+        return
+    if inside and not commit:
+        yield "the git repository has no commit yet, and DVCLive needs one; run `git add --all && git commit`"

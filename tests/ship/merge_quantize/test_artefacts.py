@@ -11,7 +11,7 @@ from tiny_model import save_tiny_model
 from stages.core.errors import Refusal
 from stages.model.loading import load_model
 from stages.ship.merge_quantize.artefacts import merge, quantise
-from stages.tune.train.save import save_adapter
+from stages.tune.train.adapters import save_trained
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, weight in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.05)
-    save_adapter(model, None, folder / "adapter")
+    save_trained(model, None, folder / "adapter")
     return folder
 
 
@@ -61,7 +61,7 @@ def test_quantised_weights_are_small_and_near(trained: Path, tmp_path: Path, for
 def test_a_saved_adapter_loads_with_the_same_weights(trained: Path, tmp_path: Path) -> None:
     from stages.model.loading import load_tuned
 
-    save_adapter(load_tuned(trained / "base", trained / "adapter", dtype=torch.float32), None, tmp_path / "again")
+    save_trained(load_tuned(trained / "base", trained / "adapter", dtype=torch.float32), None, tmp_path / "again")
     names = {file.name for file in (trained / "adapter").iterdir()}
     assert names == {"adapter_config.json", "adapter_model.safetensors"}
     weights = load_file(trained / "adapter" / "adapter_model.safetensors")

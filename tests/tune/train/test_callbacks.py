@@ -8,7 +8,6 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma3TextConfig
 
 from stages.core.errors import Refusal
-from stages.tune.train.batches import Row
 from stages.tune.train.callbacks import StopsAtNaN
 
 AT = SimpleNamespace(global_step=5, max_steps=40)
@@ -24,11 +23,6 @@ def gemma(padding: int | None) -> Any:
     return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
 
 
-def rows(ids: list[int]) -> list[Row]:
-    tensor = torch.tensor(ids)
-    return [Row(tensor, torch.arange(len(ids) - 1), tensor[1:])]
-
-
 @pytest.mark.parametrize(("padding", "first", "finite"), [(0, 0, False), (0, 7, True), (None, 0, True)])
 def test_gradients_overflow_at_a_token_whose_embedding_is_zero(padding: int | None, first: int, finite: bool) -> None:
     model = gemma(padding)
@@ -41,16 +35,16 @@ def test_gradients_overflow_at_a_token_whose_embedding_is_zero(padding: int | No
 
 def test_it_says_which_token_that_is() -> None:
     with pytest.raises(Refusal, match=r"step 5 of 40: grad_norm is nan\. .*embedding is zero.*\[0\]"):
-        StopsAtNaN(rows([0, 3, 4])).on_log(None, AT, None, {"loss": 5.0, "grad_norm": float("nan")}, gemma(0))
+        StopsAtNaN([[0, 3, 4]]).on_log(None, AT, None, {"loss": 5.0, "grad_norm": float("nan")}, gemma(0))
 
 
 @pytest.mark.parametrize("name", ["loss", "grad_norm", "eval_loss"])
 def test_other_causes_get_advice(name: str) -> None:
     with pytest.raises(Refusal, match=rf"{name} is inf\. Try a lower train\.learning_rate"):
-        StopsAtNaN(rows([2, 3, 4])).on_log(None, AT, None, {name: float("inf")}, gemma(0))
+        StopsAtNaN([[2, 3, 4]]).on_log(None, AT, None, {name: float("inf")}, gemma(0))
 
 
 def test_numbers_pass() -> None:
     logs = {"loss": 5.0, "grad_norm": 0.0, "learning_rate": 1e-3, "epoch": 1.0}
-    StopsAtNaN(rows([0, 1, 2])).on_log(None, AT, None, logs, gemma(0))
-    StopsAtNaN(rows([0, 1, 2])).on_log(None, AT, None, None, gemma(0))
+    StopsAtNaN([[0, 1, 2]]).on_log(None, AT, None, logs, gemma(0))
+    StopsAtNaN([[0, 1, 2]]).on_log(None, AT, None, None, gemma(0))

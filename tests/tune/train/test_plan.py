@@ -8,10 +8,11 @@ import torch
 from transformers import Gemma2Config, LlamaConfig
 
 from stages.core.errors import UserError
+from stages.core.machine import Machine
 from stages.core.yaml_reader import load_yaml
 from stages.params import Train
 from stages.tune.train import plan as planning
-from stages.tune.train.plan import Plan, bytes_per_token, make_plan
+from stages.tune.train.plan import Plan, bytes_per_token, choose_sharding, make_plan, rows_at_once
 
 GIB = 2**30
 LENGTHS = [200] * 990 + [1024] * 10
@@ -33,10 +34,11 @@ def settings(**changes: Any) -> Train:
     return Train(**(values | {"batch_size": 16, "max_tokens": 1024} | changes))
 
 
-def planned(memory: float | None, model: Any = None, steps: int = 400, **changes: Any) -> Plan:
-    return make_plan(
-        settings(**changes), model or Model(), LENGTHS, steps, None if memory is None else int(memory * GIB)
-    )
+def planned(
+    memory: float | None, model: Any = None, steps: int = 400, engine: str = "fused", dropout: float = 0.0, **speed: Any
+) -> Plan:
+    train, free = settings(dropout=dropout), None if memory is None else int(memory * GIB)
+    return make_plan(engine, train, Machine(**speed), model or Model(), LENGTHS, steps, free)
 
 
 @pytest.fixture
@@ -50,7 +52,7 @@ def test_a_large_card_takes_a_whole_batch_at_once_without_recomputing() -> None:
     assert (plan.packing, plan.attention, plan.checkpointing, plan.compile) == (True, "varlen", False, "graphs")
     assert 16 * 208 < plan.micro_batch_tokens < 1.6 * 16 * 208
     assert plan.precision == torch.bfloat16
-    assert set(plan.why) == {"packing", "attention", "checkpointing", "micro_batch_tokens", "compile", "sharding"}
+    assert set(plan.why) == {"packing", "attention", "checkpointing", "micro_batch_tokens", "compile"}
 
 
 @pytest.mark.usefixtures("card")
@@ -66,13 +68,13 @@ def test_a_small_card_takes_less_and_then_recomputes() -> None:
 @pytest.mark.usefixtures("card")
 def test_a_short_run_is_not_captured() -> None:
     assert planned(70, steps=20).compile == "none"
-    assert planned(70, adapter="dora", early_stopping_patience=None).compile == "none"
     assert planned(2.5, dropout=0.1).compile == "none", "recomputed with dropout"
 
 
 def test_a_cpu_computes_in_float32_and_launches_kernel_by_kernel() -> None:
     plan = planned(None)
     assert plan.described() == {
+        "engine": "fused",
         "precision": "float32",
         "packing": True,
         "attention": "sdpa",
@@ -93,8 +95,8 @@ def test_a_model_with_other_attention_is_padded_and_says_why() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"attention": "varlen"}, "train.attention: varlen needs"),
-        ({"compile": "graphs"}, "train.compile: graphs is not possible"),
+        ({"attention": "varlen"}, "attention: varlen needs"),
+        ({"compile": "graphs"}, "compile: graphs is not possible"),
     ],
 )
 def test_what_a_cpu_cannot_do_is_refused(changes: dict[str, Any], words: str) -> None:
@@ -103,7 +105,7 @@ def test_what_a_cpu_cannot_do_is_refused(changes: dict[str, Any], words: str) ->
 
 
 def test_packing_that_a_model_cannot_do_is_refused() -> None:
-    with pytest.raises(UserError, match=r"train\.packing: true is not possible"):
+    with pytest.raises(UserError, match="packing: true is not possible"):
         planned(None, Model(Gemma2Config()), packing=True)
 
 
@@ -122,5 +124,37 @@ def test_recomputing_layers_takes_a_fraction_of_the_memory() -> None:
 
 
 def test_a_second_try_is_smaller_and_simpler() -> None:
-    plan = Plan(torch.bfloat16, True, "varlen", False, 4096, "graphs").smaller()
+    plan = Plan("fused", torch.bfloat16, True, "varlen", False, 4096, "graphs").smaller()
     assert (plan.micro_batch_tokens, plan.checkpointing, plan.compile) == (2048, True, "none")
+
+
+@pytest.mark.usefixtures("card")
+def test_trl_launches_kernel_by_kernel_and_takes_less_at_once() -> None:
+    plan = planned(70, engine="trl")
+    assert (plan.attention, plan.compile) == ("sdpa", "none")
+    assert plan.micro_batch_tokens <= 4096
+
+
+@pytest.mark.parametrize(("tokens", "rows"), [(10_000, 12), (1199, 6), (600, 6), (599, 4), (100, 1), (1, 1)])
+def test_equal_parts_of_a_batch_fit_and_divide_it(tokens: int, rows: int) -> None:
+    plan = planned(None, micro_batch_tokens=tokens)
+    assert rows_at_once(plan, [100] * 50, 12) == rows
+
+
+def test_a_batch_that_devices_cannot_share_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert rows_at_once(planned(None, micro_batch_tokens=200), [100] * 50, 12) == 2
+    with pytest.raises(UserError, match=r"train\.batch_size to a multiple of 2"):
+        rows_at_once(planned(None), [100] * 50, 7)
+
+
+def test_weights_are_sharded_where_several_devices_share_what_fits_on_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    train, weights = settings(), 10 * GIB
+    assert not choose_sharding(train, Machine(), weights, 12 * GIB)
+    with pytest.raises(UserError, match="sharding: true needs several devices"):
+        choose_sharding(train, Machine(sharding=True), weights, None)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert choose_sharding(train, Machine(), weights, 12 * GIB)
+    assert not choose_sharding(train, Machine(), weights, 40 * GIB)
+    assert not choose_sharding(train, Machine(), weights, None)
+    assert choose_sharding(train, Machine(sharding=True), weights, None)

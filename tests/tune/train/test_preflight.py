@@ -19,8 +19,7 @@ from stages.core.yaml_reader import load_yaml
 from stages.model.chat import make_chat
 from stages.params import load_params
 from stages.records.record import make_record, write_records
-from stages.tune.train.example_view import show_example
-from stages.tune.train.examples import make_examples
+from stages.tune.train.examples import make_examples, show_example
 from stages.tune.train.preflight import main
 
 ROOT = Path(__file__).parents[3]
@@ -150,7 +149,7 @@ def test_the_loss_mask_has_colours_on_a_terminal_and_marks_elsewhere() -> None:
     for terminal in (True, False):
         page = io.StringIO()
         console = Console(file=page, force_terminal=terminal, soft_wrap=True, color_system="standard", no_color=False)
-        show_example(chat, examples.input_ids[0], examples.labels[0], console)
+        show_example(chat, examples.input_ids[0], examples.completion_mask[0], console)
         assert "hi ü<|im_end|>" in page.getvalue()
         if terminal:
             assert '\x1b[1;32m{"ä": 1}<|im_end|>\x1b[0m' in page.getvalue()

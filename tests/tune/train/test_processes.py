@@ -14,41 +14,39 @@ import torch
 from project import set_params
 from safetensors.torch import load_file
 from stage_process import die_training, run_stage
+from training_project import lay_out
 
+from stages.core import paths
 from stages.core.errors import UserError
-from stages.core.files import read_json, remove
-from stages.tune.train import processes
-from stages.tune.train.launch import free_port
+from stages.core.files import read_json
+from stages.tune.train import devices
+from stages.tune.train.devices import free_port
 
-ADAPTER = "models/adapter/adapter_model.safetensors"
 Result = tuple[dict[str, torch.Tensor], dict[str, float]]
 
 
-def become(rank: int, port: int, then: Callable[[], None] | None = None) -> None:
+def become(rank: int, port: int, then: Callable[[], None] | None = None, **speed: str) -> None:
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in names.items()}
+    os.environ |= {f"TUNETRAIL_{name.upper()}": value for name, value in speed.items()}
     torch.set_num_threads(1)
     if then:
         then()
 
 
-def train_on_two(project: Path, die: Callable[[], None] | None = None) -> list[tuple[int, str]]:
+def train_on_two(project: Path, die: Callable[[], None] | None = None, **speed: str) -> list[tuple[int, str]]:
     port = free_port()
     with ThreadPoolExecutor(2) as pool:
         runs = [
-            pool.submit(run_stage, project, "train", functools.partial(become, rank, port, die), str(rank))
+            pool.submit(run_stage, project, "train", functools.partial(become, rank, port, die, **speed), str(rank))
             for rank in range(2)
         ]
         return [run.result() for run in runs]
 
 
 @pytest.fixture(scope="module")
-def project(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("processes") / "project"
-    shutil.copytree(pipeline, folder, ignore=shutil.ignore_patterns(".git", "cache", "release"))
-    set_params(folder, {"train": {"early_stopping_patience": None}})
-    remove(folder / "models" / "adapter")
-    return folder
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return lay_out(tmp_path_factory.mktemp("processes") / "project", early_stopping_patience=None)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +57,8 @@ def one(project: Path) -> Result:
 
 
 def result(project: Path) -> Result:
-    return load_file(project / ADAPTER), read_json(project / "metrics" / "train.json")["loss"]
+    adapter = load_file(project / paths.ADAPTER / "adapter_model.safetensors")
+    return adapter, read_json(project / paths.TRAIN_METRICS)["loss"]
 
 
 def assert_same(ours: Result, theirs: Result) -> None:
@@ -68,44 +67,29 @@ def assert_same(ours: Result, theirs: Result) -> None:
         torch.testing.assert_close(tensor, theirs[0][name], rtol=1e-2, atol=1e-4)
 
 
-def test_two_processes_learn_what_one_does(project: Path, one: Result) -> None:
+@pytest.mark.parametrize("engine", ["trl", "fused"])
+def test_two_processes_learn_what_one_does(project: Path, one: Result, engine: str) -> None:
+    set_params(project, {"train": {"engine": engine}})
     (first, text), (second, silent) = train_on_two(project)
+    set_params(project, {"train": {"engine": "auto"}})
     assert (first, second) == (0, 0), text + silent
     assert_same(result(project), one)
     assert read_json(project / "metrics" / "env" / "train.json")["devices"] == 2
-    assert "train.packing: True" in text
+    assert f"train.engine: {engine}" in text
     assert silent.count("\n") < 4, silent
 
 
-def test_sharded_weights_learn_the_same(project: Path, one: Result) -> None:
-    set_params(project, {"train": {"sharding": True, "micro_batch_tokens": 200}})
-    try:
-        (first, text), (second, other) = train_on_two(project)
-    finally:
-        set_params(project, {"train": {"sharding": "auto", "micro_batch_tokens": "auto"}})
+@pytest.mark.parametrize("tokens", ["10000", "1"])
+def test_how_two_processes_cut_a_batch_changes_no_loss(project: Path, one: Result, tokens: str) -> None:
+    (first, text), (second, other) = train_on_two(project, micro_batch_tokens=tokens)
     assert (first, second) == (0, 0), text + other
     assert_same(result(project), one)
 
 
-def test_sharded_weights_learn_the_same_in_16_bit(project: Path) -> None:
-    set_params(project, {"train": {"precision": "bfloat16"}})
-    try:
-        code, said = run_stage(project, "train")
-        alone = result(project)[1]
-        set_params(project, {"train": {"sharding": True}})
-        (first, text), (second, other) = train_on_two(project)
-    finally:
-        set_params(project, {"train": {"sharding": "auto", "precision": "auto"}})
-    assert (code, first, second) == (0, 0, 0), said + text + other
-    assert result(project)[1] == pytest.approx(alone, rel=0.01)
-
-
-def test_sharding_needs_somebody_to_share_with(project: Path) -> None:
-    set_params(project, {"train": {"sharding": True}})
-    code, text = run_stage(project, "train")
-    set_params(project, {"train": {"sharding": "auto"}})
-    assert code == 2
-    assert "train.sharding: true needs several devices" in text
+def test_sharded_weights_learn_the_same(project: Path, one: Result) -> None:
+    (first, text), (second, other) = train_on_two(project, sharding="true")
+    assert (first, second) == (0, 0), text + other
+    assert_same(result(project), one)
 
 
 def test_a_run_goes_on_with_another_number_of_processes(project: Path, one: Result) -> None:
@@ -144,7 +128,7 @@ def test_more_processes_than_cards_are_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UserError, match=r"process 3 .* there are 2 here"):
-        processes.join()
+        devices.join()
 
 
 def test_the_process_that_waits_for_the_others_loads_no_torch() -> None:

@@ -1,92 +1,100 @@
-"""Every method trains, and what is saved can be loaded and merged."""
+"""Every method trains with its engine, and what is saved can be loaded and merged."""
 
 import functools
-import shutil
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from project import set_params
-from safetensors.torch import load_file
-from stage_process import run_stage
+from project import commit, run, set_params
+from safetensors.torch import load_file, save_file
+from stage_process import die_saving_a_checkpoint, die_training, run_stage
+from training_project import curve, lay_out, train
 
-from stages.core.files import read_json, remove
+from stages.core import paths
+from stages.core.files import read_json
+
+EIGHT_ROWS = {"batch_size": 8, "learning_rate": 1e-2, "early_stopping_patience": None}
 
 
 @pytest.fixture
-def workspace(pipeline: Path, tmp_path: Path) -> Path:
-    shutil.copytree(pipeline, tmp_path / "project", ignore=shutil.ignore_patterns(".git", "cache", "release"))
-    remove(tmp_path / "project" / "models" / "adapter")
-    return tmp_path / "project"
+def project(tmp_path: Path) -> Path:
+    return lay_out(tmp_path / "project")
 
 
-def train(workspace: Path, **settings: Any) -> dict[str, Any]:
-    set_params(workspace, {"train": settings})
-    code, text = run_stage(workspace, "train")
-    assert code == 0, text
-    metrics: dict[str, Any] = read_json(workspace / "metrics" / "train.json")
-    return metrics
-
-
-def curve(workspace: Path) -> list[float]:
-    lines = (workspace / "metrics/curves/plots/metrics/train/loss.tsv").read_text().splitlines()
-    return [float(line.split("\t")[1]) for line in lines[1:]]
+def speed(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
+    for name, value in settings.items():
+        monkeypatch.setenv(f"TUNETRAIL_{name.upper()}", json.dumps(value).strip('"'))
 
 
 @pytest.fixture(scope="module")
-def two_cuts(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
-    """The loss curve of eight rows a step, packed, in micro-batches of about four."""
-    project = tmp_path_factory.mktemp("two-cuts") / "project"
-    shutil.copytree(pipeline, project, ignore=shutil.ignore_patterns(".git", "cache", "release"))
-    train(project, batch_size=8, learning_rate=1e-2, micro_batch_tokens=800)
+def two_cuts(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """The loss curve of TRL for eight rows a step, padding-free, in micro-batches of four."""
+    project = lay_out(tmp_path_factory.mktemp("two-cuts") / "project")
+    with pytest.MonkeyPatch.context() as patch:
+        speed(patch, micro_batch_tokens=720)
+        train(project, engine="trl", **EIGHT_ROWS)
     losses = curve(project)
     assert losses[-1] < losses[0]
     return losses
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("engine", "settings"),
     [
-        pytest.param({"method": "lora", "adapter": "dora"}, id="dora"),
-        pytest.param({"method": "lora", "adapter": "adalora", "early_stopping_patience": None}, id="adalora"),
-        pytest.param({"method": "qlora", "checkpointing": True}, id="qlora"),
-        pytest.param({"method": "full"}, id="full"),
-        pytest.param({"method": "full", "precision": "bfloat16"}, id="full-half"),
-        pytest.param({"method": "lora", "precision": "bfloat16", "dropout": 0.1}, id="lora-half"),
+        pytest.param("trl", {"method": "lora", "adapter": "dora"}, id="dora"),
+        pytest.param("trl", {"method": "lora", "adapter": "adalora", "early_stopping_patience": None}, id="adalora"),
+        pytest.param("trl", {"method": "qlora"}, id="qlora"),
+        pytest.param("trl", {"method": "full"}, id="full"),
+        pytest.param("trl", {"method": "lora", "precision": "bfloat16", "dropout": 0.1}, id="lora-half"),
+        pytest.param("fused", {"method": "qlora"}, id="fused-qlora"),
+        pytest.param("fused", {"method": "full", "precision": "bfloat16"}, id="fused-full-half"),
+        pytest.param("fused", {"method": "lora", "precision": "bfloat16", "dropout": 0.1}, id="fused-lora-half"),
     ],
 )
-def test_method_trains_and_its_result_merges(workspace: Path, settings: dict[str, Any]) -> None:
-    metrics = train(workspace, **settings)
+def test_method_trains_and_its_result_merges(project: Path, engine: str, settings: dict[str, Any]) -> None:
+    metrics = train(project, engine=engine, **settings)
+    assert f"train.engine: {engine}" in metrics["printed"]
     assert metrics["loss"]["validation_last"] < metrics["loss"]["validation_first"]
     share = metrics["parameters"]["trainable"] / metrics["parameters"]["all"]
     assert share == 1 if settings["method"] == "full" else share < 0.5
-    code, text = run_stage(workspace, "merge_quantize")
-    assert code == 0, text
-    base = load_file(workspace / "models" / "base" / "model.safetensors")
-    merged = load_file(workspace / "models" / "release" / "merged" / "model.safetensors")
-    assert base.keys() == merged.keys()
+    from stages.model.loading import load_tuned
+
+    tuned = load_tuned(project / paths.BASE, project / paths.ADAPTER, dtype=torch.float32)
+    merged = (tuned.merge_and_unload() if hasattr(tuned, "merge_and_unload") else tuned).state_dict()
+    base = load_file(project / paths.BASE / "model.safetensors")
+    assert base.keys() <= merged.keys()
     assert any(not torch.equal(base[name], merged[name]) for name in base)
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("engine", "settings"),
     [
-        pytest.param({"micro_batch_tokens": 10_000}, id="1x8"),
-        pytest.param({"micro_batch_tokens": 1}, id="8x1"),
-        pytest.param({"micro_batch_tokens": 600, "packing": False}, id="padded"),
-        pytest.param({"micro_batch_tokens": 1, "packing": False}, id="padded-8x1"),
-        pytest.param({"checkpointing": True}, id="recomputed"),
+        pytest.param("trl", {"micro_batch_tokens": 10_000}, id="trl-1x8"),
+        pytest.param("trl", {"micro_batch_tokens": 1}, id="trl-8x1"),
+        pytest.param("trl", {"micro_batch_tokens": 400, "packing": False}, id="trl-padded"),
+        pytest.param("trl", {"checkpointing": True}, id="trl-recomputed"),
+        pytest.param("fused", {"micro_batch_tokens": 10_000}, id="fused-1x8"),
+        pytest.param("fused", {"micro_batch_tokens": 1}, id="fused-8x1"),
+        pytest.param("fused", {"checkpointing": True, "micro_batch_tokens": 600}, id="fused-recomputed"),
     ],
 )
-def test_how_a_batch_is_cut_changes_no_loss(workspace: Path, settings: dict[str, Any], two_cuts: list[float]) -> None:
-    train(workspace, batch_size=8, learning_rate=1e-2, **settings)
-    assert curve(workspace) == pytest.approx(two_cuts, rel=1e-4)
+def test_neither_engine_nor_cut_changes_a_loss(
+    project: Path,
+    engine: str,
+    settings: dict[str, Any],
+    two_cuts: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    speed(monkeypatch, **settings)
+    train(project, engine=engine, **EIGHT_ROWS)
+    assert curve(project) == pytest.approx(two_cuts, rel=1e-4)
 
 
 def run_out_of_memory(times: int) -> None:
     """Let this process's first passes over an optimiser batch fail half way, as a card that is too small does."""
-    from stages.tune.train.steps import Steps
+    from stages.tune.train.fused.steps import Steps
 
     compute, calls = Steps._forward_and_backward, [0]
 
@@ -100,82 +108,103 @@ def run_out_of_memory(times: int) -> None:
     Steps._forward_and_backward = failing  # type: ignore[assignment, method-assign]
 
 
-def test_memory_that_runs_out_once_changes_no_loss(workspace: Path, two_cuts: list[float]) -> None:
-    set_params(workspace, {"train": {"batch_size": 8, "learning_rate": 1e-2}})
-    code, text = run_stage(workspace, "train", functools.partial(run_out_of_memory, 1))
+def test_memory_that_runs_out_once_changes_no_loss(project: Path, two_cuts: list[float]) -> None:
+    set_params(project, {"train": {"engine": "fused", **EIGHT_ROWS}})
+    code, text = run_stage(project, "train", functools.partial(run_out_of_memory, 1))
     assert code == 0, text
     assert "memory ran out: going on with" in text
-    assert curve(workspace) == pytest.approx(two_cuts, rel=1e-4)
-    assert read_json(workspace / "metrics" / "env" / "train.json")["computed"]["checkpointing"] is True
+    assert curve(project) == pytest.approx(two_cuts, rel=1e-4)
+    assert read_json(project / "metrics" / "env" / "train.json")["computed"]["checkpointing"] is True
 
 
-def test_memory_that_runs_out_twice_is_a_sentence(workspace: Path) -> None:
-    code, text = run_stage(workspace, "train", functools.partial(run_out_of_memory, 2))
+def test_memory_that_runs_out_twice_is_a_sentence(project: Path) -> None:
+    set_params(project, {"train": {"engine": "fused"}})
+    code, text = run_stage(project, "train", functools.partial(run_out_of_memory, 2))
     assert code == 2
-    assert "lower train.micro_batch_tokens" in text
+    assert "micro_batch_tokens" in text
     assert "Traceback" not in text
 
 
-def test_only_the_named_layers_are_adapted(workspace: Path) -> None:
-    train(workspace, layers_to_transform="1-1", epochs=1)
-    names = load_file(workspace / "models" / "adapter" / "adapter_model.safetensors")
+def test_only_the_named_layers_are_adapted(project: Path) -> None:
+    train(project, layers_to_transform="1-1", epochs=1)
+    names = load_file(project / paths.ADAPTER / "adapter_model.safetensors")
     assert names
     assert all(".layers.1." in name for name in names)
 
 
-def test_training_stops_early_and_keeps_the_best(workspace: Path) -> None:
-    metrics = train(workspace, learning_rate=0.5, epochs=8, early_stopping_patience=1, evaluate_every=2)
+def test_training_stops_early_and_keeps_the_best(project: Path) -> None:
+    metrics = train(project, learning_rate=0.5, epochs=8, early_stopping_patience=1, evaluate_every=2)
     assert metrics["best_step"] < metrics["steps"]
 
 
-def test_layers_that_the_model_does_not_have_are_refused(workspace: Path) -> None:
-    set_params(workspace, {"train": {"layers_to_transform": "1-29"}})
-    code, text = run_stage(workspace, "train")
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"layers_to_transform": "1-29"}, "layers 0-1"),
+        ({"target_modules": ["wrong_proj"]}, "has none of wrong_proj; its layers have down_proj, gate_proj"),
+        ({"max_tokens": 8}, "exceed train.max_tokens = 8"),
+        ({"engine": "fused", "adapter": "dora"}, "train.engine: fused is not possible: the fused path has no dora"),
+    ],
+)
+def test_what_this_model_or_these_rows_lack_is_refused(project: Path, settings: dict[str, Any], words: str) -> None:
+    set_params(project, {"train": settings})
+    code, text = run_stage(project, "train")
     assert code == 2
-    assert "layers 0-1" in text
+    assert words in text
     assert "Traceback" not in text
 
 
-def test_rows_that_are_all_too_long_are_refused(workspace: Path) -> None:
-    set_params(workspace, {"train": {"max_tokens": 8}})
-    code, text = run_stage(workspace, "train")
-    assert code == 2
-    assert "exceed train.max_tokens = 8" in text
-
-
-def test_a_run_of_two_steps_has_a_curve(workspace: Path) -> None:
-    metrics = train(workspace, epochs=2, batch_size=1000)
+def test_a_run_of_two_steps_has_a_curve(project: Path) -> None:
+    metrics = train(project, epochs=2, batch_size=1000)
     assert metrics["steps"] == 2
-    assert len(curve(workspace)) == 1
-    assert metrics["loss"]["train_last"] == pytest.approx(curve(workspace)[-1])
+    assert len(curve(project)) == 1
+    assert metrics["loss"]["train_last"] == pytest.approx(curve(project)[-1])
 
 
-def test_a_loss_that_is_no_number_stops_the_training(workspace: Path) -> None:
-    file = workspace / "models" / "base" / "model.safetensors"
-    from safetensors.torch import save_file
+@pytest.mark.parametrize("engine", ["trl", "fused"])
+@pytest.mark.parametrize("die", [die_training, die_saving_a_checkpoint])
+def test_a_killed_run_goes_on_and_ends_the_same(project: Path, tmp_path: Path, engine: str, die: Any) -> None:
+    alone = lay_out(tmp_path / "alone")
+    train(alone, engine=engine)
+    set_params(project, {"train": {"engine": engine}})
+    assert run_stage(project, "train", die)[0] < 0
+    text = train(project, engine=engine)["printed"]
+    assert "going on from" in text
+    assert curve(project) == curve(alone)
+    ours, theirs = (load_file(at / paths.ADAPTER / "adapter_model.safetensors") for at in (project, alone))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    samples = (at / paths.TRAINING_SAMPLES for at in (project, alone))
+    assert len({file.read_text() for file in samples}) == 1
+    assert not list((project / paths.CHECKPOINTS).glob("*"))
 
+
+def test_a_run_of_other_parameters_starts_anew(project: Path) -> None:
+    assert run_stage(project, "train", die_training)[0] < 0
+    text = train(project, learning_rate=2e-3)["printed"]
+    assert "1 unfinished run(s)" in text
+    assert "going on from" not in text
+
+
+@pytest.mark.parametrize("engine", ["trl", "fused"])
+def test_a_loss_that_is_no_number_stops_the_training(project: Path, engine: str) -> None:
+    file = project / paths.BASE / "model.safetensors"
     weights = load_file(file)
     weights["model.norm.weight"][0] = float("inf")
-    file.unlink()  # a link into the cache of all tests
     save_file(weights, file, metadata={"format": "pt"})
-    set_params(workspace, {"train": {"batch_size": 1}})
-    code, text = run_stage(workspace, "train")
+    set_params(project, {"train": {"engine": engine, "batch_size": 1}})
+    code, text = run_stage(project, "train")
     assert code == 1
-    assert "training stopped at step" in text
+    assert "training stopped at step" in text or "nan" in text
     assert "Traceback" not in text
-    assert not (workspace / "models" / "adapter").exists()
-    assert not list((workspace / ".tunetrail").rglob("checkpoint-*"))
+    assert not (project / paths.ADAPTER).exists()
+    assert not list((project / ".tunetrail").rglob("checkpoint-*"))
 
 
-def test_weights_that_are_not_finite_stop_the_release(workspace: Path) -> None:
-    train(workspace, epochs=1)
-    file = workspace / "models" / "adapter" / "adapter_model.safetensors"
-    from safetensors.torch import save_file
-
-    weights = load_file(file)
-    next(iter(weights.values()))[0, 0] = float("nan")
-    save_file(weights, file, metadata={"format": "pt"})
-    code, text = run_stage(workspace, "merge_quantize")
-    assert code == 1
-    assert "NaN or infinity" in text
-    assert not (workspace / "models" / "release" / "merged").exists()
+def test_a_repository_without_any_commit_is_a_sentence(project: Path) -> None:
+    run(project, "git", "init", "--quiet")
+    code, text = run_stage(project, "train")
+    assert code == 2
+    assert "no commit yet, and DVCLive needs one" in text
+    assert "Traceback" not in text
+    commit(project, "The project")
+    train(project, epochs=0.5)

@@ -17,8 +17,8 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from stages.tune.train import loss
-from stages.tune.train.loss import Head, completion_loss, completion_loss_and_gradient
+from stages.tune.train.fused import loss
+from stages.tune.train.fused.loss import Head, completion_loss, completion_loss_and_gradient
 
 SMALL = {
     "vocab_size": 40,

@@ -8,11 +8,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-from stages.tune.train import attention
-from stages.tune.train.batches import Row
-from stages.tune.train.gradients import Gradients
+from stages.tune.train.fused import attention
+from stages.tune.train.fused.batches import Row
+from stages.tune.train.fused.steps import GraphSteps, Steps
+from stages.tune.train.fused.trainer import Gradients
 from stages.tune.train.plan import Plan
-from stages.tune.train.steps import GraphSteps, Steps
 
 LENGTHS = [7, 300, 41, 120, 299, 5, 88, 260]
 
@@ -78,7 +78,7 @@ def rows() -> list[Row]:
 
 
 def plan(compile: str, attention: str = "varlen", tokens: int = 700) -> Plan:
-    return Plan(torch.float32, True, attention, False, tokens, compile)
+    return Plan("fused", torch.float32, True, attention, False, tokens, compile)
 
 
 def two_steps(model: Any, steps: Steps, gradients: Gradients) -> list[torch.Tensor]:

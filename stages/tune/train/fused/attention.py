@@ -15,6 +15,8 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from stages.tune.train.fused.private_names import attention_in_use
+
 VARLEN, SEGMENTS = "tunetrail_varlen", "tunetrail_segments"
 # Before torch 2.12 the kernel took fewer key heads than query heads without being told.
 _GROUPED: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
@@ -87,7 +89,7 @@ AttentionInterface.register(SEGMENTS, segments)
 @contextmanager
 def attention_of(model: Any, name: str) -> Iterator[None]:
     """The model with this attention for the time of the block."""
-    before = model.config._attn_implementation
+    before = attention_in_use(model)
     model.set_attn_implementation(name)
     try:
         yield

@@ -1,11 +1,41 @@
-"""Warnings read off the loss curves."""
+"""metrics/train.json: what was trained, how the losses went, and warnings read off their curves."""
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
+
+from stages.tune.train.examples import Examples
 
 # A validation loss is called worse, and a plateau flat, beyond this share of its value.
 _TOLERANCE = 0.02
 _SPIKE = 2.0
+
+
+def summarise(trainer: Any, train: Examples) -> dict[str, Any]:
+    """Nested numbers. Losses are means over completion tokens, in nats."""
+    history = trainer.state.log_history
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    validation = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in trainer.model.parameters()]
+    summary: dict[str, Any] = {
+        "rows": {"train": len(train), "left_out_too_long": len(train.left_out)},
+        "tokens": {"total": train.tokens, "trained": train.trained_tokens},
+        "parameters": {"trainable": sum(n for n, trained in sizes if trained), "all": sum(n for n, _ in sizes)},
+        "steps": trainer.state.global_step,
+        "loss": {},
+        "red_flags": red_flags(losses, validation),
+    }
+    if losses:
+        summary["loss"] |= {"train_first": losses[0], "train_last": losses[-1]}
+    if validation:
+        summary["loss"] |= {
+            "validation_first": validation[0],
+            "validation_best": min(validation),
+            "validation_last": validation[-1],
+        }
+    if trainer.state.best_global_step:
+        summary["best_step"] = trainer.state.best_global_step
+    return summary
 
 
 def red_flags(train: Sequence[float], validation: Sequence[float]) -> dict[str, int]:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
 from transformers.masking_utils import create_sliding_window_causal_mask
 
-from stages.tune.train.attention import SEGMENTS, attention_of, can_pack, segments
-from stages.tune.train.batches import MicroBatch, Row, pack, pad
+from stages.tune.train.fused.attention import SEGMENTS, attention_of, can_pack, segments
+from stages.tune.train.fused.batches import MicroBatch, Row, pack
 
 SMALL = {
     "vocab_size": 50,
@@ -45,9 +45,10 @@ def row(length: int, seed: int) -> Row:
 
 
 def hidden(model: Any, batch: MicroBatch) -> torch.Tensor:
-    layout = {} if batch.ends is None else {"segment_ends": batch.ends}
-    with attention_of(model, SEGMENTS if batch.ends else "sdpa"):
-        out = model.base_model(input_ids=batch.ids, position_ids=batch.positions, use_cache=False, **layout)
+    with attention_of(model, SEGMENTS):
+        out = model.base_model(
+            input_ids=batch.ids, position_ids=batch.positions, use_cache=False, segment_ends=batch.ends
+        )
     result: torch.Tensor = out.last_hidden_state
     return result
 
@@ -72,16 +73,7 @@ def test_examples_of_a_packed_row_never_see_each_other(name: str, lengths: list[
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_padded_rows_need_no_mask(name: str) -> None:
-    rows = [row(length, seed) for seed, length in enumerate((3, 17, 9))]
-    padded = hidden(MODELS[name], pad(rows))
-    for one, states in zip(rows, padded, strict=True):
-        torch.testing.assert_close(states[: len(one)], alone(MODELS[name], one.ids), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("make", [pack, pad])
-def test_gradients_are_the_sum_of_those_of_each_example(name: str, make: Any) -> None:
+def test_gradients_are_the_sum_of_those_of_each_example(name: str) -> None:
     model = MODELS[name]
     rows = [row(length, seed) for seed, length in enumerate((3, 17, 9))]
 
@@ -90,7 +82,7 @@ def test_gradients_are_the_sum_of_those_of_each_example(name: str, make: Any) ->
         model.zero_grad()
         return found
 
-    batch = make(rows, 40) if make is pack else make(rows)
+    batch = pack(rows, 40)
     (hidden(model, batch).flatten(0, 1)[batch.predictors] @ WEIGHTS).sum().backward()  # type: ignore[no-untyped-call]
     together = gradients()
     for one in rows:
@@ -103,17 +95,15 @@ def test_gradients_are_the_sum_of_those_of_each_example(name: str, make: Any) ->
 def test_no_position_is_without_a_key_as_padding_at_the_right_of_a_window_leaves_it() -> None:
     """transformers' mask for padded rows has such positions; their gradients are not numbers in some kernels."""
     model, rows = MODELS["gemma"], [row(20, 0), row(6, 1)]
-    batch = pad(rows)
     real = torch.arange(20) < torch.tensor([[20], [6]])
     inputs = {"inputs_embeds": torch.zeros(2, 20, 32), "attention_mask": real.long(), "past_key_values": None}
     with attention_of(model, "sdpa"):
-        theirs = create_sliding_window_causal_mask(config=model.config, **inputs, position_ids=batch.positions[:1])
+        positions = torch.arange(20)[None]
+        theirs = create_sliding_window_causal_mask(config=model.config, **inputs, position_ids=positions)
         assert not theirs[1, 0].any(-1).all(), "then this test is no longer needed"
-    for made in (batch, pack(rows, 60)):
-        out = hidden(model, made)
-        out.sum().backward()  # type: ignore[no-untyped-call]
-        assert all(parameter.grad.isfinite().all() for parameter in model.base_model.parameters())
-        model.zero_grad()
+    hidden(model, pack(rows, 60)).sum().backward()  # type: ignore[no-untyped-call]
+    assert all(parameter.grad.isfinite().all() for parameter in model.base_model.parameters())
+    model.zero_grad()
 
 
 def test_a_window_is_the_token_itself_and_those_before_it() -> None:

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from stages.model.loading import causal_of
-from stages.tune.train import processes
-from stages.tune.train.attention import SEGMENTS, VARLEN, attention_of
-from stages.tune.train.batches import MicroBatch, Row, cut, deal, pack, pad, trained_tokens
-from stages.tune.train.loss import Head, completion_loss, completion_loss_and_gradient
+from stages.tune.train import devices
+from stages.tune.train.fused.attention import SEGMENTS, VARLEN, attention_of
+from stages.tune.train.fused.batches import MicroBatch, Row, cut, deal, pack, trained_tokens
+from stages.tune.train.fused.loss import Head, completion_loss, completion_loss_and_gradient
+from stages.tune.train.fused.private_names import attention_in_use, casting_layers
 from stages.tune.train.plan import Plan
 
 _WIDTH = 512  # graphs are recorded for multiples of so many tokens
@@ -26,7 +27,10 @@ class Steps:
         self._head = Head(self._causal)
         self._device = self._causal.get_input_embeddings().weight.device
         self.plan = plan
-        self._causal.set_attn_implementation(self._attention())
+        self._attention_before = attention_in_use(self._causal)
+        self._causal.set_attn_implementation(VARLEN if plan.attention == "varlen" else SEGMENTS)
+        for layer in casting_layers(self._causal):
+            layer.cast_input_dtype_enabled = plan.precision == torch.float32  # autocast casts to less, and once
         if plan.checkpointing:
             # A random state is kept for dropout's sake; reading it would forbid a capture.
             options = {"use_reentrant": False, "preserve_rng_state": plan.compile == "none"}
@@ -45,31 +49,34 @@ class Steps:
         count, total = trained_tokens(rows), torch.zeros((), device=self._device)
         with torch.no_grad(), self._autocast():
             for part in self._parts(rows):
-                batch = self._moved(pack(part) if self.plan.packing else pad(part))
+                batch = self._moved(pack(part))
                 hidden = self._hidden(batch).flatten(0, 1)
                 total += completion_loss(hidden, batch.predictors, batch.targets, self._head, count)
         return total
 
     def _parts(self, rows: list[Row]) -> list[list[Row]]:
-        """Micro-batches of this process's rows. Where weights are sharded, all processes must compute equally often."""
-        hands = [cut(hand, self.plan.micro_batch_tokens, self.plan.packing) for hand in deal(rows, processes.count())]
-        parts = hands[processes.rank()]
-        if self.plan.sharding:
-            blank = Row(rows[0].ids, rows[0].predictors[:0], rows[0].targets[:0])
-            parts += [[blank]] * (max(map(len, hands)) - len(parts))
-        return parts
+        """Micro-batches of this process's rows."""
+        return cut(deal(rows, devices.count())[devices.rank()], self.plan.micro_batch_tokens)
+
+    def restore(self) -> None:
+        """Give the model its attention and its layers' casts back, and keep no activation from being stored."""
+        self._causal.set_attn_implementation(self._attention_before)
+        for layer in casting_layers(self._causal):
+            layer.cast_input_dtype_enabled = True
+        if self.plan.checkpointing:
+            self._causal.gradient_checkpointing_disable()
 
     @contextmanager
     def plain(self) -> Iterator[None]:
         """The model as if it had been loaded: for generation, which knows no autocast, so that PEFT casts again."""
-        casting = [module for module in self._causal.modules() if hasattr(module, "cast_input_dtype_enabled")]
-        before = [module.cast_input_dtype_enabled for module in casting]
-        with attention_of(self._causal, "sdpa"):
-            for module in casting:
-                module.cast_input_dtype_enabled = True
+        casting = casting_layers(self._causal)
+        before = [layer.cast_input_dtype_enabled for layer in casting]
+        with attention_of(self._causal, self._attention_before):
+            for layer in casting:
+                layer.cast_input_dtype_enabled = True
             yield
-        for module, value in zip(casting, before, strict=True):
-            module.cast_input_dtype_enabled = value
+        for layer, value in zip(casting, before, strict=True):
+            layer.cast_input_dtype_enabled = value
 
     def _forward_and_backward(self, batch: MicroBatch, count: int) -> torch.Tensor:
         batch = self._moved(batch)
@@ -81,7 +88,7 @@ class Steps:
         return loss
 
     def _batch(self, rows: list[Row]) -> MicroBatch:
-        return pack(rows) if self.plan.packing else pad(rows)
+        return pack(rows)
 
     def _hidden(self, batch: MicroBatch) -> torch.Tensor:
         return self._decode(batch.ids, batch.positions, **self._layout(batch))
@@ -92,18 +99,11 @@ class Steps:
         return hidden
 
     def _layout(self, batch: MicroBatch) -> dict[str, Any]:
-        if batch.ends is None:
-            return {}
         if self.plan.attention == "sdpa":
             return {"segment_ends": batch.ends}
         ends = torch.tensor([0, *batch.ends], dtype=torch.int32)
         longest = int((ends[1:] - ends[:-1]).max())
         return {"cu_seq_lens_q": self._sent(ends), "max_length_q": longest}
-
-    def _attention(self) -> str:
-        if not self.plan.packing:
-            return "sdpa"
-        return VARLEN if self.plan.attention == "varlen" else SEGMENTS
 
     def _autocast(self) -> Any:
         # Without the cache of casts: a captured graph must cast the weights anew in each replay.
@@ -202,7 +202,6 @@ class GraphSteps(Steps):
 
     def _ends(self, batch: MicroBatch) -> torch.Tensor:
         """0 and the ends of the segments, the last repeated: empty segments cost nothing."""
-        assert batch.ends is not None
         ends = [0, *batch.ends]
         ends += [ends[-1]] * (self._segments + 1 - len(ends))
         return self._sent(torch.tensor(ends, dtype=torch.int32))

@@ -1,0 +1,99 @@
+"""TRL's trainer over our rows: the portable engine, and what the fused one has to agree with."""
+
+import itertools
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from trl import SFTTrainer
+
+from stages.core.errors import UserError
+from stages.model.loading import causal_of
+from stages.tune.train import devices
+from stages.tune.train.adapters import orthogonality_penalty
+from stages.tune.train.examples import Examples, SeededBatches
+from stages.tune.train.plan import Plan
+
+OUT_OF_MEMORY = (
+    "memory ran out; lower the machine setting micro_batch_tokens or train.max_tokens, set the machine setting "
+    "checkpointing to true, or train with train.method: qlora"
+)
+
+
+class CompletionTrainer(SFTTrainer):  # type: ignore[misc]
+    """SFTTrainer with the rows in the seeded order.
+
+    The loss of a step is the mean over all completion tokens of the optimiser batch, however the batch is cut and on
+    however many devices; that of a validation the mean over all completion tokens of the validation rows.
+    """
+
+    def __init__(
+        self, train: Examples, validation: Examples, batches: SeededBatches, plan: Plan, **options: Any
+    ) -> None:
+        model, arguments = options["model"], options["args"]
+        trained = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+        self.batches, self.plan, self._validation_tokens = batches, plan, validation.trained_tokens
+        rows = devices.count() * arguments.per_device_eval_batch_size
+        super().__init__(
+            train_dataset=train.dataset(),
+            eval_dataset=validation.filled_up(rows).dataset() if len(validation) else None,
+            **options,
+        )
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:  # TRL rounds the adapter on a 4-bit base to bfloat16
+                parameter.data = trained[name]
+        self._validation_batches = -(-len(validation) // rows) * devices.count()
+        self._counted: torch.Tensor | None = None
+        if self.accelerator.device.type == "cpu":
+            causal_of(model).base_model.register_forward_hook(self._keep_counted)
+
+    def answering(self) -> AbstractContextManager[None]:
+        """The model as generation expects it, for the time of the block."""
+        return nullcontext()
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        loader = DataLoader(
+            self.train_dataset,
+            batch_size=self.args.per_device_train_batch_size,
+            sampler=list(itertools.chain.from_iterable(self.batches)),
+            collate_fn=self.data_collator,
+        )
+        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
+        return prepared
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        training = self.model.training
+        if not training:
+            # The trainer takes the mean over micro-batches of equally many rows, TRL multiplies by the processes.
+            num_items_in_batch = self._validation_tokens * devices.count() / self._validation_batches
+        loss = super().compute_loss(model, self._shortened(inputs), return_outputs, num_items_in_batch)
+        if training and getattr(self.model, "peft_type", None) == "ADALORA":
+            loss = loss + orthogonality_penalty(self.model) / self.current_gradient_accumulation_steps
+        return loss
+
+    def training_step(self, *inputs: Any, **options: Any) -> torch.Tensor:
+        try:
+            loss: torch.Tensor = super().training_step(*inputs, **options)
+        except torch.OutOfMemoryError:
+            raise UserError(OUT_OF_MEMORY) from None
+        return loss
+
+    def _shortened(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Without a card, TRL projects every position onto the vocabulary; only those that count are left to it."""
+        labels = inputs["labels"]
+        if labels.device.type != "cpu":
+            return inputs
+        targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100).flatten()
+        counted = (targets != -100).nonzero().flatten()
+        # TRL takes the last position, and the first label, for those that predict, or are predicted by, nothing.
+        self._counted = torch.cat([counted, counted.new_zeros(1)])
+        return inputs | {"labels": torch.cat([targets.new_full((1,), -100), targets[counted]])[None]}
+
+    def _keep_counted(self, decoder: Any, arguments: Any, output: Any) -> Any:
+        if self._counted is not None:
+            output.last_hidden_state = output.last_hidden_state.flatten(0, 1)[self._counted][None]
+            self._counted = None
+        return output

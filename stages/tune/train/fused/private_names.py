@@ -1,0 +1,64 @@
+"""Every name that the fused path reads of transformers, PEFT and bitsandbytes and that they do not document.
+
+A new version of theirs may rename any of them; a test looks up all, and the proof before training finds what changed
+its meaning.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+def attention_in_use(model: Any) -> str:
+    """transformers: a model's attention; `set_attn_implementation` is documented, but nothing that reads it."""
+    return str(model.config._attn_implementation)
+
+
+def norm_epsilon(module: Any) -> float | None:
+    """transformers: what an RMSNorm adds before its root, `variance_epsilon` in Llama and Qwen, `eps` in Gemma."""
+    return getattr(module, "variance_epsilon", getattr(module, "eps", None))
+
+
+def casting_layers(model: Any) -> list[Any]:
+    """PEFT: adapter layers that cast their input to the adapter's dtype unless `cast_input_dtype_enabled` is False."""
+    return [module for module in model.modules() if hasattr(module, "cast_input_dtype_enabled")]
+
+
+@dataclass(frozen=True, slots=True)
+class PlainLora:
+    """The frozen linear layer `base`, and its adapter: `scale` times `up` (B) after `down` (A)."""
+
+    base: Any
+    down: Any
+    up: Any
+    scale: float
+
+
+def plain_lora(module: Any) -> PlainLora | None:
+    """PEFT: the parts of a linear layer, dense or in 4 bit, with one adapter that is LoRA and nothing more."""
+    adapters = getattr(module, "lora_A", None)
+    if not adapters or len(adapters) != 1 or type(module.base_layer).__name__ not in ("Linear", "Linear4bit"):
+        return None
+    name = next(iter(adapters))
+    up, dropout = module.lora_B[name], module.lora_dropout[name]
+    plain = (
+        type(module).__name__ in ("Linear", "Linear4bit")
+        and not module.lora_variant
+        and isinstance(dropout, torch.nn.Identity)
+        and up.bias is None
+        and not module.base_layer.weight.requires_grad
+    )
+    return PlainLora(module.base_layer, adapters[name], up, module.scaling[name]) if plain else None
+
+
+def dense_weight(layer: Any) -> torch.Tensor:
+    """bitsandbytes: the weight, outputs x inputs; a 4-bit one is written out anew each time and kept by nobody."""
+    state = getattr(layer.weight, "quant_state", None)
+    if state is None:
+        weight: torch.Tensor = layer.weight
+        return weight
+    from bitsandbytes.functional import dequantize_4bit
+
+    dense: torch.Tensor = dequantize_4bit(layer.weight.data, state)
+    return dense

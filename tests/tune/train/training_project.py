@@ -1,0 +1,64 @@
+"""A folder as `base` and `augment` leave it: a tiny model and a few rows, to train in without the stages before."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from project import ROOT, set_params
+from stage_process import run_stage
+from tiny_model import save_tiny_model
+
+from stages.core import paths
+from stages.core.files import read_json
+from stages.records.record import Record, make_record, write_records
+
+SETTINGS: dict[str, Any] = {
+    "rank": 4,
+    "alpha": 8,
+    "learning_rate": 1e-3,
+    "layers_to_transform": None,
+    "batch_size": 4,
+    "epochs": 2,
+    "max_tokens": 400,
+    "evaluate_every": 4,
+    "sample_prompts": 1,
+}
+
+
+def training_records(count: int, first: int = 0) -> list[Record]:
+    made = []
+    for number in range(first, first + count):
+        words = hashlib.sha256(str(number).encode()).hexdigest()[: 8 + number % 24]
+        completion = json.dumps({"intent": ("refund", "invoice")[number % 2], "order": f"K-{number}"})
+        made.append(make_record(f"order {words}", completion, None, "tickets", f"tickets:{number}"))
+    return made
+
+
+def lay_out(folder: Path, rows: int = 40, **train: Any) -> Path:
+    """Two layers of 64, 40 rows to train on, 8 to validate on; `train` changes the parameters."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("dvc.yaml", "params.yaml", "constraints.txt"):
+        shutil.copy(ROOT / name, folder / name)
+    shutil.copytree(ROOT / "stages", folder / "stages", ignore=shutil.ignore_patterns("__pycache__"))
+    set_params(folder, {"train": SETTINGS | train})
+    save_tiny_model(folder / paths.BASE)
+    write_records(folder / paths.TRAIN, training_records(rows))
+    write_records(folder / paths.VALIDATION, training_records(8, first=1000))
+    return folder
+
+
+def train(project: Path, **settings: Any) -> dict[str, Any]:
+    """Run the stage; what it wrote to metrics/train.json."""
+    set_params(project, {"train": settings})
+    code, text = run_stage(project, "train")
+    assert code == 0, text
+    metrics: dict[str, Any] = read_json(project / paths.TRAIN_METRICS)
+    return metrics | {"printed": text}
+
+
+def curve(project: Path) -> list[float]:
+    lines = (project / paths.CURVES / "plots/metrics/train/loss.tsv").read_text().splitlines()
+    return [float(line.split("\t")[1]) for line in lines[1:]]
+
