@@ -46,7 +46,7 @@ def relative_errors(trainer: FusedTrainer) -> dict[str, float]:
     )
     if devices.count() > 1:
         errors = trainer.accelerator.gather(errors[None].to(trainer.accelerator.device)).amax(0)
-    trainer.clear_gradients()
+    model.zero_grad()  # the trainer moves the model to its device, and gradients that are there would leave the buffer
     return dict(zip(("loss", "gradient", "gradient of one weight"), errors.tolist(), strict=True))
 
 

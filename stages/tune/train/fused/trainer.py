@@ -57,13 +57,16 @@ class FusedTrainer(CompletionTrainer):
     ) -> None:
         super().__init__(train, validation, batches, plan, **options)
         self.rows, self._validation = make_rows(train), make_rows(validation)
-        # No wrapper of accelerate's around the model: precision and sharing are seen to here.
-        self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
         fuse(self.model, plan.precision)
         self._gradients = Gradients([p for p in self.model.parameters() if p.requires_grad])
         self._longest, self._out_of_memory = max(map(len, self.rows)), False
         self.agreement: dict[str, float] = {}
         self._use(plan)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        # No wrapper of accelerate's around the model: precision and sharing are seen to here.
+        self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
 
     def unfuse(self) -> None:
         """Leave the model as it was."""
