@@ -41,7 +41,7 @@ from tests.tiny_model import tiny_tokenizer
 ROOT = Path(__file__).parents[1]
 BATCH = 16
 ONE_BILLION = ("Llama-3.2-1B", "Gemma-3-1B")
-LADDER = {
+LADDER: dict[str, dict[str, Any]] = {
     "TRL, 4 rows at a time": {"engine": "trl", "micro_batch_tokens": 4 * LONGEST},
     "TRL, as much as fits": {"engine": "trl"},
     "fused, launched kernel by kernel": {"compile": "none"},

@@ -6,6 +6,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from stages.params.section import Count, Number, Section, Share
 
+
 def _layer_range(text: str | None) -> str | None:
     if text is not None:
         first, _, last = text.partition("-")
@@ -19,8 +20,8 @@ class Train(Section):
 
     engine: Literal["auto", "trl", "fused"] = Field(
         "auto",
-        description="trl trains anywhere; fused is faster on a CUDA card, for plain LoRA, QLoRA and full; auto takes it "
-        "there after it has shown on one batch that it computes the same",
+        description="trl trains anywhere; fused is faster on a CUDA card, for plain LoRA, QLoRA and full; auto takes "
+        "it there after it has shown on one batch that it computes the same",
     )
     method: Literal["lora", "qlora", "full"] = Field(
         "lora", description="lora, qlora (the base in 4 bit), or full for all weights"

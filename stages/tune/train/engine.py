@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
@@ -46,7 +46,7 @@ def make_trainer(
     if sharding:
         samples.leave_out()
 
-    def build(engine: str) -> Any:
+    def build(engine: str) -> CompletionTrainer:
         beside = callbacks(settings, train.input_ids, samples)
         trainer = build_trainer(
             engine, model, settings, params.seed, chat.tokenizer, train, validation, folder, beside, sharding
@@ -61,7 +61,7 @@ def make_trainer(
         print(f"train.engine: TRL trains, since {obstacle}")
     if obstacle or settings.engine == "trl" or (auto and not torch.cuda.is_available()):
         return build("trl")
-    fused = build("fused")
+    fused = cast(FusedTrainer, build("fused"))
     if (wrong := disagreement(fused)) is None:
         return fused
     if not auto:
@@ -82,7 +82,7 @@ def build_trainer(
     folder: Path,
     beside: Sequence[TrainerCallback],
     sharding: bool = False,
-) -> Any:
+) -> CompletionTrainer:
     """The trainer of one engine, `fused` or `trl`, around a loaded model; `beside` are its callbacks."""
     steps = optimiser_steps(len(train), settings.batch_size, settings.epochs)
     plan = make_plan(engine, settings, machine_settings(), model, train.lengths, steps, free_memory(), sharding)

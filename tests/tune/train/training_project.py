@@ -61,4 +61,3 @@ def train(project: Path, **settings: Any) -> dict[str, Any]:
 def curve(project: Path) -> list[float]:
     lines = (project / paths.CURVES / "plots/metrics/train/loss.tsv").read_text().splitlines()
     return [float(line.split("\t")[1]) for line in lines[1:]]
-

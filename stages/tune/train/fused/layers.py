@@ -16,10 +16,12 @@ from torch.nn.functional import rms_norm
 
 from stages.tune.train.fused.private_names import PlainLora, dense_weight, norm_epsilon, plain_lora
 
+Forward = Callable[..., torch.Tensor]
+
 
 def fuse(model: Any, precision: torch.dtype) -> int:
     """Let each plain LoRA layer, and in 16 bit each frozen RMSNorm, compute so in training; returns how many do."""
-    forwards: list[tuple[Any, Callable[..., torch.Tensor]]] = []
+    forwards: list[tuple[Any, Forward]] = []
     for module in model.modules():
         if lora := plain_lora(module):
             forwards.append((module, _adapted(module, lora, module.forward)))
@@ -65,7 +67,7 @@ class _Adapted(torch.autograd.Function):
         return of_x, None, (back.T @ x).to(down.dtype), (gradient.T @ narrow).to(up.dtype), None
 
 
-def _adapted(module: Any, lora: PlainLora, unfused: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+def _adapted(module: Any, lora: PlainLora, unfused: Forward) -> Forward:
     def forward(x: torch.Tensor) -> torch.Tensor:
         if not module.training:
             return unfused(x)
@@ -105,15 +107,13 @@ def _norm(module: Any, offset: int, x: torch.Tensor) -> torch.Tensor:
     return rms_norm(x.float(), scale.shape, scale, norm_epsilon(module)).to(x.dtype)
 
 
-def _normed(
-    module: Any, offset: int, unfused: Callable[[torch.Tensor], torch.Tensor]
-) -> Callable[[torch.Tensor], torch.Tensor]:
+def _normed(module: Any, offset: int, unfused: Forward) -> Forward:
     def forward(x: torch.Tensor) -> torch.Tensor:
         return _norm(module, offset, x) if module.training else unfused(x)
 
     return _marked(forward)
 
 
-def _marked(forward: Any) -> Any:
-    forward.fused = True
+def _marked(forward: Forward) -> Forward:
+    forward.fused = True  # type: ignore[attr-defined]
     return forward
