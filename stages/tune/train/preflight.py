@@ -20,7 +20,7 @@ def main() -> None:
     Raises:
         UserError: with a sentence for each problem.
     """
-    params = load_params("task.instruction", "task.tags", "train")
+    params = load_params("task.instruction", "task.instructions", "train")
     chat = checked_chat(params.task)
     train = make_examples(chat, read_records(paths.TRAIN), params.train.max_tokens)
     validation = make_examples(chat, read_records(paths.VALIDATION), params.train.max_tokens)

@@ -29,7 +29,7 @@ from stages.tune.train.preflight import check, checked_chat
 
 def train_stage() -> None:
     """What `python -m stages.tune.train` does, in one of its processes."""
-    params = load_params("seed", "task.instruction", "task.tags", "train")
+    params = load_params("seed", "task.instruction", "task.instructions", "train")
     if params.train.deterministic:
         make_deterministic()
     devices.join()
