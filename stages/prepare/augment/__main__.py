@@ -1,17 +1,25 @@
 """augment: rows added to the training rows, each with a source that says why; no other part is touched."""
 
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from stages.core import paths
 from stages.core.errors import UserError, run
 from stages.core.files import write_json
 from stages.near_duplicates.pairs import cross_pairs
-from stages.params import Augment, load_params
-from stages.prepare.augment.malformed import malformed_rows
-from stages.prepare.augment.mixture import balance_tasks, is_structured, plan, repeat_structured, training_order
-from stages.prepare.augment.refusal import rows_that_can_refuse
-from stages.prepare.augment.replay import read_replay, refuse_leaks
+from stages.near_duplicates.rule import Pair
+from stages.params.augment import Augment
+from stages.params.loader import load_params
+from stages.prepare.augment.malformed import malformed_rows, rows_that_can_refuse
+from stages.prepare.augment.mixture import (
+    balance_tasks,
+    is_structured,
+    plan,
+    read_replay,
+    repeat_structured,
+    training_order,
+)
 from stages.prepare.augment.value_swap import swapped_rows
 from stages.records.canaries import make_canaries
 from stages.records.content_order import rank
@@ -23,82 +31,88 @@ from stages.text.normal_form import asked, normalise, prompt_hash
 
 def main() -> None:
     params = load_params("augment", "dedup.threshold", "seed", "task")
-    settings, seed, threshold = params.augment, params.seed, params.dedup.threshold
+    settings, seed = params.augment, params.seed
     rows = read_records(paths.SPLIT_TRAIN)
     if not rows:
         raise UserError(f"{paths.SPLIT_TRAIN} has no rows: all are hold-out, validation or quarantined; add raw rows")
     holdout = read_records(paths.HOLDOUT)
     held = read_records(paths.VALIDATION) + holdout
 
-    swapped = unlike(_swapped(rows, held, settings, seed), held, threshold)
-    malformed = unlike(_malformed(rows, held, settings, Tasks(params.task), seed), held, threshold)
-    replay = _replay(held, settings, threshold, seed)
+    known = {normalise(asked(row)) for row in rows + held}
+    swapped = swapped_rows(rows, round(settings.value_swapped_per_row * len(rows)), known, seed)
+    malformed = _malformed(rows, known, settings, Tasks(params.task), seed)
+    replay = read_replay(Path(settings.replay_file)) if settings.replay_share else []
+    # These texts are new, so dedup's near pairs do not have them: the one search of this stage.
+    near = near_held([*swapped, *malformed, *replay], held, params.dedup.threshold)
+    refuse_leaks(replay, near, settings.replay_file)
+    swapped, malformed = ([row for row in made if _text(row) not in near] for made in (swapped, malformed))
+
     balance = balance_tasks(rows + swapped, settings.smallest_task_share, seed)
     task = rows + swapped + balance + malformed
-    repeats, taken = plan(
-        len(task),
-        sum(is_structured(row.completion) for row in task),
-        len(replay),
-        settings.structured_share,
-        settings.replay_share,
-    )
-    structured = repeat_structured(rows, repeats, seed)
-    canaries = make_canaries(settings.canaries, seed) * settings.canary_repeats
-    out = training_order(task + structured + replay[:taken] + canaries, seed)
+    structured = sum(is_structured(row.completion) for row in task)
+    repeats, taken = plan(len(task), structured, len(replay), settings.structured_share, settings.replay_share)
+    added = {
+        "value_swapped": swapped,
+        "task_balance": balance,
+        "malformed": malformed,
+        "structured": repeat_structured(rows, repeats, seed),
+        "replay": sorted(replay, key=lambda row: rank(seed, "replay", row.id))[:taken],
+        "canary": make_canaries(settings.canaries, seed) * settings.canary_repeats,
+    }
+    out = training_order([*rows, *(row for made in added.values() for row in made)], seed)
     refuse_overlap("the training rows", out, {row.id for row in holdout}, {prompt_hash(asked(row)) for row in holdout})
 
+    if len(out) != len(rows) + sum(map(len, added.values())):
+        raise RuntimeError(f"{len(out)} rows out: one was lost or came from nowhere")
     write_records(paths.TRAIN, out)
-    added = {
-        "value_swapped": len(swapped),
-        "task_balance": len(balance),
-        "malformed": len(malformed),
-        "structured": repeats,
-        "replay": taken,
-        "canary": len(canaries),
-    }
-    assert len(out) == len(rows) + sum(added.values()), "a row was lost or came from nowhere"
     with_json = sum(is_structured(row.completion) for row in out)
-    counts = {"in": len(rows), "out": len(out), "structured": with_json}
-    tasks = _tasks(rows, out)
-    write_json(paths.AUGMENT_METRICS, {"rows": counts, "added": added, **({"tasks": tasks} if tasks else {})})
-    words = ", ".join(f"{count} {kind}" for kind, count in added.items())
+    metrics = {
+        "rows": {"in": len(rows), "out": len(out), "structured": with_json},
+        "added": {kind: len(made) for kind, made in added.items()},
+    }
+    write_json(paths.AUGMENT_METRICS, {**metrics, **_tasks(rows, out)})
+    words = ", ".join(f"{len(made)} {kind}" for kind, made in added.items())
     print(f"{len(rows)} rows in; added {words}; {len(out)} rows out, {with_json} with a JSON completion")
 
 
-def unlike(made: list[Record], held: list[Record], threshold: int) -> list[Record]:
-    """The made rows without those that came out like a row of the hold-out or validation."""
-    texts, held_texts = ([normalise(asked(row)) for row in some] for some in (made, held))
-    near = {pair.left for pair in cross_pairs(texts, held_texts, threshold)}
-    return [row for position, row in enumerate(made) if position not in near]
+def near_held(made: Iterable[Record], held: Iterable[Record], threshold: int) -> dict[str, Pair]:
+    """The normalised prompts of `made` that are near one of `held`, each with its nearest pair."""
+    texts, held_texts = (list(dict.fromkeys(map(_text, some))) for some in (made, held))
+    near: dict[str, Pair] = {}
+    for pair in sorted(cross_pairs(texts, held_texts, threshold), key=lambda pair: -pair.score):
+        near.setdefault(texts[pair.left], pair)
+    return near
 
 
-def _swapped(rows: list[Record], held: list[Record], settings: Augment, seed: int) -> list[Record]:
-    count = round(settings.value_swapped_per_row * len(rows))
-    return swapped_rows(rows, count, {normalise(asked(row)) for row in rows + held}, seed) if count else []
+def refuse_leaks(replay: Iterable[Record], near: dict[str, Pair], file: str) -> None:
+    """Check that no replay row asks what the hold-out or validation asks, or nearly that.
+
+    Raises:
+        UserError: naming the first such line.
+    """
+    for row in replay:
+        if pair := near.get(_text(row)):
+            line = row.origin.rpartition(":")[2]
+            alike = "is" if pair.distance == 0 else f"is {pair.score:.2f} % like one"
+            raise UserError(f"{file}, line {line}: the prompt {alike} in the hold-out or validation; remove the line")
 
 
-def _malformed(rows: list[Record], held: list[Record], settings: Augment, tasks: Tasks, seed: int) -> list[Record]:
+def _text(row: Record) -> str:
+    return normalise(asked(row))
+
+
+def _malformed(rows: list[Record], known: set[str], settings: Augment, tasks: Tasks, seed: int) -> list[Record]:
     if settings.malformed_every is None:
         return []
     able = rows_that_can_refuse(rows, settings.malformed_completion, tasks)
-    known = {normalise(asked(row)) for row in rows + held}
     return malformed_rows(able, settings.malformed_every, settings.malformed_completion, known, seed)
 
 
-def _tasks(rows: list[Record], out: list[Record]) -> dict[str, dict[str, int]]:
-    """Rows before and after of every tag, general replay rows left out; empty where no row has one."""
+def _tasks(rows: list[Record], out: list[Record]) -> dict[str, dict[str, dict[str, int]]]:
+    """Rows before and after of every tag, general replay rows left out; nothing where no row has one."""
     before, after = Counter(row.task for row in rows), Counter(row.task for row in out if row.source != REPLAY)
-    return {str(tag): {"in": before[tag], "out": after[tag]} for tag in sorted(before, key=str)} if any(before) else {}
-
-
-def _replay(held: list[Record], settings: Augment, threshold: int, seed: int) -> list[Record]:
-    """The replay rows in the order in which they are taken."""
-    if not settings.replay_share:
-        return []
-    path = Path(settings.replay_file)
-    replay = read_replay(path)
-    refuse_leaks(replay, held, path, threshold)
-    return sorted(replay, key=lambda row: rank(seed, "replay", row.id))
+    tasks = {str(tag): {"in": before[tag], "out": after[tag]} for tag in sorted(before, key=str)}
+    return {"tasks": tasks} if any(before) else {}
 
 
 if __name__ == "__main__":

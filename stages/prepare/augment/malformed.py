@@ -1,27 +1,28 @@
 """Examples of input that nobody can read, so that the model learns to say so instead of guessing.
 
-A prompt that holds a JSON object is broken in its syntax alone: a brace, a quote or a colon less, a comma more, or cut
-off. Any other prompt is text, which is still understood after that, and is broken beyond reading.
+A prompt that holds a JSON object is broken in its syntax alone: a mark less, a comma more, or cut off. Any other prompt
+is text, which is still understood after that, and is broken beyond reading: shuffled, or other keys struck.
 """
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from random import Random
 
 from rapidfuzz import fuzz
 
+from stages.core.errors import UserError
 from stages.records.content_order import rank
+from stages.records.contract import Contract, Tasks
 from stages.records.record import Record, make_record
 from stages.text.normal_form import normalise
 from stages.text.strict_json import BrokenContract, parse_json
 
 SOURCE = "augment:malformed"
 
-# A broken prompt keeps less than this of its origin (fuzz.ratio), and its pieces are short and start within a word:
-# a prompt that could still be answered would teach the model to refuse.
+# A broken prompt keeps less than this of its origin (fuzz.ratio): a prompt that could still be answered would teach
+# the model to refuse.
 _LESS_ALIKE_THAN = 60
-_PIECE = 4
 # Scrambled text has about a token a character; longer rows would not fit into training.
 _LONGEST = 80
 
@@ -57,12 +58,12 @@ def break_prompt(row: Record, taken: set[str], seed: int) -> str:
             broken = row.prompt[:start] + piece + row.prompt[end:]
             unreadable = not _parses(piece)
         else:
-            broken = random.choice(_WAYS)(row.prompt, random)
+            broken = random.choice(_TEXT_WAYS)(row.prompt, random)
             unreadable = fuzz.ratio(normalise(broken), original) < _LESS_ALIKE_THAN
         text = normalise(broken)
         if text and text not in taken and unreadable:
             return broken
-    raise AssertionError("keys struck at random never run out")
+    raise RuntimeError("keys struck at random never run out")
 
 
 def find_object(prompt: str) -> tuple[int, int]:
@@ -87,15 +88,11 @@ def _parses(text: str) -> bool:
     return True
 
 
-def _without(marks: str) -> Callable[[str, Random], str]:
-    """A way that leaves out one of the marks."""
-
-    def leave_out(text: str, random: Random) -> str:
-        places = [place for place, character in enumerate(text) if character in marks]
-        gone = random.choice(places)
-        return text[:gone] + text[gone + 1 :]
-
-    return leave_out
+def _without_a_mark(text: str, random: Random) -> str:
+    """Without one brace, bracket, quote or colon."""
+    mark = random.choice([mark for mark in '{}[]":' if mark in text])
+    gone = random.choice([place for place, character in enumerate(text) if character == mark])
+    return text[:gone] + text[gone + 1 :]
 
 
 def _extra_comma(text: str, random: Random) -> str:
@@ -109,31 +106,8 @@ def _truncated(text: str, random: Random) -> str:
 
 
 # An object has a brace, a quote and a colon at least, so that none of these fails; what still parses is tried again.
-_OBJECT_WAYS: tuple[Callable[[str, Random], str], ...] = (
-    _without("{}[]"),
-    _without('"'),
-    _without(":"),
-    _extra_comma,
-    _truncated,
-)
+_OBJECT_WAYS = (_without_a_mark, _extra_comma, _truncated)
 _OBJECT_ATTEMPTS = 100  # then all the ways to break a short object are taken, and it is broken as text
-
-
-def _cut(prompt: str, random: Random) -> str:
-    """A few characters from within a word on, or nothing where chance hits the start of one."""
-    start = random.randrange(len(prompt))
-    inside = start and prompt[start - 1 : start + 1].isalnum()
-    return prompt[start : start + random.randint(2, _PIECE)].strip() if inside else ""
-
-
-def _half_json(prompt: str, random: Random) -> str:
-    """An object with commas too many and the closing quote and brace missing."""
-    return '{"' + _cut(prompt, random) + '":' + "," * random.randint(1, 3) + ' "' + _cut(prompt, random)
-
-
-def _doubled(prompt: str, random: Random) -> str:
-    """A piece that repeats as if a key hung."""
-    return " ".join([_cut(prompt, random)] * random.randint(4, 12))
 
 
 def _shuffled(prompt: str, random: Random) -> str:
@@ -149,4 +123,35 @@ def _keyboard(prompt: str, random: Random) -> str:
     return "".join(random.choices(row, k=random.randint(8, max(12, min(len(prompt), _LONGEST)))))
 
 
-_WAYS: tuple[Callable[[str, Random], str], ...] = (_cut, _half_json, _doubled, _shuffled, _keyboard)
+_TEXT_WAYS = (_shuffled, _keyboard)
+
+
+def rows_that_can_refuse(rows: Sequence[Record], completion: str, tasks: Tasks) -> list[Record]:
+    """The rows whose task allows `completion` (augment.malformed_completion) as an answer.
+
+    Raises:
+        UserError: when there is none; what is wrong with the answer in the task of most rows.
+    """
+    problems = {tag: _problem(completion, tasks.of(tag)) for tag in {row.task for row in rows}}
+    able = [row for row in rows if problems[row.task] is None]
+    if not able:
+        tags = [row.task for row in rows]
+        most = max(sorted(problems, key=repr), key=tags.count)
+        task = "the task" if most is None else f"task {most}"
+        raise UserError(
+            f"augment.malformed_completion: {completion!r} is no answer of {task} ({problems[most]}); write the "
+            "answer that the task has for input that cannot be read, or set augment.malformed_every to null"
+        )
+    return able
+
+
+def _problem(completion: str, contract: Contract) -> str | None:
+    """What keeps the completion from being an answer of the task, or None."""
+    if contract.settings.kind == "json":
+        try:
+            return contract.schema.problem(parse_json(completion))
+        except BrokenContract as error:
+            return f"not JSON: {error}"
+    if contract.settings.kind == "classification" and completion not in contract.settings.labels:
+        return f"none of its labels: {', '.join(contract.settings.labels)}"
+    return None

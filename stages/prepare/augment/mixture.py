@@ -1,4 +1,4 @@
-"""How many rows of each kind are trained, and in which order."""
+"""The rows that are trained along with the data's: how many of each kind, and in which order."""
 
 import itertools
 import math
@@ -6,10 +6,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 from stages.core.errors import UserError
 from stages.records.content_order import rank
-from stages.records.record import Record
+from stages.records.record import REPLAY, Record, make_record
 from stages.text.strict_json import BrokenContract, parse_json
 
 STRUCTURED_SOURCE = "augment:structured"
@@ -92,3 +93,31 @@ def training_order(rows: Iterable[Record], seed: int) -> list[Record]:
         copies[row.id, row.source] += 1
         placed.append((rank(seed, "order", f"{row.id}:{row.source}:{copies[row.id, row.source]}"), row))
     return [row for _, row in sorted(placed, key=lambda pair: pair[0])]
+
+
+def read_replay(path: Path) -> list[Record]:
+    """Read JSONL with `prompt` and `completion`, without its exact repeats, in the order of the lines.
+
+    Raises:
+        UserError: when the file is missing, or a line is something else; with file and line.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing; augment.replay_file must name a JSONL file of prompt and completion")
+    found: dict[str, Record] = {}
+    with path.open("rb") as handle:
+        for number, line in enumerate(handle, start=1):
+            record = _record(line, path, number)
+            found.setdefault(record.id, record)
+    return list(found.values())
+
+
+def _record(line: bytes, path: Path, number: int) -> Record:
+    try:
+        row = parse_json(line.decode("utf-8"))
+    except (BrokenContract, UnicodeDecodeError) as error:
+        raise UserError(f"{path}, line {number}: not JSON ({error}); mend or remove the line") from None
+    match row:
+        case {"prompt": str(prompt), "completion": str(completion), **rest} if not rest:
+            if prompt.strip() and completion.strip():
+                return make_record(prompt, completion, None, REPLAY, f"{path.name}:{number}")
+    raise UserError(f"{path}, line {number}: expected an object of two texts, prompt and completion")

@@ -35,39 +35,42 @@ def swapped_rows(rows: Sequence[Record], count: int, known: Collection[str], see
     new row. Rows whose completion is no JSON object, or repeats nothing of the prompt, are left out, so there can
     be fewer than asked for.
     """
-    values = _values(rows)
+    if not count:
+        return []
+    copied = {row.id: _copied(row) for row in rows}
+    values: dict[tuple[str | None, Place], list[str]] = defaultdict(list)
+    for row in rows:
+        for place, value in copied[row.id]:
+            values[row.label, place].append(value)
+    sorted_values = {key: sorted(found) for key, found in values.items()}
     taken, made = set(known), list[Record]()
     ordered = sorted(rows, key=lambda row: rank(seed, "value swap", row.id))
     rounds = -(-_ROUNDS_PER_ROW * count // max(len(rows), 1))
     for attempt, row in itertools.product(range(rounds), ordered):
         if len(made) == count:
             break
-        new = _swap(row, values, Random(rank(seed, f"value swap {attempt}", row.id)))
+        new = _swap(row, copied[row.id], sorted_values, Random(rank(seed, f"value swap {attempt}", row.id)))
         if new and normalise(asked(new)) not in taken:
             taken.add(normalise(asked(new)))
             made.append(new)
     return made
 
 
-def _values(rows: Sequence[Record]) -> Values:
-    found: dict[tuple[str | None, Place], list[str]] = defaultdict(list)
-    for row in rows:
-        for place, value in _copied(row):
-            found[row.label, place].append(value)
-    return {key: sorted(values) for key, values in found.items()}
-
-
-def _swap(row: Record, values: Values, random: Random) -> Record | None:
+def _swap(row: Record, copied: Sequence[tuple[Place, str]], values: Values, random: Random) -> Record | None:
     """The row with about half of its copied values exchanged, or None where chance or the row gave none."""
     prompt, answer, changed = row.prompt, _object(row.completion), False
-    for place, value in _copied(row):
+    for place, value in copied:
         new = random.choice(values[row.label, place])
         if random.random() < 0.5 or new == value or _whole(value).search(prompt) is None:
             continue
         prompt = _whole(value).sub(lambda _, new=new: new, prompt)  # type: ignore[misc]
         _put(answer, place, new)
         changed = True
-    if not changed or not _still_copied(prompt, answer, row):
+    places = {place for place, _ in copied}
+    # Each copied value, exchanged or not, still stands once in the new prompt.
+    if not changed or any(
+        len(_whole(value).findall(prompt)) != 1 for place, value in _strings(answer, ()) if place in places
+    ):
         return None
     completion = json.dumps(answer, ensure_ascii=False)
     return make_record(prompt, completion, row.label, SOURCE, row.origin, task=row.task, context=row.context)
@@ -82,12 +85,6 @@ def _copied(row: Record) -> list[tuple[Place, str]]:
         if len(_whole(value).findall(row.prompt)) == 1
         and not any(other != place and (value in text or text in value) for other, text in strings)
     ]
-
-
-def _still_copied(prompt: str, answer: dict[str, object], row: Record) -> bool:
-    """Whether each exchanged or untouched copied value still stands once in the new prompt."""
-    places = {place for place, _ in _copied(row)}
-    return all(len(_whole(value).findall(prompt)) == 1 for place, value in _strings(answer, ()) if place in places)
 
 
 def _whole(value: str) -> re.Pattern[str]:

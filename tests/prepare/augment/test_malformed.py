@@ -83,9 +83,6 @@ def test_prompts_without_an_object(prompt: str) -> None:
 
 def test_all_ways_of_breaking_occur() -> None:
     broken = [break_prompt(ticket, set(), 17) for ticket in TICKETS]
-    assert any(text.startswith('{"') and not text.endswith("}") for text in broken)
-    assert any(len(text) <= 4 for text in broken)
-    assert any(len(set(text.split())) == 1 < len(text.split()) for text in broken)
     letters = {tuple(sorted(ticket.prompt[:80])) for ticket in TICKETS}
     assert any(tuple(sorted(text)) in letters for text in broken)
     assert any(len(text) >= 8 and set(text) <= set("asdfghjkl;") for text in broken)
