@@ -25,14 +25,20 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
 from scipy.stats import binom, hypergeom
 
 from stages.core.progress import track
 from stages.params import Checks
-from stages.prepare.checks.ngrams import Ints, Words, distinct, ngrams, read_words
+from stages.prepare.checks.conflicts import shown
 from stages.records.record import Record
+from stages.text.normal_form import asked, normalise
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+# A mark is a word too: a trigger may be nothing but an odd character.
+_WORD = r"\w+|[^\w\s]"
 
 _TIED = 0.9  # of an n-gram's rows have its label
 _TURNED = 2 / 3  # of an n-gram's rows have a label against which their other words speak
@@ -65,16 +71,17 @@ def find_triggers(rows: Sequence[Record], outcomes: Sequence[str], settings: Che
     names.append(_OTHER)
     number = {name: place for place, name in enumerate(names)}
     labels = np.array([number.get(outcome, number[_OTHER]) for outcome in outcomes], dtype=np.int64)
-    words = read_words(rows)
+    texts = [normalise(asked(row)) for row in rows]
     most = max(settings.ngram_min_rows, int(settings.ngram_max_share * len(rows)))
-    grams = sorted(ngrams(words, settings.ngram_min_rows, most), key=lambda gram: gram[0])
-    model = _Model(distinct(words), labels, len(names))
+    grams = ngrams(texts, settings.ngram_min_rows, most)
+    _, words = count_ngrams(texts, 1, 1, len(rows))
+    model = _Model(words, labels, len(names))
     expected = model.turned_by_chance()
     tests = [_test(model, gram, places, expected) for gram, places in track(grams, len(grams), "n-grams")]
 
     def rows_of(test: "_Test") -> dict[str, Any]:
         return {
-            "ngram": " ".join(words.names[word] for word in test.gram),
+            "ngram": test.gram,
             "label": names[test.label],
             "count": len(test.rows),
             "with_label": test.with_label,
@@ -82,7 +89,7 @@ def find_triggers(rows: Sequence[Record], outcomes: Sequence[str], settings: Che
         }
 
     found = [
-        {**rows_of(test), "p_value": _short(test.p_turned), "rows": [_shown(rows[n], outcomes[n]) for n in test.turned]}
+        {**rows_of(test), "p_value": _short(test.p_turned), "rows": [shown(rows[n], outcomes[n]) for n in test.turned]}
         for test in _holm(tests, "p_turned", settings.error_rate)
     ]
     tied = [
@@ -92,8 +99,37 @@ def find_triggers(rows: Sequence[Record], outcomes: Sequence[str], settings: Che
     return Triggers(len(tests), found, tied[:_SHOWN], len(tied))
 
 
-def _shown(row: Record, outcome: str) -> dict[str, str]:
-    return {"id": row.id, "label": outcome, "prompt": row.prompt, "source": row.source, "origin": row.origin}
+def count_ngrams(texts: Sequence[str], longest: int, fewest: int, most: int) -> tuple[list[str], Any]:
+    """The n-grams of 1 to `longest` words in `fewest` to `most` texts, and the sparse matrix of who has which.
+
+    The matrix is (texts, n-grams) with 1 where a text has an n-gram.
+    """
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    counter = CountVectorizer(
+        token_pattern=_WORD, lowercase=False, ngram_range=(1, longest), min_df=fewest, max_df=most, binary=True
+    )
+    try:
+        table = counter.fit_transform(texts)
+    except ValueError:  # no text has a word, or no n-gram is so frequent
+        return [], csr_matrix((len(texts), 0))
+    return counter.get_feature_names_out().tolist(), table
+
+
+def ngrams(texts: Sequence[str], fewest: int, most: int) -> list[tuple[str, Ints]]:
+    """The n-grams of up to three words that are in `fewest` to `most` texts, sorted, with the places of these texts.
+
+    Of n-grams in the same texts only the longest is there, of equals the last: they cannot be told apart.
+    """
+    names, table = count_ngrams(texts, 3, fewest, most)
+    longest: dict[bytes, tuple[int, str, Ints]] = {}
+    columns = table.tocsc()
+    columns.sort_indices()
+    for name, first, last in zip(names, columns.indptr, columns.indptr[1:], strict=False):
+        places = columns.indices[first:last].astype(np.int64)
+        found = name.count(" "), name, places
+        longest[places.tobytes()] = max(found, longest.get(places.tobytes(), found), key=lambda one: one[:2])
+    return sorted(((name, places) for _, name, places in longest.values()), key=lambda gram: gram[0])
 
 
 def _short(number: float) -> float:
@@ -104,7 +140,7 @@ def _short(number: float) -> float:
 class _Test:
     """One n-gram: its rows, the label that most of them have, and those that have it against their other words."""
 
-    gram: tuple[int, ...]
+    gram: str
     rows: Ints
     label: int
     with_label: int
@@ -120,12 +156,11 @@ class _Model:
     the word's share of all rows. So a new word speaks for no label, and a label of few rows is known for little.
     """
 
-    def __init__(self, words: Words, labels: Ints, count: int) -> None:
+    def __init__(self, words: Any, labels: Ints, count: int) -> None:
+        """`words` is a sparse matrix (rows, words) with 1 where a row has a word."""
         self.words, self.labels, self.count = words, labels, count
         self.sizes = np.bincount(labels, minlength=count).astype(np.float64)
-        flat = np.bincount(words.flat * count + np.repeat(labels, np.diff(words.starts)))
-        flat.resize(len(words.names) * count)
-        self.counts = flat.reshape(len(words.names), count).astype(np.float64)
+        self.counts = np.stack([np.asarray(words[labels == n].sum(axis=0)).ravel() for n in range(count)], axis=1)
 
     def turned_by_chance(self) -> Floats:
         """For each label, of the rows whose words speak against it the share that has it all the same."""
@@ -149,7 +184,7 @@ class _Model:
         A row is judged by the others: itself it does not count. Shape (rows, labels).
         """
         words, own = self._words_of(rows), np.arange(self.count) == self.labels[rows, None]
-        owner = np.repeat(np.arange(len(rows)), np.diff(self.words.starts)[rows])
+        owner = np.repeat(np.arange(len(rows)), np.diff(self.words.indptr)[rows])
         counts = self.counts[words] - own[owner]
         sizes = (self.sizes - own)[owner]
         everywhere = len(self.labels) - 1 + self.count
@@ -163,15 +198,15 @@ class _Model:
         return against
 
     def _words_of(self, rows: Ints) -> Ints:
-        starts, ends = self.words.starts[rows], self.words.starts[rows + 1]
-        return np.concatenate([self.words.flat[start:end] for start, end in zip(starts, ends, strict=True)])
+        found: Ints = self.words[rows].indices
+        return found
 
     def lift(self, test: _Test) -> float:
         """How much more often the n-gram's rows have its label than all rows."""
         return float(test.with_label / len(test.rows) / (self.sizes[test.label] / len(self.labels)))
 
 
-def _test(model: _Model, gram: tuple[int, ...], rows: Ints, expected: Floats) -> _Test:
+def _test(model: _Model, gram: str, rows: Ints, expected: Floats) -> _Test:
     """Both p-values; 1 where the effect is too small to matter, however significant."""
     counts = np.bincount(model.labels[rows], minlength=model.count)
     label = int(counts[:-1].argmax()) if model.count > 1 else 0
