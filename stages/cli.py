@@ -60,6 +60,10 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--strict", action="store_true", help="one rejected row makes it unfit")
     command.set_defaults(call=_check)
 
+    command = commands.add_parser("params", help="print every parameter with its value, default and meaning")
+    command.add_argument("--markdown", action="store_true", help="print docs/parameters.md instead")
+    command.set_defaults(call=_params)
+
     command = commands.add_parser("preflight", help="check a training run before it starts; exit with 2 for a problem")
     command.set_defaults(call=_preflight)
 
@@ -142,6 +146,15 @@ def _check(options: argparse.Namespace, root: Path, start: Path) -> None:
 
     path = start / options.path
     print(check(path.relative_to(root) if path.is_relative_to(root) else path, options.strict))
+
+
+def _params(options: argparse.Namespace, root: Path, start: Path) -> None:
+    from stages.describe_params import describe, markdown
+    from stages.params.loader import check_params, read_params
+
+    print(
+        markdown() if options.markdown else describe(check_params(read_params())), end="" if options.markdown else None
+    )
 
 
 def _preflight(options: argparse.Namespace, root: Path, start: Path) -> None:

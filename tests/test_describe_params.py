@@ -1,0 +1,36 @@
+"""`tunetrail params` and docs/parameters.md say what the schema says."""
+
+import json
+from pathlib import Path
+
+from stages.core.machine import Machine
+from stages.describe_params import describe, markdown, parameters
+from stages.params.loader import check_params, read_params
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_page_is_what_the_schema_says() -> None:
+    page = (ROOT / "docs" / "parameters.md").read_text(encoding="utf-8")
+    assert page == markdown(), "run: tunetrail params --markdown > docs/parameters.md"
+
+
+def test_every_parameter_is_on_the_page_with_a_meaning() -> None:
+    found = {one.key: one for one in [*parameters(), *parameters(Machine)]}
+    assert {"seed", "train.rank", "judge.price.input", "gates.NAME.minimum", "clean.sources.NAME.shape"} <= found.keys()
+    assert [key for key, one in found.items() if not one.meaning] == []
+    assert found["train.rank"].default == "16"
+    assert found["train.rank"].may_be == "whole number, at least 1"
+    assert found["model.source"].default == ""
+    assert found["dedup.completion"].may_be == "equal, fuzzy, ignore"
+
+
+def test_values_are_shown_and_defaults_beside_those_that_differ() -> None:
+    values = read_params(ROOT / "params.yaml")
+    values["train"] |= {"rank": 7, "alpha": 32, "dropout": 0.5}
+    lines = describe(check_params(values)).splitlines()
+    assert "train.rank: 7  (default: 16)" in lines
+    assert "train.alpha: 32" in lines
+    assert "train.dropout: 0.5  (default: 0.0)" in lines
+    assert f"model.source: {json.dumps(values['model']['source'])}" in lines
+    assert "    rank of the adapter's matrices" in lines
