@@ -1,10 +1,23 @@
-"""Errors that a user can mend, and the one way in which every command ends on them."""
+"""Errors that a user can mend, and the one way in which every command ends on them.
 
+Every stage imports this module before any library, so it also says what other libraries may print: nothing.
+"""
+
+import logging
+import os
 import sys
+import warnings
 from collections.abc import Callable
+from types import TracebackType
 
 EXIT_REFUSED = 1
 EXIT_BAD_INPUT = 2
+
+# The stages show progress of their own. Set before a library is imported, for that is when they read it.
+os.environ.setdefault("TQDM_DISABLE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 class UserError(Exception):
@@ -29,3 +42,19 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _another_python(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A package that is missing as soon as a stage is imported: `dvc` ran from one environment, `python` is another."""
+    if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] != "stages":
+        print(
+            f"error: {sys.executable} has no package {error.name}, so it is not the project's Python: activate its "
+            "environment (source .venv/bin/activate) and run again, or run `make repro`",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(EXIT_BAD_INPUT)
+    sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _another_python
