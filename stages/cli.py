@@ -104,10 +104,14 @@ def _verify(options: argparse.Namespace, root: Path, start: Path) -> None:
 
 
 def _gates(options: argparse.Namespace, root: Path, start: Path) -> None:
-    from stages.ship.release.tag import gate_table, read_gates, require
+    from stages.report.verdict import gate_table
+    from stages.ship.release.tag import read_gates, require
 
     judged = read_gates(root)
-    print(gate_table(judged), flush=True)
+    table = gate_table(judged)[["State", "On", "Asked", "Measured"]].reset_index().map(str)
+    wide = table.apply(lambda cells: cells.str.ljust(max(map(len, cells), default=0)))
+    lines = [] if wide.empty else [wide.to_string(index=False, header=False)]
+    print(*lines, f"verdict: {judged['verdict']}", sep="\n", flush=True)
     require(judged["verdict"], options.strict)
 
 

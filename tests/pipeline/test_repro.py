@@ -117,7 +117,7 @@ def assert_both_loss_curves_are_drawn(repository: Path) -> None:
     (loss,) = drawn["loss"]
     points = json.loads(loss["content"])["data"]["values"]
     for file in ("train", "validation"):
-        of_file = [point for point in points if f"/{file}/" in json.dumps(point)]
+        of_file = [point for point in points if point["filename"] == f"{file}/loss.tsv"]
         assert {point["rev"] for point in of_file} == {"HEAD", "workspace"}
 
 

@@ -79,19 +79,6 @@ def read_gates(root: Path) -> dict[str, Any]:
     return judged
 
 
-def gate_table(judged: dict[str, Any]) -> str:
-    """Every gate with its state and the reason for it, the worst first, then the verdict."""
-    import pandas as pd
-
-    rows = [
-        (gate["state"], name, "required" if gate["required"] else "advisory", str(gate.get("reason") or ""))
-        for name, gate in judged["gates"].items()
-    ]
-    table = pd.DataFrame(rows, columns=["state", "gate", "", "reason"]).sort_values("state", kind="stable")
-    wide = table.apply(lambda cells: cells.str.ljust(cells.str.len().max()))
-    return f"{wide.to_string(index=False, header=False)}\nverdict: {judged['verdict']}"
-
-
 def require(verdict: str, strict: bool) -> None:
     """Raises Refusal on FAIL, and on MARGINAL when `strict`."""
     if verdict == FAIL or (strict and verdict == MARGINAL):
