@@ -22,10 +22,9 @@ import transformers
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from stages.model.answers import answer, in_batches, tokens_at_once
 from stages.model.chat import Chat, make_chat
-from stages.model.generation import Weights, answer, lockstep
-from stages.model.generation.greedy import Greedy
-from stages.model.loading import causal_of, load_tokenizer
+from stages.model.loading import Weights, causal_of, load_tokenizer
 from stages.params import Generation
 from stages.records.record import make_record
 
@@ -43,17 +42,10 @@ def one_by_one(model: Any, prompts: dict[int, list[int]], stop: int, limit: int)
     return said
 
 
-def in_batches(model: Any, prompts: dict[int, list[int]], stop: int, limit: int) -> Said:
-    return by_index(prompts, lambda rows: lockstep.answers(causal_of(model), rows, stop, limit))
-
-
-def in_slots(model: Any, prompts: dict[int, list[int]], stop: int, limit: int) -> Said:
-    return by_index(prompts, lambda rows: Greedy(causal_of(model), rows, stop, limit, "auto").answers())
-
-
-def by_index(prompts: dict[int, list[int]], ask: Callable[[list[list[int]]], Any]) -> Said:
-    order = sorted(prompts, key=lambda i: (-len(prompts[i]), prompts[i]))
-    return {order[place]: ids for place, ids in ask([prompts[i] for i in order])}
+def batched(model: Any, prompts: dict[int, list[int]], stop: int, limit: int) -> Said:
+    causal, order = causal_of(model), sorted(prompts, key=lambda i: (-len(prompts[i]), prompts[i]))
+    said = in_batches(causal, [prompts[i] for i in order], stop, limit, tokens_at_once(causal))
+    return {order[place]: ids for place, ids in said}
 
 
 def timed(ask: Callable[..., Said], *arguments: Any) -> tuple[Said, float, float]:
@@ -94,14 +86,12 @@ def compare(weights: Weights, chat: Chat, records: list[Any], options: argparse.
     one_by_one(model, {0: prompts[0]}, stop, 4)  # libraries load
     half = len(sample) // 2
     first, *spent = timed(one_by_one, model, {i: prompts[i] for i in sample[:half]}, stop, limit)
-    fast, *fast_spent = timed(in_slots, model, prompts, stop, limit)
-    batched, *batched_spent = timed(in_batches, model, {i: prompts[i] for i in list(prompts)[::2]}, stop, limit)
+    fast, *fast_spent = timed(batched, model, prompts, stop, limit)
     last, *more = timed(one_by_one, model, {i: prompts[i] for i in sample[half:]}, stop, limit)
     slow = first | last
     rows = [
         ("one by one, `generate`", slow, [a + b for a, b in zip(spent, more, strict=True)]),
-        ("`generate`, batches of 16", batched, batched_spent),
-        ("slots", fast, fast_spent),
+        ("batches by length, a row leaves when it ends", fast, fast_spent),
     ]
     base = [spoken(slow, stop) / seconds for seconds in rows[0][2]]
     print(f"\n{options.threads} threads of {platform.machine()}, torch {torch.__version__}, {model.dtype}\n")
@@ -116,14 +106,12 @@ def compare(weights: Weights, chat: Chat, records: list[Any], options: argparse.
         print(f"| {what} | {len(said)} | {tokens} | {wall:.1f} | {tokens / wall:.1f} | {gains} |")
     same = sum(chat.text(slow[i]) == chat.text(fast[i]) for i in slow)
     print(f"\nsame text: {same} of {len(slow)} one by one")
-    same = sum(chat.text(batched[i]) == chat.text(fast[i]) for i in batched)
-    print(f"same text: {same} of {len(batched)} in batches")
     remembered(weights, chat, records[:16], limit)
 
 
 def remembered(weights: Weights, chat: Chat, records: list[Any], limit: int) -> None:
     """The second time, by the same files; the model is not even loaded."""
-    generation = Generation(engine="transformers", max_new_tokens=limit, batch_tokens="auto")
+    generation = Generation(max_new_tokens=limit)
     with tempfile.TemporaryDirectory() as folder:
         chdir(folder)
         first = answer(weights, chat, records, generation, "first")

@@ -24,10 +24,8 @@ import transformers
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from stages.model.answers import in_batches, tokens_at_once
 from stages.model.chat import Chat, make_chat
-from stages.model.generation import lockstep
-from stages.model.generation.graphs import Graphs
-from stages.model.generation.greedy import Greedy
 from stages.model.loading import causal_of, device, load_model, load_tokenizer, load_tuned
 from stages.records.record import make_record
 
@@ -35,16 +33,6 @@ INSTRUCTION = "Give the intent and the slots of the utterance as JSON."
 LIMIT = 72
 RARE = 0  # stands for the stop token where random weights speak, which hardly ever say it
 Ask = Callable[[list[list[int]]], list[list[int]]]
-
-
-class KernelByKernel(Graphs):
-    """The same steps without recording them."""
-
-    def __init__(self, step: Callable[[int, int], None]) -> None:
-        self._step = step
-
-    def run(self, rows: int, width: int) -> None:
-        self._step(rows, width)
 
 
 def one_by_one(model: Any, stop: int) -> Ask:
@@ -63,9 +51,16 @@ def one_by_one(model: Any, stop: int) -> Ask:
     return ask
 
 
-def batches_of_16(model: Any, stop: int) -> Ask:
+def batches(model: Any, stop: int, tokens: int | None = None) -> Ask:
+    """What the stages do: `generate` in batches of at most so many tokens, sorted by length."""
+
     def ask(prompts: list[list[int]]) -> list[list[int]]:
-        return [row for _, row in sorted(lockstep.answers(model, prompts, stop, LIMIT))]
+        causal = causal_of(model)
+        order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), prompts[i]))
+        longest_first = [prompts[i] for i in order]
+        answers = in_batches(causal, longest_first, stop, LIMIT, tokens or tokens_at_once(causal))
+        said = {order[i]: ids for i, ids in answers}
+        return [said[i] for i in range(len(prompts))]
 
     return ask
 
@@ -80,18 +75,6 @@ def continuous_batching(model: Any, stop: int) -> Ask:
         model.set_attn_implementation(before)
         by_prompt = {tuple(one.prompt_ids): one.generated_tokens for one in found.values()}
         return [by_prompt[tuple(prompt)] for prompt in prompts]
-
-    return ask
-
-
-def slots(model: Any, stop: int, recorded: bool = True) -> Ask:
-    def ask(prompts: list[list[int]]) -> list[list[int]]:
-        order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), prompts[i]))
-        greedy = Greedy(causal_of(model), [prompts[i] for i in order], stop, LIMIT, "auto")
-        if not recorded and greedy._graphs is not None:
-            greedy._graphs = KernelByKernel(greedy._advance)
-        said = {order[i]: ids for i, ids in greedy.answers()}
-        return [said[i] for i in range(len(prompts))]
 
     return ask
 
@@ -116,9 +99,10 @@ def speed(options: argparse.Namespace) -> None:
         name = str(dtype).removeprefix("torch.")
         ways: list[tuple[str, Ask, int]] = [
             ("one by one, `generate`", one_by_one(model, RARE), options.slow_rows),
-            ("`generate`, batches of 16", batches_of_16(model, RARE), 32),
-            ("slots, kernel by kernel", slots(model, RARE, recorded=False), options.rows),
-            ("slots, CUDA graphs", slots(model, RARE), options.rows),
+            *(
+                (f"batches of {tokens} tokens", batches(model, RARE, tokens), options.rows)
+                for tokens in (16384, 32768, 65536, 131072)
+            ),
         ]
         if dtype == torch.bfloat16:
             ways.append(("transformers' `generate_batch`", continuous_batching(model, RARE), options.rows))
@@ -152,8 +136,8 @@ def texts(options: argparse.Namespace) -> None:
         step = max(1, len(prompts) // options.slow_rows)
         sample = range(0, len(prompts), step)
         name = str(dtype).removeprefix("torch.")
-        slots(model, chat.stop_id)(prompts[:2])
-        seconds, said = timed(slots(model, chat.stop_id), prompts)
+        batches(model, chat.stop_id)(prompts[:2])
+        seconds, said = timed(batches(model, chat.stop_id), prompts)
         slow_seconds, slow = asked_in_turn(
             one_by_one(model, chat.stop_id), [prompts[i] for i in sample], options.seconds
         )

@@ -30,7 +30,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 
 from stages.core.yaml_reader import load_yaml
 from stages.model.chat import task_chat
-from stages.model.generation import likelihoods
+from stages.model.likelihood import likelihoods
 from stages.model.loading import load_model, load_tokenizer
 from stages.params import load_params
 from stages.records.record import Record, make_record

@@ -30,8 +30,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.workers import Table, Workers, machine
 from stages.core import paths
+from stages.model.answers import answer_rows
 from stages.model.chat import task_chat
-from stages.model.generation import answer_rows
 from stages.model.loading import load_tokenizer, load_tuned
 from stages.params import load_params
 from stages.records.contract import Tasks

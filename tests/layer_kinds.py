@@ -6,9 +6,12 @@ from typing import Any
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    BloomConfig,
     Gemma2Config,
     Gemma3TextConfig,
+    GPT2Config,
     GraniteConfig,
+    Lfm2Config,
     LlamaConfig,
     MistralConfig,
     Phi3Config,
@@ -18,6 +21,7 @@ from transformers import (
 )
 
 WORDS = 32
+SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 SMALL = {
     "vocab_size": WORDS,
     "hidden_size": 32,
@@ -27,9 +31,7 @@ SMALL = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 256,
     "initializer_range": 0.4,  # far from ties, and answers that do not repeat one token
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
+    **SPECIAL,
 }
 KINDS: dict[str, PreTrainedConfig] = {
     "llama": LlamaConfig(**SMALL),
@@ -47,8 +49,15 @@ KINDS: dict[str, PreTrainedConfig] = {
         query_pre_attn_scalar=16,
         layer_types=["sliding_attention", "sliding_attention", "full_attention"],
     ),
+    "gpt2 with learned positions": GPT2Config(
+        vocab_size=WORDS, n_embd=32, n_layer=3, n_head=4, n_positions=256, initializer_range=0.4, **SPECIAL
+    ),
+    "bloom with a bias by distance": BloomConfig(
+        vocab_size=WORDS, hidden_size=32, n_layer=3, n_head=4, initializer_range=0.4, **SPECIAL
+    ),
+    "lfm2 with convolutions": Lfm2Config(**SMALL, layer_types=["conv", "full_attention", "conv"]),
 }
-CAPPED = "gemma2 with capped attention and logits"  # no layers for slots
+CAPPED = "gemma2 with capped attention and logits"
 
 
 @cache

@@ -1,13 +1,14 @@
-"""Load the base model, an adapter on it, or a release's artefact; one place decides device and precision."""
+"""Load the base model, an adapter on it, or a release's artefact; one place decides device, precision and format."""
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 from stages.core.errors import Refusal
+from stages.core.files import tree_digest
 
 # A model that scales or caps its logits says so under one of these names.
 _SCALED_HEAD = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
@@ -34,17 +35,20 @@ def free_memory() -> int | None:
 
 
 def load_tokenizer(path: Path) -> Any:
-    return transformers.AutoTokenizer.from_pretrained(path)
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
 
 
 def load_model(path: Path, **options: Any) -> Any:
     """A causal language model from safetensors, in evaluation mode on the machine's device.
 
-    A quantised artefact is loaded as its own config.json says.
+    No code from the model's folder is run. A quantised artefact is loaded as its own config.json says.
     """
-    options = {"dtype": compute_dtype(), "use_safetensors": True, "device_map": {"": device()}} | options
-    model = transformers.AutoModelForCausalLM.from_pretrained(path, **options)
-    return model.eval()
+    from transformers import AutoModelForCausalLM
+
+    options = {"dtype": compute_dtype(), "device_map": {"": device()}} | options
+    return AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, trust_remote_code=False, **options).eval()
 
 
 def load_tuned(base: Path, adapter: Path, **options: Any) -> Any:
@@ -57,6 +61,46 @@ def load_tuned(base: Path, adapter: Path, **options: Any) -> Any:
     return PeftModel.from_pretrained(model, adapter, use_safetensors=True).eval()
 
 
+def nf4_config(precision: torch.dtype) -> Any:
+    """4-bit NormalFloat with double quantisation (Dettmers et al. 2023, arXiv 2305.14314, section 3).
+
+    QLoRA trains on it and the NF4 artefact ships in it; layers compute in `precision`.
+    """
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=precision,
+    )
+
+
+class Weights:
+    """The model in `folder`, with `adapter` on it where one is named: known by content, loaded only when needed.
+
+    `spent` collects, for each call that used the model, what it took: for metrics/env/.
+    """
+
+    def __init__(self, folder: Path, adapter: Path | None = None) -> None:
+        self.folder, self.adapter = folder, adapter
+        self.spent: dict[str, dict[str, Any]] = {}
+
+    @cached_property
+    def identity(self) -> dict[str, str | None]:
+        """What decides the model's answers: the hashes of all its files, and how this machine computes."""
+        return {
+            "model": tree_digest(self.folder),
+            "adapter": tree_digest(self.adapter) if self.adapter else None,
+            "precision": str(compute_dtype()),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        }
+
+    @cached_property
+    def model(self) -> Any:
+        return load_tuned(self.folder, self.adapter) if self.adapter else load_model(self.folder)
+
+
 def causal_of(model: Any) -> Any:
     """The causal language model itself, with what PEFT put into its layers."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -66,6 +110,14 @@ def head_is_plain(causal: Any) -> bool:
     """Whether the logits are the output embedding of the last hidden state, neither scaled nor capped."""
     config = causal.config.get_text_config()
     return not any(getattr(config, name, None) for name in _SCALED_HEAD)
+
+
+def bytes_a_token(causal: Any) -> int:
+    """Memory of one token's keys and values in all layers."""
+    config = causal.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * width * causal.dtype.itemsize)
 
 
 def refuse_not_finite(tensors: Mapping[str, torch.Tensor], what: str) -> None:

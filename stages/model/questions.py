@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from stages.core.errors import UserError
+from stages.model.answers import answer_rows
 from stages.model.chat import Chat
-from stages.model.generation import answer_rows, likelihoods, with_likelihood
+from stages.model.likelihood import likelihoods, with_likelihood
 from stages.params import Generation, Probes
 from stages.records.record import REPLAY, Record, make_record, read_rows
 

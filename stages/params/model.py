@@ -40,8 +40,4 @@ class Model(Section):
 class Generation(Section):
     """How answers are generated: greedily, in batches."""
 
-    engine: Literal["transformers", "vllm"] = Field(
-        "transformers", description="what generates: transformers, or vllm where the extra is installed"
-    )
     max_new_tokens: Count = Field(40, description="an answer ends after so many tokens")
-    batch_tokens: Count | Literal["auto"] = Field("auto", description="prompt and answer tokens in memory at once")

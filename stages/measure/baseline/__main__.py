@@ -4,9 +4,10 @@ from stages.core import paths
 from stages.core.errors import run
 from stages.core.files import write_json
 from stages.core.run_notes import measured
+from stages.model.answers import answer_rows
 from stages.model.chat import task_chat
-from stages.model.generation import Weights, answer_rows, likelihoods, with_likelihood
-from stages.model.loading import load_tokenizer
+from stages.model.likelihood import likelihoods, with_likelihood
+from stages.model.loading import Weights, load_tokenizer
 from stages.model.questions import ask_probes
 from stages.params import load_params
 from stages.records.contract import Tasks

@@ -27,9 +27,10 @@ from stages.measure.evaluate.previous import compare_previous, fetch_previous
 from stages.measure.evaluate.robustness import measure_robustness, spoil
 from stages.measure.evaluate.safety import measure_leaks, measure_refusals
 from stages.measure.evaluate.slices import measure_slices
+from stages.model.answers import answer_rows
 from stages.model.chat import task_chat
-from stages.model.generation import Weights, answer_rows, likelihoods, with_likelihood
-from stages.model.loading import load_tokenizer
+from stages.model.likelihood import likelihoods, with_likelihood
+from stages.model.loading import Weights, load_tokenizer
 from stages.model.questions import GENERAL, REFUSAL, ask_probes, of_probe
 from stages.params import Params, load_params
 from stages.records.contract import Tasks

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from stages.model.chat import Chat
-from stages.model.generation import likelihoods
+from stages.model.likelihood import likelihoods
 from stages.records.canaries import SOURCE, candidates, exposure
 from stages.records.record import Record
 

@@ -8,8 +8,8 @@ from stages.core.errors import UserError
 from stages.core.files import tree_digest
 from stages.measure.judge.questions import SYSTEM, Question
 from stages.measure.judge.replies import Reply
+from stages.model.answers import answer
 from stages.model.chat import make_chat
-from stages.model.generation import answer
 from stages.model.loading import load_model, load_tokenizer
 from stages.params import Generation, Judge
 from stages.records.record import make_record
@@ -25,7 +25,7 @@ class Local:
         self._folder = Path(judge.model)
         if not (self._folder / "config.json").is_file():
             raise UserError(f"judge.model: {judge.model} is no folder with a model (config.json is missing)")
-        self._generation = Generation(engine="transformers", max_new_tokens=judge.max_tokens, batch_tokens="auto")
+        self._generation = Generation(max_new_tokens=judge.max_tokens)
         self.identity: Mapping[str, Any] = {
             "provider": "local",
             "model": tree_digest(self._folder),

@@ -6,9 +6,10 @@ from stages.core import paths
 from stages.core.errors import run
 from stages.core.files import files_under, write_json
 from stages.core.run_notes import measured
+from stages.model.answers import answer_rows
 from stages.model.chat import task_chat
-from stages.model.generation import Weights, answer_rows, likelihoods, with_likelihood
-from stages.model.loading import load_tokenizer
+from stages.model.likelihood import likelihoods, with_likelihood
+from stages.model.loading import Weights, load_tokenizer
 from stages.params import Params, load_params
 from stages.records.contract import Tasks
 from stages.records.record import read_records, read_rows, write_rows

@@ -15,8 +15,8 @@ from transformers import TrainerCallback
 
 from stages.core import paths
 from stages.core.errors import Refusal
+from stages.model.answers import answer_rows
 from stages.model.chat import Chat
-from stages.model.generation import answer_rows
 from stages.params import Generation
 from stages.records.record import Record
 from stages.tune.train.checkpoints import mark_complete
@@ -67,7 +67,7 @@ class Samples(TrainerCallback):  # type: ignore[misc]
         self._chat, self._records, self._file = chat, records, file
         # As long as the longest reference: what an evaluation allows would make training depend on it.
         limit = max((len(chat.completion_ids(record.completion)) for record in records), default=1)
-        self._generation = Generation(engine="transformers", max_new_tokens=limit, batch_tokens="auto")
+        self._generation = Generation(max_new_tokens=limit)
         self.around: Callable[[], AbstractContextManager[None]] = nullcontext  # in which the model can answer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -11,15 +11,16 @@ from safetensors.torch import load_file, save_file
 from tiny_model import save_tiny_model
 
 from stages.core import paths
+from stages.model.answer_cache import remember
+from stages.model.answers import answer
 from stages.model.chat import Chat, make_chat
-from stages.model.generation import Weights, answer, likelihoods
-from stages.model.generation.answer_cache import remember
-from stages.model.loading import load_tokenizer
+from stages.model.likelihood import likelihoods
+from stages.model.loading import Weights, load_tokenizer
 from stages.params import Generation
 from stages.records.record import make_record
 
 RECORDS = [make_record(prompt, "{}", None, "s", "s:1") for prompt in ("a", "another one", "c")]
-SETTINGS = Generation(engine="transformers", max_new_tokens=6, batch_tokens="auto")
+SETTINGS = Generation(max_new_tokens=6)
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +52,7 @@ def test_a_model_is_asked_once_and_then_not_even_loaded(folder: Path, monkeypatc
     def refuse(*_: Any) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("stages.model.generation.weights.load_model", refuse)
+    monkeypatch.setattr("stages.model.loading.load_model", refuse)
     again = Weights(folder)
     assert answer(again, chat, RECORDS[::-1], SETTINGS, "test") == said[::-1]
     assert likelihoods(again, chat, RECORDS) == held
@@ -93,9 +94,12 @@ def test_another_question_is_another_request(folder: Path, monkeypatch: pytest.M
     assert not was_remembered(Weights(folder), chat_of(folder, "Say nothing."))
     assert not was_remembered(Weights(folder), chat, records=RECORDS[:2])
     assert not was_remembered(Weights(folder), chat, SETTINGS.model_copy(update={"max_new_tokens": 7}))
+    monkeypatch.setenv("TUNETRAIL_GENERATION_TOKENS", "100")  # another batch may round otherwise
+    assert not was_remembered(Weights(folder), chat)
+    monkeypatch.delenv("TUNETRAIL_GENERATION_TOKENS")
     other_stop = Chat(chat.tokenizer, chat.instruction, chat.stop_id + 1, chat.takes_system)
     assert not was_remembered(Weights(folder), other_stop)
-    monkeypatch.setattr("stages.model.generation.answer_cache.library_versions", lambda: {"torch": "0"})
+    monkeypatch.setattr("stages.model.answer_cache.library_versions", lambda: {"torch": "0"})
     assert not was_remembered(Weights(folder), chat)
 
 

@@ -9,8 +9,9 @@ from slow_greedy import one_by_one
 from tiny_model import save_tiny_model
 
 from stages.core.errors import Refusal
+from stages.model.answers import answer, answer_rows
 from stages.model.chat import Chat, make_chat
-from stages.model.generation import Likelihood, answer, answer_rows, likelihoods, with_likelihood
+from stages.model.likelihood import Likelihood, likelihoods, with_likelihood
 from stages.model.loading import load_model, load_tokenizer
 from stages.params import Generation
 from stages.records.record import Message, make_record
@@ -21,8 +22,7 @@ RECORDS.append(make_record("b", "{}", None, "s", "s:1", context=[Message("user",
 PAIRS = [("x", "yes"), ("a longer one", '{"a": 1}'), ("z", "")]
 
 
-def settings(batch_tokens: Any = "auto") -> Generation:
-    return Generation(engine="transformers", max_new_tokens=12, batch_tokens=batch_tokens)
+SETTINGS = Generation(max_new_tokens=12)
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +32,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Chat]:
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 400, "auto"])
-def test_batches_give_the_answers_of_one_by_one(tiny: tuple[Any, Chat], batch_tokens: int | str) -> None:
+def test_batches_give_the_answers_of_one_by_one(
+    tiny: tuple[Any, Chat], batch_tokens: int | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, chat = tiny
-    answers = answer(model, chat, RECORDS, settings(batch_tokens), "test")
+    monkeypatch.setenv("TUNETRAIL_GENERATION_TOKENS", str(batch_tokens))
+    answers = answer(model, chat, RECORDS, SETTINGS, "test")
     for record, said in zip(RECORDS, answers, strict=True):
         slow = one_by_one(model, chat.prompt_ids(record), chat.stop_id, 12)
         assert said.tokens == len(slow)
@@ -47,7 +50,7 @@ def test_an_answer_ends_at_the_stop_token(tiny: tuple[Any, Chat]) -> None:
     prompt = chat.prompt_ids(RECORDS[0])
     second = one_by_one(model, prompt, chat.stop_id, 2)[1]
     stopping = Chat(chat.tokenizer, chat.instruction, second, chat.takes_system)
-    said = answer(model, stopping, RECORDS[:1], settings(), "test")[0]
+    said = answer(model, stopping, RECORDS[:1], SETTINGS, "test")[0]
     slow = one_by_one(model, prompt, second, 12)
     assert said.stopped
     assert said.tokens == len(slow)
@@ -55,14 +58,14 @@ def test_an_answer_ends_at_the_stop_token(tiny: tuple[Any, Chat]) -> None:
 
 
 def test_rows_stand_in_the_order_of_the_records(tiny: tuple[Any, Chat]) -> None:
-    rows = answer_rows(*tiny, RECORDS, settings(), "test")
+    rows = answer_rows(*tiny, RECORDS, SETTINGS, "test")
     assert [row["id"] for row in rows] == [record.id for record in RECORDS]
-    turned = answer_rows(*tiny, RECORDS[::-1], settings(), "test")
+    turned = answer_rows(*tiny, RECORDS[::-1], SETTINGS, "test")
     assert turned[::-1] == rows
 
 
 def test_no_record_is_no_answer(tiny: tuple[Any, Chat]) -> None:
-    assert answer(*tiny, [], settings(), "test") == []
+    assert answer(*tiny, [], SETTINGS, "test") == []
 
 
 def test_likelihood_is_that_of_the_completion_tokens(tiny: tuple[Any, Chat]) -> None:
@@ -97,18 +100,18 @@ def test_rows_are_widened_in_order() -> None:
 
 def test_a_tag_stays_with_its_answer(tiny: tuple[Any, Chat]) -> None:
     tagged = make_record("a", "{}", None, "s", "s:1", task="tone")
-    rows = answer_rows(*tiny, [RECORDS[0], tagged], settings(), "test")
+    rows = answer_rows(*tiny, [RECORDS[0], tagged], SETTINGS, "test")
     assert [row.get("task", "none") for row in rows] == ["none", "tone"]
 
 
-@pytest.mark.parametrize("module", ["TOKENS_AT_ONCE", "_LOGITS_AT_ONCE"])
+@pytest.mark.parametrize("module", ["_TOKENS_AT_ONCE", "_LOGITS_AT_ONCE"])
 def test_small_batches_change_no_likelihood(
     tiny: tuple[Any, Chat], module: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records = [make_record(prompt, completion, None, "s", "s:1") for prompt, completion in PAIRS]
     whole = likelihoods(*tiny, records)
-    small = {"cpu": 1, "cuda": 1} if module == "TOKENS_AT_ONCE" else 1
-    monkeypatch.setattr(f"stages.model.generation.likelihood.{module}", small)
+    small = {"cpu": 1, "cuda": 1} if module == "_TOKENS_AT_ONCE" else 1
+    monkeypatch.setattr(f"stages.model.likelihood.{module}", small)
     for a, b in zip(whole, likelihoods(*tiny, records), strict=True):
         assert a.nats == pytest.approx(b.nats, rel=1e-5)
 

@@ -2,21 +2,21 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from stages.core.errors import Refusal
+from stages.model.answer_cache import remember
 from stages.model.chat import Chat
-from stages.model.generation.answer_cache import remember
-from stages.model.generation.slots import TOKENS_AT_ONCE, Slots, common_prefix, fits
-from stages.model.generation.weights import Weights
-from stages.model.loading import causal_of, head_is_plain
+from stages.model.loading import Weights, causal_of, head_is_plain
+from stages.model.prefix import Prefix
 from stages.records.record import Record
 
 _LARGEST_MEAN = 700.0  # nats; exp of more is no float
+# Tokens that go through the model at once, and logits: memory for activations against speed.
+_TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 16384}
 _LOGITS_AT_ONCE = 1 << 25
 
 Pair = tuple[list[int], list[int]]
@@ -69,37 +69,28 @@ def _measure(causal: Any, pairs: Sequence[Pair], pad: int) -> list[list[Any]]:
     result: list[list[Any]] = []
     if not pairs:
         return result
-    in_slots = fits(causal) and head_is_plain(causal)
-    begun = common_prefix([prompt for prompt, _ in pairs]) if in_slots else 0
-    batches = list(_batches(pairs, begun, TOKENS_AT_ONCE[causal.device.type]))
-    slots = Slots(causal, max(map(len, batches)), max(len(p) + len(c) for p, c in pairs)) if in_slots else None
-    with slots.in_use() if slots else nullcontext():
-        if slots:
-            slots.begin(pairs[0][0][:begun])
-        for rows in batches:
-            states, head = _states(causal, slots, [(p + c)[begun:] for p, c in rows], pad, begun)
-            # Each position predicts the next; those that predict prompts and padding never reach the vocabulary.
-            asked = [states[i, len(p) - 1 - begun : len(p) + len(c) - 1 - begun] for i, (p, c) in enumerate(rows)]
-            targets = torch.tensor([token for _, c in rows for token in c], device=causal.device)
-            losses, agreed = _losses(head, torch.cat(asked), targets, causal.config.get_text_config().vocab_size)
-            lengths = [len(c) for _, c in rows]
-            parts = zip(torch.split(losses, lengths), torch.split(agreed, lengths), strict=True)
-            result += [[nats.sum().item(), int(same.sum())] for nats, same in parts]
+    prefix = Prefix(causal, [prompt for prompt, _ in pairs], gap=False)
+    begun = prefix.length
+    for rows in _batches(pairs, begun, _TOKENS_AT_ONCE[causal.device.type]):
+        # Padding stands on the right, where no token that counts sees it.
+        width = max(len(p) + len(c) for p, c in rows)
+        ids = torch.tensor([(p + c + [pad] * (width - len(p) - len(c)))[begun:] for p, c in rows], device=causal.device)
+        cache = prefix.cache(len(rows))
+        options = {"input_ids": ids, "past_key_values": cache, "use_cache": cache is not None}
+        if head_is_plain(causal):
+            states, head = causal.base_model(**options).last_hidden_state, causal.get_output_embeddings()
+        else:
+            states, head = causal(**options).logits, torch.nn.Identity()
+        # Each position predicts the next; those that predict prompts and padding never reach the vocabulary.
+        asked = [states[i, len(p) - 1 - begun : len(p) + len(c) - 1 - begun] for i, (p, c) in enumerate(rows)]
+        targets = torch.tensor([token for _, c in rows for token in c], device=causal.device)
+        losses, agreed = _losses(head, torch.cat(asked), targets, causal.config.get_text_config().vocab_size)
+        lengths = [len(c) for _, c in rows]
+        parts = zip(torch.split(losses, lengths), torch.split(agreed, lengths), strict=True)
+        result += [[nats.sum().item(), int(same.sum())] for nats, same in parts]
     if not all(math.isfinite(nats) for nats, _ in result):
         raise Refusal("the model gives the reference answers a likelihood that is no number; it must not be used")
     return result
-
-
-def _states(
-    causal: Any, slots: Slots | None, rows: Sequence[list[int]], pad: int, begun: int
-) -> tuple[torch.Tensor, Any]:
-    """What the head makes logits of, rows x tokens x width, and the head; or logits and a head that does nothing."""
-    if slots:
-        return slots.read(rows, pad, 0, begun), causal.get_output_embeddings()
-    width = max(map(len, rows))
-    ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=causal.device)
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=causal.device)
-    return causal(input_ids=ids, attention_mask=mask, use_cache=False).logits, torch.nn.Identity()
 
 
 def _losses(

@@ -1,0 +1,201 @@
+"""What a model says to the prompts of records: transformers' `generate` in batches, never twice for the same files."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from stages.core.machine import machine_settings
+from stages.core.progress import track
+from stages.model.answer_cache import remember
+from stages.model.chat import Chat
+from stages.model.loading import Weights, bytes_a_token, causal_of
+from stages.model.prefix import Prefix
+from stages.params import Generation
+from stages.records.record import Record
+
+# Tokens of prompts and answers in memory at once. More gain little on a CPU; on a card they are a fixed share of its
+# memory, never of what is free: a number that changed from run to run would change how sums are rounded.
+_CPU_TOKENS, _GPU_TOKENS, _MEMORY_SHARE = 4096, 131072, 4
+_LEG = 8  # tokens between two looks at which answers have ended; those that have leave the batch
+# Whatever could make the likeliest token another one, or another one be taken, said in full.
+_GREEDY: dict[str, Any] = {
+    "do_sample": False,
+    "num_beams": 1,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "use_cache": True,
+    "return_dict_in_generate": True,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the model said: its text, how many tokens, and whether the stop token ended it."""
+
+    output: str
+    tokens: int
+    stopped: bool
+
+
+def answer_rows(
+    model: Any, chat: Chat, records: Sequence[Record], generation: Generation, what: str
+) -> list[dict[str, Any]]:
+    """One row for each record, in the order given: the record's reference beside the model's answer."""
+    answers = answer(model, chat, records, generation, what)
+    return [
+        {
+            "id": record.id,
+            "prompt": record.prompt,
+            "completion": record.completion,
+            "label": record.label,
+            "output": said.output,
+            "tokens": said.tokens,
+            "stopped": said.stopped,
+            **({"task": record.task} if record.task is not None else {}),
+        }
+        for record, said in zip(records, answers, strict=True)
+    ]
+
+
+def answer(model: Any, chat: Chat, records: Sequence[Record], generation: Generation, what: str) -> list[Answer]:
+    """Greedy answers in the order of `records`, by a loaded model or by `Weights`, which are asked only once.
+
+    A loaded model is always asked: what it holds lies in no file.
+    """
+    encoded = [tuple(chat.prompt_ids(record)) for record in records]
+    # Each prompt once, the longest first, whatever the order of the records: memory runs out at once or never.
+    prompts = [list(ids) for ids in sorted(set(encoded), key=lambda ids: (-len(ids), ids))]
+    if isinstance(model, Weights):
+        said = _remembered(model, prompts, chat.stop_id, generation, what)
+    else:
+        said = _ask(model, prompts, chat.stop_id, generation, what)
+    by_prompt = {tuple(ids): _cut_at_stop(row, chat) for ids, row in zip(prompts, said, strict=True)}
+    return [by_prompt[ids] for ids in encoded]
+
+
+def _remembered(
+    weights: Weights, prompts: list[list[int]], stop_id: int, generation: Generation, what: str
+) -> list[list[int]]:
+    request = {
+        "answers": prompts,
+        "stop": stop_id,
+        "parameters": generation.model_dump(),
+        "tokens_at_once": machine_settings().generation_tokens,
+        "weights": weights.identity,
+    }
+    start = time.perf_counter()
+    said, known = remember(request, lambda: _ask(weights.model, prompts, stop_id, generation, what))
+    seconds = time.perf_counter() - start
+    tokens = sum(map(len, said))
+    weights.spent[what] = {"prompts": len(prompts), "tokens": tokens, "remembered": known}
+    if not known:
+        weights.spent[what] |= {
+            "seconds_loading_included": round(seconds, 2),
+            "seconds_an_answer": round(seconds / max(1, len(prompts)), 4),
+            "tokens_per_second": round(tokens / seconds, 1),
+        }
+    return said
+
+
+def _ask(model: Any, prompts: list[list[int]], stop_id: int, generation: Generation, what: str) -> list[list[int]]:
+    """Token ids of the answers, in the order of `prompts`, with the stop token where one came."""
+    causal = causal_of(model)
+    setting = machine_settings().generation_tokens
+    tokens = tokens_at_once(causal) if setting == "auto" else setting
+    said = dict(track(in_batches(causal, prompts, stop_id, generation.max_new_tokens, tokens), len(prompts), what))
+    return [said[index] for index in range(len(prompts))]
+
+
+@torch.inference_mode()
+def in_batches(
+    causal: Any, prompts: Sequence[list[int]], stop_id: int, limit: int, tokens: int
+) -> Iterator[tuple[int, list[int]]]:
+    """(index of the prompt, its greedy answer's token ids with the stop token); `prompts` has the longest first.
+
+    An answer ends with `stop_id` or has `limit` tokens. A batch has at most `tokens` tokens, one prompt at least; it
+    is halved when memory runs out.
+    """
+    if not prompts:
+        return
+    with _greedy_alone(causal):
+        prefix = Prefix(causal, prompts, gap=True)
+        start, rows = 0, max(1, tokens // (len(prompts[0]) + limit))
+        while start < len(prompts):
+            batch = prompts[start : start + rows]
+            try:
+                said = _one_batch(causal, batch, prefix, stop_id, limit)
+            except torch.OutOfMemoryError:
+                if len(batch) == 1:
+                    raise
+                rows, said = len(batch) // 2, []
+            yield from enumerate(said, start)
+            start += len(said)
+
+
+def _one_batch(causal: Any, prompts: Sequence[list[int]], prefix: Prefix, stop_id: int, limit: int) -> list[list[int]]:
+    """The answers to prompts of one batch; what pads them stands on the left, after the prefix."""
+    from transformers import GenerationConfig
+
+    width, begun = max(map(len, prompts)), prefix.length
+    pads = [width - len(prompt) for prompt in prompts]
+    rows = [p[:begun] + [stop_id] * n + p[begun:] for p, n in zip(prompts, pads, strict=True)]
+    ids = torch.tensor(rows, device=causal.device)
+    seen = torch.ones_like(ids)
+    for row, n in enumerate(pads):
+        seen[row, begun : begun + n] = 0
+    cache = prefix.cache(len(prompts))
+    said: list[list[int]] = [[] for _ in prompts]
+    running = list(range(len(prompts)))
+    while running:
+        config = GenerationConfig(
+            **_GREEDY,
+            max_new_tokens=min(_LEG, limit - len(said[running[0]])),
+            eos_token_id=stop_id,
+            pad_token_id=stop_id,
+        )
+        out = causal.generate(input_ids=ids, attention_mask=seen, past_key_values=cache, generation_config=config)
+        for row, new in zip(running, out.sequences[:, ids.shape[1] :].tolist(), strict=True):
+            said[row] += new[: new.index(stop_id) + 1] if stop_id in new else new
+        ids, cache = out.sequences, out.past_key_values
+        seen = torch.nn.functional.pad(seen, (0, ids.shape[1] - seen.shape[1]), value=1)
+        going = [i for i, row in enumerate(running) if said[row][-1] != stop_id and len(said[row]) < limit]
+        running = [running[i] for i in going]
+        if running and len(running) < len(seen):
+            kept = torch.tensor(going, device=ids.device)
+            cache.reorder_cache(kept)  # the one way to choose rows that all kinds of layers have
+            ids, seen = ids[kept], seen[kept]
+    return said
+
+
+@contextmanager
+def _greedy_alone(causal: Any) -> Iterator[None]:
+    """In this block, the model's own generation_config.json, which may sample or punish repetition, says nothing."""
+    from transformers import GenerationConfig
+
+    own, causal.generation_config = causal.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        causal.generation_config = own
+
+
+def tokens_at_once(causal: Any) -> int:
+    """Of prompts and answers, in a batch on the model's device."""
+    if causal.device.type == "cpu":
+        return _CPU_TOKENS
+    memory = torch.cuda.get_device_properties(causal.device).total_memory
+    return min(_GPU_TOKENS, memory // _MEMORY_SHARE // bytes_a_token(causal))
+
+
+def _cut_at_stop(ids: list[int], chat: Chat) -> Answer:
+    stopped = chat.stop_id in ids
+    spoken = ids[: ids.index(chat.stop_id)] if stopped else ids
+    return Answer(chat.text(spoken), len(spoken) + stopped, stopped)
