@@ -76,6 +76,13 @@ def nf4_config(precision: torch.dtype) -> Any:
     )
 
 
+def int8_config() -> Any:
+    """LLM.int8() (Dettmers et al. 2022, arXiv 2208.07339): outlier columns stay in 16 bit."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(load_in_8bit=True)
+
+
 class Weights:
     """The model in `folder`, with `adapter` on it where one is named: known by content, loaded only when needed.
 

@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from transformers import BitsAndBytesConfig
 
 from stages.core.files import atomic
-from stages.model.loading import load_model, load_tokenizer, load_tuned, refuse_not_finite
+from stages.model.loading import int8_config, load_model, load_tokenizer, load_tuned, nf4_config, refuse_not_finite
 
 
 def merge(base: Path, adapter: Path, target: Path, dtype: str) -> None:
@@ -29,16 +28,8 @@ def merge(base: Path, adapter: Path, target: Path, dtype: str) -> None:
 
 def quantise(merged: Path, target: Path, form: Literal["nf4", "int8"]) -> None:
     """Quantise the merged model once with bitsandbytes; what is not quantised keeps its 16 bit."""
-    if form == "nf4":
-        # The compute type is that of the machine that serves; 16 bit is right on a GPU, and slow but right elsewhere.
-        config = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
-        )
-    else:
-        config = BitsAndBytesConfig(load_in_8bit=True)
+    # The compute type is that of the machine that serves; 16 bit is right on a GPU, and slow but right elsewhere.
+    config = nf4_config(torch.bfloat16) if form == "nf4" else int8_config()
     model = load_model(merged, quantization_config=config, dtype="auto")
     with atomic(target) as partial:
         model.save_pretrained(partial)

@@ -8,7 +8,7 @@ from transformers import BitsAndBytesConfig, TrainerCallback, set_seed
 
 from stages.core.errors import UserError
 from stages.core.files import read_json, write_json
-from stages.model.loading import load_model
+from stages.model.loading import load_model, nf4_config
 from stages.params import Train
 
 _ADAPTER_CONFIG = "adapter_config.json"
@@ -26,16 +26,6 @@ def load_trainable(base: Path, train: Train, precision: torch.dtype, seed: int, 
     if train.method == "qlora":
         options["quantization_config"] = nf4_config(precision)
     return with_adapter(load_model(base, **options), train, seed, steps)
-
-
-def nf4_config(precision: torch.dtype) -> BitsAndBytesConfig:
-    """4-bit NormalFloat with double quantisation (Dettmers et al. 2023, arXiv 2305.14314, section 3)."""
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=precision,
-    )
 
 
 def with_adapter(model: Any, train: Train, seed: int, steps: int) -> Any:
