@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import BitsAndBytesConfig, TrainerCallback, set_seed
+from transformers import TrainerCallback, set_seed
 
 from stages.core.errors import UserError
 from stages.core.files import read_json, write_json
