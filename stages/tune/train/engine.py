@@ -57,9 +57,9 @@ def make_trainer(
     obstacle, auto = fused_obstacle(settings, model, sharding), settings.engine == "auto"
     if settings.engine == "fused" and obstacle:
         raise UserError(f"train.engine: fused is not possible: {obstacle}; write auto or trl")
-    if auto and obstacle and torch.cuda.is_available():
+    if auto and obstacle and on_a_card():
         print(f"train.engine: TRL trains, since {obstacle}")
-    if obstacle or settings.engine == "trl" or (auto and not torch.cuda.is_available()):
+    if obstacle or settings.engine == "trl" or (auto and not on_a_card()):
         return build("trl")
     fused = cast(FusedTrainer, build("fused"))
     if (wrong := disagreement(fused)) is None:
@@ -101,6 +101,10 @@ def build_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def on_a_card() -> bool:
+    return torch.cuda.is_available()
 
 
 def fused_obstacle(train: Train, model: Any, sharding: bool) -> str | None:

@@ -10,8 +10,9 @@ from stages.tune.train import devices
 from stages.tune.train.fused.trainer import FusedTrainer
 
 # What is rounding: relative errors of the loss, of all gradients together (norm of the difference over TRL's norm),
-# and the largest of one weight's gradient.
-TOLERANCES = {torch.float32: (1e-5, 1e-4, 1e-3), torch.bfloat16: (1e-2, 5e-2, 2e-1)}
+# and the largest of one weight's gradient. Models of two layers on a CPU had at most 1e-7, 4e-7 and 5e-7 in float32,
+# and 3e-5, 0.014 and 0.023 in bfloat16, whose roundings add up with depth; a gradient without its scale has 0.3.
+TOLERANCES = {torch.float32: (1e-5, 1e-4, 1e-3), torch.bfloat16: (1e-2, 0.1, 0.3)}
 _ROWS, _ROWS_AT_ONCE = 8, 2
 
 
@@ -60,7 +61,10 @@ def _trl_loss(trainer: FusedTrainer, rows: list[int]) -> torch.Tensor:
     trainer.clear_gradients()
     trainer.model.train()
     for start in range(0, len(rows), _ROWS_AT_ONCE):
-        inputs = {name: part.to(device) for name, part in trainer.data_collator(examples[start : start + 2]).items()}
+        inputs = {
+            name: part.to(device)
+            for name, part in trainer.data_collator(examples[start : start + _ROWS_AT_ONCE]).items()
+        }
         with half:
             loss = trainer.compute_loss(trainer.model, inputs, num_items_in_batch=torch.tensor(count, device=device))
         loss = loss / devices.count()  # by which TRL multiplies it
