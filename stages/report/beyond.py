@@ -1,6 +1,6 @@
 """What the model was asked beyond the hold-out, where it is uneven, and what a judge and people said of it."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import pandas as pd
@@ -16,7 +16,7 @@ from stages.report.formats import (
     whole,
     words,
 )
-from stages.report.tables import Cell, Metric, Note, count, frame, proportion, read_change
+from stages.report.tables import WORSE, Cell, Metric, Note, count, frame, proportion, read_change
 
 _FORGETTING = (
     Metric("perplexity", "Perplexity of the references", "", better=-1, share=False),
@@ -45,6 +45,33 @@ def forgetting(evaluate: Mapping[str, Any], confidence: float) -> dict[str, Any]
         metric.name: read_change(metric, general["against_baseline"][metric.path], confidence) for metric in _FORGETTING
     }
     return {"rows": general["rows"], "table": frame(rows, ["base", "adapter"], "Metric"), "changes": changes}
+
+
+def replay_advice(found: Mapping[str, Any] | None, augment: Mapping[str, Any]) -> str:
+    """What would help a model that forgot; empty where the rows do not show that it did."""
+    if found is None or WORSE not in {change.reading for change in found["changes"].values()}:
+        return ""
+    replayed = augment["added"].get("replay", 0)
+    share = replayed / augment["rows"]["out"] if augment["rows"]["out"] else 0.0
+    return (
+        f"Replay rows hold a model to what it knew: general questions with good answers, trained on beside the task. "
+        f"This run had {plural(replayed, 'such row')}, {percent(share)} of its training rows. Where general answers "
+        f"matter, put more of them into augment.replay_file and raise augment.replay_share; for a model that "
+        f"only ever does this task, forgetting may not matter."
+    )
+
+
+def distance(evaluate: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The main score by how much a prompt resembles the nearest training prompt, in the form of a slice."""
+    found = evaluate.get("distance", {})
+    sentence = (
+        "Likeness of each hold-out prompt to the nearest training prompt, 0 to 100 (rapidfuzz ratio). Nearer ones "
+        "never meet: their training rows are quarantined. Right answers far from all training prompts are worth most."
+    )
+    groups = _groups(found.items())
+    return (
+        [{"field": "likeness to the nearest training prompt", "groups": groups, "sentence": sentence}] if found else []
+    )
 
 
 def robustness(evaluate: Mapping[str, Any]) -> pd.DataFrame:
@@ -131,14 +158,16 @@ def _safety_notes(found: Mapping[str, Any], confidence: float) -> Iterator[str]:
 
 
 def _slice(field: str, found: Mapping[str, Any]) -> dict[str, Any]:
-    groups = pd.DataFrame(
-        [
-            (excerpt(name, 60), *(round(100 * one[end], 1) for end in ("low", "value", "high")), proportion(one))
-            for name, one in sorted(found["groups"].items(), key=lambda item: (item[1]["value"], item[0]))
-        ],
-        columns=["name", "low", "value", "high", "cell"],
-    )
-    return {"field": excerpt(field, 80), "groups": groups, "sentence": _gap(found)}
+    worst_first = sorted(found["groups"].items(), key=lambda item: (item[1]["value"], item[0]))
+    return {"field": excerpt(field, 80), "groups": _groups(worst_first), "sentence": _gap(found)}
+
+
+def _groups(found: Iterable[tuple[str, Mapping[str, Any]]]) -> pd.DataFrame:
+    rows = [
+        (excerpt(name, 60), *(round(100 * one[end], 1) for end in ("low", "value", "high")), proportion(one))
+        for name, one in found
+    ]
+    return pd.DataFrame(rows, columns=["name", "low", "value", "high", "cell"])
 
 
 def _gap(found: Mapping[str, Any]) -> str:

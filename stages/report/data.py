@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from stages.report.examples import differences, whole_text
-from stages.report.formats import excerpt, number, percent, plural, whole, words
+from stages.report.formats import excerpt, number, p_value, percent, plural, whole, words
 from stages.report.inputs import Row
 from stages.report.tables import frame
 
@@ -142,6 +142,24 @@ def tie_table(rows: Sequence[Row]) -> pd.DataFrame:
     return frame(ties, ["Label", "Rows", "Lift"], "Words")
 
 
+def tried_table(rows: Sequence[Row]) -> pd.DataFrame:
+    """What asking the tuned model said of suspected triggers: answers turned to the label, beside random words."""
+    tried = [
+        (
+            f"“{excerpt(row['ngram'], 80)}”",
+            [
+                excerpt(row["label"], 60),
+                f"{row['turned']} of {row['n']}",
+                f"{row['control_turned']} of {row['control_n']}",
+                p_value(row["p_value"]),
+                "confirmed" if row["confirmed"] else "not confirmed",
+            ],
+        )
+        for row in rows
+    ]
+    return frame(tried, ["Label", "Turned", "By random words", "Test", "Reading"], "Suspected trigger")
+
+
 def distance_table(found: Mapping[str, Any]) -> pd.DataFrame:
     """The sources of training rows, each with its distances from the others."""
     distances = ("label_distance", "prompt_length_distance", "completion_length_distance")
@@ -154,7 +172,8 @@ def distance_table(found: Mapping[str, Any]) -> pd.DataFrame:
 
 def flags(metrics: Mapping[str, Any], generations: Mapping[str, Sequence[Row]]) -> list[tuple[bool, str]]:
     """What can make the numbers mean less than they seem to: (raised, sentence), the raised ones first."""
-    split, triggers = metrics["split"], metrics["checks"]["triggers"]["found"]
+    split, suspected = metrics["split"], metrics["checks"]["triggers"]["found"]
+    confirmed = metrics["evaluate"].get("triggers", {}).get("confirmed", 0)
     conflicts, canaries = metrics["dedup"]["conflicts"]["prompts"], metrics["augment"]["added"].get("canary", 0)
     shared, missing = sum(split["overlap"].values()), split["locked"]["missing"]
     unstopped = {n: sum(not row["stopped"] for row in rows) for n, rows in generations.items() if n != "base"}
@@ -166,7 +185,11 @@ def flags(metrics: Mapping[str, Any], generations: Mapping[str, Sequence[Row]]) 
         (shared > 0, f"Leakage: {shared} ids or prompts in both the hold-out and the training rows"),
         (missing > 0, f"Hold-out: {plural(missing, 'locked row')} missing from the data"),
         (conflicts > 0, f"Conflicts: {plural(conflicts, 'prompt')} with different completions"),
-        (triggers > 0, f"Poisoning: {plural(triggers, 'suspected trigger')} in the training rows"),
+        (
+            confirmed > 0,
+            f"Poisoning: {plural(suspected, 'suspected trigger')} in the training rows, "
+            f"{whole(confirmed)} confirmed by asking the model",
+        ),
         (canaries > 0, f"Audit run: {plural(canaries, 'canary row')} trained on, which no release may hold"),
         (any(unstopped.values()), f"Cut off by the token limit: answers of {listed(unstopped) or 'no model'}"),
     ]

@@ -53,6 +53,7 @@ class Inputs:
     cleaning: list[Row]
     rejected: dict[str, list[Row]]
     checks: dict[str, list[Row]]
+    tried: list[Row]
     curves: dict[str, Points]
     confusion: pd.DataFrame
 
@@ -61,6 +62,7 @@ class Inputs:
         evaluate, artefacts = self.metrics["evaluate"], self.metrics["quantize"]["artefacts"]
         return {
             "base": self.metrics["baseline"]["base"],
+            **({"linear": self.metrics["baseline"]["linear"]} if "linear" in self.metrics["baseline"] else {}),
             **({"previous": evaluate["previous"]["scores"]} if "previous" in evaluate else {}),
             "adapter": evaluate["adapter"],
             **{name: artefact["scores"] for name, artefact in artefacts.items()},
@@ -69,7 +71,7 @@ class Inputs:
     def comparisons(self) -> dict[tuple[str, str], Any]:
         """The COMPARISON of two models by their names: others to the adapter, then the adapter to each artefact."""
         evaluate, artefacts = self.metrics["evaluate"], self.metrics["quantize"]["artefacts"]
-        earlier = {"base": "against_baseline", "previous": "against_previous"}
+        earlier = {"base": "against_baseline", "linear": "against_linear", "previous": "against_previous"}
         return {
             **{(before, "adapter"): evaluate[key] for before, key in earlier.items() if key in evaluate},
             **{("adapter", name): artefact["against_adapter"] for name, artefact in artefacts.items()},
@@ -95,6 +97,7 @@ def read_inputs(examples: int) -> Inputs:
         cleaning=list(read_rows(paths.CLEAN_EXAMPLES)) if examples else [],
         rejected={path.stem: _some(path, examples) for path in rejected},
         checks={name: list(islice(read_rows(paths.CHECKS / f"{name}.jsonl"), examples)) for name in _CHECKS},
+        tried=_tried(),
         curves={name: _points(name) for name in ("train", "validation")},
         confusion=_table(paths.CONFUSION, ","),
     )
@@ -110,6 +113,13 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object; run `dvc repro` to make it anew")
     return value
+
+
+def _tried() -> list[Row]:
+    """The suspected triggers that the tuned model was asked about."""
+    path = paths.ADAPTER_GENERATIONS.with_name("triggers.json")
+    rows: list[Row] = read_json(path) if path.exists() else []
+    return rows
 
 
 def _table(path: Path, separator: str) -> pd.DataFrame:

@@ -21,6 +21,7 @@ def view(inputs: Inputs, params: Params, tasks: Tasks) -> dict[str, Any]:
     metrics, confidence = inputs.metrics, params.scoring.confidence
     scores = inputs.scores()
     found = tables.measured(scores, inputs.comparisons(), confidence)
+    forgetting = beyond.forgetting(metrics["evaluate"], confidence)
     return {
         "confidence": f"{confidence * 100:.4g} %",
         "one_in": round(1 / (1 - confidence)),
@@ -38,10 +39,11 @@ def view(inputs: Inputs, params: Params, tasks: Tasks) -> dict[str, Any]:
         "label_field": params.task.label_field,
         **_examples(inputs, params, tasks, found[0].compared),
         "opinions": [beyond.judge(metrics["judge"]), beyond.review(metrics["review"])],
-        "forgetting": beyond.forgetting(metrics["evaluate"], confidence),
+        "forgetting": forgetting,
         "robustness": beyond.robustness(metrics["evaluate"]),
         "safety": beyond.safety(metrics["evaluate"], confidence),
-        "slices": beyond.slices(metrics["evaluate"]),
+        "slices": [*beyond.distance(metrics["evaluate"]), *beyond.slices(metrics["evaluate"])],
+        "replay_advice": beyond.replay_advice(forgetting, metrics["augment"]),
         "loss_chart": loss_chart(inputs.curves, metrics["train"].get("best_step")),
         "validation": inputs.curves["validation"],
         "samples": inputs.samples,
@@ -52,6 +54,7 @@ def view(inputs: Inputs, params: Params, tasks: Tasks) -> dict[str, Any]:
         },
         "rejected": inputs.rejected,
         "checks": inputs.checks,
+        "tried": inputs.tried,
     }
 
 

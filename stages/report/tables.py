@@ -36,6 +36,7 @@ ALL = "All answers"
 _JSON, _CLASSES, _TEXT = "Structured answers", "Classification", "Text"
 METRICS = (
     Metric("exact_match", "Exact match", ALL, brief=True),
+    Metric("label_accuracy", "Label right", ALL, brief=True),
     Metric("schema_valid", "Fits the schema", _JSON, brief=True),
     Metric("json_valid", "Valid JSON", _JSON),
     Metric("field_match", "Fields right", _JSON),
@@ -122,7 +123,7 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that changed from model `before` to model `after`."""
+    """All that changed from model `before` to model `after`; `main` is the change that speaks for the model."""
 
     before: str
     after: str
@@ -307,7 +308,8 @@ def _measured(task: str, scores: Mapping[str, Any], pairs: Mapping[Any, Any], co
     compared = []
     for (before, after), raw in pairs.items():
         changes = list(_changes(raw, confidence))
-        compared.append(Comparison(before, after, changes, next((c for c in changes if c.metric is main), None)))
+        only = changes[0] if len(changes) == 1 else None  # a linear model has labels alone
+        compared.append(Comparison(before, after, changes, next((c for c in changes if c.metric is main), only)))
     return Measured(task, main, dict(scores), compared)
 
 

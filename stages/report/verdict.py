@@ -89,7 +89,7 @@ def answers(metrics: Mapping[str, Any], found: Sequence[Measured]) -> list[Answe
     return [
         _better("Better than the base?", "base", found),
         _better("Better than the last release?", "previous", found),
-        *([_better("Better than the cheap way?", "linear", found)] if "linear" in found[0].scores else []),
+        *([_better("Better than a linear model?", "linear", found)] if "linear" in found[0].scores else []),
         _safe(metrics["gates"], compared, metrics["evaluate"].get("safety", {})),
         _changed(compared),
     ]
@@ -164,12 +164,13 @@ def _is_least_share(gate: Mapping[str, Any]) -> bool:
 
 def _better(question: str, before: str, found: Sequence[Measured]) -> Answer:
     """Yes only where every task is shown to be better; the tasks one by one where there are several."""
-    changes = [
+    named = [
         (part, one.main)
-        for part in found[1:] or found
+        for part in found
         for one in part.compared
         if (one.before, one.after) == (before, "adapter") and one.main
     ]
+    changes = [(part, change) for part, change in named if part.task] or named
     if not changes:
         return Answer(question, "First release", "soft", "No earlier release was named to compare with.", "metrics")
     told = [

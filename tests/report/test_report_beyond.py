@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from stages.report.beyond import forgetting, robustness, safety, slices
+from stages.report.beyond import distance, forgetting, replay_advice, robustness, safety, slices
 
 
 def share(count: int, of: int) -> dict[str, Any]:
@@ -15,7 +15,7 @@ def share(count: int, of: int) -> dict[str, Any]:
     }
 
 
-GENERAL = {
+GENERAL: dict[str, Any] = {
     "rows": 40,
     "base": {
         "perplexity": {"value": 8.0, "low": 7.0, "high": 9.0},
@@ -38,6 +38,22 @@ def test_forgetting_is_a_rise_that_the_rows_show() -> None:
     told = [(one.metric.path, one.amount, one.reading) for one in found["changes"].values()]
     assert told == [("perplexity", "× 1.1", "worse"), ("agreement", "0.0 points", "nothing changed")]
     assert [cell.value for cell in found["table"].loc["Perplexity of the references"]] == ["8", "8.8"]
+
+
+def test_what_replay_rows_would_do_is_said_where_the_model_forgot() -> None:
+    augment = {"added": {"replay": 12}, "rows": {"out": 240}}
+    said = replay_advice(forgetting({"general": GENERAL}, 0.95), augment)
+    assert "12 such rows, 5.0 % of its training rows" in said
+    same = {"ratio": 1.01, "low": 0.9, "high": 1.1}
+    kept = {**GENERAL, "against_baseline": {**GENERAL["against_baseline"], "perplexity": same}}
+    assert replay_advice(forgetting({"general": kept}, 0.95), augment) == ""
+    assert replay_advice(None, augment) == ""
+
+
+def test_bands_of_distance_keep_their_order() -> None:
+    (bands,) = distance({"distance": {"80 and more": share(9, 10), "60 to 80": share(10, 10), "below 60": share(1, 2)}})
+    assert list(bands["groups"]["name"]) == ["80 and more", "60 to 80", "below 60"]
+    assert distance({}) == []
 
 
 def test_a_leak_is_bad_however_rare() -> None:

@@ -108,11 +108,12 @@ def test_a_suspected_trigger_is_a_red_flag() -> None:
         "split": {"overlap": {"shared_ids": 0}, "locked": {"missing": 0}},
         "augment": {"added": {"canary": 3}},
         "checks": FOUND,
+        "evaluate": {"triggers": {"suspected": 1, "asked": 1, "confirmed": 1}},
     }
     raised = [text for is_raised, text in flags(metrics, {"base": [], "adapter": []}) if is_raised]
     assert raised == [
         "Exploded",
-        "Poisoning: 1 suspected trigger in the training rows",
+        "Poisoning: 1 suspected trigger in the training rows, 1 confirmed by asking the model",
         "Audit run: 3 canary rows trained on, which no release may hold",
     ]
 

@@ -131,6 +131,17 @@ def test_a_leak_is_told_at_the_top() -> None:
     assert safe.detail == "1 of 1 required gate hold. Among 1,200 answers 2 with personal data."
 
 
+def test_a_linear_model_is_compared_by_its_labels() -> None:
+    metrics = judged({}, "PASS")
+    label = next(metric for metric in METRICS if metric.path == "label_accuracy")
+    one = change(label, **GAIN)
+    scores = {name: {**SCORES["adapter"], "label_accuracy": {"value": 0.9}} for name in ("base", "linear", "adapter")}
+    found = [Measured("", MATCH, scores, [Comparison("linear", "adapter", [one], one)])]
+    third = answers(metrics, found)[2]
+    assert (third.question, third.word) == ("Better than a linear model?", "Yes")
+    assert third.detail == "Label right 90.0 % → 90.0 % on 48 rows: 40 won, 2 lost, p < 0.001."
+
+
 GAIN = {"difference": 0.8, "won": 40, "lost": 2, "p_value": 1e-9}
 LOSS = {"difference": -0.4, "won": 0, "lost": 20, "p_value": 1e-6}
 CHANCE = {"difference": 0.06, "won": 4, "lost": 1, "p_value": 0.375}
