@@ -20,7 +20,12 @@ from stages.report.verdict import gate_table
 
 MOST = 12  # metrics that the first table shows; the others are folded
 _VALUES = ("value", "difference", "ratio")  # what an interval is around
-_MAIN = ("exact_match", "rougeL")  # whose paired tests are in the first table
+# The paired tests of the first table.
+_MAIN = tuple(
+    f".against_{other}.{metric}"
+    for other in ("baseline", "linear", "previous", "adapter")
+    for metric in ("exact_match", "label_accuracy", "text.rougeL")
+)
 
 
 class _Row(NamedTuple):
@@ -66,19 +71,21 @@ def _compared(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[_Ro
     for name in [*now, *(name for name in then if name not in now)]:
         old, new = then.get(name), now.get(name)
         row = _Row(name, _text(old), _text(new))
-        if isinstance(new, Mapping) and "value" not in new and name.count(".") == 2 and name.endswith(_MAIN):
+        if name.endswith(_MAIN) and isinstance(new, Mapping):
             tests.append(row._replace(reading="paired test on the same rows"))
         elif old == new:
             continue
-        elif isinstance(old, Mapping) and isinstance(new, Mapping) and _is_beyond(old, new):
+        elif _is_beyond(old, new):
             moved.append(row._replace(reading=f"{'▲' if _value(new) > _value(old) else '▼'} beyond the interval"))
         else:
             rest.append(row)
     return sorted(moved, key=lambda row: row.what.count(".")), tests, rest
 
 
-def _is_beyond(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    return not old["low"] <= _value(new) <= old["high"]
+def _is_beyond(old: Any, new: Any) -> bool:
+    """Whether a measured value left the interval that it had; what compares two models is no such value."""
+    both = all(isinstance(one, Mapping) and "value" in one for one in (old, new))
+    return both and not old["low"] <= new["value"] <= old["high"]
 
 
 def _value(found: Mapping[str, Any]) -> float:

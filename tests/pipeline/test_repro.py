@@ -115,7 +115,7 @@ def test_an_experiment_runs_what_its_parameter_makes_stale(copy: Path) -> None:
 def assert_both_loss_curves_are_drawn(repository: Path) -> None:
     drawn = json.loads(run(repository, "dvc", "plots", "diff", "HEAD", "workspace", "--json").stdout)["data"]
     (loss,) = drawn["loss"]
-    points = json.loads(loss["content"])["data"]["values"]
+    points = loss["content"]["data"]["values"]
     for file in ("train", "validation"):
         of_file = [point for point in points if point["filename"] == f"{file}/loss.tsv"]
         assert {point["rev"] for point in of_file} == {"HEAD", "workspace"}
