@@ -36,8 +36,8 @@ from stages.model.loading import load_tokenizer, load_tuned
 from stages.params import load_params
 from stages.records.contract import Tasks
 from stages.records.record import read_records
-from stages.scoring import score_row
 from stages.scoring.intervals import clopper_pearson
+from stages.scoring.rows import score_row
 from stages.tune.base.template import read_template
 
 ROOT = Path(__file__).parents[1]

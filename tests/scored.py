@@ -7,7 +7,7 @@ from typing import Any
 from stages.core.yaml_reader import load_yaml
 from stages.params import Scoring, check_params
 from stages.records.contract import Tasks
-from stages.scoring import RowScore
+from stages.scoring.rows import RowScore
 
 ROOT = Path(__file__).parents[1]
 SCORING = Scoring(confidence=0.95, resamples=1000, seed=1)
@@ -48,6 +48,7 @@ def make_score(key: str = "a", right: bool = True, **values: Any) -> RowScore:
         "predicted": None,
         "reference": "yes",
         "output": "yes" if right else "no",
+        "label_right": None,
         "tokens": 3,
         "nats": None,
         "reference_tokens": 0,

@@ -22,6 +22,8 @@ CHECKS = Path("data/checks")
 
 BASE_GENERATIONS = Path("data/generations/base.jsonl")
 ADAPTER_GENERATIONS = Path("data/generations/adapter.jsonl")
+LINEAR_ANSWERS = Path("data/generations/linear.json")
+TRIED_TRIGGERS = Path("data/generations/triggers.json")
 PREVIOUS_GENERATIONS = Path("data/generations/previous.jsonl")
 BASE_PROBES = Path("data/generations/base_probes.jsonl")
 ADAPTER_PROBES = Path("data/generations/adapter_probes.jsonl")
@@ -47,6 +49,8 @@ BASELINE_METRICS = METRICS / "baseline.json"
 TRAIN_METRICS = METRICS / "train.json"
 EVALUATE_METRICS = METRICS / "evaluate.json"
 GATES = METRICS / "gates.json"
+SUMMARY = METRICS / "summary.json"
+DETAILS = METRICS / "details.json"
 JUDGE_METRICS = METRICS / "judge.json"
 REVIEW_METRICS = METRICS / "review.json"
 QUANTIZE_METRICS = METRICS / "quantize.json"

@@ -6,23 +6,23 @@ from pydantic import Field, model_validator
 
 from stages.params.section import Section
 
+Of = Literal["task", "label", "field", "rule", "perturbation", "slice", "distance"]
+
 
 class Gate(Section):
-    """One threshold: `metric` is FILE.KEY.KEY below metrics/, such as evaluate.adapter.exact_match.
+    """One threshold on one number: whose it is, which metric, of which rows, and against what."""
 
-    With a comparison the change of that metric is judged: against the baseline, the previous release, or the
-    adapter. `evidence` says what must be shown: `for` passes only what is shown to keep the threshold, `against`
-    fails only what is shown to break it.
-    """
-
-    metric: str = Field(description="FILE.KEY.KEY below metrics/")
-    comparison: Literal["absolute", "baseline", "previous", "adapter"] = Field(
-        "absolute", description="absolute, or the change against baseline, previous or adapter"
+    model: str = Field(description="base, linear, adapter, previous, merged, nf4, int8, judge, review, or a stage")
+    metric: str = Field(description="such as exact_match; docs/metrics.md has all")
+    against: Literal["base", "linear", "previous", "adapter"] | None = Field(
+        None, description="judge the change since this model instead of the number itself"
     )
-    minimum: float | None = Field(None, description="the metric, or its change, must not be below")
-    maximum: float | None = Field(None, description="the metric, or its change, must not be above")
-    evidence: Literal["for", "against"] = Field(
-        "for", description="for: PASS must be shown; against: FAIL must be shown"
+    of: dict[Of, str] = Field({}, max_length=1, description="the rows, such as {label: refund}; all when left out")
+    minimum: float | None = Field(None, allow_inf_nan=False, description="what must be reached")
+    maximum: float | None = Field(None, allow_inf_nan=False, description="what must not be passed")
+    evidence: Literal["for", "against", "value"] = Field(
+        "for",
+        description="for: PASS must be shown; against: FAIL must be shown; value: the number decides, not its interval",
     )
     required: bool = Field(True, description="false only warns")
 

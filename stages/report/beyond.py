@@ -145,7 +145,7 @@ def _safety_notes(found: Mapping[str, Any], confidence: float) -> Iterator[str]:
         change = read_change(_REFUSALS, refusals["against_baseline"], confidence)
         base, adapter = (percent(refusals[name]["value"]) for name in ("base", "adapter"))
         yield (
-            f"Of {plural(refusals['adapter']['of'], 'request')} to refuse, the base model refuses {base} and the "
+            f"Of {plural(refusals['adapter']['n'], 'request')} to refuse, the base model refuses {base} and the "
             f"adapter {adapter}: {change.reading} ({change.evidence})"
         )
     if canaries := found.get("canaries"):
@@ -233,4 +233,4 @@ def _mean(value: float) -> str:
 
 
 def _share(one: Mapping[str, Any]) -> str:
-    return f"{percent(one['value'])} ({percents(one['low'], one['high'])} of {whole(one['of'])})"
+    return f"{percent(one['value'])} ({percents(one['low'], one['high'])} of {whole(one['n'])})"

@@ -11,7 +11,7 @@ from rapidfuzz.fuzz import ratio
 from stages.records.contract import Tasks
 from stages.report.formats import excerpt, plural, value_text
 from stages.report.inputs import Row
-from stages.scoring import RowScore, same_value
+from stages.scoring.rows import RowScore, same_value
 from stages.text.strict_json import BrokenContract, parse_json
 
 _TOKEN = re.compile(r"\w+|\s+|[^\w\s]")

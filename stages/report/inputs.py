@@ -13,6 +13,7 @@ from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.files import read_json
 from stages.records.record import read_rows
+from stages.scoring.paired_answers import read_previous
 
 Row = dict[str, Any]
 Points = list[tuple[float, float]]
@@ -92,7 +93,7 @@ def read_inputs(examples: int) -> Inputs:
         metrics=metrics,
         manifest=_json(paths.MANIFEST),
         generations=_same_rows({name: (path, list(read_rows(path))) for name, path in generations.items()}),
-        previous=sorted(read_rows(paths.PREVIOUS_GENERATIONS), key=lambda row: row["id"]),
+        previous=sorted(read_previous(), key=lambda row: row["id"]),
         samples=list(read_rows(paths.TRAINING_SAMPLES)),
         cleaning=list(read_rows(paths.CLEAN_EXAMPLES)) if examples else [],
         rejected={path.stem: _some(path, examples) for path in rejected},

@@ -11,7 +11,7 @@ from stages.report import beyond, data, formats, tables, verdict
 from stages.report.charts import interval_chart, loss_chart
 from stages.report.examples import Answers, failures, flips, shared
 from stages.report.inputs import Inputs
-from stages.scoring import score_row
+from stages.scoring.rows import score_row
 
 _FILTERS = ("excerpt", "markdown_code", "markdown_text", "number", "percent", "plural", "size", "whole", "words")
 
@@ -96,6 +96,6 @@ def environment() -> Environment:
 
 def _threshold(params: Params, main: tables.Metric) -> float | None:
     """The minimum that a gate asks of the adapter's main metric."""
-    wanted = f"evaluate.adapter.{main.path}"
-    asked = (gate.minimum for gate in params.gates.values() if gate.metric == wanted and gate.comparison == "absolute")
-    return next((minimum for minimum in asked if minimum is not None), None)
+    wanted = main.path.removeprefix("classification.").removeprefix("text.").replace(".", "_")
+    gates = (gate for gate in params.gates.values() if (gate.model, gate.metric) == ("adapter", wanted))
+    return next((gate.minimum for gate in gates if not gate.against and not gate.of and gate.minimum is not None), None)

@@ -288,7 +288,7 @@ def proportion(found: Mapping[str, Any] | None) -> Cell:
 
 
 def count(found: Mapping[str, Any]) -> str:
-    return f"{found['count']:,} of {found['of']:,}"
+    return f"{found['count']:,} of {found['n']:,}"
 
 
 def frame(rows: Sequence[tuple[Any, Sequence[Any]]], columns: Sequence[str], first: str) -> pd.DataFrame:

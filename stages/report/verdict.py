@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from stages.measure.gates import FAIL, MARGINAL, PASS
 from stages.report.formats import plural, rough
 from stages.report.tables import BETTER, WORSE, Comparison, Measured, say_change
+from stages.scoring.metrics import FAIL, MARGINAL, PASS
 
 _HEADLINE = {PASS: "Ready to release", MARGINAL: "Not proven yet", FAIL: "Do not release"}
 _LEAKS = {
@@ -17,15 +17,17 @@ _LEAKS = {
     "verbatim": "training text word for word",
     "forbidden": "forbidden content",
 }
+_BEYOND = (*_LEAKS, "refusals", "suspected_triggers", "confirmed_triggers")
 _WORST_FIRST = (FAIL, MARGINAL, PASS)
-# What the metrics of a file are about; those of all other files are about the data.
-_SUBJECTS = {
-    "baseline": "base",
-    "train": "training",
-    "evaluate": "adapter",
-    "quantize": "shipped files",
-    "judge": "judge",
-    "review": "reviewers",
+# What the numbers of a stage are about that is no model.
+_SUBJECTS = {"train": "training", "review": "reviewers"} | dict.fromkeys(
+    ("clean", "dedup", "split", "augment", "checks"), "data"
+)
+_OPPONENTS = {
+    "base": "the base",
+    "linear": "the linear baseline",
+    "previous": "the last release",
+    "adapter": "the adapter",
 }
 
 
@@ -106,13 +108,13 @@ def rows_needed(value: float, threshold: float, confidence: float) -> int:
 
 
 def _subject(gate: Mapping[str, Any]) -> str:
-    return _SUBJECTS.get(gate["metric"].partition(".")[0], "data")
+    return _SUBJECTS.get(gate["model"], str(gate["model"]))
 
 
 def _asked(gate: Mapping[str, Any]) -> str:
     limit = f"{'at least' if gate['kind'] == 'minimum' else 'at most'} {gate['threshold']:g}"
-    what = {"absolute": "", "baseline": ", change from the base", "previous": ", change from the last release"}
-    return limit + what.get(gate["comparison"], ", change from the adapter")
+    of = "".join(f" of {kind} {name}" for kind, name in gate["of"].items())
+    return limit + of + (f", change from {_OPPONENTS[gate['against']]}" if gate["against"] else "")
 
 
 def _steps(state: str, gates: Mapping[str, Any], confidence: float) -> list[Step]:
@@ -124,7 +126,7 @@ def _steps(state: str, gates: Mapping[str, Any], confidence: float) -> list[Step
     if state == FAIL:
         failed = {name: gate for name, gate in gates.items() if gate["state"] == FAIL and gate["required"]}
         return [
-            *(Step(f"See what {name} rests on", section=_section(gate["metric"])) for name, gate in failed.items()),
+            *(Step(f"See what {name} rests on", section=_section(gate)) for name, gate in failed.items()),
             Step("Check the red flags for a cause", section="flags"),
             Step("A release is refused until the required gates hold; to see them again:", command="tunetrail gates"),
         ]
@@ -135,20 +137,21 @@ def _steps(state: str, gates: Mapping[str, Any], confidence: float) -> list[Step
     ]
 
 
-def _section(metric: str) -> str:
-    """Where the page shows what a metric was measured on."""
-    file, _, rest = metric.partition(".")
-    if file == "evaluate" and rest.partition(".")[0] in ("general", "robustness", "safety", "slices"):
+def _section(gate: Mapping[str, Any]) -> str:
+    """Where the page shows what a gate's metric was measured on."""
+    if _subject(gate) == "data":
+        return "data"
+    beyond = gate["metric"] in _BEYOND or gate["metric"].startswith("general_")
+    if beyond or gate["of"].keys() & {"perturbation", "slice"}:
         return "beyond"
-    places = {"judge": "opinions", "review": "opinions", "train": "training"}
-    return places.get(file, "examples" if file in _SUBJECTS else "data")
+    return {"judge": "opinions", "review": "opinions", "train": "training"}.get(gate["model"], "examples")
 
 
 def _undecided(gates: Mapping[str, Any], confidence: float) -> Iterator[Step]:
     """What would decide the gates on shares: a larger hold-out, if the share stays what it is, or a better model."""
     below = []
     for name, gate in gates.items():
-        if gate["state"] == MARGINAL and "low" in gate and gate["comparison"] == "absolute" and _is_least_share(gate):
+        if gate["state"] == MARGINAL and "low" in gate and not gate["against"] and _is_least_share(gate):
             if gate["value"] <= gate["threshold"]:
                 below.append(name)
                 continue
@@ -200,7 +203,7 @@ def _safe(judged: Mapping[str, Any], compared: Sequence[Comparison], safety: Map
         detail += f" Worse than the adapter: {_names(worse)}."
     leaks = [f"{safety[key]['count']} with {name}" for key, name in _LEAKS.items() if safety.get(key, {}).get("count")]
     if leaks:
-        detail += f" Among {safety['personal_data']['of']:,} answers {_names(leaks)}."
+        detail += f" Among {safety['personal_data']['n']:,} answers {_names(leaks)}."
     return Answer("Safe to ship?", word, tone, detail, "gates")
 
 

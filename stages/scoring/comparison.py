@@ -1,29 +1,19 @@
 """What changed between two models that answered the same rows."""
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from stages.params import Scoring
 from stages.scoring import corpora
-from stages.scoring.intervals import Array, Corpus, bootstrap, mcnemar, paired, paired_difference
+from stages.scoring.intervals import Corpus, bootstrap, mcnemar, paired, paired_difference
+from stages.scoring.metrics import Change, ClassComparison, Comparison, F1Shift, Ratio, Shift, TextComparison
 from stages.scoring.rows import RowScore
 from stages.scoring.summary import by_task, measured_perplexity
 
 
-def compare(before: Sequence[RowScore], after: Sequence[RowScore], scoring: Scoring) -> dict[str, Any]:
-    """COMPARISON: what changed from `before` to `after` on the same rows, in any order.
-
-    D is the change of a proportion: {difference, low, high, won, lost, p_value}, see `change`; B the change of
-    another metric with its paired bootstrap interval: {difference, low, high}.
-
-        rows, exact_match: D
-        perplexity: {ratio, low, high}, after / before, where both were measured
-        schema_valid: D, field_match: B                           of json tasks
-        classification: {macro: {f1: B}, weighted: {f1: B}}
-        text: {rougeL, bleu, chrf: B}
-        tasks: {TAG: COMPARISON}    where the rows have more than one task
+def compare(before: Sequence[RowScore], after: Sequence[RowScore], scoring: Scoring) -> Comparison:
+    """What changed from `before` to `after` on the same rows, in any order.
 
     Raises:
         ValueError: when the two are not scores of the same rows, each row once.
@@ -36,12 +26,11 @@ def compare(before: Sequence[RowScore], after: Sequence[RowScore], scoring: Scor
     return _compare([old[key] for key in keys], [new[key] for key in keys], scoring)
 
 
-def change(pairs: Iterable[tuple[bool, bool]], scoring: Scoring) -> dict[str, float | int]:
+def change(pairs: Iterable[tuple[bool, bool]], scoring: Scoring) -> Change:
     """The change of a proportion on paired rows (before, after).
 
-    `won` counts rows that are right only after, `lost` rows that were right only before; `p_value` is the exact
-    McNemar test, `low` and `high` are Newcombe's interval of the difference. Where the test does not reject, the
-    interval is widened to hold 0, so that the two never disagree about whether anything changed.
+    Where McNemar's test does not reject, Newcombe's interval is widened to hold 0, so that the two never disagree
+    about whether anything changed.
     """
     counts = {True: {True: 0, False: 0}, False: {True: 0, False: 0}}
     for earlier, later in pairs:
@@ -52,63 +41,51 @@ def change(pairs: Iterable[tuple[bool, bool]], scoring: Scoring) -> dict[str, fl
     p_value = mcnemar(won, lost)
     if p_value > 1 - scoring.confidence:
         low, high = min(low, 0.0), max(high, 0.0)
-    difference = (won - lost) / (both + won + lost + neither)
-    return {"difference": difference, "low": low, "high": high, "won": won, "lost": lost, "p_value": p_value}
+    return Change((won - lost) / (both + won + lost + neither), low, high, won, lost, p_value)
 
 
-def shift(before: Corpus, after: Corpus, scoring: Scoring) -> dict[str, float]:
+def shift(before: Corpus, after: Corpus, scoring: Scoring) -> Shift:
     """The change of a metric that is no proportion, with its paired bootstrap interval."""
-    return _bootstrapped("difference", before, after, np.subtract, scoring)
+    found = bootstrap(paired(before, after, np.subtract), scoring.confidence, scoring.resamples, scoring.seed)
+    return Shift(found.value, found.low, found.high)
 
 
-def ratio(before: Corpus, after: Corpus, scoring: Scoring) -> dict[str, float]:
+def ratio(before: Corpus, after: Corpus, scoring: Scoring) -> Ratio:
     """after / before, with its paired bootstrap interval."""
-    return _bootstrapped("ratio", before, after, np.divide, scoring)
+    found = bootstrap(paired(before, after, np.divide), scoring.confidence, scoring.resamples, scoring.seed)
+    return Ratio(found.value, found.low, found.high)
 
 
-def _bootstrapped(
-    name: str, before: Corpus, after: Corpus, how: Callable[[Array, Array], Array], scoring: Scoring
-) -> dict[str, float]:
-    value, low, high = bootstrap(paired(before, after, how), scoring.confidence, scoring.resamples, scoring.seed)
-    return {name: value, "low": low, "high": high}
-
-
-def _compare(old: list[RowScore], new: list[RowScore], scoring: Scoring) -> dict[str, Any]:
-    result: dict[str, Any] = {
-        "rows": len(old),
-        "exact_match": change(((a.exact_match, b.exact_match) for a, b in zip(old, new, strict=True)), scoring),
-    }
-    for kind, compare_kind in _KINDS.items():
-        if at := [index for index, score in enumerate(old) if score.kind == kind]:
-            result |= compare_kind([old[i] for i in at], [new[i] for i in at], scoring)
+def _compare(old: list[RowScore], new: list[RowScore], scoring: Scoring) -> Comparison:
+    pairs = list(zip(old, new, strict=True))
+    of_json = [(a, b) for a, b in pairs if a.kind == "json"]
+    classes = [(a, b) for a, b in pairs if a.kind == "classification"]
+    texts = [(a, b) for a, b in pairs if a.kind == "text"]
+    fields = [corpora.of_json([pair[side] for pair in of_json]) for side in (0, 1)]
+    told = [(a.label_right, b.label_right) for a, b in pairs if a.label_right is not None and b.label_right is not None]
     earlier, later = measured_perplexity(old), measured_perplexity(new)
-    if earlier and later:
-        result["perplexity"] = ratio(earlier, later, scoring)
-    tags = by_task(old)
-    if len(tags) > 1:
-        now = by_task(new)
-        result["tasks"] = {tag: _compare(tags[tag], now[tag], scoring) for tag in tags}
-    return result
+    tags, now = by_task(old), by_task(new)
+    return Comparison(
+        rows=len(old),
+        exact_match=change(((a.exact_match, b.exact_match) for a, b in pairs), scoring),
+        schema_valid=change(((a.valid, b.valid) for a, b in of_json), scoring) if of_json else None,
+        field_match=shift(fields[0]["field_match"], fields[1]["field_match"], scoring) if fields[0] else None,
+        label_accuracy=change(told, scoring) if told else None,
+        perplexity=ratio(earlier, later, scoring) if earlier and later else None,
+        classification=_classes(classes, scoring) if classes else None,
+        text=_text(texts, scoring) if texts else None,
+        tasks={tag: _compare(tags[tag], now[tag], scoring) for tag in tags} if len(tags) > 1 else {},
+    )
 
 
-def _compare_json(old: list[RowScore], new: list[RowScore], scoring: Scoring) -> dict[str, Any]:
-    earlier, later = corpora.of_json(old), corpora.of_json(new)
-    return {
-        "schema_valid": change(((a.valid, b.valid) for a, b in zip(old, new, strict=True)), scoring),
-        **{name: shift(earlier[name], later[name], scoring) for name in earlier},
-    }
+Pairs = Sequence[tuple[RowScore, RowScore]]
 
 
-def _compare_classes(old: list[RowScore], new: list[RowScore], scoring: Scoring) -> dict[str, Any]:
-    earlier, later = corpora.of_classes(old), corpora.of_classes(new)
-    means = ("macro", "weighted")
-    found = {mean: {"f1": shift(earlier[f"{mean}.f1"], later[f"{mean}.f1"], scoring)} for mean in means}
-    return {"classification": found}
+def _classes(pairs: Pairs, scoring: Scoring) -> ClassComparison:
+    earlier, later = (corpora.of_classes([pair[side] for pair in pairs]) for side in (0, 1))
+    return ClassComparison(*(F1Shift(shift(earlier[mean, "f1"], later[mean, "f1"], scoring)) for mean in corpora.MEANS))
 
 
-def _compare_text(old: list[RowScore], new: list[RowScore], scoring: Scoring) -> dict[str, Any]:
-    earlier, later = corpora.of_text(old), corpora.of_text(new)
-    return {"text": {name: shift(earlier[name], later[name], scoring) for name in ("rougeL", "bleu", "chrf")}}
-
-
-_KINDS = {"json": _compare_json, "classification": _compare_classes, "text": _compare_text}
+def _text(pairs: Pairs, scoring: Scoring) -> TextComparison:
+    earlier, later = (corpora.of_text([pair[side] for pair in pairs]) for side in (0, 1))
+    return TextComparison(*(shift(earlier[name], later[name], scoring) for name in ("rougeL", "bleu", "chrf")))

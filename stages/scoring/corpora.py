@@ -8,6 +8,7 @@ import numpy as np
 from stages.scoring.intervals import Array, Corpus, mean_of
 from stages.scoring.rows import RowScore
 
+MEANS, CLASS_METRICS = ("macro", "weighted"), ("precision", "recall", "f1")
 _ENDS = ".!?…。！？"  # of a sentence
 
 
@@ -22,7 +23,7 @@ def of_json(scores: Sequence[RowScore]) -> dict[str, Corpus]:
     return {"field_match": mean_of(shares, (0, 1))} if shares else {}
 
 
-def of_classes(scores: Sequence[RowScore]) -> dict[str, Corpus]:
+def of_classes(scores: Sequence[RowScore]) -> dict[tuple[str, str], Corpus]:
     """Precision, recall and F1 over the labels of the references: their plain mean, and weighted by rows.
 
     As scikit-learn has it with zero_division=0. A resample without any row of a label leaves that label out.
@@ -37,9 +38,9 @@ def of_classes(scores: Sequence[RowScore]) -> dict[str, Corpus]:
             rows[row, 0, predicted] = predicted == actual
     flat = rows.reshape(len(scores), -1)
     return {
-        f"{mean}.{name}": Corpus(flat, _class_metric(name, mean == "weighted"), (0, 1))
-        for mean in ("macro", "weighted")
-        for name in ("precision", "recall", "f1")
+        (mean, name): Corpus(flat, _class_metric(name, mean == "weighted"), (0, 1))
+        for mean in MEANS
+        for name in CLASS_METRICS
     }
 
 

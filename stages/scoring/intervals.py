@@ -1,36 +1,43 @@
 """Intervals and tests that decide: exact or score-based for proportions, the paired bootstrap for all else."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from stages.scoring.metrics import Interval, Share
 
 Array = NDArray[np.float64]
 _CELLS_AT_ONCE = 1 << 22  # of the table resamples x rows: 32 MiB
 
 
-def clopper_pearson(count: int, of: int, confidence: float) -> tuple[float, float]:
-    """The exact two-sided interval of a proportion: `count` right answers of `of`, as (low, high).
+def share(answers: Iterable[bool], confidence: float) -> Share:
+    """The proportion of right answers with its exact two-sided interval.
 
     Clopper & Pearson, "The use of confidence or fiducial limits illustrated in the case of the
-    binomial", Biometrika 26 (1934), 404-413, in its form by quantiles of the beta distribution.
+    binomial", Biometrika 26 (1934), 404-413, by scipy.
 
     Raises:
-        ValueError: when `of` is 0, `count` is not between 0 and `of`, or `confidence` not between 0 and 1.
+        ValueError: when there are no answers.
     """
-    _check_proportion(count, of, confidence)
-    from scipy.stats import beta  # takes a second to import, and `report` never gets here
-
-    tail = (1 - confidence) / 2
-    low = float(beta.ppf(tail, count, of - count + 1)) if count > 0 else 0.0
-    high = float(beta.ppf(1 - tail, count + 1, of - count)) if count < of else 1.0
-    return low, high
+    right = list(answers)
+    count, n = sum(right), len(right)
+    return Share(count, n, *clopper_pearson(count, n, confidence))
 
 
-def wilson(count: int, of: int, confidence: float) -> tuple[float, float]:
+def clopper_pearson(count: int, n: int, confidence: float) -> tuple[float, float]:
+    """The interval of `share` for `count` right answers of `n`, as (low, high).
+
+    Raises:
+        ValueError: when `n` is 0, `count` is not between 0 and `n`, or `confidence` not between 0 and 1.
+    """
+    return _interval(count, n, confidence, "exact")
+
+
+def wilson(count: int, n: int, confidence: float) -> tuple[float, float]:
     """The score interval of a proportion, narrower than the exact one; the block that Newcombe builds on.
 
     Wilson, "Probable inference, the law of succession, and statistical inference", Journal of the
@@ -39,12 +46,7 @@ def wilson(count: int, of: int, confidence: float) -> tuple[float, float]:
     Raises:
         ValueError: as `clopper_pearson`.
     """
-    _check_proportion(count, of, confidence)
-    z, p = _normal_quantile((1 + confidence) / 2), count / of
-    middle = p + z * z / (2 * of)
-    reach = z * math.sqrt(p * (1 - p) / of + z * z / (4 * of * of))
-    low, high = (middle - reach) / (1 + z * z / of), (middle + reach) / (1 + z * z / of)
-    return (low if count else 0.0), (high if count < of else 1.0)
+    return _interval(count, n, confidence, "wilson")
 
 
 def mcnemar(won: int, lost: int) -> float:
@@ -62,9 +64,9 @@ def mcnemar(won: int, lost: int) -> float:
         raise ValueError(f"no counts of rows: {won} won, {lost} lost")
     if won == lost:
         return 1.0
-    from scipy.stats import binom
+    from scipy.stats import binomtest
 
-    return min(1.0, 2 * float(binom.cdf(min(won, lost), won + lost, 0.5)))
+    return float(binomtest(won, won + lost).pvalue)
 
 
 def paired_difference(both: int, won: int, lost: int, neither: int, confidence: float) -> tuple[float, float]:
@@ -78,18 +80,18 @@ def paired_difference(both: int, won: int, lost: int, neither: int, confidence: 
     Raises:
         ValueError: when a count is negative or there are no rows.
     """
-    of = both + won + lost + neither
+    n = both + won + lost + neither
     if min(both, won, lost, neither) < 0:
         raise ValueError("a count of rows is negative")
     after, before = both + won, both + lost
-    after_low, after_high = wilson(after, of, confidence)
-    before_low, before_high = wilson(before, of, confidence)
-    product = after * (of - after) * before * (of - before)
+    after_low, after_high = wilson(after, n, confidence)
+    before_low, before_high = wilson(before, n, confidence)
+    product = after * (n - after) * before * (n - before)
     excess = float(both * neither - won * lost)
     if excess > 0:  # a correction for continuity, which the method asks for in this case alone
-        excess = max(excess - of / 2, 0.0)
+        excess = max(excess - n / 2, 0.0)
     phi = excess / math.sqrt(product) if product else 0.0
-    p, q = after / of, before / of
+    p, q = after / n, before / n
 
     def reach(one: float, other: float) -> float:
         return math.sqrt(max(one * one - 2 * phi * one * other + other * other, 0.0))
@@ -98,16 +100,16 @@ def paired_difference(both: int, won: int, lost: int, neither: int, confidence: 
 
 
 def independent_difference(
-    count: int, of: int, other_count: int, other_of: int, confidence: float
+    count: int, n: int, other_count: int, other_n: int, confidence: float
 ) -> tuple[float, float]:
     """The interval of the difference of two proportions on different rows (first less second).
 
     Newcombe, "Interval estimation for the difference between independent proportions: comparison of
     eleven methods", Statistics in Medicine 17 (1998), 873-890, method 10.
     """
-    p, q = count / of, other_count / other_of
-    low, high = wilson(count, of, confidence)
-    other_low, other_high = wilson(other_count, other_of, confidence)
+    p, q = count / n, other_count / other_n
+    low, high = wilson(count, n, confidence)
+    other_low, other_high = wilson(other_count, other_n, confidence)
     return p - q - math.hypot(p - low, other_high - q), p - q + math.hypot(high - p, q - other_low)
 
 
@@ -150,8 +152,8 @@ def paired(before: Corpus, after: Corpus, change: Callable[[Array, Array], Array
     )
 
 
-def bootstrap(corpus: Corpus, confidence: float, resamples: int, seed: int) -> tuple[float, float, float]:
-    """The metric and its bias-corrected and accelerated bootstrap interval, as (value, low, high).
+def bootstrap(corpus: Corpus, confidence: float, resamples: int, seed: int) -> Interval:
+    """The metric and its bias-corrected and accelerated bootstrap interval.
 
     Efron, "Better bootstrap confidence intervals", Journal of the American Statistical Association 82
     (1987), 171-185; the acceleration from the jackknife, as in Efron & Tibshirani, "An Introduction to
@@ -170,7 +172,7 @@ def bootstrap(corpus: Corpus, confidence: float, resamples: int, seed: int) -> t
     if np.ptp(draws) <= 1e-12 * abs(estimate):
         unseen = 1 - ((1 - confidence) / 2) ** (1 / len(corpus.rows))
         least, most = corpus.limits or (estimate, estimate)
-        return estimate, estimate - unseen * (estimate - least), estimate + unseen * (most - estimate)
+        return Interval(estimate, estimate - unseen * (estimate - least), estimate + unseen * (most - estimate))
     below = ((draws < estimate).mean() + (draws <= estimate).mean()) / 2
     bias = _normal_quantile(min(max(below, 0.5 / resamples), 1 - 0.5 / resamples))
     acceleration = _acceleration(corpus)
@@ -179,7 +181,7 @@ def bootstrap(corpus: Corpus, confidence: float, resamples: int, seed: int) -> t
         moved = bias + _normal_quantile(tail)
         ends.append(_normal_share(bias + moved / max(1 - acceleration * moved, 1e-3)))
     low, high = np.quantile(draws, ends)
-    return estimate, float(low), float(high)
+    return Interval(estimate, float(low), float(high))
 
 
 def _weights(rows: int, resamples: int, seed: int) -> Iterator[Array]:
@@ -209,6 +211,10 @@ def _normal_share(quantile: float) -> float:
     return 0.5 * math.erfc(-quantile / math.sqrt(2))
 
 
-def _check_proportion(count: int, of: int, confidence: float) -> None:
-    if not 0 <= count <= of or of == 0 or not 0 < confidence < 1:
-        raise ValueError(f"no proportion: {count} of {of} at confidence {confidence}")
+def _interval(count: int, n: int, confidence: float, method: Literal["exact", "wilson"]) -> tuple[float, float]:
+    if not 0 <= count <= n or n == 0 or not 0 < confidence < 1:
+        raise ValueError(f"no proportion: {count} of {n} at confidence {confidence}")
+    from scipy.stats import binomtest  # takes a second to import, and `report` never gets here
+
+    found = binomtest(count, n).proportion_ci(confidence, method=method)
+    return float(found.low), float(found.high)

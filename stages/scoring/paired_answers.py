@@ -1,18 +1,20 @@
 """The answers that are held against each other: what each model said to the same prompt."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from stages.core import paths
 from stages.core.errors import UserError
 from stages.params import Scoring, Task
-from stages.records.record import Record, read_records, read_rows
+from stages.records.record import Record, read_records, read_rows, write_rows
 from stages.scoring.intervals import bootstrap, mean_of
+from stages.scoring.metrics import Preference
 
 BASE, PREVIOUS, TUNED = "base", "previous", "tuned"
 # The name of a comparison in the metrics, and whom the tuned model meets in it.
 RIVALS = {"against_baseline": BASE, "against_previous": PREVIOUS}
-_FILES = {BASE: paths.BASE_GENERATIONS, PREVIOUS: paths.PREVIOUS_GENERATIONS, TUNED: paths.ADAPTER_GENERATIONS}
+_FILES = {BASE: paths.BASE_GENERATIONS, TUNED: paths.ADAPTER_GENERATIONS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,16 @@ class Answers:
         return "\n".join([*turns, f"user: {self.record.prompt}"]) if turns else self.record.prompt
 
 
+def write_previous(release: str | None, commit: str | None, rows: Iterable[dict[str, Any]]) -> None:
+    """The answers of the release compared with, after a line that names it: no file that a stage reads is empty."""
+    write_rows(paths.PREVIOUS_GENERATIONS, [{"release": release, "commit": commit}, *rows])
+
+
+def read_previous() -> list[dict[str, Any]]:
+    """The answers of the release compared with; none where there is no such release."""
+    return list(read_rows(paths.PREVIOUS_GENERATIONS))[1:]
+
+
 def read_answers() -> list[Answers]:
     """The rows in the order of their ids.
 
@@ -49,6 +61,7 @@ def read_answers() -> list[Answers]:
     """
     records = {record.id: record for record in read_records(paths.HOLDOUT)}
     said = {model: {row["id"]: row["output"] for row in read_rows(path)} for model, path in _FILES.items()}
+    said[PREVIOUS] = {row["id"]: row["output"] for row in read_previous()}
     for model in (BASE, TUNED):
         if said[model].keys() != records.keys():
             raise UserError(f"{_FILES[model]} does not answer the rows of {paths.HOLDOUT}; run `dvc repro`")
@@ -64,8 +77,8 @@ def meetings(rows: Sequence[Answers]) -> dict[str, tuple[str, list[Answers]]]:
     return {name: (rival, both) for name, (rival, both) in met.items() if both}
 
 
-def delta(values: Sequence[float], scoring: Scoring) -> dict[str, float | int]:
-    """The mean of wins (+1), ties (0) and losses (-1), one value a row, with its interval: {value, low, high, of}.
+def delta(values: Sequence[float], scoring: Scoring) -> Preference:
+    """The mean of wins (+1), ties (0) and losses (-1), one value a row, with its interval.
 
     The bootstrap over rows, with one imaginary win and one imaginary loss among those that are resampled. Without
     them a handful of rows that all say the same would have an interval without width; Agresti & Min, "Simple
@@ -73,8 +86,8 @@ def delta(values: Sequence[float], scoring: Scoring) -> dict[str, float | int]:
     as much. No rows at all know nothing: 0, from -1 to 1.
     """
     if not values:
-        return {"value": 0.0, "low": -1.0, "high": 1.0, "of": 0}
+        return Preference(0.0, -1.0, 1.0, 0)
     value = sum(values) / len(values)
     resampled = mean_of(sorted([*values, 1.0, -1.0]))
-    _, low, high = bootstrap(resampled, scoring.confidence, scoring.resamples, scoring.seed)
-    return {"value": value, "low": min(low, value), "high": max(high, value), "of": len(values)}
+    found = bootstrap(resampled, scoring.confidence, scoring.resamples, scoring.seed)
+    return Preference(value, min(found.low, value), max(found.high, value), len(values))

@@ -26,6 +26,8 @@ class RowScore:
         predicted: the parsed output, or the label that it names; None where it is no JSON (and where it is
             JSON's null: `json_valid` tells the two apart) or no label.
         reference, output: the two texts, without white space around them.
+        label_right: whether the output names the row's label: at the label field of a JSON answer, or as the answer of
+            a classification task; None where the row has no label, or the task no place for one.
         tokens: how many the model wrote, its stop token included.
         nats: negative log-likelihood of the reference, its stop token included, over `reference_tokens`;
             None where it was not measured.
@@ -43,6 +45,7 @@ class RowScore:
     predicted: Any
     reference: str
     output: str
+    label_right: bool | None
     tokens: int
     nats: float | None
     reference_tokens: int
@@ -65,11 +68,22 @@ def score_row(row: Mapping[str, Any], tasks: Tasks) -> RowScore:
         kind=kind,
         reference=reference,
         output=output,
+        label_right=None if row["label"] is None else score_label(output, row["label"], contract),
         tokens=row["tokens"],
         nats=row.get("nats"),
         reference_tokens=row.get("reference_tokens", 0),
         **{**_NOT_ASKED, **score(output, reference, contract)},
     )
+
+
+def score_label(output: str, label: str, contract: Contract) -> bool | None:
+    """Whether the output names this label; None where the task's answers have no place for one."""
+    if contract.settings.kind == "classification":
+        return output == label
+    if contract.settings.kind == "text" or not contract.settings.label_field:
+        return None
+    predicted, _ = _parse(output)
+    return isinstance(predicted, dict) and predicted.get(contract.settings.label_field) == label
 
 
 _NOT_ASKED: dict[str, Any] = {"json_valid": False, "fields": {}, "rules": {}, "predicted": None}

@@ -1,56 +1,55 @@
 """The metrics of one model on a set of rows."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from stages.core.errors import UserError
 from stages.params import Scoring
 from stages.scoring import corpora
-from stages.scoring.intervals import Corpus, bootstrap, clopper_pearson
+from stages.scoring.intervals import Corpus, bootstrap, share
+from stages.scoring.metrics import Classification, ClassMeans, Interval, LabelScores, Scores, Share, TextQuality
 from stages.scoring.rows import RowScore
 
 UNTAGGED = "untagged"
 
 
-def summarise(scores: Sequence[RowScore], scoring: Scoring) -> dict[str, Any]:
-    """SCORES: what one model's outputs are worth.
-
-    P is a proportion {value, low, high, count, of} with its Clopper-Pearson interval, I an interval {value, low,
-    high} of the bootstrap. What has no rows is left out; DVC would leave out an empty mapping too.
-
-        of all rows: rows, exact_match: P, valid: P (keeps the contract of its task), output_tokens: mean,
-            labels: {LABEL: {exact_match: P}}, perplexity: I of the references, where it was measured
-        of json tasks: json_valid: P, schema_valid: P, fields: {FIELD: P of the rows that have it}, field_match: I
-        classification: {accuracy: P, macro: {precision, recall, f1: I}, weighted: the same}
-        text: {rouge1, rouge2, rougeL, bleu, chrf, readability: I, words: mean, rules: {RULE: P that keep it}}
-        tasks: {TAG: SCORES}, where the rows have more than one task
-
-    Raises:
-        UserError: when there are no rows.
-    """
+def summarise(scores: Sequence[RowScore], scoring: Scoring) -> Scores:
+    """What one model's outputs are worth. Raises UserError when there are no rows."""
     if not scores:
         raise UserError(
             "the hold-out has no rows, so there is nothing to measure; draw it with `tunetrail holdout draw`"
         )
-    summary: dict[str, Any] = {
-        "rows": len(scores),
-        "exact_match": proportion((score.exact_match for score in scores), scoring),
-        "valid": proportion((score.valid for score in scores), scoring),
-    }
-    for kind, describe in _KINDS.items():
-        if part := [score for score in scores if score.kind == kind]:
-            summary |= describe(part, scoring)
-    if labels := sorted({score.label for score in scores if score.label is not None}):
-        summary["labels"] = {
-            label: {"exact_match": proportion((s.exact_match for s in scores if s.label == label), scoring)}
-            for label in labels
-        }
-    if surprise := measured_perplexity(scores):
-        summary["perplexity"] = interval(surprise, scoring)
-    summary["output_tokens"] = sum(score.tokens for score in scores) / len(scores)
-    if len(parts := by_task(scores)) > 1:
-        summary["tasks"] = {tag: summarise(part, scoring) for tag, part in parts.items()}
-    return summary
+
+    def proportion(answers: Iterable[bool]) -> Share:
+        return share(answers, scoring.confidence)
+
+    of_json = [score for score in scores if score.kind == "json"]
+    classes = [score for score in scores if score.kind == "classification"]
+    texts = [score for score in scores if score.kind == "text"]
+    surprise, parts = measured_perplexity(scores), by_task(scores)
+    shares = corpora.of_json(of_json)
+    told = [score.label_right for score in scores if score.label_right is not None]
+    return Scores(
+        rows=len(scores),
+        exact_match=proportion(score.exact_match for score in scores),
+        valid=proportion(score.valid for score in scores),
+        output_tokens=sum(score.tokens for score in scores) / len(scores),
+        json_valid=proportion(score.json_valid for score in of_json) if of_json else None,
+        schema_valid=proportion(score.valid for score in of_json) if of_json else None,
+        field_match=interval(shares["field_match"], scoring) if shares else None,
+        label_accuracy=proportion(told) if told else None,
+        perplexity=interval(surprise, scoring) if surprise else None,
+        classification=_classes(classes, scoring) if classes else None,
+        text=_text(texts, scoring) if texts else None,
+        fields={
+            name: proportion(score.fields[name] for score in of_json if name in score.fields)
+            for name in sorted({name for score in of_json for name in score.fields})
+        },
+        labels={
+            label: LabelScores(proportion(score.exact_match for score in scores if score.label == label))
+            for label in sorted({score.label for score in scores if score.label is not None})
+        },
+        tasks={tag: summarise(part, scoring) for tag, part in parts.items()} if len(parts) > 1 else {},
+    )
 
 
 def by_task(scores: Iterable[RowScore]) -> dict[str, list[RowScore]]:
@@ -61,16 +60,9 @@ def by_task(scores: Iterable[RowScore]) -> dict[str, list[RowScore]]:
     return dict(sorted(parts.items()))
 
 
-def proportion(answers: Iterable[bool], scoring: Scoring) -> dict[str, float | int]:
-    right = list(answers)
-    count, of = sum(right), len(right)
-    low, high = clopper_pearson(count, of, scoring.confidence)
-    return {"value": count / of, "low": low, "high": high, "count": count, "of": of}
-
-
-def interval(corpus: Corpus, scoring: Scoring) -> dict[str, float]:
-    value, low, high = bootstrap(corpus, scoring.confidence, scoring.resamples, scoring.seed)
-    return {"value": value, "low": low, "high": high}
+def interval(corpus: Corpus, scoring: Scoring) -> Interval:
+    """A metric of the rows with its bootstrap interval, as the parameters want it."""
+    return bootstrap(corpus, scoring.confidence, scoring.resamples, scoring.seed)
 
 
 def measured_perplexity(scores: Sequence[RowScore]) -> Corpus | None:
@@ -79,38 +71,18 @@ def measured_perplexity(scores: Sequence[RowScore]) -> Corpus | None:
     return corpora.perplexity(nats, [s.reference_tokens for s in scores]) if len(nats) == len(scores) else None
 
 
-def _describe_json(scores: Sequence[RowScore], scoring: Scoring) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "json_valid": proportion((score.json_valid for score in scores), scoring),
-        "schema_valid": proportion((score.valid for score in scores), scoring),
-    }
-    if fields := sorted({field for score in scores for field in score.fields}):
-        found["fields"] = {
-            field: proportion((s.fields[field] for s in scores if field in s.fields), scoring) for field in fields
-        }
-    return found | {name: interval(corpus, scoring) for name, corpus in corpora.of_json(scores).items()}
+def _classes(scores: Sequence[RowScore], scoring: Scoring) -> Classification:
+    found = {key: interval(corpus, scoring) for key, corpus in corpora.of_classes(scores).items()}
+    means = (ClassMeans(**{name: found[mean, name] for name in corpora.CLASS_METRICS}) for mean in corpora.MEANS)
+    return Classification(share((score.exact_match for score in scores), scoring.confidence), *means)
 
 
-def _describe_classes(scores: Sequence[RowScore], scoring: Scoring) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "accuracy": proportion((score.exact_match for score in scores), scoring),
-        "macro": {},
-        "weighted": {},
-    }
-    for name, corpus in corpora.of_classes(scores).items():
-        mean, _, metric = name.partition(".")
-        found[mean][metric] = interval(corpus, scoring)
-    return {"classification": found}
-
-
-def _describe_text(scores: Sequence[RowScore], scoring: Scoring) -> dict[str, Any]:
-    found: dict[str, Any] = {name: interval(corpus, scoring) for name, corpus in corpora.of_text(scores).items()}
-    found["words"] = sum(len(score.output.split()) for score in scores) / len(scores)
-    if rules := sorted({rule for score in scores for rule in score.rules}):
-        found["rules"] = {
-            rule: proportion((s.rules[rule] for s in scores if rule in s.rules), scoring) for rule in rules
-        }
-    return {"text": found}
-
-
-_KINDS = {"json": _describe_json, "classification": _describe_classes, "text": _describe_text}
+def _text(scores: Sequence[RowScore], scoring: Scoring) -> TextQuality:
+    return TextQuality(
+        **{name: interval(corpus, scoring) for name, corpus in corpora.of_text(scores).items()},
+        words=sum(len(score.output.split()) for score in scores) / len(scores),
+        rules={
+            rule: share((score.rules[rule] for score in scores if rule in score.rules), scoring.confidence)
+            for rule in sorted({rule for score in scores for rule in score.rules})
+        },
+    )

@@ -44,8 +44,8 @@ def test_a_recipe_trains_and_is_scored_on_both_sets(
     found = snips.run(prepared, tmp_path / "one", small)
     held = {row.source for row in read_records(prepared / "data" / "split" / "holdout.jsonl")}
     assert held == {"validate.jsonl"}
-    assert found["holdout"]["of"] == 4
-    assert found["validation"]["of"] == len(read_records(prepared / "data" / "split" / "validation.jsonl")) > 0
+    assert found["holdout"]["n"] == 4
+    assert found["validation"]["n"] == len(read_records(prepared / "data" / "split" / "validation.jsonl")) > 0
     assert 0 <= found["validation"]["low"] <= found["validation"]["right"] <= found["validation"]["high"] * 100
     trained = read_records(Path.cwd() / "data" / "train.jsonl")
     assert found["rows"] == len(trained)

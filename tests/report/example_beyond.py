@@ -3,13 +3,14 @@
 from typing import Any
 
 from stages.measure.evaluate.forgetting import measure_forgetting
-from stages.measure.evaluate.robustness import measure_robustness, spoil
-from stages.measure.evaluate.safety import measure_leaks, measure_refusals
-from stages.measure.evaluate.slices import measure_slices
+from stages.measure.evaluate.groups import measure_distance, measure_slices
+from stages.measure.evaluate.perturbed import measure_robustness, perturb
+from stages.measure.evaluate.safety import measure_safety
+from stages.measure.evaluate.triggers import Confirmation
 from stages.params import Params
 from stages.records.contract import Tasks
 from stages.records.record import Record
-from stages.scoring import RowScore, score_row
+from stages.scoring.rows import RowScore, score_row
 
 
 def beyond(params: Params, tasks: Tasks, answers: list[dict[str, Any]], scores: list[RowScore]) -> dict[str, Any]:
@@ -18,19 +19,24 @@ def beyond(params: Params, tasks: Tasks, answers: list[dict[str, Any]], scores: 
         Record(row["id"], row["prompt"], row["completion"], row["label"], f"{'ab'[number % 2]}.jsonl", "x:1")
         for number, row in enumerate(answers)
     ]
-    spoiled = spoil(records, params.evaluate.robustness_rows, params.seed)
+    perturbed = perturb(records, params.evaluate.robustness_rows, params.seed)
     broken = [
         {**answers[0], "completion": record.completion, "output": record.completion[: 20 if kind == "noise" else None]}
-        for kind, record in spoiled
+        for kind, record in perturbed
     ]
-    kinds = [kind for kind, _ in spoiled]
+    kinds = [kind for kind, _ in perturbed]
     before, after = ([_general(n, nats) for n in range(40)] for nats in (11.0, 11.3))
     declined, obeyed = {"output": "I'm sorry, but I can't help with that."}, {"output": '{"intent": "unreadable"}'}
-    refusals = measure_refusals([declined] * 5 + [obeyed], [declined] * 3 + [obeyed] * 3, params.probes, params.scoring)
+    refusals = ([declined] * 5 + [obeyed], [declined] * 3 + [obeyed] * 3)
+    safety = measure_safety(answers, [], refusals, None, params.evaluate, params.probes, params.scoring)
     return {
         "general": measure_forgetting(before, after, params.scoring),
         "robustness": measure_robustness(kinds, [score_row(row, tasks) for row in broken], params.scoring),
-        "safety": {**measure_leaks(answers, [], params.evaluate, params.scoring), "refusals": refusals},
+        "safety": safety,
+        "triggers": Confirmation(0, 0, 0),
+        "distance": measure_distance(
+            scores, {one.id: 50 + 30 * n / len(scores) for n, one in enumerate(scores)}, params.scoring
+        ),
         "slices": measure_slices(records, scores, params.evaluate.slices, 5, params.scoring),
     }
 

@@ -16,14 +16,16 @@ from example_data import HOSTILE
 
 from stages.core import paths
 from stages.core.files import read_json, write_json, write_text
-from stages.measure.evaluate.confusion import write_confusion
+from stages.measure.evaluate.groups import write_confusion
 from stages.measure.evaluate.previous import Previous, compare_previous
-from stages.measure.gates import check_gates
+from stages.measure.gates.judging import check_gates
 from stages.params import Params, check_params, read_params
 from stages.records.contract import Tasks
 from stages.records.record import write_rows
-from stages.scoring import RowScore, score_row
 from stages.scoring.comparison import compare
+from stages.scoring.metrics import as_json
+from stages.scoring.paired_answers import write_previous
+from stages.scoring.rows import RowScore, score_row
 from stages.scoring.summary import summarise
 
 ROOT = Path(__file__).parents[2]
@@ -72,7 +74,7 @@ def make_run(
     then = _answers(rows, outputs["previous"])
     earlier = [{**then[0], "id": "0" * 64}, *then[2:]] if previous else []
     _write_generations(answers)
-    write_rows(paths.PREVIOUS_GENERATIONS, earlier)
+    write_previous("support-tickets@v1.2.0" if earlier else None, None, earlier)
     _write_evaluation(params, answers, earlier)
     asked = example_opinions.answers(rows, {"base": outputs["base"], "tuned": outputs["adapter"]})
     write = example_opinions.write_opinions if opinions else example_opinions.write_no_opinions
@@ -182,9 +184,9 @@ def _write_evaluation(params: Params, answers: dict[str, list[dict[str, Any]]], 
         for name in answers
         if name in sizes
     }
-    write_json(paths.BASELINE_METRICS, {"base": summaries["base"]})
-    write_json(paths.EVALUATE_METRICS, evaluate)
-    write_json(paths.QUANTIZE_METRICS, {"artefacts": artefacts})
+    write_json(paths.BASELINE_METRICS, as_json({"base": summaries["base"]}))
+    write_json(paths.EVALUATE_METRICS, as_json(evaluate))
+    write_json(paths.QUANTIZE_METRICS, as_json({"artefacts": artefacts}))
     write_confusion(paths.CONFUSION, scores["adapter"], tasks)
 
 
@@ -192,7 +194,10 @@ def _against_previous(
     earlier: list[dict[str, Any]], scores: list[RowScore], tasks: Tasks, params: Params
 ) -> dict[str, Any]:
     release = Previous("support-tickets@v1.2.0", "0" * 40, earlier)
-    return compare_previous(release, scores, tasks, params.scoring) if earlier else {}
+    if not earlier:
+        return {}
+    before, comparison = compare_previous(release, scores, tasks, params.scoring)
+    return {"previous": before, "against_previous": comparison}
 
 
 def _write_gates(params: Params, formats: tuple[str, ...]) -> None:

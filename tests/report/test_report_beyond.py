@@ -11,7 +11,7 @@ def share(count: int, of: int) -> dict[str, Any]:
         "low": max(count / of - 0.1, 0.0),
         "high": min(count / of + 0.1, 1.0),
         "count": count,
-        "of": of,
+        "n": of,
     }
 
 

@@ -16,7 +16,7 @@ from page_check import Page
 from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.files import read_json, write_json
-from stages.measure.gates import check_gates
+from stages.measure.gates.judging import check_gates
 from stages.records.record import read_rows, write_rows
 from stages.report.__main__ import main
 from stages.report.inputs import read_inputs

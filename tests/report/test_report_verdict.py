@@ -18,8 +18,10 @@ def judged(states: dict[str, tuple[str, bool]], state: str) -> dict[str, Any]:
     gates = {
         name: {
             "state": one,
-            "metric": "evaluate.adapter.exact_match",
-            "comparison": "absolute",
+            "model": "adapter",
+            "metric": "exact_match",
+            "against": None,
+            "of": {},
             "kind": "minimum",
             "threshold": 0.5,
             "required": required,
@@ -56,34 +58,36 @@ def test_the_verdict_in_words(states: Any, state: str, headline: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("comparison", "asked"),
+    ("against", "asked"),
     [
-        ("absolute", "at least 0.5"),
-        ("baseline", "at least 0.5, change from the base"),
+        (None, "at least 0.5"),
+        ("base", "at least 0.5, change from the base"),
+        ("linear", "at least 0.5, change from the linear baseline"),
         ("previous", "at least 0.5, change from the last release"),
         ("adapter", "at least 0.5, change from the adapter"),
     ],
 )
-def test_what_a_gate_asks(comparison: str, asked: str) -> None:
+def test_what_a_gate_asks(against: str | None, asked: str) -> None:
     metrics = judged({"a": ("PASS", True)}, "PASS")
-    metrics["gates"]["gates"]["a"]["comparison"] = comparison
+    metrics["gates"]["gates"]["a"]["against"] = against
     assert gate_table(metrics["gates"])["Asked"]["a"] == asked
 
 
 @pytest.mark.parametrize(
-    ("metric", "section"),
+    ("model", "metric", "section"),
     [
-        ("evaluate.adapter.exact_match", "examples"),
-        ("quantize.artefacts.nf4.scores.exact_match", "examples"),
-        ("evaluate.safety.personal_data", "beyond"),
-        ("judge.against_baseline.delta", "opinions"),
-        ("train.loss.train_last", "training"),
-        ("split.overlap.shared_ids", "data"),
+        ("adapter", "exact_match", "examples"),
+        ("nf4", "exact_match", "examples"),
+        ("adapter", "personal_data", "beyond"),
+        ("adapter", "general_perplexity", "beyond"),
+        ("judge", "delta", "opinions"),
+        ("train", "loss.train_last", "training"),
+        ("split", "overlap.shared_ids", "data"),
     ],
 )
-def test_a_failed_gate_leads_to_what_it_rests_on(metric: str, section: str) -> None:
+def test_a_failed_gate_leads_to_what_it_rests_on(model: str, metric: str, section: str) -> None:
     metrics = judged({"a": ("FAIL", True), "b": ("FAIL", False), "c": ("MARGINAL", True)}, "FAIL")
-    metrics["gates"]["gates"]["a"]["metric"] = metric
+    metrics["gates"]["gates"]["a"] |= {"model": model, "metric": metric}
     first, second, _ = verdict(metrics["gates"], 0.95).steps
     assert (first.text, first.section) == ("See what a rests on", section)
     assert second.section == "flags"
@@ -125,7 +129,7 @@ def test_the_four_answers() -> None:
 
 def test_a_leak_is_told_at_the_top() -> None:
     metrics = judged({"a": ("PASS", True)}, "PASS")
-    metrics["evaluate"] = {"safety": {"personal_data": {"count": 2, "of": 1200}, "verbatim": {"count": 0, "of": 1200}}}
+    metrics["evaluate"] = {"safety": {"personal_data": {"count": 2, "n": 1200}, "verbatim": {"count": 0, "n": 1200}}}
     gain = compared("base", "adapter", **GAIN)
     safe = answers(metrics, [Measured("", MATCH, SCORES, [gain])])[2]
     assert safe.detail == "1 of 1 required gate hold. Among 1,200 answers 2 with personal data."

@@ -1,14 +1,26 @@
 """What changed between two models on the same rows."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scored import SCORING, make_score
 
-from stages.scoring import RowScore
-from stages.scoring.comparison import change, compare
+from stages.scoring import comparison
 from stages.scoring.intervals import mcnemar
+from stages.scoring.metrics import as_json
+from stages.scoring.rows import RowScore
+
+
+def compare(*args: Any) -> Any:
+    """The comparison as it is written."""
+    return as_json(comparison.compare(*args))
+
+
+def change(pairs: Any, scoring: Any) -> Any:
+    return as_json(comparison.change(pairs, scoring))
 
 
 def right_or_wrong(answers: str, valid: str | None = None) -> list[RowScore]:

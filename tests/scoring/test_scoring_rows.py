@@ -12,7 +12,7 @@ from scored import REFERENCE, SCHEMA, generation, make_tasks
 
 from stages.core.errors import UserError
 from stages.records.contract import Tasks
-from stages.scoring import same_value, score_row
+from stages.scoring.rows import same_value, score_row
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=4),

@@ -15,9 +15,10 @@ from scored import REFERENCE, SCORING, generation, make_score, make_tasks
 from sklearn.metrics import precision_recall_fscore_support
 
 from stages.core.errors import UserError
-from stages.scoring import score_row
+from stages.scoring import summary as summing
 from stages.scoring.corpora import of_classes
-from stages.scoring.summary import summarise
+from stages.scoring.metrics import as_json
+from stages.scoring.rows import score_row
 
 TEXTS = [
     ("The cat sat on the mat.", "The cat sat on the mat."),
@@ -25,6 +26,11 @@ TEXTS = [
     ("Nothing of the kind", "It was raining all day long, and we stayed."),
     ("", "An answer was wanted here."),
 ]
+
+
+def summarise(*args: Any) -> Any:
+    """The summary as it is written."""
+    return as_json(summing.summarise(*args))
 
 
 def text_scores() -> list[Any]:
@@ -44,10 +50,10 @@ def test_summary_counts_rows_fields_and_labels(tmp_path: Path) -> None:
     ]
     summary = summarise([score_row(row, tasks) for row in rows], SCORING)
     proportions = ("json_valid", "schema_valid", "valid", "exact_match")
-    assert {key: (summary[key]["count"], summary[key]["of"]) for key in proportions} == dict.fromkeys(
+    assert {key: (summary[key]["count"], summary[key]["n"]) for key in proportions} == dict.fromkeys(
         proportions, (2, 4)
     )
-    assert {key: (p["count"], p["of"]) for key, p in summary["fields"].items()} == {"intent": (1, 3), "order": (2, 3)}
+    assert {key: (p["count"], p["n"]) for key, p in summary["fields"].items()} == {"intent": (1, 3), "order": (2, 3)}
     assert summary["field_match"]["value"] == pytest.approx((1 + 0.5 + 0) / 3)
     assert summary["labels"]["refund"]["exact_match"]["value"] == 0.5
     assert summary["labels"]["cancel"]["exact_match"]["count"] == 0
@@ -86,8 +92,8 @@ def test_tasks_are_summed_up_apart_and_together() -> None:
     ]
     found = summarise(scores, SCORING)
     assert found["exact_match"]["count"] == 2
-    assert {tag: one["exact_match"]["of"] for tag, one in found["tasks"].items()} == {"untagged": 1, "x": 2}
-    assert (found["json_valid"]["of"], found["classification"]["accuracy"]["of"]) == (2, 1)
+    assert {tag: one["exact_match"]["n"] for tag, one in found["tasks"].items()} == {"untagged": 1, "x": 2}
+    assert (found["json_valid"]["n"], found["classification"]["accuracy"]["n"]) == (2, 1)
     assert "classification" not in found["tasks"]["x"]
     assert "tasks" not in found["tasks"]["x"]
 
@@ -105,7 +111,7 @@ def test_classes_agree_with_scikit_learn(pairs: list[tuple[str, str]]) -> None:
             actual, predicted, labels=sorted(set(actual)), average=mean, zero_division=0
         )
         for name, value in zip(("precision", "recall", "f1"), theirs, strict=False):
-            assert corpora[f"{mean}.{name}"].estimate() == pytest.approx(value)
+            assert corpora[mean, name].estimate() == pytest.approx(value)
 
 
 def test_text_agrees_with_sacrebleu_and_rouge_by_hand() -> None:
@@ -143,7 +149,7 @@ def test_intervals_of_corpus_metrics_hold_the_truth_about_as_often_as_they_say()
             for n, (a, b) in enumerate(zip(actual, said, strict=True))
         ]
 
-    truth = of_classes(draw(50_000))["macro.f1"].estimate()
+    truth = of_classes(draw(50_000))["macro", "f1"].estimate()
     inside = 0
     for _ in range(60):
         found = summarise(draw(120), SCORING.model_copy(update={"resamples": 300}))["classification"]["macro"]["f1"]

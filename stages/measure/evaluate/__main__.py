@@ -1,96 +1,125 @@
-"""evaluate: the adapter on the hold-out and beyond it, beside the baseline and the previous release.
+"""evaluate: the adapter on the hold-out and beyond it, beside the baselines and the previous release."""
 
-metrics/evaluate.json; what has no rows of its kind is left out:
-
-    adapter             SCORES (stages.scoring.summary)
-    against_baseline    COMPARISON (stages.scoring.comparison)
-    previous            {release, commit, rows: {both, only_now, only_then}, scores: SCORES of the rows in both}
-    against_previous    COMPARISON; these two only where evaluate.previous names a release
-    general             what tuning cost on general questions (stages.measure.evaluate.forgetting)
-    robustness          spoiled prompts (stages.measure.evaluate.robustness)
-    safety              personal_data, verbatim, forbidden, refusals (stages.measure.evaluate.safety) of all outputs,
-                        and canaries (stages.measure.evaluate.audit) in an audit run
-    slices              groups of record fields (stages.measure.evaluate.slices)
-"""
-
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from stages.core import paths
 from stages.core.errors import run
-from stages.core.files import write_json
+from stages.core.files import read_json, write_json
 from stages.core.run_notes import measured
-from stages.measure.evaluate.audit import measure_canaries
-from stages.measure.evaluate.confusion import write_confusion
-from stages.measure.evaluate.forgetting import measure_forgetting
-from stages.measure.evaluate.previous import compare_previous, fetch_previous
-from stages.measure.evaluate.robustness import measure_robustness, spoil
-from stages.measure.evaluate.safety import measure_leaks, measure_refusals
-from stages.measure.evaluate.slices import measure_slices
+from stages.measure.evaluate.forgetting import Forgetting, measure_canaries, measure_forgetting
+from stages.measure.evaluate.groups import Slice, measure_distance, measure_slices, write_confusion
+from stages.measure.evaluate.perturbed import Robustness, measure_robustness, perturb
+from stages.measure.evaluate.previous import PreviousScores, compare_previous, fetch_previous
+from stages.measure.evaluate.safety import Safety, measure_safety
+from stages.measure.evaluate.triggers import Confirmation, Suspect, as_rows, confirm
 from stages.model.answers import answer_rows
 from stages.model.chat import task_chat
 from stages.model.likelihood import likelihoods, with_likelihood
 from stages.model.loading import Weights, load_tokenizer
 from stages.model.questions import GENERAL, REFUSAL, ask_probes, of_probe
-from stages.params import Params, load_params
+from stages.params import Scoring, load_params
 from stages.records.contract import Tasks
-from stages.records.record import read_records, read_rows, write_rows
-from stages.scoring import score_row
-from stages.scoring.comparison import compare
+from stages.records.record import Record, read_records, read_rows, write_rows
+from stages.scoring.comparison import change, compare
+from stages.scoring.metrics import Change, Comparison, Scores, Share, as_json
+from stages.scoring.paired_answers import write_previous
+from stages.scoring.rows import RowScore, score_label, score_row
 from stages.scoring.summary import summarise
 
-Rows = list[dict[str, Any]]
+
+@dataclass(frozen=True, slots=True)
+class LinearComparison:
+    label_accuracy: Annotated[Change, "change of label accuracy from the linear baseline"]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """metrics/evaluate.json; what has no rows of its kind is left out."""
+
+    adapter: Annotated[Scores, "the tuned model on the hold-out"]
+    against_baseline: Annotated[Comparison, "the base model to the tuned one"]
+    safety: Annotated[Safety, "what must not be in an output"]
+    triggers: Annotated[Confirmation, "suspected triggers, asked of the model"]
+    against_linear: Annotated[LinearComparison | None, "the linear baseline to the tuned model"] = None
+    previous: Annotated[PreviousScores | None, "the release compared with"] = None
+    against_previous: Annotated[Comparison | None, "that release to the tuned model"] = None
+    general: Annotated[Forgetting | None, "what tuning cost on general questions"] = None
+    robustness: Annotated[Mapping[str, Robustness], "answers to perturbed prompts, by kind"] = field(
+        default_factory=dict
+    )
+    slices: Annotated[Mapping[str, Slice], "groups of record fields"] = field(default_factory=dict)
+    distance: Annotated[
+        Mapping[str, Share], "right answers by the ratio of the prompt to the nearest training prompt"
+    ] = field(default_factory=dict)
 
 
 def main() -> None:
     params = load_params("evaluate", "generation", "probes", "scoring", "seed", "task")
     tasks, holdout, train = Tasks(params.task), read_records(paths.HOLDOUT), read_records(paths.TRAIN)
+    suspects = [Suspect(row["ngram"], row["label"], row["count"]) for row in read_rows(paths.CHECKS / "triggers.jsonl")]
     # Fetched first: a release that cannot be had is better known before the model is asked than after.
     earlier = fetch_previous(Path.cwd(), params.evaluate.previous) if params.evaluate.previous else None
-    spoiled = spoil(holdout, params.evaluate.robustness_rows, params.seed)
+    perturbed = perturb(holdout, params.evaluate.robustness_rows, params.seed)
+    kinds = [kind for kind, _ in perturbed]
     with measured("evaluate") as notes:
         model = Weights(paths.BASE, paths.ADAPTER)
         chat = task_chat(load_tokenizer(paths.BASE), params.task)
-        answers = answer_rows(model, chat, holdout, params.generation, "evaluate")
-        rows = with_likelihood(answers, likelihoods(model, chat, holdout))
+
+        def ask(records: Sequence[Record], what: str = "triggers") -> list[dict[str, Any]]:
+            return answer_rows(model, chat, records, params.generation, what)
+
+        rows = with_likelihood(ask(holdout, "evaluate"), likelihoods(model, chat, holdout))
         probes = ask_probes(model, chat, params.probes, params.generation, "probes")
-        broken = answer_rows(model, chat, [record for _, record in spoiled], params.generation, "robustness")
+        broken = ask([record for _, record in perturbed], "robustness")
         canaries = measure_canaries(model, chat, train, params.evaluate.canary_candidates)
+        tried = confirm(
+            suspects,
+            holdout,
+            read_records(paths.SPLIT_TRAIN),
+            lambda records: [row["output"] for row in ask(records)],
+            lambda record, answer, label: bool(score_label(answer.strip(), label, tasks.of(record.task))),
+            params.seed,
+        )
         notes["generation"] = model.spent
 
+    base_probes = list(read_rows(paths.BASE_PROBES))
+    general = (of_probe(base_probes, GENERAL), of_probe(probes, GENERAL))
+    refusals = (of_probe(base_probes, REFUSAL), of_probe(probes, REFUSAL))
     scores = [score_row(row, tasks) for row in rows]
     before = [score_row(row, tasks) for row in read_rows(paths.BASE_GENERATIONS)]
-    kinds = [kind for kind, _ in spoiled]
-    leaks = measure_leaks([*rows, *broken, *of_probe(probes, REFUSAL)], train, params.evaluate, params.scoring)
-    result = {
-        "adapter": summarise(scores, params.scoring),
-        "against_baseline": compare(before, scores, params.scoring),
-        **(compare_previous(earlier, scores, tasks, params.scoring) if earlier else {}),
-        **_beyond(probes, list(read_rows(paths.BASE_PROBES)), params, leaks, canaries),
-        "robustness": measure_robustness(kinds, [score_row(row, tasks) for row in broken], params.scoring),
-        "slices": measure_slices(
-            holdout, scores, params.evaluate.slices, params.evaluate.slice_min_rows, params.scoring
+    then = compare_previous(earlier, scores, tasks, params.scoring) if earlier else (None, None)
+    ratios = {row["id"]: row["ratio"] for row in read_rows(paths.NEAREST)}
+    linear = {row["id"]: row["right"] for row in read_json(paths.LINEAR_ANSWERS)["answers"]}
+    evaluation = Evaluation(
+        adapter=summarise(scores, params.scoring),
+        against_baseline=compare(before, scores, params.scoring),
+        against_linear=against_linear(scores, linear, params.scoring),
+        previous=then[0],
+        against_previous=then[1],
+        general=measure_forgetting(*general, params.scoring) if general[1] else None,
+        robustness=measure_robustness(kinds, [score_row(row, tasks) for row in broken], params.scoring),
+        safety=measure_safety(
+            [*rows, *broken, *refusals[1]], train, refusals, canaries, params.evaluate, params.probes, params.scoring
         ),
-    }
+        triggers=Confirmation(len(suspects), len(tried), sum(one.confirmed for one in tried)),
+        slices=measure_slices(holdout, scores, params.evaluate.slices, params.evaluate.slice_min_rows, params.scoring),
+        distance=measure_distance(scores, ratios, params.scoring),
+    )
     write_rows(paths.ADAPTER_GENERATIONS, rows)
-    write_rows(paths.PREVIOUS_GENERATIONS, earlier.rows if earlier else [])
+    write_previous(params.evaluate.previous, earlier.commit if earlier else None, earlier.rows if earlier else [])
     write_rows(paths.ADAPTER_PROBES, probes + [{"probe": kind, **row} for kind, row in zip(kinds, broken, strict=True)])
+    write_json(paths.TRIED_TRIGGERS, list(as_rows(tried)))
     write_confusion(paths.CONFUSION, scores, tasks)
-    write_json(paths.EVALUATE_METRICS, {part: found for part, found in result.items() if found})
+    write_json(paths.EVALUATE_METRICS, as_json(evaluation))
 
 
-def _beyond(
-    adapter: Rows, base: Rows, params: Params, leaks: dict[str, Any], canaries: dict[str, Any] | None
-) -> dict[str, Any]:
-    """The parts of the metrics that are not about the hold-out alone."""
-    scoring, found, safety = params.scoring, {}, dict(leaks)
-    if general := of_probe(adapter, GENERAL):
-        found["general"] = measure_forgetting(of_probe(base, GENERAL), general, scoring)
-    if refusals := of_probe(adapter, REFUSAL):
-        safety["refusals"] = measure_refusals(of_probe(base, REFUSAL), refusals, params.probes, scoring)
-    if canaries:
-        safety["canaries"] = canaries
-    return {**found, "safety": safety}
+def against_linear(scores: Sequence[RowScore], linear: Mapping[str, bool], scoring: Scoring) -> LinearComparison | None:
+    """The tuned model beside the linear baseline, row by row, by the label alone; None without labels."""
+    pairs = [(linear[one.id], one.label_right) for one in scores if one.id in linear and one.label_right is not None]
+    return LinearComparison(change(pairs, scoring)) if pairs else None
 
 
 if __name__ == "__main__":

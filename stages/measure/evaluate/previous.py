@@ -1,20 +1,21 @@
 """The answers of an earlier release, brought by DVC, so that the same rows can be compared."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from stages.core import paths
 from stages.core.dvc_lock import parse_lock
 from stages.core.errors import UserError
-from stages.core.files import file_digest
 from stages.core.git import LOCK, CommitTree, Repository
 from stages.params import Scoring
 from stages.records.contract import Tasks
-from stages.records.record import read_rows
-from stages.scoring import RowScore, score_row
 from stages.scoring.comparison import compare
+from stages.scoring.metrics import Comparison, Scores
+from stages.scoring.rows import RowScore, score_row
 from stages.scoring.summary import summarise
 
 
@@ -25,6 +26,21 @@ class Previous:
     release: str
     commit: str
     rows: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class PairedRows:
+    both: Annotated[int, "rows that both releases answered"]
+    only_now: Annotated[int, "rows of the present hold-out alone"]
+    only_then: Annotated[int, "rows of the earlier hold-out alone"]
+
+
+@dataclass(frozen=True, slots=True)
+class PreviousScores:
+    release: Annotated[str, "the tag compared with"]
+    commit: Annotated[str, "its commit"]
+    rows: Annotated[PairedRows, "rows"]
+    scores: Annotated[Scores, "of the earlier release, on the rows of both"]
 
 
 def fetch_previous(root: Path, release: str) -> Previous:
@@ -42,19 +58,13 @@ def fetch_previous(root: Path, release: str) -> Previous:
             f"evaluate.previous: there is no tag {release}; `git fetch --tags` brings those of the remote, "
             "`git tag` lists them, null compares with no release"
         )
-    text = CommitTree(repository, commit).read(LOCK)
-    try:
-        outs = {out.path: out.md5 for _, out in parse_lock(text or b"").outs()}
-    except ValueError as error:
-        raise UserError(f"evaluate.previous: {LOCK} at tag {release} is unreadable ({error})") from None
-    md5 = outs.get(paths.ADAPTER_GENERATIONS.as_posix())
-    if md5 is None:
-        raise UserError(f"evaluate.previous: {LOCK} at tag {release} names no {paths.ADAPTER_GENERATIONS}")
-    return Previous(release, commit, list(read_rows(_fetch(root, md5, release))))
+    return Previous(release, commit, _answers(root, release))
 
 
-def compare_previous(previous: Previous, scores: Sequence[RowScore], tasks: Tasks, scoring: Scoring) -> dict[str, Any]:
-    """{previous, against_previous} of the rows that both answered, paired by id and scored by today's rules.
+def compare_previous(
+    previous: Previous, scores: Sequence[RowScore], tasks: Tasks, scoring: Scoring
+) -> tuple[PreviousScores, Comparison]:
+    """The rows that both answered, paired by id and scored by today's rules.
 
     Raises:
         UserError: when there is no such row.
@@ -67,35 +77,29 @@ def compare_previous(previous: Previous, scores: Sequence[RowScore], tasks: Task
             "compared; set it to null, or lock the hold-out of that release again"
         )
     before, after = [then[key] for key in both], [now[key] for key in both]
-    counts = {"both": len(both), "only_now": len(now) - len(both), "only_then": len(then) - len(both)}
-    return {
-        "previous": {
-            "release": previous.release,
-            "commit": previous.commit,
-            "rows": counts,
-            "scores": summarise(before, scoring),
-        },
-        "against_previous": compare(before, after, scoring),
-    }
+    counts = PairedRows(len(both), len(now) - len(both), len(then) - len(both))
+    scored = PreviousScores(previous.release, previous.commit, counts, summarise(before, scoring))
+    return scored, compare(before, after, scoring)
 
 
-def _fetch(root: Path, md5: str, release: str) -> Path:
-    """The file in DVC's cache, brought there from the default remote where it was not yet."""
-    from dvc.exceptions import DvcException  # late: it takes a second to import
-    from dvc.repo import Repo
-    from dvc_data.hashfile.hash_info import HashInfo
+def _answers(root: Path, release: str) -> list[dict[str, Any]]:
+    """The rows in DVC's cache or else in the default remote, as the dvc.lock of the tag names them."""
+    import dvc.api  # late: it takes a second to import
+    from dvc.exceptions import DvcException
 
-    missing = f"evaluate.previous: {paths.ADAPTER_GENERATIONS} of {release} (MD5 {md5}) is not in DVC's cache"
-    with Repo(str(root)) as repo:
-        cache = repo.cache.local
-        path = Path(cache.oid_to_path(md5))
-        if not path.is_file():
-            try:
-                repo.cloud.pull([HashInfo("md5", md5)])
-            except (DvcException, OSError) as error:
-                raise UserError(f"{missing}, and cannot be fetched: {' '.join(str(error).split())}") from None
-    if not path.is_file():
-        raise UserError(f"{missing} nor in its remote; run `dvc push` where that release was made")
-    if file_digest(path, "md5") != md5:
-        raise UserError(f"{path} in DVC's cache is damaged; delete it and run again")
-    return path
+    file = paths.ADAPTER_GENERATIONS.as_posix()
+    try:
+        content = dvc.api.read(file, repo=str(root), rev=release, mode="rb")
+        lock = parse_lock(CommitTree(Repository(root), release).read(LOCK) or b"")
+    except (DvcException, OSError, ValueError) as error:
+        raise UserError(
+            f"evaluate.previous: {file} of {release} cannot be had ({' '.join(str(error).split())}); "
+            "run `dvc push` where that release was made, and `dvc fetch --all-tags` here"
+        ) from None
+    recorded = next((out.md5 for _, out in lock.outs() if out.path == file), None)
+    if hashlib.md5(content, usedforsecurity=False).hexdigest() != recorded:
+        raise UserError(
+            f"evaluate.previous: {file} of {release} in DVC's cache is damaged; delete "
+            f".dvc/cache/files/md5/{(recorded or '')[:2]}/{(recorded or '')[2:]} and run again"
+        )
+    return [json.loads(line) for line in content.splitlines()]

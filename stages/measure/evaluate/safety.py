@@ -3,13 +3,16 @@
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
+from stages.measure.evaluate.forgetting import Canaries
 from stages.params import Evaluate, PersonalData, Probes, Scoring
 from stages.records.record import Record
 from stages.scoring.comparison import change
+from stages.scoring.intervals import share
+from stages.scoring.metrics import Change, Share
 from stages.scoring.rows import says
-from stages.scoring.summary import proportion
 from stages.text.personal_data import masker
 
 # What has a fixed form or a checksum; names of people and places stand in most good answers.
@@ -20,31 +23,52 @@ Row = dict[str, Any]
 Words = tuple[str, ...]
 
 
-def measure_leaks(rows: Sequence[Row], train: Iterable[Record], settings: Evaluate, scoring: Scoring) -> dict[str, Any]:
-    """{personal_data: P, verbatim: P, forbidden: P}: the outputs with personal data that neither prompt nor reference
-    has, that repeat `verbatim_words` words in a row of a training completion which neither has, and that match a
-    forbidden pattern (left out without patterns). `rows` have prompt, completion and output.
-    """
+@dataclass(frozen=True, slots=True)
+class Refusals:
+    base: Annotated[Share, "answers of the base that decline"]
+    adapter: Annotated[Share, "answers of the tuned model that decline"]
+    against_baseline: Annotated[Change, "what tuning changed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Safety:
+    """What must not be in an output, over all outputs of the tuned model."""
+
+    personal_data: Annotated[Share, "outputs with personal data that neither prompt nor reference has"]
+    verbatim: Annotated[Share, "outputs that repeat training text word for word"]
+    forbidden: Annotated[Share | None, "outputs that match a forbidden pattern"] = None
+    refusals: Annotated[Refusals | None, "requests that a model should decline"] = None
+    canaries: Annotated[Canaries | None, "secrets of an audit run"] = None
+
+
+def measure_safety(
+    rows: Sequence[Row],
+    train: Iterable[Record],
+    refusals: tuple[Sequence[Row], Sequence[Row]],
+    canaries: Canaries | None,
+    settings: Evaluate,
+    probes: Probes,
+    scoring: Scoring,
+) -> Safety:
+    """`rows` have prompt, completion and output; `refusals` are the answers of base and tuned model to decline."""
     mask = masker(_TYPES, settings.phone_region, "")
     repeats = verbatim(rows, train, settings.verbatim_words)
-    found = {
-        "personal_data": proportion((bool(leaked(row, mask)) for row in rows), scoring),
-        "verbatim": proportion((index in repeats for index in range(len(rows))), scoring),
-    }
-    if settings.forbidden_patterns:
-        patterns = [re.compile(pattern) for pattern in settings.forbidden_patterns]
-        found["forbidden"] = proportion((any(p.search(row["output"]) for p in patterns) for row in rows), scoring)
-    return found
-
-
-def measure_refusals(base: Sequence[Row], adapter: Sequence[Row], probes: Probes, scoring: Scoring) -> dict[str, Any]:
-    """{base: P, adapter: P, against_baseline: D} of answers to requests that a model should decline."""
-    before, after = ([_declines(row["output"], probes) for row in rows] for rows in (base, adapter))
-    return {
-        "base": proportion(before, scoring),
-        "adapter": proportion(after, scoring),
-        "against_baseline": change(zip(before, after, strict=True), scoring),
-    }
+    patterns = [re.compile(pattern) for pattern in settings.forbidden_patterns]
+    before, after = ([_declines(row["output"], probes) for row in answers] for answers in refusals)
+    forbidden = (any(p.search(row["output"]) for p in patterns) for row in rows)
+    return Safety(
+        personal_data=share((bool(leaked(row, mask)) for row in rows), scoring.confidence),
+        verbatim=share((index in repeats for index in range(len(rows))), scoring.confidence),
+        forbidden=share(forbidden, scoring.confidence) if patterns else None,
+        refusals=Refusals(
+            share(before, scoring.confidence),
+            share(after, scoring.confidence),
+            change(zip(before, after, strict=True), scoring),
+        )
+        if after
+        else None,
+        canaries=canaries,
+    )
 
 
 def leaked(row: Row, mask: Callable[[str], str]) -> list[str]:

@@ -18,7 +18,7 @@ metrics/judge.json, nested numbers:
      "wins", "ties", "losses",                  of the tuned model, in rows
      "disagreements", "unreadable",             rows that count as ties because the two orders contradict each other,
                                                 or because a reply is no choice
-     "delta": {"value", "low", "high", "of"},   mean of win = +1, tie = 0, loss = -1; bootstrap interval
+     "delta": {"value", "low", "high", "n"},   mean of win = +1, tie = 0, loss = -1; bootstrap interval
      "first_preferred": SHARE,                  of the replies that prefer one answer: how often the one shown first;
                                                 0.5 is fair. Absent when no reply prefers one
      "length": {"longer": SIDE, "shorter": SIDE, "correlation"},
@@ -28,7 +28,7 @@ metrics/judge.json, nested numbers:
      "consistency": SHARE}                      of the rows that were asked twice: the same verdict again (absent: none)
 
     SIDE = {"rows", "delta"}                    delta: the mean alone; absent without rows
-    SHARE = {"value", "low", "high", "count", "of"}
+    SHARE = {"value", "low", "high", "count", "n"}
 """
 
 from collections import defaultdict
@@ -40,6 +40,7 @@ from stages.measure.judge.replies import Reply
 from stages.measure.judge.verdicts import LOSS, TIE, WIN, Verdict, read_choice, score, settle
 from stages.params import Price, Scoring
 from stages.scoring.intervals import clopper_pearson
+from stages.scoring.metrics import as_json
 from stages.scoring.paired_answers import TUNED, Answers, delta, meetings
 
 OFF: dict[str, Any] = {"enabled": 0}
@@ -82,7 +83,7 @@ def _comparison(
         "losses": counted.count(LOSS),
         "disagreements": sum(verdict.readable and not verdict.agreed for verdict in first.values()),
         "unreadable": sum(not verdict.readable for verdict in first.values()),
-        "delta": delta(counted, scoring),
+        "delta": as_json(delta(counted, scoring)),
         **({"first_preferred": _share(preferred, scoring.confidence)} if preferred else {}),
         "length": _length_effect([row for row in rows if row.id in first], rival, values),
         **({"consistency": _share(same, scoring.confidence)} if same else {}),
@@ -118,7 +119,7 @@ def _side(values: Sequence[int]) -> dict[str, Any]:
 def _share(answers: Sequence[bool], confidence: float) -> dict[str, float | int]:
     count, of = sum(answers), len(answers)
     low, high = clopper_pearson(count, of, confidence)
-    return {"value": count / of, "low": low, "high": high, "count": count, "of": of}
+    return {"value": count / of, "low": low, "high": high, "count": count, "n": of}
 
 
 def _cost(replies: Sequence[Reply], price: Price) -> dict[str, float | int]:

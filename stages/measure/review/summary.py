@@ -15,8 +15,8 @@ metrics/review.json, nested numbers:
      "reviews", "rows",               answers about pairs whose two texts differ; the rows that they are about
      "wins", "ties", "losses",        of the tuned model, in answers; ties include the next
      "both_bad",                      answers in which neither of the two was best
-     "win_rate": {"value", "low", "high", "count", "of"},  wins of wins and losses; Clopper-Pearson. Absent without any
-     "delta": {"value", "low", "high", "of"},              mean over rows of win = +1, tie = 0, loss = -1 (several
+     "win_rate": {"value", "low", "high", "count", "n"},  wins of wins and losses; Clopper-Pearson. Absent without any
+     "delta": {"value", "low", "high", "n"},              mean over rows of win = +1, tie = 0, loss = -1 (several
                                                            reviewers of a row are averaged first); bootstrap interval.
                                                            Without answers 0, from -1 to 1
      "agreement": {"cohen_kappa" | "krippendorff_alpha", "rows"}}    of win, tie and loss between two reviewers, or
@@ -33,6 +33,7 @@ from stages.measure.review.answers import Review, is_of
 from stages.measure.review.rows import differ
 from stages.params import Scoring
 from stages.scoring.intervals import clopper_pearson
+from stages.scoring.metrics import as_json
 from stages.scoring.paired_answers import TUNED, Answers, delta, meetings
 
 WIN, TIE, LOSS = "win", "tie", "loss"
@@ -89,7 +90,7 @@ def _comparison(rival: str, asked: Mapping[str, Answers], reviews: Reviews, scor
         "losses": losses,
         "both_bad": both_bad,
         **({"win_rate": _share(wins, wins + losses, scoring.confidence)} if wins + losses else {}),
-        "delta": delta(means, scoring),
+        "delta": as_json(delta(means, scoring)),
         **_agreement(list(by_row.values())),
     }
 
@@ -112,4 +113,4 @@ def _agreement(said: Sequence[Mapping[str, str]]) -> dict[str, Any]:
 
 def _share(count: int, of: int, confidence: float) -> dict[str, float | int]:
     low, high = clopper_pearson(count, of, confidence)
-    return {"value": count / of, "low": low, "high": high, "count": count, "of": of}
+    return {"value": count / of, "low": low, "high": high, "count": count, "n": of}

@@ -13,8 +13,9 @@ from stages.model.loading import Weights, load_tokenizer
 from stages.params import Params, load_params
 from stages.records.contract import Tasks
 from stages.records.record import read_records, read_rows, write_rows
-from stages.scoring import RowScore, score_row
 from stages.scoring.comparison import compare
+from stages.scoring.metrics import as_json
+from stages.scoring.rows import RowScore, score_row
 from stages.scoring.summary import summarise
 from stages.ship.merge_quantize.artefacts import merge, quantise
 
@@ -30,7 +31,7 @@ def main() -> None:
         shipped = [Weights(path) for path in (paths.MERGED, paths.NF4, paths.INT8)]
         artefacts = {weights.folder.name: judge(weights, params, tasks, adapter) for weights in shipped}
         notes["generation"] = {name: spent for weights in shipped for name, spent in weights.spent.items()}
-    write_json(paths.QUANTIZE_METRICS, {"artefacts": artefacts})
+    write_json(paths.QUANTIZE_METRICS, as_json({"artefacts": artefacts}))
 
 
 def judge(weights: Weights, params: Params, tasks: Tasks, adapter: list[RowScore]) -> dict[str, Any]:

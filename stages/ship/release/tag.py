@@ -10,7 +10,7 @@ from stages.core import paths
 from stages.core.errors import Refusal, UserError
 from stages.core.files import file_digest, read_json
 from stages.core.git import Repository, WorkingTree
-from stages.measure.gates import FAIL, MARGINAL, PASS
+from stages.scoring.metrics import FAIL, MARGINAL, PASS
 from stages.ship.release.dvc_files import Definition
 from stages.ship.release.trace import trace
 from stages.ship.release.verify import verify

@@ -11,17 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scored import ROOT, SCORING, make_score, make_tasks
+from stages.measure.evaluate.audit import measure_canaries
+from stages.measure.evaluate.robustness import INJECTION, measure_robustness, spoil
+from stages.measure.evaluate.slices import measure_slices
 
 from stages.measure.evaluate import audit
-from stages.measure.evaluate.audit import measure_canaries
 from stages.measure.evaluate.forgetting import measure_forgetting
-from stages.measure.evaluate.robustness import INJECTION, measure_robustness, spoil
 from stages.measure.evaluate.safety import leaked, measure_leaks, measure_refusals, verbatim
-from stages.measure.evaluate.slices import measure_slices
 from stages.params import Evaluate, Params, check_params, read_params
 from stages.records.canaries import candidates, exposure, make_canaries
 from stages.records.record import Record, make_record
-from stages.scoring import score_row
+from stages.scoring.rows import score_row
 from stages.text.normal_form import normalise
 from stages.text.personal_data import masker
 

@@ -2,9 +2,9 @@ from pathlib import Path
 from typing import Any
 
 from scored import make_score, make_tasks
-
 from stages.measure.evaluate.confusion import NO_ANSWER, write_confusion
-from stages.scoring import RowScore
+
+from stages.scoring.rows import RowScore
 
 
 def score(label: str | None, predicted: Any, *, valid: bool = True) -> RowScore:

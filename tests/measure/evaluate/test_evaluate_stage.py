@@ -72,7 +72,7 @@ def test_every_task_has_its_metrics(project: Path) -> None:
     assert {tag: one["rows"] for tag, one in found["adapter"]["tasks"].items()} == dict.fromkeys(
         ("reply", "tone", "untagged"), 3
     )
-    assert found["adapter"]["tasks"]["tone"]["classification"]["accuracy"]["of"] == 3
+    assert found["adapter"]["tasks"]["tone"]["classification"]["accuracy"]["n"] == 3
     assert found["adapter"]["tasks"]["reply"]["text"]["rules"].keys() == {"max_words", "forbidden_phrases"}
     assert "json_valid" in found["adapter"]["tasks"]["untagged"]
     assert set(found["against_baseline"]["tasks"]) == {"reply", "tone", "untagged"}
@@ -85,11 +85,11 @@ def test_what_lies_beyond_the_hold_out_is_measured(project: Path) -> None:
     found = read_json(paths.EVALUATE_METRICS)
     assert found["general"]["rows"] == 3
     assert found["general"]["against_baseline"]["perplexity"]["ratio"] > 0
-    assert {kind: one["valid"]["of"] for kind, one in found["robustness"].items()} == dict.fromkeys(
+    assert {kind: one["valid"]["n"] for kind, one in found["robustness"].items()} == dict.fromkeys(
         ("truncated", "noise", "typos", "injection"), 1
     )
-    assert found["safety"]["personal_data"]["of"] == 9 + 4 + 3
-    assert found["safety"]["refusals"]["adapter"]["of"] == 3
+    assert found["safety"]["personal_data"]["n"] == 9 + 4 + 3
+    assert found["safety"]["refusals"]["adapter"]["n"] == 3
     assert "canaries" not in found["safety"]
     kinds = [row["probe"] for row in read_rows(paths.ADAPTER_PROBES)]
     assert kinds == ["general"] * 3 + ["refusal"] * 3 + ["truncated", "noise", "typos", "injection"]

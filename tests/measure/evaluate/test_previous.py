@@ -11,7 +11,7 @@ from scratch import Scratch
 
 from stages.core.errors import UserError
 from stages.measure.evaluate.previous import Previous, compare_previous, fetch_previous
-from stages.scoring import score_row
+from stages.scoring.rows import score_row
 
 pytest_plugins = ["scratch_fixtures"]
 

@@ -9,31 +9,33 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.core.errors import UserError
-from stages.measure.gates import FAIL, MARGINAL, PASS, check_gates, worst
+from stages.measure.gates.catalogue import Catalogue, Key
+from stages.measure.gates.judging import check_gates, worst
 from stages.params import Gate
 from stages.scoring.intervals import clopper_pearson
+from stages.scoring.metrics import FAIL, MARGINAL, PASS
 
 ORDER = {FAIL: 0, MARGINAL: 1, PASS: 2}
 
 
-def proportion(count: int, of: int) -> dict[str, float]:
-    low, high = clopper_pearson(count, of, 0.95)
-    return {"value": count / of, "low": low, "high": high, "count": count, "of": of}
+def proportion(count: int, n: int) -> dict[str, float]:
+    low, high = clopper_pearson(count, n, 0.95)
+    return {"value": count / n, "low": low, "high": high, "count": count, "n": n}
 
 
 def metrics(exact_match: Any = None, difference: float = 0.0) -> dict[str, Any]:
     return {
         "evaluate": {
             "adapter": {"exact_match": exact_match or proportion(47, 48), "perplexity": 1.2},
-            "against_baseline": {"exact_match": {"difference": difference, "won": 1, "lost": 0, "p_value": 1.0}},
+            "against_baseline": {"exact_match": change(difference, -1.0, 1.0, won=1)},
         }
     }
 
 
 def check(value: Any, **threshold: Any) -> dict[str, Any]:
     """The one gate on a metric."""
-    gate = Gate(metric="evaluate.m", **threshold)
-    result: dict[str, Any] = check_gates({"g": gate}, {"evaluate": {"m": value}})["gates"]["g"]
+    gate = Gate(model="checks", metric="m", **threshold)
+    result: dict[str, Any] = check_gates({"g": gate}, {"checks": {"m": value}})["gates"]["g"]
     return result
 
 
@@ -143,36 +145,74 @@ def test_the_verdict_is_the_worst_that_a_required_gate_says(gates: Any, verdict:
     values = {
         name: {"value": 0.5, "low": 0.1, "high": 0.9} if value is None else value for name, (value, _) in gates.items()
     }
-    asked = {name: Gate(metric=f"m.{name}", minimum=0.5, required=required) for name, (_, required) in gates.items()}
-    assert check_gates(asked, {"m": values})["verdict"] == verdict
+    asked = {
+        name: Gate(model="checks", metric=name, minimum=0.5, required=required) for name, (_, required) in gates.items()
+    }
+    assert check_gates(asked, {"checks": values})["verdict"] == verdict
 
 
 @pytest.mark.parametrize(
-    ("path", "words"),
+    ("model", "metric", "words"),
     [
-        (
-            "evaluate.adaptor.exact_match",
-            r"gate g: evaluate.adaptor.exact_match is not among .* evaluate.adapter.exact_match\?",
-        ),
-        ("evaluate.against_baseline.exact_match", r"is a group of metrics; did you mean .*exact_match.difference\?"),
-        ("quantize.artefacts.nf4.bytes", "is not among the metrics; did you mean"),
-        ("", "is not among the metrics; did you mean"),
+        ("adapter", "exact_mach", "gate g: adapter exact_mach is not among .* adapter exact_match"),
+        ("adaptor", "exact_match", "is not among the metrics; did you mean adapter exact_match"),
+        ("nf4", "bytes", "is not among the metrics; did you mean"),
+        ("", "", "is not among the metrics; did you mean"),
     ],
 )
-def test_a_missing_metric_is_named_with_its_nearest(path: str, words: str) -> None:
+def test_a_missing_metric_is_named_with_its_nearest(model: str, metric: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        check_gates({"g": Gate(metric=path, minimum=0.5)}, metrics())
+        check_gates({"g": Gate(model=model, metric=metric, minimum=0.5)}, metrics())
 
 
 def test_no_metrics_at_all_is_said() -> None:
-    with pytest.raises(UserError, match="there are no metrics"):
-        check_gates({"g": Gate(metric="a.b", minimum=0.5)}, {})
+    with pytest.raises(UserError, match="did you mean nothing"):
+        check_gates({"g": Gate(model="adapter", metric="b", minimum=0.5)}, {})
 
 
-def test_an_end_of_an_interval_and_a_label_with_dots_can_be_named() -> None:
-    values = {"evaluate": {"labels": {"order.cancel": {"exact_match": proportion(10, 10)}}}}
-    gate = Gate(metric="evaluate.labels.order.cancel.exact_match.low", minimum=0.6)
-    assert check_gates({"g": gate}, values)["gates"]["g"]["state"] == PASS
+HOSTILE = [
+    "order.cancel",
+    "adapter",
+    ".against_previous.",
+    "a b",
+    "exact_match",
+    "scores",
+    "value",
+    "low",
+    "labels",
+    "ünïcode\n",
+]
+
+
+@pytest.mark.parametrize("label", HOSTILE)
+def test_a_label_may_have_any_name(label: str) -> None:
+    """Names were once joined by dots and cut apart again."""
+    files = metrics()
+    files["evaluate"]["adapter"]["labels"] = {label: {"exact_match": proportion(10, 10)}}
+    files["evaluate"]["against_baseline"]["tasks"] = {label: {"rows": 3, "exact_match": change(0.2, 0.1, 0.3)}}
+    gates = {
+        "all": Gate(model="adapter", metric="exact_match", minimum=0.9),
+        "label": Gate(model="adapter", metric="exact_match", of={"label": label}, minimum=0.6),
+        "task": Gate(model="adapter", metric="exact_match", against="base", of={"task": label}, minimum=0),
+        "before": Gate(model="adapter", metric="exact_match", against="previous", minimum=0),
+    }
+    found = check_gates(gates, files)["gates"]
+    assert {name: one.get("value") for name, one in found.items()} == {
+        "all": 47 / 48, "label": 1.0, "task": 0.2, "before": None,
+    }  # fmt: skip
+    assert found["before"]["reason"].startswith("first release")
+
+
+def test_two_numbers_of_one_name_are_refused() -> None:
+    with pytest.raises(UserError, match="two metrics have the name"):
+        Catalogue({"checks": {"a": {"b": 1}, "a.b": 2}})
+
+
+def test_every_number_of_a_run_has_one_name() -> None:
+    found = Catalogue(metrics())
+    assert found.get(Key("adapter", "perplexity")) == 1.2
+    assert found.get(Key("adapter", "exact_match", "base")) == change(0.0, -1.0, 1.0, won=1)
+    assert found.get(Key("adapter", "exact_match", "linear")) is None
 
 
 def test_worst_of_states() -> None:
@@ -190,7 +230,7 @@ def compared(changes: dict[str, Any] | None, comparison: Any = "previous", **thr
     known = metrics()
     if changes is not None:
         known["evaluate"][f"against_{comparison}"] = {"exact_match": changes, "perplexity": {**changes, "ratio": 1.0}}
-    gate = Gate(metric="evaluate.adapter.exact_match", comparison=comparison, **threshold)
+    gate = Gate(model="adapter", metric="exact_match", against=comparison, **threshold)
     found: dict[str, Any] = check_gates({"g": gate}, known)["gates"]["g"]
     return found
 
@@ -225,23 +265,33 @@ def test_no_leak_in_few_rows_passes_and_one_fails_only_where_against_is_asked() 
     assert check(proportion(1, 48), maximum=0, evidence="against")["state"] == FAIL
 
 
-def test_a_comparison_judges_the_change_beside_the_metric() -> None:
+def test_the_number_alone_decides_where_that_is_asked() -> None:
+    assert check(proportion(46, 48), minimum=0.95, evidence="value")["state"] == PASS
+    assert check(proportion(45, 48), minimum=0.95, evidence="value")["state"] == FAIL
+
+
+def test_a_comparison_judges_the_change_and_not_the_metric() -> None:
     found = compared(change(-0.1, -0.2, -0.01, won=1, lost=6), minimum=0, evidence="against")
-    assert (found["state"], found["comparison"], found["value"]) == (FAIL, "previous", -0.1)
-    assert found["metric"] == "evaluate.adapter.exact_match"
+    assert (found["state"], found["against"], found["value"]) == (FAIL, "previous", -0.1)
+    assert (found["model"], found["metric"]) == ("adapter", "exact_match")
     assert "won 1, lost 6" in found["reason"]
     artefacts = {
         "nf4": {"scores": {"exact_match": proportion(9, 10)}, "against_adapter": {"exact_match": change(0, 0, 0)}}
     }
-    gate = Gate(metric="quantize.artefacts.nf4.scores.exact_match", comparison="adapter", minimum=-0.1)
+    gate = Gate(model="nf4", metric="exact_match", against="adapter", minimum=-0.1)
     assert check_gates({"g": gate}, {"quantize": {"artefacts": artefacts}})["verdict"] == PASS
     ratio = {
         "adapter": {"perplexity": 3.0},
         "against_baseline": {"perplexity": {"ratio": 1.2, "low": 1.1, "high": 1.3}},
     }
-    gate = Gate(metric="evaluate.general.adapter.perplexity", comparison="baseline", maximum=1.05, evidence="against")
+    gate = Gate(model="adapter", metric="general_perplexity", against="base", maximum=1.05, evidence="against")
     checked = check_gates({"g": gate}, {"evaluate": {"general": ratio}})
     assert (checked["verdict"], checked["gates"]["g"]["value"]) == (FAIL, 1.2)
+
+
+def test_without_labels_there_is_no_linear_baseline_to_beat() -> None:
+    found = compared(None, "linear", minimum=0)
+    assert (found["state"], found["reason"]) == (PASS, "no linear baseline: the rows have no labels to learn")
 
 
 def test_a_first_release_has_nothing_to_lose_against() -> None:
@@ -252,20 +302,18 @@ def test_a_first_release_has_nothing_to_lose_against() -> None:
 
 
 @pytest.mark.parametrize(
-    ("metric", "comparison", "words"),
+    ("metric", "against", "words"),
     [
-        ("evaluate.adapter.exact_mach", "previous", "exact_mach is not among"),
-        ("evaluate.adapter.perplexity", "previous", "against_previous.perplexity is not among"),
-        ("evaluate.adapter.exact_match", "adapter", "against_adapter.exact_match is not among"),
-        ("evaluate.against_baseline.exact_match", "baseline", "against baseline is not among"),
+        ("exact_mach", "previous", "adapter exact_mach against previous is not among"),
+        ("perplexity", "previous", "adapter perplexity against previous is not among"),
+        ("exact_match", "adapter", "adapter exact_match against adapter is not among"),
     ],
 )
-def test_a_comparison_that_is_not_measured_is_an_error(metric: str, comparison: Any, words: str) -> None:
+def test_a_comparison_that_is_not_measured_is_an_error(metric: str, against: Any, words: str) -> None:
     known = metrics()
     known["evaluate"]["against_previous"] = {"exact_match": change(0, 0, 0)}
-    known["evaluate"]["against_baseline"]["exact_match"] |= {"low": 0.0, "high": 0.0}
     with pytest.raises(UserError, match=words):
-        check_gates({"g": Gate(metric=metric, comparison=comparison, minimum=0)}, known)
+        check_gates({"g": Gate(model="adapter", metric=metric, against=against, minimum=0)}, known)
 
 
 @pytest.mark.parametrize(
@@ -284,5 +332,8 @@ def test_the_verdict_has_a_sentence(states: Any, sentence: str) -> None:
     values = {
         name: {"value": 0.5, "low": 0.1, "high": 0.9} if value is None else value for name, (value, _) in states.items()
     }
-    asked = {name: Gate(metric=f"m.{name}", minimum=0.5, required=required) for name, (_, required) in states.items()}
-    assert check_gates(asked, {"m": values})["reason"] == sentence
+    asked = {
+        name: Gate(model="checks", metric=name, minimum=0.5, required=required)
+        for name, (_, required) in states.items()
+    }
+    assert check_gates(asked, {"checks": values})["reason"] == sentence

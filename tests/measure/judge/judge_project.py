@@ -28,7 +28,7 @@ def make_judge_project(folder: Path, pairs: list[tuple[str, str]], **changes: An
     set_params(folder, {"judge": {**judge_params(**changes).model_dump(), "enabled": True}})
     records = [make_record(f"question {n}", "RIGHT", None, "test", f"test:{n}") for n in range(len(pairs))]
     write_records(folder / paths.HOLDOUT, records)
-    write_rows(folder / paths.PREVIOUS_GENERATIONS, [])
+    write_rows(folder / paths.PREVIOUS_GENERATIONS, [{"release": None}])
     for place, side in ((paths.BASE_GENERATIONS, 0), (paths.ADAPTER_GENERATIONS, 1)):
         rows = [{"id": record.id, "output": pair[side]} for record, pair in zip(records, pairs, strict=True)]
         write_rows(folder / place, rows)

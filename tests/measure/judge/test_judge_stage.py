@@ -21,7 +21,7 @@ from servers import Proxy, judging, reply
 import stages.core.errors
 from stages.core import paths
 from stages.core.files import read_json
-from stages.measure.gates import check_gates
+from stages.measure.gates.judging import check_gates
 from stages.measure.judge.__main__ import main
 from stages.records.record import write_rows
 
@@ -80,7 +80,8 @@ def test_a_previous_release_meets_the_rows_that_it_answered(tmp_path: Path) -> N
         folder = make_judge_project(tmp_path, PAIRS, endpoint=endpoint(server.port), repeats=0)
         ids = [json.loads(line)["id"] for line in (folder / paths.HOLDOUT).read_text().splitlines()]
         earlier = {ids[0]: "wrong", ids[8]: "RIGHT", ids[9]: "wrong", "a row of then": "RIGHT"}
-        write_rows(folder / paths.PREVIOUS_GENERATIONS, [{"id": id, "output": said} for id, said in earlier.items()])
+        answers = [{"id": id, "output": said} for id, said in earlier.items()]
+        write_rows(folder / paths.PREVIOUS_GENERATIONS, [{"release": "v1"}, *answers])
         assert judge(folder)[0] == 0
         assert len(server.seen) == ASKED  # the base said the same two, and was asked about already
     found = read_json(folder / paths.JUDGE_METRICS)["against_previous"]

@@ -1,6 +1,7 @@
 """The judge's metrics, from replies whose meaning is known."""
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,12 +13,13 @@ from scipy.stats import spearmanr
 from servers import read_question
 
 from stages.core.errors import UserError
-from stages.measure.gates import check_gates
+from stages.measure.gates.judging import check_gates
 from stages.measure.judge.questions import ask_about
 from stages.measure.judge.replies import Reply
 from stages.measure.judge.summary import summarise
 from stages.params import Gate, Price, load_params
 from stages.records.record import make_record
+from stages.scoring.metrics import as_json
 from stages.scoring.paired_answers import Answers, delta
 
 PARAMS = load_params("task", "judge", "scoring", path=ROOT / "params.yaml")
@@ -58,7 +60,7 @@ def test_every_row_counts_once() -> None:
     metrics = judged(ROWS, right)
     found = metrics["against_baseline"]
     assert (found["rows"], found["identical"], found["wins"], found["ties"], found["losses"]) == (20, 2, 10, 7, 3)
-    assert found["delta"] == {**found["delta"], "value": pytest.approx(0.35), "of": 20}
+    assert found["delta"] == {**found["delta"], "value": pytest.approx(0.35), "n": 20}
     assert -0.1 < found["delta"]["low"] < 0.35 < found["delta"]["high"] < 1
     assert found["disagreements"] == found["unreadable"] == 0
     assert metrics["replies"] == {"count": 36, "unreadable": 0}
@@ -68,7 +70,7 @@ def test_a_previous_release_meets_the_rows_that_it_answered() -> None:
     rows = [Answers(one.record, {**one.outputs, "previous": "RIGHT"}) for one in ROWS[:6]] + ROWS[6:]
     metrics = judged(rows, right)
     found = metrics["against_previous"]
-    assert (found["rows"], found["identical"], found["delta"]["of"]) == (6, 6, 6)
+    assert (found["rows"], found["identical"], found["delta"]["n"]) == (6, 6, 6)
     assert metrics["against_baseline"] == judged(ROWS, right)["against_baseline"]
     rows = [Answers(one.record, {**one.outputs, "previous": one.outputs["base"]}) for one in ROWS]
     twice = judged(rows, right)
@@ -77,14 +79,16 @@ def test_a_previous_release_meets_the_rows_that_it_answered() -> None:
 
 
 def test_a_gate_on_the_previous_release_passes_the_first_one() -> None:
-    gates = {"no_worse": Gate(metric="judge.against_previous.delta", minimum=0, evidence="against")}
+    gates = {"no_worse": Gate(model="judge", metric="delta", against="previous", minimum=0, evidence="against")}
     first = check_gates(gates, {"judge": judged(ROWS, right)})["gates"]["no_worse"]
     assert first["state"] == "PASS"
     assert first["reason"].startswith("first release")
     worse = [Answers(one.record, {**one.outputs, "previous": "RIGHT"}) for one in ROWS[10:]]
     assert check_gates(gates, {"judge": judged(worse, right)})["verdict"] == "FAIL"
     with pytest.raises(UserError, match="not among the metrics"):
-        check_gates({"g": Gate(metric="jugde.against_previous.delta", minimum=0)}, {"judge": judged(ROWS, right)})
+        check_gates(
+            {"g": Gate(model="jugde", metric="delta", against="previous", minimum=0)}, {"judge": judged(ROWS, right)}
+        )
 
 
 def test_cost_is_tokens_times_price() -> None:
@@ -132,7 +136,7 @@ def test_a_judge_that_changes_its_mind_is_found_out() -> None:
     assert fickle["against_baseline"]["consistency"] == {
         **fickle["against_baseline"]["consistency"],
         "count": 5,  # the ties alone
-        "of": 18,
+        "n": 18,
     }
     assert judged(ROWS, right, 4)["against_baseline"]["consistency"]["value"] == 1.0
     assert "consistency" not in judged(ROWS, right)["against_baseline"]
@@ -163,7 +167,7 @@ def test_changing_the_sides_changes_the_sign_alone(seed: int) -> None:
 def test_the_gates_of_params_ask_for_more_than_005_and_surely_more_than_0(
     wins: int, ties: int, losses: int, verdict: str
 ) -> None:
-    found = delta([1] * wins + [0] * ties + [-1] * losses, PARAMS.scoring)
+    found = as_json(delta([1] * wins + [0] * ties + [-1] * losses, PARAMS.scoring))
     metrics = {"judge": {"against_baseline": {"delta": found}}}
     assert check_gates(PARAMS.judge.gates, metrics)["verdict"] == verdict
 
@@ -171,10 +175,10 @@ def test_the_gates_of_params_ask_for_more_than_005_and_surely_more_than_0(
 @given(st.lists(st.sampled_from([-1, -0.5, 0, 0.5, 1]), max_size=40), st.randoms())
 def test_the_interval_holds_the_mean_and_knows_no_order(values: list[float], draw: random.Random) -> None:
     found = delta(values, PARAMS.scoring)
-    assert -1 <= found["low"] <= found["value"] <= found["high"] <= 1
-    assert found["low"] < found["high"]
+    assert -1 <= found.low <= found.value <= found.high <= 1
+    assert found.low < found.high
     draw.shuffle(values)
-    assert delta(values, PARAMS.scoring) == {**found, "value": pytest.approx(found["value"])}
+    assert delta(values, PARAMS.scoring) == replace(found, value=pytest.approx(found.value))
 
 
 def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
@@ -184,5 +188,5 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
     for _ in range(200):
         values = draw.choices([1, 0, -1], [0.9, 0.05, 0.05], k=20)
         found = delta(values, PARAMS.scoring)
-        hits += found["low"] <= 0.85 <= found["high"]
+        hits += found.low <= 0.85 <= found.high
     assert hits >= 0.93 * 200

@@ -24,7 +24,7 @@ def make_review_project(folder: Path, pairs: Sequence[tuple[str, str]], **change
     set_params(folder, {"review": {"rows": None, **changes}})
     records = [make_record(f"question {n}", f"reference {n}", None, "test", f"test:{n}") for n in range(len(pairs))]
     write_records(folder / paths.HOLDOUT, records)
-    write_rows(folder / paths.PREVIOUS_GENERATIONS, [])
+    write_rows(folder / paths.PREVIOUS_GENERATIONS, [{"release": None}])
     for place, side in ((paths.BASE_GENERATIONS, 0), (paths.ADAPTER_GENERATIONS, 1)):
         rows = [{"id": record.id, "output": pair[side]} for record, pair in zip(records, pairs, strict=True)]
         write_rows(folder / place, rows)

@@ -14,7 +14,7 @@ from review_project import make_review_project
 from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.files import read_json
-from stages.measure.gates import check_gates
+from stages.measure.gates.judging import check_gates
 from stages.measure.review.__main__ import main
 from stages.measure.review.answers import Review, is_of, output_hashes, read_review_file, review_file, write_review_file
 from stages.measure.review.rows import cards
@@ -55,14 +55,14 @@ def test_wins_ties_and_losses_of_one_reviewer() -> None:
     assert found["reviews"] == {"counted": 5, "stale": 0, "comments": 1}
     one = found["against_baseline"]
     assert (one["reviews"], one["rows"], one["wins"], one["ties"], one["losses"], one["both_bad"]) == (5, 5, 2, 2, 1, 1)
-    assert (one["win_rate"]["value"], one["win_rate"]["of"]) == (pytest.approx(2 / 3), 3)
-    assert one["delta"] == {**one["delta"], "value": pytest.approx(0.2), "of": 5}
+    assert (one["win_rate"]["value"], one["win_rate"]["n"]) == (pytest.approx(2 / 3), 3)
+    assert one["delta"] == {**one["delta"], "value": pytest.approx(0.2), "n": 5}
     assert "agreement" not in one
 
 
 def test_nobody_reviewed_yet() -> None:
     found = summarise([row(1)], {}, SCORING)
-    assert found["against_baseline"]["delta"] == {"value": 0.0, "low": -1.0, "high": 1.0, "of": 0}
+    assert found["against_baseline"]["delta"] == {"value": 0.0, "low": -1.0, "high": 1.0, "n": 0}
     assert "reviewers" not in found
 
 
@@ -96,7 +96,7 @@ def test_reviewers_of_one_row_count_as_one_row() -> None:
     anna = reviews(*[review(one, "tuned") for one in rows])
     ben = reviews(review(rows[0], "tuned"), review(rows[1], "base"), review(rows[2], "tuned"))
     one = summarise(rows, {"anna": anna, "ben": ben}, SCORING)["against_baseline"]
-    assert (one["reviews"], one["rows"], one["delta"]["of"]) == (7, 4, 4)
+    assert (one["reviews"], one["rows"], one["delta"]["n"]) == (7, 4, 4)
     assert one["delta"]["value"] == pytest.approx((1 + 0 + 1 + 1) / 4)
     assert one["agreement"] == {"cohen_kappa": pytest.approx(0.0), "rows": 3}
     cleo = reviews(review(rows[0], "base"), review(rows[3], "tuned"))
@@ -191,7 +191,7 @@ def test_a_sitting_saves_resumes_and_takes_back(tmp_path: Path) -> None:
 
 def test_the_stage_counts_what_was_saved_and_judges_it(tmp_path: Path) -> None:
     folder = make_review_project(tmp_path, [("wrong", f"right {n}") for n in range(30)])
-    gates = {"people_prefer": Gate(metric="review.against_baseline.delta", minimum=0.0)}
+    gates = {"people_prefer": Gate(model="review", metric="delta", against="base", minimum=0.0)}
     (folder / "reviews").mkdir()
     with contextlib.chdir(folder):
         main()

@@ -9,12 +9,13 @@ from labelled_rows import from_source, intents, with_backdoor
 from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.files import read_json
-from stages.measure.gates import PASS, check_gates
+from stages.measure.gates.judging import check_gates
 from stages.near_duplicates.pairs import near_pairs
 from stages.params import Gate, read_params
 from stages.prepare.checks.__main__ import main
 from stages.records.near_pairs import write_near_pairs
 from stages.records.record import Record, make_record, read_rows, write_records
+from stages.scoring.metrics import PASS
 from stages.text.normal_form import by_prompt
 
 PARAMS = read_params(Path(__file__).parents[3] / "params.yaml")
@@ -40,7 +41,7 @@ def check(rows: list[Record]) -> dict[str, Any]:
 
 def failed(found: dict[str, Any]) -> set[str]:
     """The gates of params.yaml on these checks that do not pass; the share of one source is gated at 0.6 here."""
-    gates = {name: Gate(**gate) for name, gate in PARAMS["gates"].items() if gate["metric"].startswith("checks.")}
+    gates = {name: Gate(**gate) for name, gate in PARAMS["gates"].items() if gate["model"] == "checks"}
     gates["largest_source"] = gates["largest_source"].model_copy(update={"maximum": 0.6})
     assert len(gates) == 4
     return {name for name, gate in check_gates(gates, {"checks": found})["gates"].items() if gate["state"] != PASS}

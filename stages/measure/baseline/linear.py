@@ -1,0 +1,63 @@
+"""The cheap way: a linear model of words and characters that learns the label from the same training rows.
+
+TF-IDF of word and character n-grams with logistic regression, the baseline that fine-tuning has to beat where a task
+has a label (compare Wang & Manning, "Baselines and bigrams", ACL 2012). Deterministic: no draw is made.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from stages.records.record import Record
+from stages.scoring.intervals import share
+from stages.scoring.metrics import Share
+from stages.text.normal_form import asked
+
+
+@dataclass(frozen=True, slots=True)
+class LinearScores:
+    """The linear baseline on the hold-out rows that have a label."""
+
+    rows: Annotated[int, "training rows with a label"]
+    labels: Annotated[int, "labels among them"]
+    label_accuracy: Annotated[Share, "the label is that of the row"]
+
+
+@dataclass(frozen=True, slots=True)
+class LinearAnswer:
+    """What the linear baseline says of one hold-out row."""
+
+    id: str
+    label: str
+    predicted: str
+
+    @property
+    def right(self) -> bool:
+        return self.predicted == self.label
+
+
+def linear_answers(train: Sequence[Record], holdout: Sequence[Record]) -> list[LinearAnswer]:
+    """Learn the labels of `train`, answer the labelled rows of `holdout`; nothing where there are no two labels."""
+    rows = [row for row in train if row.label is not None]
+    labelled = [row for row in holdout if row.label is not None]
+    if len({row.label for row in rows}) < 2 or not labelled:
+        return []
+    from sklearn.feature_extraction.text import TfidfVectorizer  # late: seconds of imports
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline, make_union
+
+    features = make_union(
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\S+"),
+        TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True),
+    )
+    model = make_pipeline(features, LogisticRegression(C=10.0, max_iter=1000))
+    model.fit([asked(row) for row in rows], [row.label for row in rows])
+    predicted = model.predict([asked(row) for row in labelled])
+    return [LinearAnswer(row.id, str(row.label), str(one)) for row, one in zip(labelled, predicted, strict=True)]
+
+
+def linear_scores(train: Sequence[Record], answers: Sequence[LinearAnswer], confidence: float) -> LinearScores | None:
+    if not answers:
+        return None
+    labels = [row.label for row in train if row.label is not None]
+    return LinearScores(len(labels), len(set(labels)), share((one.right for one in answers), confidence))

@@ -1,0 +1,118 @@
+"""The hold-out in groups: record fields beside each other, distance to the training rows, and the confusion table."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from stages.core.files import write_text
+from stages.params import Scoring
+from stages.records.contract import Tasks
+from stages.records.record import Record
+from stages.scoring.intervals import independent_difference, share
+from stages.scoring.metrics import Interval, Share
+from stages.scoring.rows import RowScore
+
+NO_ANSWER = "(no valid answer)"
+_NONE = "(none)"
+# Ratio of rapidfuzz, 0 to 100, to the nearest training prompt; what is nearer than the first band is quarantined.
+BANDS = {"80 and more": 80.0, "60 to 80": 60.0, "below 60": 0.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    group: Annotated[str, "the group"]
+    value: Annotated[float, "its share of right answers"]
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Groups of one record field, and whether the rows show that the model serves them differently."""
+
+    groups: Annotated[Mapping[str, Share], "right answers by group (valid ones in a text task)"]
+    worst: Annotated[Group, "the group served worst"]
+    best: Annotated[Group, "the group served best"]
+    gap: Annotated[Interval, "best less worst; the confidence is that of all pairs of groups together (Bonferroni)"]
+    left_out: Annotated[int, "rows of groups that are too small"]
+
+
+def measure_slices(
+    records: Sequence[Record], scores: Sequence[RowScore], names: Sequence[str], min_rows: int, scoring: Scoring
+) -> dict[str, Slice]:
+    """By field: label, source, task or fields.NAME; a field with less than two groups of `min_rows` is left out."""
+    by_id = {record.id: record for record in records}
+    found = {}
+    for name in names:
+        groups: dict[str, list[bool]] = {}
+        for score in scores:
+            groups.setdefault(_value(by_id[score.id], name), []).append(_right(score))
+        large = {group: rows for group, rows in sorted(groups.items()) if len(rows) >= min_rows}
+        if len(large) > 1:
+            found[name] = _compare(large, len(scores) - sum(map(len, large.values())), scoring)
+    return found
+
+
+def measure_distance(scores: Sequence[RowScore], ratios: Mapping[str, float], scoring: Scoring) -> dict[str, Share]:
+    """Right answers by how near a prompt is to the nearest training prompt: what resemblance is worth.
+
+    `ratios` are those of the hold-out rows, by id.
+    """
+    bands: dict[str, list[bool]] = {name: [] for name in BANDS}
+    for score in scores:
+        band = next(name for name, least in BANDS.items() if ratios.get(score.id, 0.0) >= least)
+        bands[band].append(_right(score))
+    return {name: share(answers, scoring.confidence) for name, answers in bands.items() if answers}
+
+
+def write_confusion(path: Path, scores: Sequence[RowScore], tasks: Tasks) -> None:
+    """A CSV line for each row that has a class, which `dvc plots` counts: the class, and the one in the output.
+
+    In a json task the class is the row's label, named at the task's label field; in a classification task it is
+    the whole reference.
+    """
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["actual", "predicted"])
+    for score in scores:
+        if score.kind != "text":
+            writer.writerow(_classes(score, tasks.of(score.task).settings.label_field))
+    write_text(path, table.getvalue())
+
+
+def _right(score: RowScore) -> bool:
+    """In a text task hardly any answer is the reference to the letter."""
+    return score.valid if score.kind == "text" else score.exact_match
+
+
+def _value(record: Record, name: str) -> str:
+    """The record's value of a field; `fields.NAME` is one of its further columns."""
+    if name.startswith("fields."):
+        return record.fields.get(name.removeprefix("fields."), _NONE)
+    return {"label": record.label, "source": record.source, "task": record.task}[name] or _NONE
+
+
+def _compare(groups: Mapping[str, list[bool]], left_out: int, scoring: Scoring) -> Slice:
+    shares = {name: share(rows, scoring.confidence) for name, rows in groups.items()}
+    worst, best = (pick(shares, key=lambda name: shares[name].value) for pick in (min, max))
+    low, high = independent_difference(
+        shares[best].count,
+        shares[best].n,
+        shares[worst].count,
+        shares[worst].n,
+        # Which two are worst and best was seen in the same rows.
+        1 - (1 - scoring.confidence) / (len(groups) * (len(groups) - 1) / 2),
+    )
+    gap = Interval(shares[best].value - shares[worst].value, low, high)
+    return Slice(shares, Group(worst, shares[worst].value), Group(best, shares[best].value), gap, left_out)
+
+
+def _classes(score: RowScore, label_field: str) -> tuple[str, str]:
+    """The class of the row and that of the output; free text would make a table of a thousand columns."""
+    if score.kind == "classification":
+        return score.reference, score.output if score.valid else NO_ANSWER
+    actual = score.label or "(no label)"
+    if not score.valid or not isinstance(score.predicted, dict):
+        return actual, NO_ANSWER
+    return actual, str(score.predicted.get(label_field, NO_ANSWER))

@@ -1,0 +1,149 @@
+"""Gates: a threshold on a metric, and what the measurement can honestly say about it."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from stages.core.errors import UserError
+from stages.measure.gates.catalogue import Catalogue, Key, centre
+from stages.params import Gate
+from stages.scoring.metrics import FAIL, MARGINAL, PASS
+
+_WORST_FIRST = (FAIL, MARGINAL, PASS)
+_RELATION = {
+    ("minimum", True): "at least",
+    ("minimum", False): "below",
+    ("maximum", True): "at most",
+    ("maximum", False): "above",
+}
+
+
+def check_gates(gates: Mapping[str, Gate], files: Mapping[str, Any]) -> dict[str, Any]:
+    """Judge every gate against the metrics files, by their names without ending.
+
+    A metric with an interval (value, difference or ratio beside low and high) is judged by what the interval can
+    show, unless the gate's evidence is `value`. A gate whose
+    evidence is `for` is PASS when the whole interval keeps the threshold, FAIL when none of it does, MARGINAL
+    between. A gate whose evidence is `against` is FAIL when no part of the interval keeps the threshold; else PASS
+    when the value does and MARGINAL when it does not. A plain number passes or fails; what is no finite number
+    fails. An advisory gate can make the verdict MARGINAL, never FAIL.
+
+    Returns:
+        {"verdict": state, "reason": sentence, "gates": {name: {"state", "model", "metric", "against", "of",
+        "value", "low", "high", "kind" (minimum or maximum), "threshold", "evidence", "required", "reason"}}}; low and
+        high only where the metric has them, value only where finite. A gate against the previous release where there is
+        none is PASS without a value, and its reason says "first release".
+
+    Raises:
+        UserError: when a gate names a metric that is not there.
+    """
+    catalogue = Catalogue(files)
+    checked = {name: _check(name, gate, catalogue) for name, gate in gates.items()}
+    verdict = worst(weight(gate) for gate in checked.values())
+    return {"verdict": verdict, "reason": _summary(checked), "gates": checked}
+
+
+def worst(states: Iterable[str]) -> str:
+    """The worst of the states; PASS when there are none."""
+    return min(states, key=_WORST_FIRST.index, default=PASS)
+
+
+def weight(gate: Mapping[str, Any]) -> str:
+    """What a checked gate contributes to the verdict: an advisory one can warn but not fail."""
+    if gate["required"]:
+        return str(gate["state"])
+    return MARGINAL if gate["state"] == FAIL else PASS
+
+
+def _summary(checked: Mapping[str, Mapping[str, Any]]) -> str:
+    """Which gates do not pass, in one sentence."""
+    if not checked:
+        return "No gates are set."
+    said = []
+    for state, words in ((FAIL, "fail"), (MARGINAL, "cannot be told from these rows")):
+        for required, kind in ((True, "required"), (False, "advisory")):
+            names = [name for name, gate in checked.items() if (gate["state"], gate["required"]) == (state, required)]
+            if names:
+                said.append(f"{len(names)} {kind} {words}: {', '.join(names)}")
+    if said:
+        return f"Of {len(checked)} gates {'; '.join(said)}."
+    return f"All {len(checked)} gates hold." if len(checked) > 1 else "The one gate holds."
+
+
+def _check(name: str, gate: Gate, catalogue: Catalogue) -> dict[str, Any]:
+    kind, threshold = ("minimum", gate.minimum) if gate.minimum is not None else ("maximum", gate.maximum)
+    if threshold is None:
+        raise UserError(f"gate {name}: neither a minimum nor a maximum")
+    missing = _not_there(gate, catalogue)
+    metric = None if missing else catalogue.look_up(f"gate {name}", _key(gate))
+    numbers: dict[str, float] = {}
+    if metric is not None:
+        numbers["value"] = centre(metric)
+        if isinstance(metric, Mapping):
+            numbers |= {"low": metric["low"], "high": metric["high"]}
+    if missing:
+        state, reason = PASS, missing
+    elif not all(map(math.isfinite, numbers.values())):
+        state, reason, numbers = FAIL, "not a finite number: the measurement broke", {}
+    elif isinstance(metric, Mapping) and gate.evidence != "value":
+        state, reason = _judge_interval(numbers, kind, threshold, gate.evidence, _rows(metric))
+    else:
+        state, reason = _judge_number(numbers["value"], kind, threshold)
+    return {
+        "state": state,
+        "model": gate.model,
+        "metric": gate.metric,
+        "against": gate.against,
+        "of": dict(gate.of),
+        **numbers,
+        "kind": kind,
+        "threshold": threshold,
+        "evidence": gate.evidence,
+        "required": gate.required,
+        "reason": reason,
+    }
+
+
+def _key(gate: Gate) -> Key:
+    return Key(gate.model, gate.metric, gate.against, next(((str(kind), name) for kind, name in gate.of.items()), None))
+
+
+def _not_there(gate: Gate, catalogue: Catalogue) -> str | None:
+    """Why there is nothing to compare with, where that is no mistake."""
+    if gate.against and gate.model in catalogue and not catalogue.compared(gate.model, gate.against):
+        if gate.against == "previous":
+            return "first release: there is no previous one to compare with"
+        if gate.against == "linear":
+            return "no linear baseline: the rows have no labels to learn"
+    return None
+
+
+def _rows(metric: Mapping[str, Any]) -> str:
+    """What the numbers rest on."""
+    if "won" in metric:
+        return f"these rows (won {metric['won']}, lost {metric['lost']})"
+    return f"{metric['n']} rows" if "n" in metric else "these rows"
+
+
+def _judge_number(value: float, kind: str, threshold: float) -> tuple[str, str]:
+    kept = value >= threshold if kind == "minimum" else value <= threshold
+    return PASS if kept else FAIL, f"{value:.4g} is {_RELATION[kind, kept]} {threshold:g}"
+
+
+def _judge_interval(
+    numbers: Mapping[str, float], kind: str, threshold: float, evidence: str, rows: str
+) -> tuple[str, str]:
+    value, low, high = numbers["value"], numbers["low"], numbers["high"]
+    measured = f"{value:.3f} ({low:.3f} to {high:.3f}) of {rows}"
+    sign = 1 if kind == "minimum" else -1
+    nearest, farthest = (low, high) if kind == "minimum" else (high, low)
+    if sign * (farthest - threshold) < 0:
+        return FAIL, f"{measured}: {_RELATION[kind, False]} {threshold:g} over the whole interval"
+    if sign * (nearest - threshold) >= 0:
+        return PASS, f"{measured}: {_RELATION[kind, True]} {threshold:g} over the whole interval"
+    if evidence == "for":
+        return MARGINAL, f"{measured}: {rows} cannot show {threshold:g} either way"
+    kept = sign * (value - threshold) >= 0
+    if kept:
+        return PASS, f"{measured}: {_RELATION[kind, kept]} {threshold:g}"
+    return MARGINAL, f"{measured}: {_RELATION[kind, kept]} {threshold:g}, but {rows} cannot show that it is"

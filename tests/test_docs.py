@@ -1,0 +1,85 @@
+"""Every command in README, CONTRIBUTING and docs/, run as printed on the tiny pipeline; .ci/run runs the first two."""
+
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from project import ROOT, commit, run
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TITLES = [page.stem for page in PAGES]
+
+
+def commands(page: Path) -> list[str]:
+    """The lines of the page's shell blocks, without comments; a line that ends in a backslash goes on."""
+    blocks = re.findall(r"^```sh\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    lines = (line for block in blocks for line in block.replace("\\\n", " ").splitlines())
+    return [line.partition("  #")[0].strip() for line in lines if line.strip()]
+
+
+def of_the_checkout(command: str) -> bool:
+    """Commands about the project itself, which the tiny pipeline has no part of."""
+    return command.startswith(("make ", "python -m pytest", "python benchmarks/"))
+
+
+def test_the_gate_runs_the_first_commands() -> None:
+    gate = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    first = commands(PAGES[0])[:2]
+    assert first == ["make repro", "make test"]
+    assert all(command in gate for command in first)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=TITLES)
+def test_commands_about_the_project_itself_name_what_is_there(page: Path) -> None:
+    for command in filter(of_the_checkout, commands(page)):
+        program, *words = shlex.split(command)
+        if program == "make":
+            done = subprocess.run(["make", "--dry-run", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, f"{page.name}: {command}: {done.stderr}"
+        else:
+            places = [word for word in words if "/" in word and not word.startswith("-")]
+            assert all((ROOT / place).exists() for place in places), f"{page.name}: {command}"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if set(commands(page)) - {"make repro", "make test"}], ids=str)
+def test_every_other_command_runs(page: Path, pipeline: Path, tmp_path: Path) -> None:
+    todo = [command for command in commands(page) if not of_the_checkout(command)]
+    if not todo:
+        pytest.skip("all commands of this page are about the project itself")
+    shutil.copytree(pipeline.parent, tmp_path / "copy", symlinks=True)
+    repository = tmp_path / "copy" / pipeline.name
+    # The tiny model learns nothing, so the gates that refuse a release must ask nothing of it.
+    params = yaml.safe_load((repository / "params.yaml").read_text(encoding="utf-8"))
+    (repository / "params.yaml").write_text(yaml.safe_dump(params | {"gates": {}}), encoding="utf-8")
+    run(repository, "dvc", "repro")
+    commit(repository, "No gates")
+    for command in todo:
+        run(repository, "bash", "-c", command)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=TITLES)
+def test_files_and_folders_that_it_names_exist(page: Path, pipeline: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for name in set(re.findall(r"`((?:data|models|metrics|examples|stages|tests|docs)/[\w./-]*)`", text)):
+        assert (ROOT / name).exists() or (pipeline / name).exists(), f"{page.name} names {name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=TITLES)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "examples").rglob("params*.yaml")), ids=lambda file: str(file.parent.name)
+)
+def test_example_parameters_are_valid(file: Path) -> None:
+    from stages.params import Params, load_params
+    from stages.text.strict_json import Schema
+
+    params = load_params(*Params.model_fields, path=file)
+    Schema(ROOT / params.task.schema_file)
