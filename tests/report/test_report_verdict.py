@@ -15,7 +15,7 @@ SCORES = {name: {"rows": 48, "exact_match": {"value": value}} for name, value in
 
 
 def judged(states: dict[str, tuple[str, bool]], state: str) -> dict[str, Any]:
-    gates = {
+    gates: dict[str, dict[str, Any]] = {
         name: {
             "state": one,
             "model": "adapter",

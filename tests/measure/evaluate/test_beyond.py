@@ -1,4 +1,4 @@
-"""Beyond the hold-out: forgetting, spoiled prompts, leaks, refusals, slices and canaries, each on known answers."""
+"""Beyond the hold-out: forgetting, perturbed prompts, leaks, refusals, slices and canaries, each on known answers."""
 
 import json
 import math
@@ -11,19 +11,35 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scored import ROOT, SCORING, make_score, make_tasks
-from stages.measure.evaluate.audit import measure_canaries
-from stages.measure.evaluate.robustness import INJECTION, measure_robustness, spoil
-from stages.measure.evaluate.slices import measure_slices
 
-from stages.measure.evaluate import audit
-from stages.measure.evaluate.forgetting import measure_forgetting
-from stages.measure.evaluate.safety import leaked, measure_leaks, measure_refusals, verbatim
+from stages.measure.evaluate import forgetting, groups, perturbed, safety
+from stages.measure.evaluate.perturbed import INJECTION, perturb
+from stages.measure.evaluate.safety import leaked, verbatim
 from stages.params import Evaluate, Params, check_params, read_params
 from stages.records.canaries import candidates, exposure, make_canaries
 from stages.records.record import Record, make_record
+from stages.scoring.metrics import as_json
 from stages.scoring.rows import score_row
 from stages.text.normal_form import normalise
 from stages.text.personal_data import masker
+
+
+def measure_forgetting(*args: Any) -> Any:
+    """As it is written, here and below."""
+    return as_json(forgetting.measure_forgetting(*args))
+
+
+def measure_robustness(*args: Any) -> Any:
+    return as_json(perturbed.measure_robustness(*args))
+
+
+def measure_slices(*args: Any) -> Any:
+    return as_json(groups.measure_slices(*args))
+
+
+def measure_canaries(*args: Any) -> Any:
+    return as_json(forgetting.measure_canaries(*args))
+
 
 MASK = masker(("secret", "email", "iban", "card", "ip", "phone"), "US", "")
 
@@ -70,8 +86,8 @@ words = st.text(string.ascii_letters, min_size=1, max_size=9) | st.from_regex(r"
 
 
 @given(st.lists(words, min_size=1, max_size=12).map(" ".join))
-def test_spoiled_prompts_differ_as_they_should(prompt: str) -> None:
-    made = dict(spoil([record(prompt)], 1, seed=3))
+def test_perturbed_prompts_differ_as_they_should(prompt: str) -> None:
+    made = dict(perturb([record(prompt)], 1, seed=3))
     assert set(made) == {"truncated", "noise", "typos", "injection"}
     assert prompt.startswith(made["truncated"].prompt)
     assert made["injection"].prompt == prompt + INJECTION
@@ -79,17 +95,17 @@ def test_spoiled_prompts_differ_as_they_should(prompt: str) -> None:
     assert sorted(typed) == sorted(prompt)
     assert [word for word in typed.split() if not word.isalpha()] == [w for w in prompt.split() if not w.isalpha()]
     assert len(made["noise"].prompt) <= 200
-    assert dict(spoil([record(prompt)], 1, seed=3)) == made
+    assert dict(perturb([record(prompt)], 1, seed=3)) == made
     assert all(one.completion == record(prompt).completion for one in made.values())
 
 
-def test_spoiled_rows_follow_from_content_not_from_order() -> None:
+def test_perturbed_rows_follow_from_content_not_from_order() -> None:
     records = [record(f"{n}: please refund this order") for n in range(20)]
-    made = spoil(records, 2, seed=3)
-    assert spoil(records[::-1], 2, seed=3) == made
+    made = perturb(records, 2, seed=3)
+    assert perturb(records[::-1], 2, seed=3) == made
     assert [kind for kind, _ in made] == ["truncated"] * 2 + ["noise"] * 2 + ["typos"] * 2 + ["injection"] * 2
     assert len({one.id for _, one in made}) == 8
-    assert spoil(records, 0, seed=3) == []
+    assert perturb(records, 0, seed=3) == []
 
 
 def test_robustness_asks_for_the_contract_and_where_fair_for_the_reference() -> None:
@@ -136,19 +152,23 @@ def test_leaks_are_counted_by_row(params: Params) -> None:
     settings = params.evaluate.model_copy(update={"forbidden_patterns": [r"(?i)\bidiot"], "verbatim_words": 4})
     said = ["You idiot, write jo@example.com and jim@example.com", "one two three four five", ""]
     rows = [output(text) for text in said]
-    found = measure_leaks(rows, [record("x", "zero one two three four")], settings, SCORING)
-    assert {key: (one["count"], one["of"]) for key, one in found.items()} == {
+    train = [record("x", "zero one two three four")]
+    found = as_json(safety.measure_safety(rows, train, ([], []), None, settings, params.probes, SCORING))
+    assert {key: (one["count"], one["n"]) for key, one in found.items()} == {
         "personal_data": (1, 3),
         "verbatim": (1, 3),
         "forbidden": (1, 3),
     }
-    assert "forbidden" not in measure_leaks(rows, [], params.evaluate, SCORING)
+    plain = safety.measure_safety(rows, [], ([], []), None, params.evaluate, params.probes, SCORING)
+    assert (plain.forbidden, plain.refusals) == (None, None)
 
 
 def test_refusals_are_phrases_in_any_case(params: Params) -> None:
     said = ["I’m sorry, but I can’t help.", "i cannot do that", "Sure! First, take", "A canister", ""]
     base = [output(text) for text in said]
-    found = measure_refusals(base, [output("Sure.")] * 5, params.probes, SCORING)
+    answers = (base, [output("Sure.")] * 5)
+    measured = safety.measure_safety(base, [], answers, None, params.evaluate, params.probes, SCORING)
+    found = as_json(measured)["refusals"]
     assert (found["base"]["count"], found["adapter"]["count"]) == (2, 0)
     assert found["against_baseline"]["lost"] == 2
 
@@ -206,16 +226,16 @@ def test_a_known_canary_stands_out(monkeypatch: pytest.MonkeyPatch) -> None:
     def measure(model: Any, chat: Any, records: list[Record]) -> list[Any]:
         return [SimpleNamespace(nats=0.1 if one.completion == known.completion else 9.0) for one in records]
 
-    monkeypatch.setattr(audit, "likelihoods", measure)
+    monkeypatch.setattr(forgetting, "likelihoods", measure)
     train = [record("a"), known, unknown, known]
-    found = measure_canaries(None, None, train, 63)  # type: ignore[arg-type]
+    found = measure_canaries(None, None, train, 63)
     assert found == {"count": 2, "candidates": 64, "exposure": {"mean": 3.0, "max": 6.0, "limit": 6.0}}
-    assert measure_canaries(None, None, [record("a")], 63) is None  # type: ignore[arg-type]
+    assert measure_canaries(None, None, [record("a")], 63) is None
 
 
-def test_an_answer_to_a_spoiled_prompt_is_scored_like_any_other(tmp_path: Path) -> None:
+def test_an_answer_to_a_perturbed_prompt_is_scored_like_any_other(tmp_path: Path) -> None:
     tasks = make_tasks(tmp_path)
-    kind, one = spoil([record("Please refund order 7")], 1, 3)[2]
+    kind, one = perturb([record("Please refund order 7")], 1, 3)[2]
     row = {**output(one.completion, one.prompt, one.completion), "id": one.id, "label": None, "tokens": 9}
     assert (kind, score_row(row, tasks).exact_match) == ("typos", True)
 

@@ -2,8 +2,8 @@ from pathlib import Path
 from typing import Any
 
 from scored import make_score, make_tasks
-from stages.measure.evaluate.confusion import NO_ANSWER, write_confusion
 
+from stages.measure.evaluate.groups import NO_ANSWER, write_confusion
 from stages.scoring.rows import RowScore
 
 

@@ -17,7 +17,7 @@ from stages.core.files import read_json
 from stages.measure.baseline.__main__ import main as baseline
 from stages.measure.evaluate.__main__ import main as evaluate
 from stages.params import read_params
-from stages.records.record import make_record, read_rows, write_records
+from stages.records.record import make_record, read_rows, write_records, write_rows
 
 TAGS = {
     "tone": {"kind": "classification", "labels": ["kind", "rude"]},
@@ -58,6 +58,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             for n in range(3)
         ]
         write_records(paths.HOLDOUT, rows)
+        write_rows(paths.CHECKS / "triggers.jsonl", [])
+        write_rows(paths.NEAREST, [{"id": row.id, "nearest_id": "x", "ratio": 71.0} for row in rows])
+        write_records(paths.SPLIT_TRAIN, [])
         write_records(paths.TRAIN, [make_record("another prompt", REFERENCE, None, "a", "a:2")])
         save_tiny_model(paths.BASE, seed=1)
         save_tiny_model(paths.ADAPTER, seed=2)
@@ -78,7 +81,7 @@ def test_every_task_has_its_metrics(project: Path) -> None:
     assert set(found["against_baseline"]["tasks"]) == {"reply", "tone", "untagged"}
     assert set(found["slices"]) == {"task", "fields.region"}
     assert not found.keys() & {"previous", "against_previous"}
-    assert list(read_rows(paths.PREVIOUS_GENERATIONS)) == []
+    assert list(read_rows(paths.PREVIOUS_GENERATIONS)) == [{"release": None, "commit": None}]  # never empty: DVC warns
 
 
 def test_what_lies_beyond_the_hold_out_is_measured(project: Path) -> None:
