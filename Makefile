@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 AXE := tests/node_modules/axe-core/package.json
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-.PHONY: setup repro test check
+.PHONY: setup repro test test-gpu check
 
 setup: $(READY)
 
@@ -24,6 +24,10 @@ repro: $(READY)
 
 test: check $(AXE)
 	@python -m pytest
+
+# What only a CUDA card can show, in the Python that is there; the table goes to benchmarks/results/gpu_tests.md.
+test-gpu:
+	@$(or $(wildcard $(VENV)/bin/python),$(PYTHON)) -m pytest tests/gpu --confcutdir=tests/gpu --capture=no
 
 # For the tests of pages; without npm they skip.
 $(AXE): tests/package.json

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dvclive import Live
 from transformers import TrainerCallback
 
 from stages.core import paths
@@ -39,6 +38,8 @@ class Curves(TrainerCallback):  # type: ignore[misc]
         self._writes = state.is_world_process_zero
         if not self._writes:
             return
+        from dvclive import Live
+
         # DVCLive would else write a dvc.yaml of its own and save an experiment within the experiment.
         self._live = Live(str(paths.CURVES), dvcyaml=None, save_dvc_exp=False)
         for entry in state.log_history:  # a resumed run first repeats the curve up to its checkpoint

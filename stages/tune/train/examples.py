@@ -55,8 +55,9 @@ class Examples:
 
     def dataset(self) -> Any:
         """The rows as TRL takes them."""
-        from datasets import Dataset
+        from datasets import Dataset, disable_progress_bars
 
+        disable_progress_bars()  # of TRL's preparation, which takes a moment
         return Dataset.from_dict({"input_ids": self.input_ids, "completion_mask": self.completion_mask})
 
 
