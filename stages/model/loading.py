@@ -1,6 +1,6 @@
 """Load the base model, an adapter on it, or a release's artefact; one place decides device, precision and format."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -61,18 +61,20 @@ def load_tuned(base: Path, adapter: Path, **options: Any) -> Any:
     return PeftModel.from_pretrained(model, adapter, use_safetensors=True).eval()
 
 
-def nf4_config(precision: torch.dtype) -> Any:
+def nf4_config(precision: torch.dtype, kept: Sequence[str] | None = None, double: bool = True) -> Any:
     """4-bit NormalFloat with double quantisation (Dettmers et al. 2023, arXiv 2305.14314, section 3).
 
-    QLoRA trains on it and the NF4 artefact ships in it; layers compute in `precision`.
+    QLoRA trains on it and the NF4 artefact ships in it; layers compute in `precision`. Layers named in `kept` are not
+    quantised; without any names the output layer is not, which names come in place of.
     """
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
+        bnb_4bit_use_double_quant=double,
         bnb_4bit_compute_dtype=precision,
+        llm_int8_skip_modules=kept,
     )
 
 

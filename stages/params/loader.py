@@ -16,6 +16,7 @@ from stages.params.evaluate import Evaluate, Probes, Report, Scoring
 from stages.params.gates import Gate
 from stages.params.judge import Judge, Review
 from stages.params.model import Generation, Model
+from stages.params.quantize import Quantize
 from stages.params.section import Section, Seed
 from stages.params.split import Dedup, Holdout, Split
 from stages.params.task import Task
@@ -41,6 +42,7 @@ class Params(Section):
     checks: Checks = Checks()
     train: Train = Train()
     generation: Generation = Generation()
+    quantize: Quantize = Quantize()
     scoring: Scoring = Scoring()
     probes: Probes = Probes()
     evaluate: Evaluate = Evaluate()

@@ -16,7 +16,7 @@ def main() -> None:
     # fmt: off
     params = load_params(
         "augment", "checks", "clean", "dedup", "evaluate", "gates", "generation", "holdout", "judge", "model",
-        "probes", "review", "scoring", "seed", "split", "task", "train",
+        "probes", "quantize", "review", "scoring", "seed", "split", "task", "train",
     )
     # fmt: on
     manifest = build_manifest(params)

@@ -21,12 +21,12 @@ from stages.ship.merge_quantize.artefacts import merge, quantise
 
 
 def main() -> None:
-    params = load_params("generation", "model", "scoring", "task")
+    params = load_params("generation", "model", "quantize", "scoring", "task")
     tasks = Tasks(params.task)
     adapter = [score_row(row, tasks) for row in read_rows(paths.ADAPTER_GENERATIONS)]
     with measured("merge_quantize") as notes:
         merge(paths.BASE, paths.ADAPTER, paths.MERGED, params.model.dtype)
-        quantise(paths.MERGED, paths.NF4, "nf4")
+        quantise(paths.MERGED, paths.NF4, "nf4", params.quantize.nf4)
         quantise(paths.MERGED, paths.INT8, "int8")
         shipped = [Weights(path) for path in (paths.MERGED, paths.NF4, paths.INT8)]
         artefacts = {weights.folder.name: judge(weights, params, tasks, adapter) for weights in shipped}

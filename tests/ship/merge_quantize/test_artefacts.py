@@ -10,6 +10,7 @@ from tiny_model import save_tiny_model
 
 from stages.core.errors import Refusal
 from stages.model.loading import load_model
+from stages.params.quantize import Nf4
 from stages.ship.merge_quantize.artefacts import merge, quantise
 from stages.tune.train.adapters import save_trained
 
@@ -56,6 +57,21 @@ def test_quantised_weights_are_small_and_near(trained: Path, tmp_path: Path, for
         exact = load_model(tmp_path / "merged")(ids).logits.float().softmax(-1)
         near = load_model(tmp_path / form)(ids).logits.float().softmax(-1)
     assert (exact - near).abs().max() < 0.02
+
+
+def test_layers_that_nf4_keeps_come_back_exactly_and_the_others_rounded(trained: Path, tmp_path: Path) -> None:
+    merge(trained / "base", trained / "adapter", tmp_path / "merged", "bfloat16")
+    quantise(tmp_path / "merged", tmp_path / "nf4", "nf4", Nf4(keep_in_16_bit=["down_proj", "model.layers.1"]))
+    merged = load_file(tmp_path / "merged" / "model.safetensors")
+    stored = load_file(tmp_path / "nf4" / "model.safetensors")
+    linear = {name for name in merged if name.endswith("_proj.weight")}
+    kept = {name for name in linear if "down_proj" in name or ".layers.1." in name}
+    assert kept
+    assert linear > kept
+    assert {name for name in linear if stored[name].dtype == torch.uint8} == linear - kept
+    assert all(torch.equal(stored[name], merged[name]) for name in merged.keys() - (linear - kept))
+    again = load_model(tmp_path / "nf4").state_dict()
+    assert all(torch.equal(again[name].bfloat16(), merged[name]) for name in kept)
 
 
 def test_a_saved_adapter_loads_with_the_same_weights(trained: Path, tmp_path: Path) -> None:
