@@ -47,8 +47,8 @@ def listed(folder, below=""):
 
 def gates(state):
     measured = {"state": state, "value": 0.97, "low": 0.9, "high": 0.99, "reason": "0.970 of 48 rows"}
-    asked = {"metric": "evaluate.adapter.exact_match", "comparison": "absolute", "threshold": 0.9, "kind": "minimum"}
-    gate = {**measured, **asked, "required": True}
+    asked = {"model": "adapter", "metric": "exact_match", "against": None, "of": {}}
+    gate = {**measured, **asked, "threshold": 0.9, "kind": "minimum", "required": True}
     return {"verdict": state, "gates": {"exact_match": gate}}
 
 

@@ -75,17 +75,16 @@ def _compared(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[_Ro
             tests.append(row._replace(reading="paired test on the same rows"))
         elif old == new:
             continue
-        elif _is_beyond(old, new):
-            moved.append(row._replace(reading=f"{'▲' if _value(new) > _value(old) else '▼'} beyond the interval"))
+        elif isinstance(old, Mapping) and isinstance(new, Mapping) and _is_beyond(old, new):
+            moved.append(row._replace(reading=f"{'▲' if new['value'] > old['value'] else '▼'} beyond the interval"))
         else:
             rest.append(row)
     return sorted(moved, key=lambda row: row.what.count(".")), tests, rest
 
 
-def _is_beyond(old: Any, new: Any) -> bool:
+def _is_beyond(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     """Whether a measured value left the interval that it had; what compares two models is no such value."""
-    both = all(isinstance(one, Mapping) and "value" in one for one in (old, new))
-    return both and not old["low"] <= new["value"] <= old["high"]
+    return "value" in old and "value" in new and not old["low"] <= new["value"] <= old["high"]
 
 
 def _value(found: Mapping[str, Any]) -> float:
@@ -129,9 +128,7 @@ def _text(found: Any) -> str:
 
 def _metrics(tree: Tree) -> dict[str, Any]:
     """The metrics of every stage by its name: metrics/details.json, which git keeps and a runner has without DVC."""
-    return _json(tree, paths.METRICS / "details.json") or {
-        name: _json(tree, paths.METRICS / f"{name}.json") for name in ("baseline", "train", "evaluate", "quantize")
-    }
+    return _json(tree, paths.DETAILS)
 
 
 def _json(tree: Tree, path: Path) -> dict[str, Any]:

@@ -118,8 +118,10 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _tried() -> list[Row]:
     """The suspected triggers that the tuned model was asked about."""
-    path = paths.ADAPTER_GENERATIONS.with_name("triggers.json")
-    rows: list[Row] = read_json(path) if path.exists() else []
+    try:
+        rows: list[Row] = read_json(paths.TRIED_TRIGGERS)
+    except FileNotFoundError:
+        raise UserError(f"{paths.TRIED_TRIGGERS} is missing; run `dvc repro` to make it") from None
     return rows
 
 

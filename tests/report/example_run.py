@@ -187,6 +187,8 @@ def _write_evaluation(params: Params, answers: dict[str, list[dict[str, Any]]], 
     write_json(paths.BASELINE_METRICS, as_json({"base": summaries["base"]}))
     write_json(paths.EVALUATE_METRICS, as_json(evaluate))
     write_json(paths.QUANTIZE_METRICS, as_json({"artefacts": artefacts}))
+    tried = {"ngram": HOSTILE, "label": "refund", "turned": 9, "n": 16, "control_turned": 2, "control_n": 80}
+    write_json(paths.TRIED_TRIGGERS, [{**tried, "p_value": 0.0004, "confirmed": True}])
     write_confusion(paths.CONFUSION, scores["adapter"], tasks)
 
 

@@ -32,6 +32,7 @@ ALWAYS_READ = [
     "data/generations/artefacts/nf4.jsonl",
     "data/generations/base.jsonl",
     "data/generations/training_samples.jsonl",
+    "data/generations/triggers.json",
     "data/rejected/duplicates.jsonl",
     "data/rejected/quarantine.jsonl",
     "data/schema.json",

@@ -146,7 +146,7 @@ def _lines(trail: Mapping[str, Any]) -> Iterator[str]:
             origin = f"  from stage {row['made_by']}" if row.get("made_by") else ""
             yield f"  {path.ljust(width)}  {row['md5']}{origin}"
     yield "figures"
-    yield from (f"  {line}" for line in _figures(trail["metrics"].get(f"{_METRICS}/summary.json", {}).get("values")))
+    yield from (f"  {line}" for line in _figures(trail["metrics"].get(paths.SUMMARY.as_posix(), {}).get("values")))
     yield "parameters"
     yield from (f"  {line}" for line in _figures(trail["params"]))
 
