@@ -179,12 +179,7 @@ def sketches(texts: Sequence[str], q: int, words: int) -> NDArray[np.uint64]:
 
 def fill(texts: Sequence[str], made: NDArray[Any], kernel: Kernel) -> None:
     """Let `kernel` fill the row of each text in `made`."""
-
-    def fill_batch(batch: slice) -> None:
-        kernel(*_encoded(texts[batch]), made[batch])
-
-    for _ in in_threads(fill_batch, _batches(texts)):
-        pass
+    list(in_threads(lambda batch: kernel(*_encoded(texts[batch]), made[batch]), _batches(texts)))
 
 
 def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

@@ -22,7 +22,7 @@ SOURCE = "augment:value_swap"
 # Where a value stands in a completion: the keys from the top down.
 Place = tuple[str, ...]
 # The values of the training rows by label and place, sorted.
-Values = Mapping[tuple[str | None, Place], Sequence[str]]
+Values = dict[tuple[str | None, Place], list[str]]
 
 # Short enough to stop at rows that cannot become anything new, long enough to pass over those that did already.
 _ROUNDS_PER_ROW = 3
@@ -38,18 +38,18 @@ def swapped_rows(rows: Sequence[Record], count: int, known: Collection[str], see
     if not count:
         return []
     copied = {row.id: _copied(row) for row in rows}
-    values: dict[tuple[str | None, Place], list[str]] = defaultdict(list)
+    values: Values = defaultdict(list)
     for row in rows:
         for place, value in copied[row.id]:
             values[row.label, place].append(value)
-    sorted_values = {key: sorted(found) for key, found in values.items()}
+    values = {key: sorted(found) for key, found in values.items()}
     taken, made = set(known), list[Record]()
     ordered = sorted(rows, key=lambda row: rank(seed, "value swap", row.id))
     rounds = -(-_ROUNDS_PER_ROW * count // max(len(rows), 1))
     for attempt, row in itertools.product(range(rounds), ordered):
         if len(made) == count:
             break
-        new = _swap(row, copied[row.id], sorted_values, Random(rank(seed, f"value swap {attempt}", row.id)))
+        new = _swap(row, copied[row.id], values, Random(rank(seed, f"value swap {attempt}", row.id)))
         if new and normalise(asked(new)) not in taken:
             taken.add(normalise(asked(new)))
             made.append(new)

@@ -10,7 +10,7 @@ from typing import Any
 from stages.core import paths
 from stages.core.errors import UserError, run
 from stages.core.files import atomic, write_json
-from stages.params import load_params
+from stages.params.loader import load_params
 from stages.prepare.checks.conflicts import conflicts, label_of, outcomes
 from stages.prepare.checks.sources import by_source
 from stages.prepare.checks.triggers import find_triggers

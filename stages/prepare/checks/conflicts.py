@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from stages.params import Task
+from stages.params.task import Task
 from stages.records.near_pairs import NearPairs, components
 from stages.records.record import Record
 from stages.text.normal_form import asked, normalise

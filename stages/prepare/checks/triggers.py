@@ -29,7 +29,7 @@ from scipy.sparse import csr_matrix
 from scipy.stats import binom, hypergeom
 
 from stages.core.progress import track
-from stages.params import Checks
+from stages.params.augment import Checks
 from stages.prepare.checks.conflicts import shown
 from stages.records.record import Record
 from stages.text.normal_form import asked, normalise

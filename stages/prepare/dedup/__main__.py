@@ -7,7 +7,7 @@ from stages.core import paths
 from stages.core.errors import run
 from stages.core.files import write_json
 from stages.near_duplicates.pairs import near_pairs
-from stages.params import load_params
+from stages.params.loader import load_params
 from stages.prepare.dedup.duplicate_counts import conflicts, giants, near_clusters, summarise
 from stages.prepare.dedup.duplicates import agreement, drop_exact, drop_near, with_kept_witness
 from stages.records.dropped import write_rejected

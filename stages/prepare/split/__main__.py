@@ -7,7 +7,8 @@ from typing import Any
 from stages.core import paths
 from stages.core.errors import run
 from stages.core.files import atomic, write_json
-from stages.params import Holdout, load_params
+from stages.params.loader import load_params
+from stages.params.split import Holdout
 from stages.prepare.split.lock import Drawn, Lock, WholeSource, check_holdout, read_lock
 from stages.prepare.split.nearness import distances, find_nearness
 from stages.prepare.split.partition import Partition, partition, restore_locked, summarise
@@ -55,15 +56,17 @@ def came_later(unique: Sequence[Record], duplicates: Sequence[Rejected], lock: L
 
 def _write_parts(parts: Partition) -> None:
     """All files or none: the folder is renamed as a whole."""
+
+    def write(folder: Path, train: Sequence[Record], validation: Sequence[Record]) -> None:
+        write_records(folder / paths.SPLIT_TRAIN.name, train)
+        write_records(folder / paths.VALIDATION.name, validation)
+
     with atomic(paths.SPLIT_TRAIN.parent) as folder:
-        write_records(folder / paths.SPLIT_TRAIN.name, parts.train)
-        write_records(folder / paths.VALIDATION.name, parts.validation)
+        write(folder, parts.train, parts.validation)
         write_records(folder / paths.HOLDOUT.name, parts.holdout)
         write_rows(folder / paths.NEAREST.name, distances(parts.holdout, parts.train))
         for number in range(1, len(parts.folds) + 1):
-            train, validation = parts.fold(number)
-            write_records(folder / "folds" / str(number) / paths.SPLIT_TRAIN.name, train)
-            write_records(folder / "folds" / str(number) / paths.VALIDATION.name, validation)
+            write(folder / "folds" / str(number), *parts.fold(number))
 
 
 def _show(metrics: dict[str, Any], lock: Lock, params: Holdout, later: int) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.files import file_digest, read_json
-from stages.params import Params, load_params
+from stages.params.loader import Params, load_params
 from stages.prepare.split.lock import Drawn, DrawnLabel, WholeSource, make_lock, write_lock
 from stages.prepare.split.nearness import Nearness, find_nearness, near_groups
 from stages.prepare.split.partition import restore_locked

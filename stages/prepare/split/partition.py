@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 from stages.core.errors import UserError
-from stages.params import Split
+from stages.params.split import Split
 from stages.prepare.split.lock import Lock
 from stages.prepare.split.nearness import Nearness, near_groups, quarantine
 from stages.prepare.split.strata import Stratum, label_name, make_folds, stratified_draw
@@ -86,12 +86,8 @@ def partition(records: Iterable[Record], lock: Lock, nearness: Nearness, setting
 def sample_train(records: Sequence[Record], max_rows: int | None, seed: int) -> tuple[list[Record], list[Rejected]]:
     """A seeded sample of at most `max_rows` records, and the rest."""
     first = sorted(records, key=lambda record: rank(seed, "train", record.id))[:max_rows]
-    taken = {record.id for record in first}
     detail = f"training takes {max_rows} rows (split.max_train_rows)"
-    return (
-        [record for record in records if record.id in taken],
-        [Rejected("beyond_max", detail, None, None, record) for record in records if record.id not in taken],
-    )
+    return _parted(records, {record.id for record in first}, "beyond_max", detail)
 
 
 def cap_sources(records: Sequence[Record], share: float, seed: int) -> tuple[list[Record], list[Rejected]]:
@@ -117,10 +113,12 @@ def cap_sources(records: Sequence[Record], share: float, seed: int) -> tuple[lis
             left[record.source] -= 1
             kept.add(record.id)
     detail = f"its source may have {most} rows, {share:g} of the training rows (split.max_source_share)"
-    return (
-        [record for record in records if record.id in kept],
-        [Rejected("beyond_source_cap", detail, None, None, record) for record in records if record.id not in kept],
-    )
+    return _parted(records, kept, "beyond_source_cap", detail)
+
+
+def _parted(records: Sequence[Record], kept: Set[str], reason: str, detail: str) -> tuple[list[Record], list[Rejected]]:
+    rest = [Rejected(reason, detail, None, None, record) for record in records if record.id not in kept]
+    return [record for record in records if record.id in kept], rest
 
 
 def summarise(rows_in: int, parts: Partition, restored: int, lock: Lock) -> dict[str, Any]:
