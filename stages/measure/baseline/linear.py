@@ -18,8 +18,8 @@ from stages.text.normal_form import asked
 class LinearScores:
     """The linear baseline on the hold-out rows that have a label."""
 
-    rows: Annotated[int, "training rows with a label"]
-    labels: Annotated[int, "labels among them"]
+    trained_rows: Annotated[int, "training rows with a label"]
+    trained_labels: Annotated[int, "labels among them"]
     label_accuracy: Annotated[Share, "the label is that of the row"]
 
 
