@@ -57,7 +57,6 @@ COUNTED: Mapping[str, Meanings] = {
         "clusters.largest": "records of the largest group",
         "clusters.giant": "groups that are suspiciously large",
         "clusters.giant_rows": "records in them",
-        "search.KEY": "how much the search compared",
     },
     "split": {
         "rows.PART": "records in, and in each part of the split",
