@@ -65,8 +65,8 @@ def distance(evaluate: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The main score by how much a prompt resembles the nearest training prompt, in the form of a slice."""
     found = evaluate.get("distance", {})
     sentence = (
-        "Likeness of each hold-out prompt to the nearest training prompt, 0 to 100 (rapidfuzz ratio). Nearer ones "
-        "never meet: their training rows are quarantined. Right answers far from all training prompts are worth most."
+        "Likeness of each hold-out prompt to the nearest training prompt, 0 to 100 (rapidfuzz ratio). Rows that are "
+        "near-duplicates of it were kept out of training. Right answers far from all training prompts are worth most."
     )
     groups = _groups(found.items())
     return (
