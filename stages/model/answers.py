@@ -20,7 +20,8 @@ from stages.records.record import Record
 # Tokens of prompts and answers in memory at once. More gain little on a CPU; on a card they are a fixed share of its
 # memory, never of what is free: a number that changed from run to run would change how sums are rounded.
 _CPU_TOKENS, _GPU_TOKENS, _MEMORY_SHARE = 4096, 131072, 4
-_LEG = 8  # tokens between two looks at which answers have ended; those that have leave the batch
+# Tokens between two looks at which answers have ended; those that have leave the batch. A look costs a card more.
+_LEG = {"cpu": 8, "cuda": 24}
 # Whatever could make the likeliest token another one, or another one be taken, said in full.
 _GREEDY: dict[str, Any] = {
     "do_sample": False,
@@ -157,7 +158,7 @@ def _one_batch(causal: Any, prompts: Sequence[list[int]], prefix: Prefix, stop_i
     while running:
         config = GenerationConfig(
             **_GREEDY,
-            max_new_tokens=min(_LEG, limit - len(said[running[0]])),
+            max_new_tokens=min(_LEG[causal.device.type], limit - len(said[running[0]])),
             eos_token_id=stop_id,
             pad_token_id=stop_id,
         )

@@ -40,9 +40,9 @@ def hear(questions: Sequence[Question], judge: Judge, notes: dict[str, object]) 
 
 def _judge(judge: Judge) -> Asked:
     if judge.provider == "local":
-        from stages.measure.judge.local import Local
+        from stages.measure.judge.judges import Local
 
         return Local(judge)
-    from stages.measure.judge.endpoint import Endpoint
+    from stages.measure.judge.judges import Endpoint
 
     return Endpoint(judge)

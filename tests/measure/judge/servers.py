@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -18,12 +19,12 @@ class Rule(BaseHTTPRequestHandler):
     """An OpenAI-compatible server whose `rule` gets the two answers and the reference and says A, B or TIE."""
 
     rule: Callable[[dict[str, str]], str]
-    seen: list[tuple[dict[str, str], dict[str, Any]]]
+    seen: list[tuple[Message, dict[str, Any]]]
     port: int
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.seen.append((dict(self.headers), body))
+        self.seen.append((self.headers, body))
         said = type(self).rule(read_question(body["messages"][1]["content"]))
         usage = {"prompt_tokens": 100, "completion_tokens": 2, "total_tokens": 102}
         answer = {"choices": [{"index": 0, "message": {"role": "assistant", "content": said}}], "usage": usage}

@@ -13,7 +13,7 @@ from judge_project import KEY, judge_params, right_one
 from servers import Proxy, Rule, judging, reply
 
 from stages.core.errors import UserError
-from stages.measure.judge.endpoint import Endpoint
+from stages.measure.judge.judges import Endpoint
 from stages.measure.judge.questions import Question
 from stages.measure.judge.replies import Reply
 

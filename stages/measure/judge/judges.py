@@ -1,29 +1,31 @@
-"""A judge behind an OpenAI-compatible endpoint."""
+"""The two kinds of judge: a model behind an OpenAI-compatible endpoint, and one in a folder of this machine."""
 
 import email.utils
 import ipaddress
 import json
 import os
 import random
+import ssl
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import requests
-import urllib3
-
 from stages.core import paths
 from stages.core.errors import UserError
+from stages.core.files import tree_digest
 from stages.core.progress import track
 from stages.measure.judge.questions import SYSTEM, Question
 from stages.measure.judge.replies import Reply
-from stages.params import Judge
+from stages.params import Generation, Judge
+from stages.records.record import make_record
 
 _MAX_BYTES = 4_000_000
-_TRANSIENT = (408, 425, 429)
+_TRANSIENT = (408, 409, 425, 429)
+_AT_ONCE = 64  # questions to a local judge; as many replies are lost at most when a run is killed
 
 
 class _TryAgain(Exception):
@@ -35,13 +37,26 @@ class _TryAgain(Exception):
 
 
 class Endpoint:
-    """The client. Raises UserError when the key is missing, or would go over the network in the clear."""
+    """Asks with the `openai` client, whose own attempts are switched off: they would not wait as the parameters say.
+
+    Raises UserError when the client is not installed, the key is missing, or it would go over the network in the clear.
+    """
 
     def __init__(self, judge: Judge) -> None:
-        self._judge = judge
-        self._url = f"{judge.endpoint}/chat/completions"
-        self._loopback = _is_loopback(judge.endpoint)
-        self._key = _read_key(judge, self._loopback)
+        loopback = _is_loopback(judge.endpoint)
+        self._judge, self._key = judge, _read_key(judge, loopback)
+        try:
+            import openai
+        except ImportError:
+            raise UserError("the judge asks with the openai client: run `pip install 'tunetrail[judge]'`") from None
+        self._client = openai.OpenAI(
+            base_url=judge.endpoint,
+            api_key=self._key or "none",
+            timeout=judge.timeout,
+            max_retries=0,
+            # No proxy between two programs of one machine, and no key for whoever a redirect names.
+            http_client=openai.DefaultHttpxClient(trust_env=not loopback, follow_redirects=False),
+        )
         self._stop = threading.Event()
         self._sampling = {
             "temperature": judge.temperature,
@@ -85,7 +100,7 @@ class Endpoint:
         while True:
             number += 1
             try:
-                return self._request(question)
+                return _parse(self._request(question))
             except _TryAgain as fault:
                 if number == judge.attempts or self._stop.is_set():
                     raise self._gives_up(f"{fault} ({number} attempt{'s' * (number > 1)})") from None
@@ -100,64 +115,98 @@ class Endpoint:
             "run the same command again to go on"
         )
 
-    def _request(self, question: Question) -> Reply:
-        messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question.text}]
-        body = {"model": self._judge.model, "messages": messages, "stream": False, **self._sampling}
+    def _request(self, question: Question) -> str:
+        """The body of the reply, without the key should a server echo it."""
+        import openai
+
+        messages: Any = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question.text}]
+        asking = self._client.chat.completions.with_streaming_response
         try:
-            with requests.Session() as session:
-                session.trust_env = not self._loopback  # no proxy between two programs of one machine
-                with session.post(
-                    self._url,
-                    json=body,
-                    auth=self._sign,
-                    timeout=self._judge.timeout,
-                    stream=True,
-                    allow_redirects=False,
-                ) as response:
-                    content = self._read(response)
-        except requests.exceptions.SSLError as error:
-            raise self._gives_up(f"has no certificate that can be trusted: {self._clean(str(error))}") from None
-        except (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError):
-            raise _TryAgain(f"did not reply within {self._judge.timeout:g} s") from None
-        except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-            raise _TryAgain(f"broke the connection ({_kind(error)})") from None
-        self._check(response, content)
-        return _parse(content)
+            with asking.create(
+                model=self._judge.model,
+                messages=messages,
+                stream=False,
+                extra_headers=None if self._key else {"Authorization": openai.Omit()},
+                **self._sampling,
+            ) as response:
+                return self._clean(self._read(response.iter_bytes()))
+        except openai.APIStatusError as error:
+            self._check(error.status_code, error.response)
+            raise
+        except _TryAgain:
+            raise
+        except Exception as error:  # the client lets errors of the connection through while a body is read
+            causes = list(_causes(error))
+            if any(isinstance(cause, ssl.SSLError) for cause in causes):
+                raise self._gives_up(
+                    f"has no certificate that can be trusted: {self._clean(str(causes[-1]))}"
+                ) from None
+            if any("Timeout" in type(cause).__name__ for cause in causes):
+                raise _TryAgain(f"did not reply within {self._judge.timeout:g} s") from None
+            # The innermost cause by its name; its message may hold whatever was sent.
+            raise _TryAgain(f"broke the connection ({type(causes[-1]).__name__})") from None
 
-    def _sign(self, request: Any) -> Any:
-        if self._key:
-            request.headers["Authorization"] = f"Bearer {self._key}"
-        return request
-
-    def _read(self, response: Any) -> str:
-        """The body, without the key should a server echo it. A body that drips in has no more time than others."""
+    def _read(self, chunks: Iterator[bytes]) -> str:
+        """A body that drips in has no more time than others."""
         deadline = time.monotonic() + self._judge.timeout
         content = bytearray()
-        while chunk := response.raw.read1(1 << 16, decode_content=True):
+        for chunk in chunks:
             content += chunk
             if len(content) > _MAX_BYTES:
                 raise _TryAgain("sent megabytes in place of a reply")
             if time.monotonic() > deadline:
-                raise requests.exceptions.Timeout
-        return self._clean(content.decode("utf-8", errors="replace"))
+                raise _TryAgain(f"did not reply within {self._judge.timeout:g} s")
+        return content.decode("utf-8", errors="replace")
 
-    def _check(self, response: Any, content: str) -> None:
-        """Raises on every status but 200."""
-        status = response.status_code
-        if status == 200:
-            return
+    def _check(self, status: int, response: Any) -> None:
+        """Raises for every status that is an error."""
         if status in _TRANSIENT or status >= 500:
-            raise _TryAgain(f"answers with HTTP {status}", _retry_after(response.headers.get("Retry-After")))
+            raise _TryAgain(f"answers with HTTP {status}", _retry_after(response.headers.get("Retry-After"))) from None
         if status in (401, 403):
             where = f"the key in {self._judge.key_variable}" if self._key else "requests without a key"
-            raise self._gives_up(f"refuses {where} (HTTP {status})")
+            raise self._gives_up(f"refuses {where} (HTTP {status})") from None
         if 300 <= status < 400:
-            raise self._gives_up(f"sends the request elsewhere (HTTP {status}); set judge.endpoint to where it belongs")
-        said = " ".join(content.split())[:300]
-        raise self._gives_up(f"refuses the request with HTTP {status}: {said or 'no reason given'}")
+            raise self._gives_up(
+                f"sends the request elsewhere (HTTP {status}); set judge.endpoint to where it belongs"
+            ) from None
+        said = self._clean(" ".join(response.text.split())[:300])
+        raise self._gives_up(f"refuses the request with HTTP {status}: {said or 'no reason given'}") from None
 
     def _clean(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
+
+
+class Local:
+    """A transformers model known by its content, so that another model in the same folder is asked anew."""
+
+    def __init__(self, judge: Judge) -> None:
+        self._folder = Path(judge.model)
+        if not (self._folder / "config.json").is_file():
+            raise UserError(f"judge.model: {judge.model} is no folder with a model (config.json is missing)")
+        self._generation = Generation(max_new_tokens=judge.max_tokens)
+        self.identity: Mapping[str, Any] = {
+            "provider": "local",
+            "model": tree_digest(self._folder),
+            "max_tokens": judge.max_tokens,
+        }
+
+    def ask(self, questions: Sequence[Question]) -> Iterator[tuple[Question, Reply]]:
+        """Greedy replies, a part of them at a time."""
+        if not questions:
+            return
+        from stages.model.answers import answer
+        from stages.model.chat import make_chat
+        from stages.model.loading import load_model, load_tokenizer
+
+        model = load_model(self._folder)
+        chat = make_chat(load_tokenizer(self._folder), SYSTEM)
+        for start in range(0, len(questions), _AT_ONCE):
+            batch = questions[start : start + _AT_ONCE]
+            records = [make_record(question.text, "", None, "judge", "") for question in batch]
+            what = f"judge, {start + 1} to {start + len(batch)} of {len(questions)}"
+            said = answer(model, chat, records, self._generation, what)
+            for question, record, one in zip(batch, records, said, strict=True):
+                yield question, Reply(one.output, len(chat.prompt_ids(record)), one.tokens)
 
 
 def _read_key(judge: Judge, loopback: bool) -> str:
@@ -212,8 +261,9 @@ def _count(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
-def _kind(error: BaseException) -> str:
-    """The innermost cause by its name; its message may hold whatever was sent."""
-    while (inner := error.__cause__ or error.__context__) is not None:
-        error = inner
-    return type(error).__name__
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and what it was raised for, the innermost last."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
