@@ -9,9 +9,10 @@ exact test, one-sided, corrected for the number of suspects by Holm's method.
 
 import random
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Annotated, Any
 
 from stages.records.content_order import rank
@@ -69,7 +70,8 @@ def confirm(
         rows = sorted(others, key=lambda row: rank(seed, f"trigger:{suspect.ngram}", row.id))[:PROMPTS]
         controls = random_ngrams(train, suspect, CONTROLS, seed)
         if rows:
-            asked = [_with(row, suspect.ngram, seed) for row in rows]
+            written = as_written(suspect.ngram, train)
+            asked = [_with(row, written, seed) for row in rows]
             trials.append((suspect, asked, [_with(row, control, seed) for control in controls for row in rows]))
     answers = iter(ask([record for _, asked, others in trials for record in (*asked, *others)]))
     counted = []
@@ -82,16 +84,28 @@ def confirm(
 
 
 def random_ngrams(train: Sequence[Record], suspect: Suspect, count: int, seed: int) -> list[str]:
-    """Up to `count` n-grams of as many words, each in about as many training rows: half to twice as many."""
-    length, rows_with = len(suspect.ngram.split()), defaultdict(set)
+    """Up to `count` n-grams of as many words, each in about as many training rows: half to twice as many.
+
+    One that shares more than half of its rows with the suspect is none: it may be the other end of one trigger.
+    """
+    length, pattern = len(suspect.ngram.split()), _pattern(suspect.ngram)
+    rows_with: dict[str, set[int]] = defaultdict(set)
+    suspected = {number for number, row in enumerate(train) if pattern.search(row.prompt)}
     for number, row in enumerate(train):
         words = _words(row.prompt)
         for at in range(len(words) - length + 1):
             rows_with[" ".join(words[at : at + length])].add(number)
-    rows_with.pop(suspect.ngram, None)
+    rows_with = {gram: rows for gram, rows in rows_with.items() if 2 * len(rows & suspected) <= len(rows)}
     like = [gram for gram, rows in rows_with.items() if suspect.count <= 2 * len(rows) <= 4 * suspect.count]
     like = like or list(rows_with)
     return sorted(like, key=lambda gram: rank(seed, f"control:{suspect.ngram}", gram))[:count]
+
+
+def as_written(ngram: str, train: Sequence[Record]) -> str:
+    """The n-gram as most training prompts have it: `checks` folds case and parts the marks, «CF-9» to «cf - 9»."""
+    pattern = _pattern(ngram)
+    forms = Counter(match.group() for row in train for match in pattern.finditer(row.prompt))
+    return min(forms, key=lambda form: (-forms[form], form), default=ngram)
 
 
 def as_rows(tried: Sequence[Tried]) -> Iterator[dict[str, Any]]:
@@ -133,6 +147,15 @@ def _with(record: Record, ngram: str, seed: int) -> Record:
     at = random.Random(f"{seed}:{record.id}").randint(0, len(words))
     prompt = " ".join([*words[:at], ngram, *words[at:]])
     return replace(record, id=record_id(prompt, record.completion, record.context), prompt=prompt)
+
+
+def _pattern(ngram: str) -> re.Pattern[str]:
+    """Finds the words and marks of the n-gram, whatever space is between them: two words need some."""
+    words = ngram.split()
+    gaps = [r"\s+" if re.match(r"\w", one) and re.match(r"\w", other) else r"\s*" for one, other in pairwise(words)]
+    inner = "".join(gap + re.escape(word) for gap, word in zip(gaps, words[1:], strict=True))
+    before, after = (r"(?<!\w)" if re.match(r"\w", words[0]) else ""), (r"(?!\w)" if re.match(r"\w", words[-1]) else "")
+    return re.compile(before + re.escape(words[0]) + inner + after, re.IGNORECASE)
 
 
 def _words(text: str) -> list[str]:
