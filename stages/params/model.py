@@ -33,7 +33,8 @@ class Model(Section):
         "bfloat16", description="number format of models/base and of the merged model"
     )
     chat_template: str = Field(
-        "data/chat_template.jinja", description="file in place of the model's own chat template; an empty file for that"
+        "data/chat_template.jinja",
+        description="file in place of the model's own chat template; a comment alone for that",
     )
 
 

@@ -24,9 +24,13 @@ def materialise(source: Path, folder: Path, dtype: str, template: str) -> None:
     if source.is_file():
         where = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**where)
-        # A GGUF file is de-quantised to float32; rounding once, at the end, loses least.
-        model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
+        # A GGUF file is de-quantised to float32; rounding once, at the end, loses least. Safetensors are rounded as
+        # they are read, which saves a copy of four bytes a weight.
+        read_in = torch.float32 if source.is_file() else getattr(torch, dtype)
+        model = AutoModelForCausalLM.from_pretrained(
+            **where, dtype=read_in, trust_remote_code=False, use_safetensors=None if source.is_file() else True
+        )
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"model.source: transformers cannot load {source.name}: {reason}") from None
@@ -34,8 +38,8 @@ def materialise(source: Path, folder: Path, dtype: str, template: str) -> None:
         _set_special_tokens(tokenizer, source)
     set_template(tokenizer, template)
     _shed_quantisation_marks(model)
+    model.to(getattr(torch, dtype))  # checked after it is rounded: float16 has infinities that float32 has not
     refuse_not_finite(dict(model.named_parameters()), "the base model")
-    model.to(getattr(torch, dtype))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

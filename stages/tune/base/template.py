@@ -1,5 +1,6 @@
 """The chat template: the model's own, or a file of the repository in its place."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,16 @@ _INSTRUCTION = "Answer."
 
 
 def read_template(file: Path) -> str:
-    """The text of the file; empty where there is nothing but white space. Raises UserError when it cannot be read."""
+    """The text of the file; empty where it is white space and comments alone. Raises UserError when unreadable."""
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise UserError(
-            f"model.chat_template: cannot read {file} ({reason}); name a file with a Jinja template, or an empty one "
-            "for the model's own"
+            f"model.chat_template: cannot read {file} ({reason}); name a file with a Jinja template, or one of a "
+            "comment alone for the model's own"
         ) from None
-    return text if text.strip() else ""
+    return text if re.sub(r"\{#.*?#\}", "", text, flags=re.DOTALL).strip() else ""
 
 
 def set_template(tokenizer: Any, template: str) -> None:

@@ -55,7 +55,12 @@ def test_the_example_has_no_white_space_around_the_turns() -> None:
 
 def test_a_file_comes_in_place_of_the_own_template_and_an_empty_one_does_not(tmp_path: Path) -> None:
     file = tmp_path / "chat_template.jinja"
-    for text, expected in (("", CHAT_TEMPLATE), (" \n", CHAT_TEMPLATE), (SMOLLM2, SMOLLM2)):
+    for text, expected in (
+        ("", CHAT_TEMPLATE),
+        (" \n", CHAT_TEMPLATE),
+        ("{# none #}\n", CHAT_TEMPLATE),
+        (SMOLLM2, SMOLLM2),
+    ):
         file.write_text(text, encoding="utf-8")
         tokenizer = tiny_tokenizer()
         set_template(tokenizer, read_template(file))
@@ -68,7 +73,7 @@ def test_a_file_that_cannot_be_read_is_a_sentence(tmp_path: Path, content: bytes
     if content is not None:
         file.write_bytes(content)
     reason = "No such file" if content is None else "not UTF-8"
-    with pytest.raises(UserError, match=rf"model\.chat_template: cannot read .*{reason}.*an empty one"):
+    with pytest.raises(UserError, match=rf"model\.chat_template: cannot read .*{reason}.*a comment alone"):
         read_template(file)
 
 
