@@ -116,7 +116,7 @@ def _gates(options: argparse.Namespace, root: Path, start: Path) -> None:
 
 
 def _review(options: argparse.Namespace, root: Path, start: Path) -> None:
-    from stages.measure.review.serve import review
+    from stages.measure.review.server import review
 
     review(options.reviewer, options.port)
 

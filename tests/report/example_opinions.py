@@ -4,12 +4,12 @@ from typing import Any
 
 from stages.core import paths
 from stages.core.files import write_json
+from stages.measure.judge.asking import Reply
 from stages.measure.judge.questions import ask_about
-from stages.measure.judge.replies import Reply
-from stages.measure.judge.summary import OFF
-from stages.measure.judge.summary import summarise as sum_up_judge
-from stages.measure.review.answers import Review, output_hashes
-from stages.measure.review.summary import summarise as sum_up_reviews
+from stages.measure.judge.verdicts import OFF
+from stages.measure.judge.verdicts import summarise as sum_up_judge
+from stages.measure.review.agreement import summarise as sum_up_reviews
+from stages.measure.review.reviews import Review, output_hashes
 from stages.params import Params
 from stages.records.record import Record
 from stages.scoring.paired_answers import TUNED, Answers

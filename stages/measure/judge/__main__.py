@@ -4,9 +4,9 @@ from stages.core import paths
 from stages.core.errors import run
 from stages.core.files import write_json
 from stages.core.run_notes import measured
-from stages.measure.judge.asking import hear
+from stages.measure.judge.asking import ask_all
 from stages.measure.judge.questions import ask_about, sample
-from stages.measure.judge.summary import OFF, summarise
+from stages.measure.judge.verdicts import OFF, summarise
 from stages.params import load_params
 from stages.scoring.paired_answers import RIVALS, read_answers
 
@@ -20,7 +20,7 @@ def main() -> None:
     rows = sample(read_answers(), params.judge.rows, params.seed)
     questions = ask_about(rows, params.judge, params.task, params.seed)
     with measured("judge") as notes:
-        replies = hear(questions, params.judge, notes)
+        replies = ask_all(questions, params.judge, notes)
     result = summarise(rows, replies, params.judge.price, params.scoring)
     write_json(paths.JUDGE_METRICS, result)
     for against in result.keys() & RIVALS.keys():

@@ -1,12 +1,59 @@
-"""Ask the judge what it was not asked before."""
+"""Ask the judge what it was not asked before: replies that were paid for are kept by the content of what was asked."""
 
+import hashlib
+import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from stages.core import paths
-from stages.measure.judge.questions import Question
-from stages.measure.judge.replies import Memory, Reply, key
+from stages.measure.judge.questions import SYSTEM, Question
 from stages.params import Judge
+from stages.records.record import row_line
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What the judge said, and the tokens it took; None where the server did not count them."""
+
+    text: str
+    input_tokens: int | None
+    output_tokens: int | None
+
+
+def key(question: Question, identity: Mapping[str, Any]) -> str:
+    """SHA-256 over all that decides a reply: the model and its sampling, every word, and which asking this is."""
+    asked = {**identity, "texts": [SYSTEM, question.text], "repeat": question.repeat}
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+
+class Memory:
+    """Replies by key, in a file that only grows: a line a reply, on the disk before the next is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.known: dict[str, Reply] = {}
+        content = path.read_bytes() if path.exists() else b""
+        for line in content.splitlines():
+            try:
+                row = json.loads(line)
+                name = row.pop("key")
+                self.known[name] = Reply(**row)
+            except (ValueError, TypeError, KeyError, AttributeError):
+                continue  # the line at which a run was killed
+        self._cut = bool(content) and not content.endswith(b"\n")
+
+    def add(self, name: str, reply: Reply) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        line = ("\n" if self._cut else "") + row_line({"key": name, **asdict(reply)})
+        with self._path.open("ab") as handle:
+            handle.write(line.encode())
+            handle.flush()
+            os.fsync(handle.fileno())
+        self._cut = False
+        self.known[name] = reply
 
 
 class Asked(Protocol):
@@ -19,7 +66,7 @@ class Asked(Protocol):
         ...
 
 
-def hear(questions: Sequence[Question], judge: Judge, notes: dict[str, object]) -> dict[Question, Reply]:
+def ask_all(questions: Sequence[Question], judge: Judge, notes: dict[str, object]) -> dict[Question, Reply]:
     """The reply to every question, kept from an earlier run or asked for now; `notes` tells how many were asked.
 
     Raises:
@@ -39,10 +86,6 @@ def hear(questions: Sequence[Question], judge: Judge, notes: dict[str, object]) 
 
 
 def _judge(judge: Judge) -> Asked:
-    if judge.provider == "local":
-        from stages.measure.judge.judges import Local
+    from stages.measure.judge.judges import Endpoint, Local
 
-        return Local(judge)
-    from stages.measure.judge.judges import Endpoint
-
-    return Endpoint(judge)
+    return Local(judge) if judge.provider == "local" else Endpoint(judge)

@@ -18,8 +18,8 @@ from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.files import tree_digest
 from stages.core.progress import track
+from stages.measure.judge.asking import Reply
 from stages.measure.judge.questions import SYSTEM, Question
-from stages.measure.judge.replies import Reply
 from stages.params import Generation, Judge
 from stages.records.record import make_record
 

@@ -1,8 +1,48 @@
-"""Read the judge's replies, and make one verdict of the two orders of a pair."""
+"""One verdict of the two orders of a pair, and all of them as metrics.
+
+metrics/judge.json, nested numbers:
+
+    {"enabled": 0}                                                      while the judge is off; otherwise
+
+    {"enabled": 1,
+     "rows": rows of the hold-out that were judged,
+     "against_baseline": COMPARISON,                                    tuned against the base model
+     "against_previous": COMPARISON,                                    only where a previous release answered rows
+     "replies": {"count", "unreadable"},                                all replies; those that are no choice
+     "cost": {"input_tokens", "output_tokens", "uncounted", "price"}}   of what was asked, now or in an earlier run;
+                                                                        uncounted: replies without a token count
+
+    COMPARISON = {
+     "rows", "identical",                       rows that both models answered; those where they say the same, which
+                                                are ties without asking
+     "wins", "ties", "losses",                  of the tuned model, in rows
+     "disagreements", "unreadable",             rows that count as ties because the two orders contradict each other,
+                                                or because a reply is no choice
+     "delta": {"value", "low", "high", "n"},   mean of win = +1, tie = 0, loss = -1; bootstrap interval
+     "first_preferred": SHARE,                  of the replies that prefer one answer: how often the one shown first;
+                                                0.5 is fair. Absent when no reply prefers one
+     "length": {"longer": SIDE, "shorter": SIDE, "correlation"},
+                                                rows by whether the tuned answer has more or fewer characters; Spearman
+                                                correlation of the difference in length with the verdict, over rows that
+                                                were asked about (absent where one of them does not vary)
+     "consistency": SHARE}                      of the rows that were asked twice: the same verdict again (absent: none)
+
+    SIDE = {"rows", "delta"}                    delta: the mean alone; absent without rows
+    SHARE = {"value", "low", "high", "count", "n"}
+"""
 
 import re
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from stages.measure.judge.asking import Reply
+from stages.measure.judge.questions import Question
+from stages.params import Price, Scoring
+from stages.scoring.intervals import share
+from stages.scoring.metrics import as_json
+from stages.scoring.paired_answers import TUNED, Answers, delta, meetings
 
 # The last line must be the choice and nothing else, but for marks and the few words that models put around it.
 _CHOICE = re.compile(
@@ -12,6 +52,7 @@ _CHOICE = re.compile(
 )
 
 WIN, TIE, LOSS = 1, 0, -1
+OFF: dict[str, Any] = {"enabled": 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,3 +86,84 @@ def settle(scores: Mapping[bool, int | None]) -> Verdict:
     one, other = scores[True], scores[False]
     readable, agreed = one is not None and other is not None, one == other
     return Verdict(one if readable and agreed and one is not None else TIE, readable, readable and agreed)
+
+
+def summarise(
+    rows: Sequence[Answers],
+    replies: Mapping[Question, Reply],
+    price: Price,
+    scoring: Scoring,
+) -> dict[str, Any]:
+    """The metrics of a judge that is on. `replies` are those to all questions about `rows`."""
+    choices = {question: read_choice(reply.text) for question, reply in replies.items()}
+    paid = {(question.text, question.repeat): reply for question, reply in replies.items()}
+    return {
+        "enabled": 1,
+        "rows": len(rows),
+        **{
+            against: _comparison(against, rival, both, choices, scoring)
+            for against, (rival, both) in meetings(rows).items()
+        },
+        "replies": {"count": len(replies), "unreadable": sum(choice is None for choice in choices.values())},
+        "cost": _cost(list(paid.values()), price),
+    }
+
+
+def _comparison(
+    against: str, rival: str, rows: Sequence[Answers], choices: Mapping[Question, str | None], scoring: Scoring
+) -> dict[str, Any]:
+    first, again = (_verdicts(against, choices, repeat) for repeat in (0, 1))
+    values = {row.id: first[row.id].value if row.id in first else TIE for row in rows}
+    counted = list(values.values())
+    preferred = [choice == "A" for q, choice in choices.items() if q.against == against and choice in ("A", "B")]
+    same = [first[row].value == verdict.value for row, verdict in again.items()]
+    return {
+        "rows": len(rows),
+        "identical": len(rows) - len(first),
+        "wins": counted.count(WIN),
+        "ties": counted.count(TIE),
+        "losses": counted.count(LOSS),
+        "disagreements": sum(verdict.readable and not verdict.agreed for verdict in first.values()),
+        "unreadable": sum(not verdict.readable for verdict in first.values()),
+        "delta": as_json(delta(counted, scoring)),
+        **({"first_preferred": as_json(share(preferred, scoring.confidence))} if preferred else {}),
+        "length": _length_effect([row for row in rows if row.id in first], rival, values),
+        **({"consistency": as_json(share(same, scoring.confidence))} if same else {}),
+    }
+
+
+def _verdicts(against: str, choices: Mapping[Question, str | None], repeat: int) -> dict[str, Verdict]:
+    """The verdict of every row that was asked about for the given time."""
+    scores: dict[str, dict[bool, int | None]] = defaultdict(dict)
+    for question, choice in choices.items():
+        if question.against == against and question.repeat == repeat:
+            scores[question.row][question.tuned_first] = score(choice, tuned_first=question.tuned_first)
+    return {row: settle(both) for row, both in scores.items()}
+
+
+def _length_effect(rows: Sequence[Answers], rival: str, values: Mapping[str, int]) -> dict[str, Any]:
+    pairs = [(len(row.outputs[TUNED]) - len(row.outputs[rival]), values[row.id]) for row in rows]
+    effect: dict[str, Any] = {
+        "longer": _side([value for more, value in pairs if more > 0]),
+        "shorter": _side([value for more, value in pairs if more < 0]),
+    }
+    if len({more for more, _ in pairs}) > 1 and len({value for _, value in pairs}) > 1:
+        from scipy.stats import spearmanr  # takes a second to import, and an idle judge never gets here
+
+        effect["correlation"] = float(spearmanr(*zip(*pairs, strict=True)).statistic)
+    return effect
+
+
+def _side(values: Sequence[int]) -> dict[str, Any]:
+    return {"rows": len(values), **({"delta": sum(values) / len(values)} if values else {})}
+
+
+def _cost(replies: Sequence[Reply], price: Price) -> dict[str, float | int]:
+    read = sum(reply.input_tokens or 0 for reply in replies)
+    said = sum(reply.output_tokens or 0 for reply in replies)
+    return {
+        "input_tokens": read,
+        "output_tokens": said,
+        "uncounted": sum(reply.input_tokens is None or reply.output_tokens is None for reply in replies),
+        "price": (read * price.input + said * price.output) / 1_000_000,
+    }

@@ -3,9 +3,8 @@
 from stages.core import paths
 from stages.core.errors import run
 from stages.core.files import write_json
-from stages.measure.review.answers import read_reviews
-from stages.measure.review.rows import rows_to_review
-from stages.measure.review.summary import summarise
+from stages.measure.review.agreement import summarise
+from stages.measure.review.reviews import read_reviews, rows_to_review
 from stages.params import load_params
 
 

@@ -1,7 +1,112 @@
-"""How far reviewers agree beyond chance."""
+"""What the reviewers said as metrics.
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+metrics/review.json, nested numbers:
+
+    {"rows": rows of the hold-out that are to be reviewed,
+     "identical": those of them where all models say the same, so that nothing is to be compared,
+     "reviewers": {NAME: {"counted", "stale", "left"}},    answers about the present outputs; answers about others or
+                                                           about rows no longer drawn; rows without an answer.
+                                                           Absent without reviewers
+     "reviews": {"counted", "stale", "comments"},          over all reviewers
+     "against_baseline": COMPARISON,                       tuned against the base model
+     "against_previous": COMPARISON}                       only where a previous release answered rows
+
+    COMPARISON = {
+     "reviews", "rows",               answers about pairs whose two texts differ; the rows that they are about
+     "wins", "ties", "losses",        of the tuned model, in answers; ties include the next
+     "both_bad",                      answers in which neither of the two was best
+     "win_rate": {"value", "low", "high", "count", "n"},  wins of wins and losses; Clopper-Pearson. Absent without any
+     "delta": {"value", "low", "high", "n"},              mean over rows of win = +1, tie = 0, loss = -1 (several
+                                                           reviewers of a row are averaged first); bootstrap interval.
+                                                           Without answers 0, from -1 to 1
+     "agreement": {"cohen_kappa" | "krippendorff_alpha", "rows"}}    of win, tie and loss between two reviewers, or
+                                                           more; rows that at least two answered. Absent below two such
+                                                           rows, or where all say the same throughout
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from stages.measure.review.reviews import Review, differ, is_of
+from stages.params import Scoring
+from stages.scoring.intervals import share
+from stages.scoring.metrics import as_json
+from stages.scoring.paired_answers import TUNED, Answers, delta, meetings
+
+WIN, TIE, LOSS = "win", "tie", "loss"
+_VALUES = {WIN: 1, TIE: 0, LOSS: -1}
+
+Reviews = Mapping[str, Mapping[str, Review]]
+
+
+def summarise(rows: Sequence[Answers], reviews: Reviews, scoring: Scoring) -> dict[str, Any]:
+    """The metrics; `reviews` are the answers by reviewer and row."""
+    asked = {row.id: row for row in rows if differ(row)}
+    counted = {
+        name: {key: review for key, review in answers.items() if key in asked and is_of(review, asked[key])}
+        for name, answers in reviews.items()
+    }
+    reviewers = {
+        name: {
+            "counted": len(counted[name]),
+            "stale": len(answers) - len(counted[name]),
+            "left": len(asked) - len(counted[name]),
+        }
+        for name, answers in reviews.items()
+    }
+    return {
+        "rows": len(rows),
+        "identical": len(rows) - len(asked),
+        **({"reviewers": reviewers} if reviewers else {}),
+        "reviews": {
+            "counted": sum(one["counted"] for one in reviewers.values()),
+            "stale": sum(one["stale"] for one in reviewers.values()),
+            "comments": sum(bool(review.comment) for answers in counted.values() for review in answers.values()),
+        },
+        **{against: _comparison(rival, asked, counted, scoring) for against, (rival, _) in meetings(rows).items()},
+    }
+
+
+def _comparison(rival: str, asked: Mapping[str, Answers], reviews: Reviews, scoring: Scoring) -> dict[str, Any]:
+    by_row: dict[str, dict[str, str]] = defaultdict(dict)
+    both_bad = 0
+    for name, answers in sorted(reviews.items()):
+        for key, review in answers.items():
+            outputs = asked[key].outputs
+            if rival in outputs and outputs[TUNED] != outputs[rival]:
+                by_row[key][name] = _outcome(review, rival)
+                both_bad += not {TUNED, rival} & set(review.best)
+    outcomes = [outcome for said in by_row.values() for outcome in said.values()]
+    wins, losses = outcomes.count(WIN), outcomes.count(LOSS)
+    means = [sum(_VALUES[outcome] for outcome in said.values()) / len(said) for said in by_row.values()]
+    return {
+        "reviews": len(outcomes),
+        "rows": len(by_row),
+        "wins": wins,
+        "ties": outcomes.count(TIE),
+        "losses": losses,
+        "both_bad": both_bad,
+        **({"win_rate": as_json(share([True] * wins + [False] * losses, scoring.confidence))} if wins + losses else {}),
+        "delta": as_json(delta(means, scoring)),
+        **_agreement(list(by_row.values())),
+    }
+
+
+def _outcome(review: Review, rival: str) -> str:
+    tuned, other = TUNED in review.best, rival in review.best
+    return TIE if tuned == other else WIN if tuned else LOSS
+
+
+def _agreement(said: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    """Cohen's kappa where two reviewers share rows, Krippendorff's alpha where more do."""
+    shared = [row for row in said if len(row) > 1]
+    names = sorted({name for row in shared for name in row})
+    if len(names) == 2:
+        method, value = "cohen_kappa", cohen_kappa([(row[names[0]], row[names[1]]) for row in shared])
+    else:
+        method, value = "krippendorff_alpha", krippendorff_alpha([list(row.values()) for row in shared])
+    return {} if value is None else {"agreement": {method: value, "rows": len(shared)}}
 
 
 def cohen_kappa(pairs: Sequence[tuple[str, str]]) -> float | None:
@@ -10,13 +115,11 @@ def cohen_kappa(pairs: Sequence[tuple[str, str]]) -> float | None:
     Cohen, "A coefficient of agreement for nominal scales", Educational and Psychological Measurement 20 (1960),
     37-46. None where it is not defined: no units, or both raters say one and the same throughout.
     """
-    if not pairs:
+    if len({category for pair in pairs for category in pair}) < 2:
         return None
-    of = len(pairs)
-    observed = sum(one == other for one, other in pairs) / of
-    left, right = Counter(one for one, _ in pairs), Counter(other for _, other in pairs)
-    expected = sum(left[category] * right[category] for category in left) / of**2
-    return None if expected == 1 else (observed - expected) / (1 - expected)
+    from sklearn.metrics import cohen_kappa_score  # slow to import, and most runs have no reviewers
+
+    return float(cohen_kappa_score(*zip(*pairs, strict=True)))
 
 
 def krippendorff_alpha(units: Iterable[Sequence[str]]) -> float | None:

@@ -5,8 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.measure.review.answers import Review, is_of, output_hashes, read_review_file, write_review_file
-from stages.measure.review.rows import cards, differ, rows_to_review
+from stages.measure.review.reviews import (
+    Review,
+    cards,
+    differ,
+    is_of,
+    output_hashes,
+    read_review_file,
+    rows_to_review,
+    write_review_file,
+)
 from stages.params import Params
 
 MAX_COMMENT = 2000

@@ -14,7 +14,7 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-from stages.measure.review.handler import Server
+from stages.measure.review.server import Server
 
 pytest_plugins = ["browser_fixtures"]
 

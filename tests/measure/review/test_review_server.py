@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from project import ROOT
 from review_project import make_review_project, reviewing
 
-from stages.measure.review.handler import Server
+from stages.measure.review.server import Server
 
 PAIRS = [("wrong", "right"), ("<script>alert(1)</script>", "b"), ("same", "same")]
 GOOD = {"number": 0, "best": [1], "comment": "clear"}

@@ -16,10 +16,17 @@ from stages.core.errors import UserError
 from stages.core.files import read_json
 from stages.measure.gates.judging import check_gates
 from stages.measure.review.__main__ import main
-from stages.measure.review.answers import Review, is_of, output_hashes, read_review_file, review_file, write_review_file
-from stages.measure.review.rows import cards
+from stages.measure.review.agreement import summarise
+from stages.measure.review.reviews import (
+    Review,
+    cards,
+    is_of,
+    output_hashes,
+    read_review_file,
+    review_file,
+    write_review_file,
+)
 from stages.measure.review.session import Session
-from stages.measure.review.summary import summarise
 from stages.params import Gate, load_params
 from stages.records.record import make_record
 from stages.scoring.paired_answers import Answers

@@ -1,4 +1,6 @@
-"""The reviewers' files: reviews/NAME.jsonl, one answer a line in the order of the rows' ids, for git to compare.
+"""Which rows are reviewed, and what reviewers said of them.
+
+reviews/NAME.jsonl, one answer a line in the order of the rows' ids, for git to compare:
 
 {"row": record id,
  "outputs": {"base": SHA-256 of the text that was shown, "tuned": ..., "previous": ... when there is one},
@@ -10,13 +12,15 @@
 import hashlib
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from stages.core.errors import UserError
+from stages.records.content_order import rank
 from stages.records.record import read_rows, write_rows
-from stages.scoring.paired_answers import Answers
+from stages.scoring.paired_answers import Answers, read_answers
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,39}")
 
@@ -82,3 +86,29 @@ def read_review_file(path: Path) -> dict[str, Review]:
 
 def write_review_file(path: Path, answers: Mapping[str, Review]) -> None:
     write_rows(path, (answers[row].model_dump(mode="json") for row in sorted(answers)))
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One text on the page, and the models that said it."""
+
+    text: str
+    models: tuple[str, ...]
+
+
+def rows_to_review(limit: int | None, seed: int) -> list[Answers]:
+    """A seeded draw of `limit` rows, or all, in the order in which every reviewer gets them."""
+    return sorted(read_answers(), key=lambda row: rank(seed, "review", row.id))[:limit]
+
+
+def differ(row: Answers) -> bool:
+    return len(set(row.outputs.values())) > 1
+
+
+def cards(row: Answers, reviewer: str, seed: int) -> list[Card]:
+    """The different texts in an order that follows from row and reviewer and tells nothing of the models."""
+    models: dict[str, list[str]] = {}
+    for model, text in row.outputs.items():
+        models.setdefault(text, []).append(model)
+    made = [Card(text, tuple(sorted(names))) for text, names in models.items()]
+    return sorted(made, key=lambda card: rank(seed, f"review of {row.id} by {reviewer}", card.models[0]))

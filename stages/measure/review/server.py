@@ -1,14 +1,19 @@
-"""The page and its two messages over HTTP, for this machine and this browser tab alone."""
+"""`tunetrail review`: a page for this machine and one browser tab, on which a reviewer compares answers blindly."""
 
 import json
 import secrets
+import signal
+import sys
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from stages.core import paths
 from stages.core.errors import UserError
+from stages.measure.review.reviews import review_file
 from stages.measure.review.session import Session
+from stages.params import load_params
 
 _ROOM = Path(__file__).parent
 _FILES = {
@@ -131,3 +136,30 @@ def _answer(message: Any) -> dict[str, Any]:
     if not isinstance(comment, str):
         raise ValueError("expected a text")
     return message
+
+
+def review(reviewer: str, port: int) -> None:
+    """Serve the page until Ctrl-C; `port` 0 takes a free one.
+
+    Raises:
+        UserError: for a name that is no file name, a port that is taken, a file of answers that is broken.
+    """
+    session = Session(reviewer, review_file(paths.REVIEWS, reviewer), load_params("review", "seed", "task"))
+    if not session.rows:
+        print("all models say the same to every row that is to be reviewed; there is nothing to compare")
+        return
+    with _listen(session, port) as server:
+        signal.signal(signal.SIGINT, server.stop)
+        try:
+            # Flushed, for whoever reads the address from a pipe.
+            print(f"{session.progress()}; review at {server.address} and stop with Ctrl-C", flush=True)
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print(f"\n{session.progress()}, in {session.file}; commit it: `dvc repro` counts it", file=sys.stderr)
+
+
+def _listen(session: Session, port: int) -> Server:
+    try:
+        return Server(session, port)
+    except (OSError, OverflowError) as error:
+        raise UserError(f"port {port} cannot be used ({error}); leave --port out to take a free one") from None

@@ -14,9 +14,9 @@ from servers import read_question
 
 from stages.core.errors import UserError
 from stages.measure.gates.judging import check_gates
+from stages.measure.judge.asking import Reply
 from stages.measure.judge.questions import ask_about
-from stages.measure.judge.replies import Reply
-from stages.measure.judge.summary import summarise
+from stages.measure.judge.verdicts import summarise
 from stages.params import Gate, Price, load_params
 from stages.records.record import make_record
 from stages.scoring.metrics import as_json
