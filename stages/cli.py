@@ -146,7 +146,7 @@ def _lock_check(options: argparse.Namespace, root: Path, start: Path) -> None:
 
 
 def _check(options: argparse.Namespace, root: Path, start: Path) -> None:
-    from stages.prepare.clean.check import check
+    from stages.prepare.clean.__main__ import check
 
     path = start / options.path
     print(check(path.relative_to(root) if path.is_relative_to(root) else path, options.strict))

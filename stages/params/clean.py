@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.params.section import Count, Country, Phrase, Section, Share
 
@@ -21,10 +21,23 @@ _REFUSALS = [
 
 
 class Source(Section):
-    """Raw files of one source: those whose path below `clean.raw` fits the pattern `files`."""
+    """One source: the raw files whose path below `clean.raw` fits the pattern `files`, or a data set by its name."""
 
-    files: str = Field(description="pattern of paths below clean.raw, such as tickets/*.jsonl")
+    files: str | None = Field(None, description="pattern of paths below clean.raw, such as tickets/*.jsonl")
+    dataset: str | None = Field(
+        None,
+        description="in place of files: a data set of the hub, OWNER/NAME@COMMIT with the full commit (a private one "
+        "needs HF_TOKEN in the environment), or the folder below clean.raw of one that was cloned or saved to disk",
+    )
+    config: str | None = Field(None, description="of a data set that has several")
+    split: str = Field("train", description="of the data set, such as train or test")
     shape: Shape = Field("auto", description="how its rows are written; auto finds it")
+
+    @model_validator(mode="after")
+    def _files_or_a_data_set(self) -> "Source":
+        if (self.files is None) == (self.dataset is None):
+            raise ValueError("has to name either files or a dataset; give one of them")
+        return self
 
 
 class Clean(Section):
@@ -32,7 +45,9 @@ class Clean(Section):
 
     raw: str = Field("data/raw", description="a JSONL file, or a folder of them")
     sources: dict[str, Source] = Field(
-        {}, description="NAME: {files: PATTERN, shape: SHAPE}; a file that none names is a source of its own"
+        {},
+        description="NAME: {files: PATTERN, shape: SHAPE} or NAME: {dataset: OWNER/NAME@COMMIT, split: SPLIT}; "
+        "a file that none names is a source of its own",
     )
     keep_columns: list[str] = Field([], description="further columns of the raw rows that records keep, for slices")
     ignore_columns: list[str] = Field(
@@ -57,8 +72,6 @@ class Clean(Section):
     min_prompt_characters: Count = Field(3, description="a shorter prompt is rejected")
     max_prompt_characters: Count = Field(2000, description="of all that the model reads; more is rejected")
     max_completion_characters: Count = Field(1000, description="a longer completion is rejected")
-    max_tokens: Count | None = Field(None, description="of prompt and completion together; null for no limit")
-    tokenizer_file: str = Field("models/base/tokenizer.json", description="counts the tokens for max_tokens")
     max_repetition: Share | None = Field(
         0.5, description="share of words in 5-grams said before, from which a text is rejected; null for no limit"
     )

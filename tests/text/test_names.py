@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.core.errors import UserError
-from stages.text.names import name_masker
-from stages.text.personal_data import masker
+from stages.text.personal_data import masker, name_masker
 
 pytest.importorskip("presidio_analyzer", reason="the extra `names` is not installed")
 

@@ -1,8 +1,8 @@
 """clean: raw rows to records; every row that is no record is rejected with its reason."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import IO
 
 from stages.core import paths
 from stages.core.errors import run
@@ -12,8 +12,7 @@ from stages.params import load_params
 from stages.prepare.clean.cleaning import Kept, Rules, clean_row
 from stages.prepare.clean.counts import Tally
 from stages.prepare.clean.examples import Examples
-from stages.prepare.clean.rejected_rows import write_rejected
-from stages.prepare.clean.rows import Rejected, Row
+from stages.prepare.clean.rejected_rows import Rejected, Row, write_rejected
 from stages.prepare.clean.sources import RawFile, count_rows, find_files, read_rows, refuse_unused
 from stages.records.record import record_row, row_line, write_rows
 
@@ -21,6 +20,7 @@ _REMEDY = (
     f"{paths.REJECTED_CLEAN} has them all. Mend the raw files, or the parameter that a reason names; raise "
     "clean.max_rejected_share if the loss is meant"
 )
+_CHECK_REMEDY = "the clean stage would stop. Mend the file, or the parameter that a reason names"
 
 
 def main() -> None:
@@ -32,33 +32,45 @@ def main() -> None:
     tally, examples = Tally(), Examples(params.clean.phone_region)
     with atomic(paths.CLEAN) as clean:
         # Inside, so that a refused input leaves no clean.jsonl but does leave the rows to look at.
-        with atomic(paths.REJECTED_CLEAN) as rejected, _text(clean) as clean_file, _text(rejected) as rejected_file:
-            for source, row, outcome in track(outcomes(files, rules), rows, "clean"):
-                tally.add(source, row, outcome)
-                examples.add(source, row, outcome)
-                write_outcome(source, row, outcome, clean_file, rejected_file)
+        with atomic(paths.REJECTED_CLEAN) as rejected, ExitStack() as stack:
+            kept_file, rejected_file = (
+                stack.enter_context(path.open("w", encoding="utf-8", newline="\n")) for path in (clean, rejected)
+            )
+            for file, row, outcome in track(outcomes(files, rules), rows, "clean"):
+                tally.add(file, row, outcome)
+                examples.add(file.source, row, outcome)
+                if isinstance(outcome, Rejected):
+                    write_rejected(rejected_file, file.source, row, outcome)
+                else:
+                    kept_file.write(row_line(record_row(outcome.record)))
         tally.check(rows, params.clean.max_rejected_share, _REMEDY)
     write_rows(paths.CLEAN_EXAMPLES, examples.rows)
     write_json(paths.CLEAN_METRICS, tally.metrics())
 
 
-def outcomes(files: list[RawFile], rules: Rules) -> Iterator[tuple[str, Row, Kept | Rejected]]:
-    """Every row with the name of its source, and what became of it, in the order of files and rows."""
+def check(path: Path, strict: bool) -> str:
+    """`tunetrail data check`: what the stage would do with a file or folder. Nothing is written.
+
+    Raises:
+        UserError: when the file is unfit: it cannot be read, no row is kept, or more are rejected than
+            clean.max_rejected_share allows; if `strict`, when any is.
+    """
+    params = load_params("clean", "task")
+    rules = Rules.of(params.clean, params.task)
+    files = find_files(path, params.clean.sources)
+    rows = sum(count_rows(file, params.clean.max_line_bytes) for file in files)
+    tally = Tally()
+    for file, row, outcome in track(outcomes(files, rules), rows, "check"):
+        tally.add(file, row, outcome)
+    tally.check(rows, 0.0 if strict else params.clean.max_rejected_share, _CHECK_REMEDY)
+    return f"{path}: {tally.text()}"
+
+
+def outcomes(files: list[RawFile], rules: Rules) -> Iterator[tuple[RawFile, Row, Kept | Rejected]]:
+    """Every row with its file, and what became of it, in the order of files and rows."""
     for file in files:
         for row in read_rows(file, rules.params.max_line_bytes):
-            yield file.source, row, clean_row(row, file, rules)
-
-
-def write_outcome(source: str, row: Row, outcome: Kept | Rejected, kept: IO[str], rejected: IO[str]) -> None:
-    """Write the row's record to `kept`, or the row with its reason to `rejected`."""
-    if isinstance(outcome, Rejected):
-        write_rejected(rejected, source, row, outcome)
-    else:
-        kept.write(row_line(record_row(outcome.record)))
-
-
-def _text(path: Path) -> IO[str]:
-    return path.open("w", encoding="utf-8", newline="\n")
+            yield file, row, clean_row(row, file, rules)
 
 
 if __name__ == "__main__":

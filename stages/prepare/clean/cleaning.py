@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from stages.params import Clean, Task
 from stages.prepare.clean.filters import Filter, chosen_filters
 from stages.prepare.clean.operators import Step, chosen_operators, cleaner
-from stages.prepare.clean.rows import Rejected, Row
+from stages.prepare.clean.rejected_rows import Rejected, Row
 from stages.prepare.clean.shapes import Pair, read_pair
 from stages.prepare.clean.sources import RawFile
 from stages.records.contract import Tasks

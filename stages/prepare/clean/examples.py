@@ -15,16 +15,14 @@ patterns find: rows of which the data themselves would be shown are passed over 
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 from stages.prepare.clean.cleaning import Change, Kept
-from stages.prepare.clean.rejected_rows import short
-from stages.prepare.clean.rows import Rejected, Row
+from stages.prepare.clean.rejected_rows import Rejected, Row, short
 from stages.text.fixpoint import Unsettled
-from stages.text.names import NAMES
-from stages.text.personal_data import TYPES, masker
+from stages.text.personal_data import NAMES, TYPES, masker
 
 Texts = dict[str, str | None]
 
@@ -74,14 +72,9 @@ class Examples:
             return None
 
 
-def _start(pieces: Iterable[bytes]) -> str:
+def _start(raw: bytes) -> str:
     """The first characters of a raw row; bytes that are not UTF-8 are shown as such."""
-    start = b""
-    for piece in pieces:
-        start += piece[: _READ - len(start)]
-        if len(start) >= _READ:
-            break
-    return start.decode("utf-8", "backslashreplace")
+    return raw[:_READ].decode("utf-8", "backslashreplace")
 
 
 def _cut(text: str) -> str:

@@ -1,55 +1,84 @@
-"""The side file of rejected rows: each can be read back byte for byte."""
+"""A row of a raw file, why a row is no record, and the side file of rejected rows."""
 
 import base64
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import IO, Any
 
-from stages.prepare.clean.rows import Rejected, Row
 from stages.records.record import row_line
 
 _LONGEST_DETAIL = 300
+_KINDS = {
+    dict: "an object",
+    list: "an array",
+    str: "a string",
+    bool: "a boolean",
+    type(None): "null",
+    int: "a number",
+    float: "a number",
+}
+
+
+class Rejected(Exception):
+    """A row that is no record. `reason` is one of few words, counted in the metrics; `detail` is a sentence."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Where an over-long row lies in its raw file: bytes before it, its length in bytes, and its SHA-256."""
+
+    offset: int
+    length: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a raw file or data set.
+
+    `file` is its path below `clean.raw`, or the data set and its split. `number` counts from 1: the line on which the
+    row begins, in binary formats the row. `values` are its columns, or why it has none. `raw` gives its bytes; of an
+    over-long row, which has a `span`, only the beginning. `group` is the row group of a Parquet file, from 0.
+    """
+
+    file: str
+    number: int
+    values: dict[str, Any] | Rejected
+    raw: Callable[[], bytes]
+    span: Span | None = None
+    group: int | None = None
+
+
+def kind(value: Any) -> str:
+    """What a value is, in JSON's words; binary formats have types of their own."""
+    return _KINDS.get(type(value), type(value).__name__)
 
 
 def write_rejected(handle: IO[str], source: str, row: Row, rejected: Rejected) -> None:
-    """Write one rejected row: its bytes as `raw`, or as `raw_base64` if they are no UTF-8 or over-long.
+    """Write one rejected row so that it can be read back byte for byte.
 
-    `line` is the line on which the row begins; in binary formats the row, with its `group` (Parquet row group,
-    Arrow record batch). Of a binary row the bytes are its columns as JSON, or an Arrow stream of this one row
-    where JSON cannot say all of it.
+    Its bytes stand in `raw`, or in `raw_base64` if they are no UTF-8; of an over-long row `offset`, `length` and
+    `sha256` say where they lie in the raw file. Of a binary row the bytes are its columns as JSON, or an Arrow stream
+    of this one row where JSON cannot say all of it.
     """
     head: dict[str, Any] = {"file": row.file, "line": row.number, "source": source, "reason": rejected.reason}
     if row.group is not None:
         head["group"] = row.group
     head["detail"] = short(rejected.detail)
-    if row.long:
-        _write_in_pieces(handle, row.raw(), head)
-        return
-    raw = b"".join(row.raw())
-    try:
-        head["raw"] = raw.decode("utf-8")
-    except UnicodeDecodeError:
-        head["raw_base64"] = base64.b64encode(raw).decode("ascii")
+    if row.span:
+        head |= {"offset": row.span.offset, "length": row.span.length, "sha256": row.span.sha256}
+    else:
+        raw = row.raw()
+        try:
+            head["raw"] = raw.decode("utf-8")
+        except UnicodeDecodeError:
+            head["raw_base64"] = base64.b64encode(raw).decode("ascii")
     handle.write(row_line(head))
-
-
-def _write_in_pieces(handle: IO[str], pieces: Iterable[bytes], head: dict[str, Any]) -> None:
-    """Write a row that may not fit into memory."""
-    handle.write(json.dumps(head, ensure_ascii=False).removesuffix("}") + ', "raw_base64": "')
-    for piece in _in_threes(pieces):
-        handle.write(base64.b64encode(piece).decode("ascii"))
-    handle.write('"}\n')
-
-
-def _in_threes(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes in pieces of which all but the last can be joined as base64."""
-    rest = b""
-    for piece in pieces:
-        piece = rest + piece
-        whole = len(piece) - len(piece) % 3
-        rest = piece[whole:]
-        yield piece[:whole]
-    yield rest
 
 
 def short(detail: str) -> str:

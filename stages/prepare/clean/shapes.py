@@ -16,8 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from stages.params import Shape
-from stages.prepare.clean.jsonl import kind
-from stages.prepare.clean.rows import Rejected
+from stages.prepare.clean.rejected_rows import Rejected, kind
 from stages.records.record import Message
 from stages.text.strict_json import BrokenContract, parse_json
 

@@ -1,29 +1,34 @@
-"""The raw files: found below `clean.raw`, each with its source, counted and read whatever their format."""
+"""The raw data: files found below `clean.raw` and data sets that `clean.sources` names, each with its source."""
 
 import gzip
-import json
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from shutil import copyfileobj
-from typing import IO, Any, cast
+from typing import IO, TYPE_CHECKING, Any, Optional, cast
 
 from stages.core.errors import UserError
 from stages.params import Source
-from stages.prepare.clean.arrow_files import arrow_rows, count_arrow, count_parquet, parquet_rows
-from stages.prepare.clean.csv_files import csv_rows
-from stages.prepare.clean.jsonl import jsonl_rows
-from stages.prepare.clean.lines import count_lines
-from stages.prepare.clean.rows import Row
+from stages.prepare.clean.data_sets import (
+    count_parquet,
+    data_set_rows,
+    is_saved,
+    open_saved,
+    open_source,
+    parquet_rows,
+)
+from stages.prepare.clean.rejected_rows import Row
+from stages.prepare.clean.text_files import count_lines, csv_rows, jsonl_rows
 
-_TEXT = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv"}
-_FORMATS = _TEXT | {".parquet": "parquet"}
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 _COMPRESSED = (".gz", ".zst")
-_SAVED = "state.json"  # marks a folder that the `datasets` library saved with save_to_disk
 _NO_DATA = {".gitattributes", ".gitignore", "LICENSE", "README.md", "dataset_dict.json"}
 _WIDE_BOMS = (b"\xff\xfe", b"\xfe\xff")
 _KNOWN = "files in .jsonl, .csv, .tsv or .parquet, also with .gz or .zst, and data sets saved on disk"
@@ -31,19 +36,24 @@ _KNOWN = "files in .jsonl, .csv, .tsv or .parquet, also with .gz or .zst, and da
 
 @dataclass(frozen=True, slots=True)
 class RawFile:
-    """A file to read. `file` is its path below `clean.raw`, `source` the name of its source, `shape` of its rows."""
+    """A file or an opened data set (`data`) to read.
+
+    `file` is the path below `clean.raw`, or the data set and its split; `source` the name of its source, `shape` that
+    of its rows.
+    """
 
     path: Path
     file: str
     format: str
     source: str
     shape: str
+    data: Optional["Dataset"] = None
 
 
 def find_files(raw: Path, sources: Mapping[str, Source]) -> list[RawFile]:
-    """The file itself, or the files of a folder and its folders in the order of their names.
+    """The file itself, or the files of a folder and its folders in the order of their names; then the data sets.
 
-    Each belongs to the source whose pattern fits its path; without one, a file or a data set saved on disk is a
+    Each file belongs to the source whose pattern fits its path; without one, a file or a data set saved on disk is a
     source of its own, named by its path.
 
     Raises:
@@ -51,16 +61,20 @@ def find_files(raw: Path, sources: Mapping[str, Source]) -> list[RawFile]:
     """
     if not raw.exists():
         raise UserError(f"{raw} is missing; put the raw files there or correct clean.raw in params.yaml")
-    units, others = list(_units(raw)), list(_others(raw))
+    named = {name: source for name, source in sources.items() if source.dataset}
+    claimed = {raw / str(source.dataset) for source in named.values()}
+    units, others = list(_units(raw, claimed)), list(_others(raw, claimed))
     if others:
         hint = "; of a JSON array make lines: jq -c '.[]' FILE.json > FILE.jsonl" if _has_json(others) else ""
         raise UserError(
             f"{raw}: cannot read {', '.join(others)}: data are {_KNOWN} (README.md, LICENSE, .gitignore and "
-            f".dvc files may lie beside them); convert, move or remove the others{hint}"
+            f".dvc files may lie beside them); convert, move or remove the others, or name the folder of a data set "
+            f"in clean.sources{hint}"
         )
-    if not units:
+    if not units and not named:
         raise UserError(f"{raw} has no data; put {_KNOWN} there, or correct clean.raw")
-    return [file for unit in units for file in _files(raw, unit, sources)]
+    files = [_raw_file(raw, unit, sources) for unit in units]
+    return files + [_data_set(raw, name, source) for name, source in named.items()]
 
 
 def refuse_unused(sources: Mapping[str, Source], files: list[RawFile]) -> None:
@@ -71,15 +85,14 @@ def refuse_unused(sources: Mapping[str, Source], files: list[RawFile]) -> None:
 
 def count_rows(file: RawFile, max_bytes: int) -> int:
     """How many rows `read_rows` yields."""
-    with _sound(file):
-        if file.format == "arrow":
-            return count_arrow(file.path)
-        with _opened(file) as handle:
-            if file.format == "jsonl":
-                return count_lines(handle)
-            if file.format == "csv":
-                return sum(1 for _ in csv_rows(handle, file.file, max_bytes))
-            return count_parquet(handle)
+    if file.data is not None:
+        return len(file.data)
+    with _sound(file), _opened(file) as handle:
+        if file.format == "jsonl":
+            return count_lines(handle)
+        if file.format == "csv":
+            return sum(1 for _ in csv_rows(handle, file.file, max_bytes))
+        return count_parquet(handle)
 
 
 def read_rows(file: RawFile, max_bytes: int) -> Iterator[Row]:
@@ -90,8 +103,8 @@ def read_rows(file: RawFile, max_bytes: int) -> Iterator[Row]:
             of bytes.
     """
     with _sound(file):
-        if file.format == "arrow":
-            yield from arrow_rows(file.path, file.file)
+        if file.data is not None:
+            yield from data_set_rows(file.data, file.file)
             return
         with _opened(file) as handle:
             if file.format == "jsonl":
@@ -102,27 +115,31 @@ def read_rows(file: RawFile, max_bytes: int) -> Iterator[Row]:
                 yield from parquet_rows(handle, file.file)
 
 
-def _units(folder: Path) -> Iterator[Path]:
-    """Data files and saved data sets below a folder, or the one that it is itself."""
+def _units(folder: Path, claimed: Collection[Path]) -> Iterator[Path]:
+    """Data files and saved data sets below a folder, or the one that it is itself, but for `claimed` folders."""
+    if folder in claimed:
+        return
     if folder.is_file():
         yield from [folder] if _format(folder) else []
-    elif (folder / _SAVED).is_file():
+    elif is_saved(folder):
         yield folder
     else:
         for path in sorted(folder.iterdir()):
-            yield from _units(path)
+            yield from _units(path, claimed)
 
 
-def _others(raw: Path) -> Iterator[str]:
+def _others(raw: Path, claimed: Collection[Path]) -> Iterator[str]:
     """What would stay unread, an empty folder included."""
+    if raw in claimed:
+        return
     if raw.is_file():
         yield from [] if _format(raw) else [raw.name]
-    elif not (raw / _SAVED).is_file():
+    elif not is_saved(raw):
         for path in sorted(raw.iterdir()):
             if path.is_dir() and not any(path.iterdir()):
                 yield path.name
             elif path.name not in _NO_DATA and path.suffix != ".dvc":
-                yield from _others(path)
+                yield from _others(path, claimed)
 
 
 def _has_json(names: list[str]) -> bool:
@@ -137,30 +154,19 @@ def _plain(path: Path) -> Path:
     return path.with_suffix("") if path.suffix in _COMPRESSED else path
 
 
-def _files(raw: Path, unit: Path, sources: Mapping[str, Source]) -> Iterator[RawFile]:
-    top = raw if raw != unit else raw.parent
-    name = unit.relative_to(top).as_posix()
-    fitting = [source for source, wanted in sources.items() if fnmatchcase(name, wanted.files)]
+def _raw_file(raw: Path, unit: Path, sources: Mapping[str, Source]) -> RawFile:
+    name = unit.relative_to(raw if raw != unit else raw.parent).as_posix()
+    fitting = [source for source, wanted in sources.items() if wanted.files and fnmatchcase(name, wanted.files)]
     if len(fitting) > 1:
         raise UserError(f"{name} fits clean.sources.{' and clean.sources.'.join(fitting)}; narrow one of the patterns")
     source, shape = (fitting[0], sources[fitting[0]].shape) if fitting else (name, "auto")
-    if form := _format(unit):
-        yield RawFile(unit, name, form, source, shape)
-        return
-    for path in _saved_files(unit):
-        yield RawFile(path, path.relative_to(top).as_posix(), "arrow", source, shape)
+    form = _format(unit)
+    return RawFile(unit, name, form or "data set", source, shape, None if form else open_saved(unit))
 
 
-def _saved_files(folder: Path) -> list[Path]:
-    state = folder / _SAVED
-    try:
-        names = [entry["filename"] for entry in json.loads(state.read_text(encoding="utf-8"))["_data_files"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{state} does not list the files of a saved data set ({error!r}); save it anew") from None
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        raise UserError(f"{folder} lacks {', '.join(missing)}, which its {_SAVED} lists; save it anew")
-    return [folder / name for name in names]
+def _data_set(raw: Path, name: str, source: Source) -> RawFile:
+    at = ":".join(part for part in (source.dataset, source.config, source.split) if part)
+    return RawFile(raw / str(source.dataset), at, "data set", name, source.shape, open_source(name, source, raw))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -71,8 +72,16 @@ class CleanProject:
         return result
 
 
-def raw_bytes(rejected: dict[str, Any]) -> bytes:
-    """The rejected line as it was."""
+def raw_bytes(rejected: dict[str, Any], raw: Path | None = None) -> bytes:
+    """The rejected line as it was; an over-long one lies in its file below `raw`, where the row says."""
+    if "offset" in rejected:
+        assert raw
+        assert not {"raw", "raw_base64"} & rejected.keys()
+        with (raw / rejected["file"]).open("rb") as file:
+            file.seek(rejected["offset"])
+            content = file.read(rejected["length"])
+        assert hashlib.sha256(content).hexdigest() == rejected["sha256"]
+        return content
     if "raw" in rejected:
         return str(rejected["raw"]).encode()
     return base64.b64decode(rejected["raw_base64"])

@@ -40,7 +40,7 @@ def test_every_line_is_kept_or_can_be_read_back(project: CleanProject, contents:
     with contextlib.suppress(UserError):  # nothing kept; the rejected rows are there all the same
         project.clean()
     kept = project.kept() if (project.folder / "data" / "clean.jsonl").exists() else []
-    rejected = {(row["file"], row["line"]): raw_bytes(row) for row in project.rejected()}
+    rejected = {(row["file"], row["line"]): raw_bytes(row, project.raw) for row in project.rejected()}
     origins = [(file, int(number)) for file, _, number in (record.origin.partition(":") for record in kept)]
 
     assert len(set(origins)) == len(origins)

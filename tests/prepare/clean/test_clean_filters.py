@@ -1,4 +1,4 @@
-"""What keeps a clean record out: refusals, repetition, tokens, another language."""
+"""What keeps a clean record out: refusals, repetition, another language."""
 
 import json
 from importlib.util import find_spec
@@ -9,17 +9,15 @@ import pytest
 from clean_project import ROOT, CleanProject, row
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_model import tiny_tokenizer
 
 from stages.core.errors import UserError
 from stages.core.yaml_reader import load_yaml
 from stages.params import Clean
-from stages.prepare.clean.filters import chosen_filters
-from stages.prepare.clean.repetition import repeated_share
-from stages.prepare.clean.rows import Rejected
+from stages.prepare.clean.filters import chosen_filters, repeated_share
+from stages.prepare.clean.rejected_rows import Rejected
 from stages.records.record import Message, make_record
 
-OFF: dict[str, Any] = {"refusals": [], "max_repetition": None, "max_tokens": None, "languages": []}
+OFF: dict[str, Any] = {"refusals": [], "max_repetition": None, "languages": []}
 REFUSALS = load_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))["clean"]["refusals"]
 NEEDS_LINGUA = pytest.mark.skipif(not find_spec("lingua"), reason="the extra `language` is not installed")
 
@@ -94,22 +92,6 @@ def test_repetition() -> None:
     assert why(stuck, stuck) is None
 
 
-def test_tokens_are_those_of_prompt_completion_and_all_before(tmp_path: Path) -> None:
-    path = tmp_path / "tokenizer.json"
-    tiny_tokenizer().backend_tokenizer.save(str(path))  # one token a byte
-    context = (Message("system", "abc"), Message("user", "de"), Message("assistant", "f"))
-    limits: dict[str, Any] = {"tokenizer_file": str(path)}
-    assert why("äb", "{}", context, max_tokens=11, **limits) is None
-    found = why("äb", "{}", context, max_tokens=10, **limits)
-    assert found == ("too_many_tokens", "11 tokens without the chat template's; clean.max_tokens is 10")
-    path.write_text("{}")
-    with pytest.raises(UserError, match=r"tokenizer\.json is no tokenizer\.json"):
-        why("a", max_tokens=10, **limits)
-    path.unlink()
-    with pytest.raises(UserError, match=r"clean\.tokenizer_file must name"):
-        why("a", max_tokens=10, **limits)
-
-
 @NEEDS_LINGUA
 def test_only_what_is_surely_of_another_language_goes() -> None:
     on: dict[str, Any] = {"languages": ["en"], "other_languages": ["de", "fr", "es"], "language_confidence": 0.9}
@@ -139,8 +121,8 @@ def test_languages_that_lingua_cannot_tell_apart(codes: tuple[list[str], list[st
 def test_an_extra_that_is_not_installed_is_named(
     switch: dict[str, Any], what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("languages", "names"):
-        monkeypatch.setattr(f"stages.prepare.clean.{module}.find_spec", lambda name: None)
+    for module in ("prepare.clean.filters", "text.personal_data"):
+        monkeypatch.setattr(f"stages.{module}.find_spec", lambda name: None)
     project = CleanProject(tmp_path, **switch)
     project.write(row())
     with pytest.raises(UserError) as caught:

@@ -7,10 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from stages.prepare.clean.markup import strip_html
-from stages.prepare.clean.mojibake import fix_mojibake
-from stages.prepare.clean.operators import Operator, apply
-from stages.prepare.clean.whitespace import normalise
+from stages.prepare.clean.operators import Operator, apply, fix_mojibake, normalise_whitespace, strip_html
 from stages.text.fixpoint import Unsettled, settle
 from stages.text.personal_data import TYPES, masker
 
@@ -18,7 +15,7 @@ mask = masker(TYPES[:6], "US", "")
 OPERATORS: dict[str, Operator] = {
     "mojibake": fix_mojibake,
     "html": strip_html,
-    "whitespace": normalise,
+    "whitespace": normalise_whitespace,
     "personal_data": mask,
 }
 # Pieces that meet each other badly: markup in code, references that decode to markup, halves of everything.
@@ -163,4 +160,4 @@ def test_what_only_looks_like_a_tag_stays(text: str) -> None:
     ],
 )
 def test_whitespace_and_unseen_characters(before: str, after: str) -> None:
-    assert normalise(before) == after
+    assert normalise_whitespace(before) == after

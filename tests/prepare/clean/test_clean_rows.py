@@ -14,9 +14,9 @@ from stages.core.yaml_reader import load_yaml
 from stages.params import Clean, Task
 from stages.prepare.clean import cleaning
 from stages.prepare.clean.cleaning import Kept, Rules, clean_row
-from stages.prepare.clean.jsonl import jsonl_rows
-from stages.prepare.clean.rows import Rejected
+from stages.prepare.clean.rejected_rows import Rejected
 from stages.prepare.clean.sources import RawFile
+from stages.prepare.clean.text_files import jsonl_rows
 from stages.records.record import record_id
 
 ROLES = ("user", "assistant")

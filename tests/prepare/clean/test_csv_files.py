@@ -1,6 +1,7 @@
 """CSV: records against Python's csv module, bytes that can be read back, errors that cost no more than they must."""
 
 import csv
+import hashlib
 import io
 from typing import Any
 
@@ -10,8 +11,8 @@ from hypothesis import strategies as st
 from raw_formats import separated
 
 from stages.core.errors import UserError
-from stages.prepare.clean.csv_files import csv_rows
-from stages.prepare.clean.rows import Rejected, Row
+from stages.prepare.clean.rejected_rows import Rejected, Row
+from stages.prepare.clean.text_files import csv_rows
 
 PIECES = st.sampled_from(
     [b'"', b'""', b",", b"\n", b"\r\n", b"\r", b"a", b"\xff", b"\x00", b"\xc3\xa9", b"\xed\xa0\x80"]
@@ -21,7 +22,17 @@ FIELD = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 
 
 def read(content: bytes, max_bytes: int = 1000) -> list[tuple[Row, bytes]]:
-    return [(row, b"".join(row.raw())) for row in csv_rows(io.BytesIO(content), "rows.csv", max_bytes)]
+    """Every row with its bytes; those of an over-long one are where it says, and hash to what it says."""
+    return [(row, _bytes(row, content)) for row in csv_rows(io.BytesIO(content), "rows.csv", max_bytes)]
+
+
+def _bytes(row: Row, content: bytes) -> bytes:
+    if not row.span:
+        return row.raw()
+    raw = content[row.span.offset : row.span.offset + row.span.length]
+    assert hashlib.sha256(raw).hexdigest() == row.span.sha256
+    assert raw.startswith(row.raw())
+    return raw
 
 
 def reason(row: Row) -> str | None:
@@ -70,7 +81,7 @@ def test_a_quote_that_is_never_closed_does_not_swallow_the_file() -> None:
 
 def test_a_line_longer_than_the_limit_is_a_row_of_its_own() -> None:
     rows = read(b"a,b\n1,2\n" + b"x" * 300 + b",2\n3,4\n", max_bytes=50)
-    assert [(reason(row), row.long) for row, _ in rows] == [(None, False), ("line_too_long", True), (None, False)]
+    assert [(reason(row), bool(row.span)) for row, _ in rows] == [(None, False), ("line_too_long", True), (None, False)]
     assert rows[1][1] == b"x" * 300 + b",2"
 
 

@@ -1,13 +1,14 @@
 """Lines of bytes: what splitting at line feeds gives, with bounded memory."""
 
+import hashlib
 from io import BytesIO
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.prepare.clean import lines
-from stages.prepare.clean.lines import count_lines, read_lines
+from stages.prepare.clean import text_files
+from stages.prepare.clean.text_files import count_lines, read_lines
 
 CONTENT = st.lists(
     st.sampled_from([b"\n", b"\r\n", b"a", b"\xff", b"\x00", b"\x0b", b"\xe2\x80\xa8", b"0123456789"])
@@ -20,11 +21,12 @@ def test_lines_are_what_splitting_at_line_feeds_gives(content: bytes, max_bytes:
     if expected[-1] == b"":
         expected.pop()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lines, "_CHUNK", chunk)
+        patch.setattr(text_files, "_CHUNK", chunk)
         numbers = 0
         for line, text in zip(read_lines(BytesIO(content), max_bytes), expected, strict=True):
             numbers += 1
             assert (line.number, line.size) == (numbers, len(text))
-            assert line.content == (text if len(text) <= max_bytes else None)
-            assert b"".join(line.pieces()) == b"".join(line.pieces()) == text
+            assert content[line.offset : line.offset + line.size] == text
+            assert line.content == (text if len(text) <= max_bytes else text[: max_bytes + 1])
+            assert line.sha256 == (hashlib.sha256(text).hexdigest() if len(text) > max_bytes else None)
         assert count_lines(BytesIO(content)) == len(expected) == numbers

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.prepare.clean.rows import Rejected
+from stages.prepare.clean.rejected_rows import Rejected
 from stages.prepare.clean.shapes import SHAPES, Pair, detect, read_pair
 from stages.records.record import Message
 

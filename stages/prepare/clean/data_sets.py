@@ -1,0 +1,168 @@
+"""Rows of Parquet files and of data sets that the `datasets` library opens: saved on disk, cloned, or on the hub."""
+
+import io
+import json
+import re
+import shutil
+import tempfile
+import weakref
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from stages.core.errors import UserError
+from stages.params import Source
+from stages.prepare.clean.rejected_rows import Rejected, Row
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_ROWS = 256  # as Python objects at once
+_BUFFER = 1 << 20
+_PINNED = re.compile(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})")
+_SAVED = ("state.json", "dataset_dict.json")  # mark a folder that save_to_disk made
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` made this folder, of one split."""
+    return (folder / _SAVED[0]).is_file()
+
+
+def open_source(name: str, source: Source, raw: Path) -> "Dataset":
+    """The split that `clean.sources.NAME` names: of the hub at a commit, or of a folder below `clean.raw`.
+
+    The hub's copy is kept in the cache of its library, which a commit makes safe. A private one needs HF_TOKEN.
+
+    Raises:
+        UserError: when the commit is not a full one, the folder is missing, or the data set cannot be opened.
+    """
+    from datasets import disable_progress_bars, load_dataset  # late: takes seconds, and most inputs are text
+
+    disable_progress_bars()
+    at, folder = str(source.dataset), raw / str(source.dataset)
+    pinned = _PINNED.fullmatch(at)
+    if not pinned and (not folder.is_dir() or ".." in folder.parts):
+        raise UserError(
+            f"clean.sources.{name}: {at!r} is no folder below {raw} and not OWNER/NAME@COMMIT with all 40 hex digits "
+            "of the commit; a branch or tag can move, and the trail must say what was read"
+        )
+    if not pinned and any((folder / mark).is_file() for mark in _SAVED):
+        return open_saved(folder if is_saved(folder) else folder / source.split)
+    try:
+        if pinned:
+            repository, commit = pinned.groups()
+            return load_dataset(repository, source.config, split=source.split, revision=commit)
+        # A folder's files can change under one name, so what is made of them is not kept.
+        cache = tempfile.mkdtemp()
+        try:
+            data = load_dataset(str(folder), source.config, split=source.split, cache_dir=cache)
+        except BaseException:
+            shutil.rmtree(cache)
+            raise
+        weakref.finalize(data, shutil.rmtree, cache, ignore_errors=True)
+        return data
+    except Exception as error:  # of many libraries, without a common class
+        raise UserError(
+            f"clean.sources.{name}: {at} cannot be opened ({error.__cause__ or error}); check its split and "
+            "config. Of a clone, `git lfs pull` fetches the files. Text files with bad lines belong below clean.raw "
+            "without `dataset`: there a bad line is rejected alone"
+        ) from None
+
+
+def open_saved(folder: Path) -> "Dataset":
+    """A data set of one split that `save_to_disk` wrote. Raises UserError when it is damaged."""
+    from datasets import load_from_disk
+
+    try:
+        return load_from_disk(str(folder))
+    except Exception as error:  # as above
+        raise UserError(
+            f"{folder} is no whole saved data set, as its {_SAVED[0]} should tell ({error}); save it anew"
+        ) from None
+
+
+def data_set_rows(data: "Dataset", file: str) -> Iterator[Row]:
+    names = _class_names(data.features)
+    number = 0
+    for table in data.with_format("arrow").iter(_ROWS):
+        yield from _batch_rows(table, names, file, number)
+        number += table.num_rows
+
+
+def parquet_rows(handle: IO[bytes], file: str) -> Iterator[Row]:
+    import pyarrow.parquet as pq
+
+    parquet = pq.ParquetFile(handle, buffer_size=_BUFFER, pre_buffer=False)
+    schema = parquet.schema_arrow
+    if twice := [name for name, count in Counter(schema.names).items() if count > 1]:
+        raise UserError(f"{file} has the column {twice[0]!r} twice; rename one")
+    names: dict[str, list[str]] = {}
+    if b"huggingface" in (schema.metadata or {}):  # written by the library, with the names of its classes
+        from datasets import Features
+
+        names = _class_names(Features.from_arrow_schema(schema))
+    number = 0
+    for group in range(parquet.num_row_groups):
+        for batch in parquet.iter_batches(_ROWS, row_groups=[group], use_threads=False):
+            yield from _batch_rows(batch, names, file, number, group)
+            number += batch.num_rows
+
+
+def count_parquet(handle: IO[bytes]) -> int:
+    import pyarrow.parquet as pq
+
+    return int(pq.ParquetFile(handle).metadata.num_rows)
+
+
+def _class_names(features: Any) -> dict[str, list[str]]:
+    """The names behind the numbers of ClassLabel columns."""
+    from datasets import ClassLabel
+
+    return {column: feature.names for column, feature in features.items() if isinstance(feature, ClassLabel)}
+
+
+def _batch_rows(
+    batch: Any, names: dict[str, list[str]], file: str, before: int, group: int | None = None
+) -> Iterator[Row]:
+    for index, values in enumerate(_values(batch)):
+        raw = partial(_raw, batch, index, values)
+        named = _named(values, names) if isinstance(values, dict) else values
+        yield Row(file, before + index + 1, named, raw, group=group)
+
+
+def _named(values: dict[str, Any], names: dict[str, list[str]]) -> dict[str, Any]:
+    """The values with class numbers as names; -1 stands for no class."""
+    given = {column: values[column] for column in names if isinstance(values.get(column), int)}
+    return values | {
+        column: names[column][number] if 0 <= number < len(names[column]) else None for column, number in given.items()
+    }
+
+
+def _values(batch: Any) -> Iterator[dict[str, Any] | Rejected]:
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:  # one text spoils the whole list
+        for index in range(batch.num_rows):
+            try:
+                yield batch.slice(index, 1).to_pylist()[0]
+            except UnicodeDecodeError as error:
+                yield Rejected("not_utf8", f"a text holds byte 0x{error.object[error.start]:02x}, which is not UTF-8")
+
+
+def _raw(batch: Any, index: int, values: dict[str, Any] | Rejected) -> bytes:
+    """The row as JSON where that says all of it, else as an Arrow stream of one row."""
+    try:
+        text = json.dumps(values, ensure_ascii=False, allow_nan=False)
+        if json.loads(text) == values:
+            return text.encode()
+    except (TypeError, ValueError):
+        pass
+    import pyarrow as pa
+
+    sink = io.BytesIO()
+    row = batch.slice(index, 1)
+    with pa.ipc.new_stream(sink, row.schema) as stream:
+        stream.write(row)
+    return sink.getvalue()
