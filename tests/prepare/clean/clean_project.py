@@ -79,7 +79,7 @@ def raw_bytes(rejected: dict[str, Any], raw: Path | None = None) -> bytes:
         assert not {"raw", "raw_base64"} & rejected.keys()
         with (raw / rejected["file"]).open("rb") as file:
             file.seek(rejected["offset"])
-            content = file.read(rejected["length"])
+            content: bytes = file.read(rejected["length"])
         assert hashlib.sha256(content).hexdigest() == rejected["sha256"]
         return content
     if "raw" in rejected:

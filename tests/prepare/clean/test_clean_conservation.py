@@ -2,10 +2,13 @@
 
 import contextlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from clean_project import GOOD, CleanProject, raw_bytes, row
+from clean_project import GOOD, ROOT, CleanProject, raw_bytes, row
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -90,3 +93,24 @@ def test_the_order_of_the_rows_changes_nothing_that_is_kept_or_counted(
         found.append((records, rejected, project.metrics()))
     assert found[0] == found[1]
     assert (len(found[0][0]), len(found[0][1])) == (4, 3)
+
+
+def test_a_lost_row_stops_the_stage_also_without_assertions(tmp_path: Path) -> None:
+    """`python -O` removes every `assert`; here a reader loses the last row of each file."""
+    project = CleanProject(tmp_path)
+    project.write(b"\n".join([GOOD, row("Hello there"), row("And another")]))
+    losing = (
+        "from stages.prepare.clean import __main__ as stage; read = stage.read_rows;"
+        "stage.read_rows = lambda *given: iter(list(read(*given))[:-1]); stage.run(stage.main)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-O", "-c", losing],
+        cwd=project.folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "error: 3 raw rows, but 2 kept and 0 rejected; a raw file changed, run again" in done.stderr
+    assert not (project.folder / "data" / "clean.jsonl").exists()
