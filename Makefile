@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 READY := $(VENV)/.ready
+PINS := $(wildcard constraints/*.txt)
 AXE := tests/node_modules/axe-core/package.json
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
@@ -10,12 +11,12 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 setup: $(READY)
 
 # The marker is newer than the files that decide what is installed, or set-up runs again.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml $(PINS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: Python 3.11 or newer is needed; name it: make PYTHON=python3.12"; exit 2; }
-	@echo "Setting up $(VENV): the pinned packages of constraints.txt (minutes the first time)"
+	@echo "Setting up $(VENV): the pinned packages of constraints/ (minutes the first time)"
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check $(PINS:%=--constraint %) --editable '.[dev]'
 	@touch $@
 
 repro: $(READY)

@@ -171,9 +171,9 @@ def job(architecture: str, cards: int = 1, **changes: Any) -> dict[str, Any]:
 
 def make_project(project: Path, architecture: str, train: Train) -> int:
     """What the train stage reads: code, parameters, rows of the lengths drawn, the base model; returns the tokens."""
-    (project / "stages").symlink_to(ROOT / "stages")
-    for name in ("dvc.yaml", "constraints.txt"):
-        shutil.copy(ROOT / name, project / name)
+    for name in ("stages", "constraints"):
+        (project / name).symlink_to(ROOT / name)
+    shutil.copy(ROOT / "dvc.yaml", project)
     params = load_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
     params["train"] = train.model_dump()
     (project / "params.yaml").write_text(dumps_yaml(params), encoding="utf-8")

@@ -43,7 +43,6 @@ PROJECT = (
     "dvc.yaml",
     "pyproject.toml",
     "params.yaml",
-    "constraints.txt",
     "constraints",
 )
 LAST_ARTEFACT = "merge_quantize"  # after it the three artefacts are judged; gates, manifest and report follow

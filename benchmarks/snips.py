@@ -63,7 +63,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 def prepare(project: Path, base: Path, data: Path) -> None:
     """The project up to `split`; every later one is a copy of it."""
     (project / "data").mkdir(parents=True)
-    for name in ("stages", "examples", "constraints.txt", "dvc.yaml"):
+    for name in ("stages", "examples", "constraints", "dvc.yaml"):
         (project / name).symlink_to(ROOT / name)
     shutil.copy(ROOT / "data" / "chat_template.jinja", project / "data")
     shutil.copytree(data, project / "data" / "snips")

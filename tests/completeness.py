@@ -1,8 +1,10 @@
 """Compute what a stage really depends on, to hold dvc.yaml against it."""
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import cache
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,25 @@ def sections_read(root: Path, stage: str) -> set[str]:
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "load_params":
                 names |= {ast.literal_eval(argument) for argument in node.args}
     return names
+
+
+def packages_imported(root: Path, stage: str) -> set[str]:
+    """The distributions whose modules the import closure imports; those that are not installed are left out."""
+    owners = packages_distributions()
+    modules = {module for file in import_closure(root, stage) for module in _imported((root / file).read_text("utf-8"))}
+    return {canonical(owner) for module in modules for owner in owners.get(module.partition(".")[0], [])} - {
+        "tunetrail"
+    }
+
+
+def pins(file: Path) -> dict[str, str]:
+    """Version by canonical name of a file of constraints."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return {canonical(name): version for name, _, version in (line.partition("==") for line in lines) if version}
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def attributes_read(root: Path, files: set[Path]) -> set[str]:

@@ -1,28 +1,50 @@
 """dvc.yaml names all that a stage reads: DVC itself follows neither Python's imports nor its attributes."""
 
 import shutil
+import tomllib
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
 import pytest
 from completeness import (
     attributes_read,
+    canonical,
     import_closure,
     missing_dependencies,
     needless_dependencies,
+    packages_imported,
     paths_used,
+    pins,
     pipeline,
     sections_read,
 )
+from packaging.requirements import Requirement
 from pydantic import BaseModel
 
 from stages.core import paths
-from stages.params import Gate, Params
+from stages.core.yaml_reader import load_yaml
+from stages.params.gates import Gate
+from stages.params.loader import Params, read_params
 
 ROOT = Path(__file__).parents[1]
 STAGES = sorted(pipeline(ROOT))
 # Read by `tunetrail holdout draw`, which writes the lock that the split stage depends on.
 DRAWN_WITH = {Path("stages/prepare/split/draw.py")}
+PINS = {file.name: pins(file) for file in sorted((ROOT / "constraints").glob("*.txt"))}
+# Of constraints/tools.txt: they read, check, ask or show, and no result depends on their version.
+NO_RESULT = {
+    "dvc",
+    "dvc-data",
+    "dvclive",
+    "openai",
+    "pathspec",
+    "pydantic",
+    "requests",
+    "rich",
+    "ruamel-yaml",
+    "urllib3",
+}
 # Not tracked by DVC: parameters and the pipeline are watched by other means, the rest lies outside the trail.
 OUTSIDE = {"PARAMS", "PIPELINE", "ENVIRONMENT", "CHECKPOINTS", "CONSTRAINTS", "JUDGE_REPLIES"}
 
@@ -50,8 +72,66 @@ def test_declared_parameters_are_the_ones_that_are_read(stage: str) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_stage_depends_on_the_pinned_libraries(stage: str) -> None:
-    assert paths.CONSTRAINTS.as_posix() in pipeline(ROOT)[stage]["deps"]
+def test_a_stage_depends_on_the_pins_of_what_it_imports_and_on_no_others(stage: str) -> None:
+    imported = packages_imported(ROOT, stage) - NO_RESULT
+    named = {dep.partition("/")[2] for dep in pipeline(ROOT)[stage]["deps"] if dep.startswith("constraints/")}
+    pinned = {name for file in named for name in PINS[file]}
+    assert imported - pinned == set()
+    if stage != "manifest":  # it names all that made the release
+        assert [file for file in named if not imported & PINS[file].keys()] == []
+
+
+def test_a_change_of_a_data_library_or_of_a_tool_does_not_train_again() -> None:
+    deps = pipeline(ROOT)["train"]["deps"]
+    assert [dep for dep in deps if dep.startswith("constraints")] == ["constraints/model.txt"]
+    assert not {"rapidfuzz", "numba", "ftfy", "dvc", "requests", "openai"} & PINS["model.txt"].keys()
+
+
+def test_what_answers_and_judges_does_not_train_again() -> None:
+    """How answers are generated, and what they must keep to, is no business of training."""
+    assert set(pipeline(ROOT)["train"]["params"]) == {"seed", "task.instruction", "task.instructions", "train"}
+
+
+@pytest.mark.parametrize(("file", "other"), [("model.txt", "data.txt"), ("data.txt", "model.txt")])
+def test_what_a_pinned_package_needs_is_pinned_beside_it(file: str, other: str) -> None:
+    """Or among the tools, which change no result; never in the file of the other stages alone."""
+    needed = {(name, one) for name in PINS[file] for one in _requirements(name)}
+    assert {(name, one) for name, one in needed if one not in PINS[file] and one in PINS[other]} == set()
+
+
+def test_everything_that_the_project_needs_is_pinned_once() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    every: dict[str, str] = {}
+    for file in PINS.values():
+        assert {name for name in file.keys() & every.keys() if file[name] != every[name]} == set()
+        every |= file
+    assert {canonical(Requirement(one).name) for one in project["dependencies"]} - every.keys() == set()
+    dev = [one.split("==") for one in project["optional-dependencies"]["dev"]]
+    assert [name for name, version in dev if every.get(canonical(name), version) != version] == []
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_few_folders_of_code(stage: str) -> None:
+    code = [dep for dep in pipeline(ROOT)[stage]["deps"] if dep.startswith("stages")]
+    assert len(code) <= 7
+    assert all((ROOT / dep).is_dir() for dep in code)
+
+
+def test_the_files_that_people_read_stay_short() -> None:
+    params = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    assert len((ROOT / "dvc.yaml").read_text(encoding="utf-8").splitlines()) <= 330
+    assert len(params.splitlines()) <= 115
+    assert _values(load_yaml(params)) <= 80
+
+
+def test_no_file_that_a_stage_reads_is_empty() -> None:
+    """DVC warns of an empty dependency in every run. What stages write is looked at where the pipeline runs."""
+    values = read_params(ROOT / "params.yaml")
+    for entry in pipeline(ROOT).values():
+        for dep in entry["deps"]:
+            section, _, key = dep.removeprefix("${").removesuffix("}").partition(".")
+            path = ROOT / (values[section][key] if dep.startswith("${") else dep)
+            assert not path.is_file() or path.stat().st_size, f"{path} is empty"
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -66,8 +146,7 @@ def test_every_path_that_a_stage_uses_is_declared(stage: str) -> None:
 
 
 def test_every_parameter_is_read_by_a_stage_that_declares_it() -> None:
-    unread = [key for section, key in _keys() if not _read_somewhere(ROOT, section, key)]
-    assert unread == []
+    assert [key for key in _keys() if not _read_somewhere(ROOT, key)] == []
 
 
 def test_a_forgotten_import_is_found(tmp_path: Path) -> None:
@@ -87,35 +166,46 @@ def test_an_undeclared_section_is_found(tmp_path: Path) -> None:
 
 
 def test_a_parameter_that_nothing_reads_is_found() -> None:
-    assert not _read_somewhere(ROOT, "train", "a_key_that_nobody_reads")
+    assert not _read_somewhere(ROOT, "train.a_key_that_nobody_reads")
 
 
 def _places(entry: dict[str, Any]) -> list[Any]:
     return [place for kind in ("deps", "outs", "metrics", "plots") for place in entry.get(kind, [])]
 
 
-def _keys() -> list[tuple[str, str]]:
-    """(section, key) of the whole schema; of the gates, the keys that each may have."""
-    keys: list[tuple[str, str]] = []
+def _values(node: Any) -> int:
+    """Numbers, words and lists; an empty mapping counts as one."""
+    return max(sum(map(_values, node.values())), 1) if isinstance(node, dict) else 1
+
+
+def _requirements(name: str) -> set[str]:
+    try:
+        given = map(Requirement, distribution(name).requires or [])
+    except PackageNotFoundError:
+        return set()
+    return {canonical(one.name) for one in given if one.marker is None or one.marker.evaluate({"extra": ""})}
+
+
+def _keys() -> list[str]:
+    """Every section.key of the schema; of the gates, the keys that each may have."""
+    keys: list[str] = []
     for section, field in Params.model_fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            keys += [(section, key) for key in annotation.model_fields]
-        elif section == "gates":
-            keys += [(section, key) for key in ("gates", *Gate.model_fields)]
-        else:
-            keys.append((section, section))
+        annotation = Gate if section == "gates" else field.annotation
+        inner = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        keys += [f"{section}.{key}" for key in annotation.model_fields] if inner else [section]
     return keys
 
 
-def _read_somewhere(root: Path, section: str, key: str) -> bool:
+def _read_somewhere(root: Path, key: str) -> bool:
+    """Whether a stage that declares the key, or its section, reads an attribute of its name or depends on its file."""
+    section, name = key.partition(".")[0], key.rpartition(".")[2]
     for stage, entry in pipeline(root).items():
-        if section not in entry.get("params", []):
+        if not {section, key} & set(entry.get("params", [])):
             continue
         files = import_closure(root, stage) | (DRAWN_WITH if section == "holdout" else set())
-        if key in attributes_read(root, {file for file in files if file.parent.name != "params"}):
+        if name in attributes_read(root, {file for file in files if file.parent.name != "params"}):
             return True
-        if f"${{{section}.{key}}}" in entry["deps"]:
+        if f"${{{key}}}" in entry["deps"]:
             return True
     return False
 

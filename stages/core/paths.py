@@ -4,7 +4,7 @@ from pathlib import Path
 
 PARAMS = Path("params.yaml")
 PIPELINE = Path("dvc.yaml")
-CONSTRAINTS = Path("constraints.txt")
+CONSTRAINTS = Path("constraints")
 
 CLEAN = Path("data/clean.jsonl")
 CLEAN_EXAMPLES = Path("data/changes/clean_examples.jsonl")

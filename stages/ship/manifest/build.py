@@ -78,7 +78,7 @@ def _stages() -> dict[str, Any]:
 
 def _is_code(dep: Path) -> bool:
     """Stages and the pins of their packages. A raw file outside the repository is data."""
-    return dep.parts[0] in ("stages", "constraints", paths.CONSTRAINTS.name)
+    return dep.parts[0] in ("stages", paths.CONSTRAINTS.name)
 
 
 def _files(places: Iterable[Path]) -> list[Path]:

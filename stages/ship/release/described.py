@@ -114,7 +114,7 @@ def metrics_facts(lock: Lock, sources: Sources) -> dict[str, Any]:
 
 def is_code(path: str) -> bool:
     """Whether a path that no stage makes is part of the program: stages/, a source file, the pinned environment."""
-    return _top(path) in ("stages", "constraints") or path.endswith(_CODE_ENDS) or path == paths.CONSTRAINTS.name
+    return _top(path) in ("stages", "constraints") or path.endswith(_CODE_ENDS) or path == "constraints.txt"
 
 
 def show(trail: Mapping[str, Any]) -> str:

@@ -38,7 +38,7 @@ def test_what_made_the_release_is_hashed_too(pipeline: Path) -> None:
     found = manifest(pipeline)
     made_of = {"raw/tickets.jsonl", "train.jsonl", "holdout.lock", "schema.json", "chat_template.jinja"}
     assert {f"data/{name}" for name in made_of} <= found["data"].keys()
-    assert {"stages/tune/train/engine.py", "stages/prepare/clean/__main__.py", "constraints.txt"} <= found[
+    assert {"stages/tune/train/engine.py", "stages/prepare/clean/__main__.py", "constraints/model.txt"} <= found[
         "code"
     ].keys()
     assert {"metrics/evaluate.json", "metrics/quantize.json"} <= found["metrics"].keys()
