@@ -16,7 +16,8 @@ from stages.tune.train.fused.attention import can_pack
 from stages.tune.train.fused.loss import LOSS_BYTES
 
 _ENOUGH_TOKENS = {"fused": 16384, "trl": 4096}  # at once on a card; more make none of today faster
-_CPU_TOKENS = 2048
+# On a CPU: TRL's padding-free attention looks at all pairs of tokens of a micro-batch, the fused one within examples.
+_CPU_TOKENS = {"fused": 2048, "trl": 256}
 _GRAPH_STEPS = 100  # from here on, captures of a few seconds repay themselves
 _WIDEST_HEAD = 256  # of the variable-length kernel
 _RESERVE = 0.15  # of the free memory, for what the estimate leaves out and for fragments
@@ -97,7 +98,7 @@ def make_plan(
     room, checkpointing = _room(engine, machine, config, precision, model, max(lengths), memory, why)
     if machine.micro_batch_tokens == "auto":
         batch = _largest_batch(lengths, train.batch_size)
-        tokens = max(max(lengths), min(room, batch, _CPU_TOKENS if memory is None else _ENOUGH_TOKENS[engine]))
+        tokens = max(max(lengths), min(room, batch, _CPU_TOKENS[engine] if memory is None else _ENOUGH_TOKENS[engine]))
         reason = "a CPU gains no more" if memory is None else f"memory for {room}, batches of up to {batch}"
         why["micro_batch_tokens"] = reason
     else:
@@ -146,7 +147,7 @@ def _room(
     if memory is None:
         if machine.checkpointing == "auto":
             why["checkpointing"] = "no card whose memory could run out"
-        return _CPU_TOKENS, machine.checkpointing is True
+        return _CPU_TOKENS[engine], machine.checkpointing is True
     left = memory * (1 - _RESERVE) - LOSS_BYTES - 16 * trained_parameters(model)
     costs = bytes_per_token(config, precision)
     whole, recomputed = (int(left // (cost * (1 if engine == "fused" else _UNFUSED))) for cost in costs)
