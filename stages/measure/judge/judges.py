@@ -24,6 +24,7 @@ from stages.params import Generation, Judge
 from stages.records.record import make_record
 
 _MAX_BYTES = 4_000_000
+_HEADERS = {"accept", "accept-encoding", "connection", "content-length", "content-type", "host", "user-agent"}
 _TRANSIENT = (408, 409, 425, 429)
 _AT_ONCE = 64  # questions to a local judge; as many replies are lost at most when a run is killed
 
@@ -51,11 +52,13 @@ class Endpoint:
             raise UserError("the judge asks with the openai client: run `pip install 'tunetrail[judge]'`") from None
         self._client = openai.OpenAI(
             base_url=judge.endpoint,
-            api_key=self._key or "none",
+            api_key="none",
             timeout=judge.timeout,
             max_retries=0,
             # No proxy between two programs of one machine, and no key for whoever a redirect names.
-            http_client=openai.DefaultHttpxClient(trust_env=not loopback, follow_redirects=False),
+            http_client=openai.DefaultHttpxClient(
+                trust_env=not loopback, follow_redirects=False, event_hooks={"request": [self._sign]}
+            ),
         )
         self._stop = threading.Event()
         self._sampling = {
@@ -126,7 +129,6 @@ class Endpoint:
                 model=self._judge.model,
                 messages=messages,
                 stream=False,
-                extra_headers=None if self._key else {"Authorization": openai.Omit()},
                 **self._sampling,
             ) as response:
                 return self._clean(self._read(response.iter_bytes()))
@@ -145,6 +147,14 @@ class Endpoint:
                 raise _TryAgain(f"did not reply within {self._judge.timeout:g} s") from None
             # The innermost cause by its name; its message may hold whatever was sent.
             raise _TryAgain(f"broke the connection ({type(causes[-1]).__name__})") from None
+
+    def _sign(self, request: Any) -> None:
+        """Add the judge's key, and drop what the client adds from OPENAI_ variables, which is meant for its maker."""
+        for name in request.headers.keys() - _HEADERS:
+            if not name.startswith("x-stainless-"):  # the client reads its own marks back
+                del request.headers[name]
+        if self._key:
+            request.headers["Authorization"] = f"Bearer {self._key}"
 
     def _read(self, chunks: Iterator[bytes]) -> str:
         """A body that drips in has no more time than others."""

@@ -4,6 +4,7 @@ import datetime
 import email.utils
 import gzip
 import json
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -218,6 +219,27 @@ def test_without_a_key_none_is_sent(proxy: Proxy, server: type[Rule], monkeypatc
     monkeypatch.setenv("JUDGE_API_KEY", KEY)
     ask(proxy, question(1), key_variable=None)
     assert "Authorization" not in server.seen[0][0]
+
+
+def test_what_the_client_finds_in_the_environment_goes_nowhere(
+    proxy: Proxy, server: type[Rule], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID")
+    for name in names:
+        monkeypatch.setenv(name, f"planted-{name}")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "X-Planted: planted")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://planted.example/v1")
+    monkeypatch.setenv("SOME_KEY", KEY)
+    ask(proxy, question(1))
+    ask(proxy, question(2), key_variable="SOME_KEY")
+    assert len(server.seen) == 2
+    assert not any("planted-" in str(headers).replace(KEY, "") or "X-Planted" in headers for headers, _ in server.seen)
+
+
+def test_without_the_client_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(UserError, match="pip install 'tunetrail\\[judge\\]'"):
+        Endpoint(judge_params())
 
 
 def test_many_questions_are_under_way_at_once_and_none_is_lost(proxy: Proxy) -> None:
