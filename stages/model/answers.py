@@ -22,19 +22,6 @@ from stages.records.record import Record
 _CPU_TOKENS, _GPU_TOKENS, _MEMORY_SHARE = 4096, 131072, 4
 # Tokens between two looks at which answers have ended; those that have leave the batch. A look costs a card more.
 _LEG = {"cpu": 8, "cuda": 24}
-# Whatever could make the likeliest token another one, or another one be taken, said in full.
-_GREEDY: dict[str, Any] = {
-    "do_sample": False,
-    "num_beams": 1,
-    "temperature": 1.0,
-    "top_k": 50,
-    "top_p": 1.0,
-    "repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "min_length": 0,
-    "use_cache": True,
-    "return_dict_in_generate": True,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +144,9 @@ def _one_batch(causal: Any, prompts: Sequence[list[int]], prefix: Prefix, stop_i
     running = list(range(len(prompts)))
     while running:
         config = GenerationConfig(
-            **_GREEDY,
+            do_sample=False,
+            num_beams=1,
+            return_dict_in_generate=True,
             max_new_tokens=min(_LEG[causal.device.type], limit - len(said[running[0]])),
             eos_token_id=stop_id,
             pad_token_id=stop_id,

@@ -61,7 +61,7 @@ class Endpoint:
             ),
         )
         self._stop = threading.Event()
-        self._sampling = {
+        self._sampling: dict[str, Any] = {
             "temperature": judge.temperature,
             "top_p": judge.top_p,
             "max_tokens": judge.max_tokens,
