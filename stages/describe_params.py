@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stages.core.machine import Machine
+from stages.params.gates import STANDING
 from stages.params.loader import Params
 from stages.params.section import Section
 
@@ -31,6 +32,12 @@ an error. `tunetrail params` prints all keys with the values that hold now.
 - DVC needs a section, or a single key that a stage names in `dvc.yaml`, to be in the file: leave one key in each
   section.
 - `TAG` and `NAME` stand for names that you choose.
+"""
+_GATES_HEAD = """
+## Gates that hold for every task
+
+A gate of `params.yaml` with one of these names changes the keys that it gives; `NAME: null` takes the gate away.
+
 """
 _MACHINE_HEAD = """
 ## Settings of a machine
@@ -109,6 +116,8 @@ def markdown() -> str:
     for one in parameters():
         sections.setdefault(one.key.partition(".")[0], []).append(one)
     parts = [_HEAD, *(f"\n## {name}\n\n{_intro(name)}{_table(rows)}" for name, rows in sections.items())]
+    standing = [f"- `{name}: {json.dumps(gate)}`\n" for name, gate in STANDING.items()]
+    parts += [_GATES_HEAD, *standing]
     return "".join([*parts, _MACHINE_HEAD, "\n", _table(parameters(Machine))])
 
 

@@ -23,6 +23,7 @@ from packaging.requirements import Requirement
 from pydantic import BaseModel
 
 from stages.core import paths
+from stages.core.yaml_reader import load_yaml
 from stages.params.gates import Gate
 from stages.params.loader import Params, read_params
 
@@ -117,7 +118,10 @@ def test_a_stage_depends_on_few_folders_of_code(stage: str) -> None:
 
 
 def test_the_files_that_people_read_stay_short() -> None:
+    params = (ROOT / "params.yaml").read_text(encoding="utf-8")
     assert len((ROOT / "dvc.yaml").read_text(encoding="utf-8").splitlines()) <= 330
+    assert len(params.splitlines()) <= 115
+    assert _values(load_yaml(params)) <= 80
 
 
 def test_no_file_that_a_stage_reads_is_empty() -> None:
@@ -167,6 +171,11 @@ def test_a_parameter_that_nothing_reads_is_found() -> None:
 
 def _places(entry: dict[str, Any]) -> list[Any]:
     return [place for kind in ("deps", "outs", "metrics", "plots") for place in entry.get(kind, [])]
+
+
+def _values(node: Any) -> int:
+    """Numbers, words and lists; an empty mapping counts as one."""
+    return max(sum(map(_values, node.values())), 1) if isinstance(node, dict) else 1
 
 
 def _requirements(name: str) -> set[str]:

@@ -1,8 +1,8 @@
 """`gates`: the thresholds that decide whether a model may ship."""
 
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from stages.params.section import Section
 
@@ -31,3 +31,52 @@ class Gate(Section):
         if (self.minimum is None) == (self.maximum is None):
             raise ValueError("must have either a minimum or a maximum")
         return self
+
+
+# What every task is held against. A gate of params.yaml with one of these names changes the keys that it gives; null
+# takes the gate away.
+STANDING: dict[str, dict[str, Any]] = {
+    "better_than_linear": {
+        "model": "adapter",
+        "metric": "label_accuracy",
+        "against": "linear",
+        "minimum": 0.0,
+        "required": False,
+    },
+    "no_forgetting": {
+        "model": "adapter",
+        "metric": "general_perplexity",
+        "against": "base",
+        "maximum": 1.05,
+        "evidence": "against",
+        "required": False,
+    },
+    "no_forgetting_answers": {
+        "model": "adapter",
+        "metric": "general_agreement",
+        "against": "base",
+        "minimum": -0.05,
+        "evidence": "against",
+        "required": False,
+    },
+    "no_personal_data": {"model": "adapter", "metric": "personal_data", "maximum": 0.0, "evidence": "against"},
+    "confirmed_triggers": {"model": "adapter", "metric": "confirmed_triggers", "maximum": 0.0},
+    "suspected_triggers": {"model": "checks", "metric": "triggers.found", "maximum": 0.0, "required": False},
+    "conflicting_labels": {"model": "checks", "metric": "conflicts.share", "maximum": 0.02},
+    "largest_source": {"model": "checks", "metric": "sources.largest_share", "maximum": 1.0},
+    "sources_differ": {"model": "checks", "metric": "sources.largest_distance", "maximum": 0.5, "required": False},
+}
+
+
+def _with_standing(given: Any) -> Any:
+    if not isinstance(given, dict):
+        return given
+    changed = {
+        name: STANDING.get(name, {}) | gate if isinstance(gate, dict) else gate
+        for name, gate in given.items()
+        if gate is not None or name not in STANDING
+    }
+    return changed | {name: gate for name, gate in STANDING.items() if name not in given}
+
+
+Gates = Annotated[dict[str, Gate], BeforeValidator(_with_standing)]

@@ -25,6 +25,13 @@ class Price(Section):
     output: Annotated[float, Field(ge=0)] = Field(0.0, description="of one million tokens that it writes")
 
 
+# The second holds when the whole interval of the difference lies above 0.
+_GATES = {
+    "judge_better": Gate(model="judge", metric="delta", against="base", minimum=0.05, evidence="value"),
+    "judge_sure": Gate(model="judge", metric="delta", against="base", minimum=1e-9),
+}
+
+
 class Judge(Section):
     """A language model that compares two answers at a time."""
 
@@ -54,7 +61,7 @@ class Judge(Section):
     attempts: Count = Field(6, description="for one reply, before the stage gives up")
     longest_wait: Annotated[float, Field(gt=0)] = Field(60.0, description="seconds between two attempts")
     price: Price = Field(Price(), description="of one million tokens, in whatever currency")
-    gates: dict[str, Gate] = Field({}, description="looked at when the judge is enabled")
+    gates: dict[str, Gate] = Field(_GATES, description="looked at when the judge is enabled; in place of the default")
 
     @model_validator(mode="after")
     def _local_is_greedy(self) -> Self:

@@ -13,7 +13,7 @@ from stages.core.yaml_reader import load_yaml
 from stages.params.augment import Augment, Checks
 from stages.params.clean import Clean
 from stages.params.evaluate import Evaluate, Probes, Report, Scoring
-from stages.params.gates import Gate
+from stages.params.gates import Gates
 from stages.params.judge import Judge, Review
 from stages.params.model import Generation, Model
 from stages.params.quantize import Quantize
@@ -48,7 +48,7 @@ class Params(Section):
     evaluate: Evaluate = Evaluate()
     judge: Judge = Judge()
     review: Review = Review()
-    gates: dict[str, Gate]
+    gates: Gates = Field(description="by name; the gates below hold besides, unless null takes one away")
     report: Report = Report()
 
 

@@ -11,7 +11,7 @@ from stages.core.errors import UserError
 from stages.core.files import read_json
 from stages.measure.gates.judging import check_gates
 from stages.near_duplicates.pairs import near_pairs
-from stages.params import Gate, read_params
+from stages.params.loader import check_params, read_params
 from stages.prepare.checks.__main__ import main
 from stages.records.near_pairs import write_near_pairs
 from stages.records.record import Record, make_record, read_rows, write_records
@@ -41,7 +41,7 @@ def check(rows: list[Record]) -> dict[str, Any]:
 
 def failed(found: dict[str, Any]) -> set[str]:
     """The gates of params.yaml on these checks that do not pass; the share of one source is gated at 0.6 here."""
-    gates = {name: Gate(**gate) for name, gate in PARAMS["gates"].items() if gate["model"] == "checks"}
+    gates = {name: gate for name, gate in check_params(PARAMS).gates.items() if gate.model == "checks"}
     gates["largest_source"] = gates["largest_source"].model_copy(update={"maximum": 0.6})
     assert len(gates) == 4
     return {name for name, gate in check_gates(gates, {"checks": found})["gates"].items() if gate["state"] != PASS}

@@ -18,7 +18,7 @@ from stages.prepare.clean.rejected_rows import Rejected
 from stages.records.record import Message, make_record
 
 OFF: dict[str, Any] = {"refusals": [], "max_repetition": None, "languages": []}
-REFUSALS = load_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))["clean"]["refusals"]
+REFUSALS = Clean().refusals
 NEEDS_LINGUA = pytest.mark.skipif(not find_spec("lingua"), reason="the extra `language` is not installed")
 
 

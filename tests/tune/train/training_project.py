@@ -39,9 +39,10 @@ def training_records(count: int, first: int = 0) -> list[Record]:
 def lay_out(folder: Path, rows: int = 40, **train: Any) -> Path:
     """Two layers of 64, 40 rows to train on, 8 to validate on; `train` changes the parameters."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("dvc.yaml", "params.yaml", "constraints.txt"):
+    for name in ("dvc.yaml", "params.yaml"):
         shutil.copy(ROOT / name, folder / name)
-    shutil.copytree(ROOT / "stages", folder / "stages", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("constraints", "stages"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     set_params(folder, {"train": SETTINGS | train})
     save_tiny_model(folder / paths.BASE)
     write_records(folder / paths.TRAIN, training_records(rows))
