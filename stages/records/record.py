@@ -110,12 +110,17 @@ def record_of(row: Mapping[str, Any]) -> Record:
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
-    """Write one JSON object a line, atomically; return how many."""
+    """Write one JSON object a line, atomically; return how many.
+
+    No rows are one empty line: DVC warns of an empty file at each run of a stage that depends on it.
+    """
     count = 0
     with atomic(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as handle:
         for row in rows:
             handle.write(row_line(row))
             count += 1
+        if not count:
+            handle.write("\n")
     return count
 
 
@@ -130,6 +135,8 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
         raise UserError(f"{path} is missing; run `dvc repro` to make it")
     with path.open("rb") as handle:
         for number, line in enumerate(handle, start=1):
+            if number == 1 and line == b"\n":
+                continue
             try:
                 row = json.loads(line)
             except ValueError as error:

@@ -40,7 +40,7 @@ def test_records_survive_the_file(tmp_path_factory: pytest.TempPathFactory, reco
     path = tmp_path_factory.mktemp("records") / "records.jsonl"
     assert write_records(path, records) == len(records)
     assert read_records(path) == records
-    assert path.read_bytes().count(b"\n") == len(records)
+    assert path.read_bytes().count(b"\n") == max(len(records), 1)  # DVC warns of an empty file
 
 
 @given(st.lists(RECORD, max_size=3))

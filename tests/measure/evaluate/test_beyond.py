@@ -243,3 +243,26 @@ def test_an_answer_to_a_perturbed_prompt_is_scored_like_any_other(tmp_path: Path
 def test_a_pattern_that_is_none_is_refused(params: Params) -> None:
     with pytest.raises(ValueError, match="no regular expression"):
         Evaluate.model_validate({**params.evaluate.model_dump(), "forbidden_patterns": ["(open"]})
+
+
+@pytest.mark.parametrize(
+    ("ratio", "band"),
+    [
+        (100.0, "80 and more"),
+        (80.0, "80 and more"),
+        (79.99, "60 to 80"),
+        (60.0, "60 to 80"),
+        (59.99, "below 60"),
+        (0.0, "below 60"),
+    ],
+)
+def test_a_band_of_distance_begins_with_its_number(ratio: float, band: str) -> None:
+    assert list(groups.measure_distance([make_score()], {"a": ratio}, SCORING)) == [band]
+
+
+def test_right_answers_by_distance_to_the_nearest_training_prompt() -> None:
+    scored = [make_score("a"), make_score("b", right=False), make_score("c"), make_score("alone", right=False)]
+    found = groups.measure_distance(scored, {"a": 85.0, "b": 95.0, "c": 0.0}, SCORING)
+    assert {name: (one.count, one.n) for name, one in found.items()} == {"80 and more": (1, 2), "below 60": (1, 2)}
+    text = [make_score("a", right=False, kind="text", valid=True)]  # right where it is valid, as in slices
+    assert groups.measure_distance(text, {"a": 70.0}, SCORING)["60 to 80"].count == 1
