@@ -11,6 +11,7 @@ import pytest
 from project import commit, run, set_params, stage_outputs
 
 from stages.core import paths
+from stages.core.files import read_json
 from stages.core.yaml_reader import load_yaml
 
 STAGES = [
@@ -51,8 +52,9 @@ def copy(pipeline: Path, tmp_path: Path) -> Path:
 def test_all_stages_ran_and_git_holds_what_it_should(pipeline: Path) -> None:
     assert sorted(locked(pipeline)) == STAGES
     tracked = run(pipeline, "git", "ls-files").stdout.split()
-    for name in ("metrics/gates.json", "metrics/quantize.json", "metrics/report.md", "data/holdout.lock", "dvc.lock"):
+    for name in ("metrics/gates.json", "metrics/details.json", "metrics/summary.json", "metrics/report.md"):
         assert name in tracked
+    assert {"data/holdout.lock", "dvc.lock"} <= set(tracked)
     made = [name for name in tracked if not name.startswith("stages/")]
     assert not [name for name in made if name.endswith((".safetensors", ".html")) or name == "data/train.jsonl"]
     assert run(pipeline, "git", "status", "--porcelain").stdout == ""
@@ -65,8 +67,9 @@ def test_a_second_repro_runs_nothing(pipeline: Path) -> None:
 def test_twice_by_force_gives_the_same_bytes(copy: Path) -> None:
     before = locked(copy)
     shutil.rmtree(copy / paths.GENERATIONS_MEMORY)  # else nothing would be generated twice
-    output = run(copy, "dvc", "repro", "--force").stdout
-    assert output.count("Running stage") == len(STAGES)
+    done = run(copy, "dvc", "repro", "--force")
+    assert done.stdout.count("Running stage") == len(STAGES)
+    assert "WARNING" not in done.stdout + done.stderr  # an empty dependency, say
     assert locked(copy) == before
 
 
@@ -75,7 +78,18 @@ def test_metrics_are_nested_numbers_that_dvc_shows(pipeline: Path) -> None:
     for file, entry in shown.items():
         written = json.loads((pipeline / file).read_text(encoding="utf-8"))
         assert entry["data"] == without_empty_groups(written), f"{file}: dvc metrics leaves something out"
-    assert shown["metrics/evaluate.json"]["data"]["adapter"]["exact_match"]["of"] > 0
+    assert list(shown) == ["metrics/summary.json"]
+    numbers = leaves(shown["metrics/summary.json"]["data"])
+    assert 12 <= len(numbers) <= 25
+    assert all(isinstance(number, int | float) for number in numbers)
+    summary, details = (read_json(pipeline / file) for file in (paths.SUMMARY, paths.DETAILS))
+    exact = details["evaluate"]["adapter"]["exact_match"]
+    assert summary["adapter"]["exact_match"] == exact["value"]
+    assert exact["n"] > 0
+
+
+def leaves(node: Any) -> list[Any]:
+    return [leaf for one in node.values() for leaf in leaves(one)] if isinstance(node, dict) else [node]
 
 
 def without_empty_groups(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -106,7 +120,10 @@ def test_an_experiment_runs_what_its_parameter_makes_stale(copy: Path) -> None:
     difference = json.loads(run(copy, "dvc", "params", "diff", "--json").stdout)
     assert difference["params.yaml"]["train.learning_rate"] == {"old": 1e-3, "new": 5e-4, "diff": -5e-4}
     changed = json.loads(run(copy, "dvc", "metrics", "diff", "--json").stdout)
-    assert any("loss" in key for key in changed["metrics/train.json"])
+    assert "adapter.perplexity" in changed["metrics/summary.json"]
+    for command in ("show", "diff"):  # few enough numbers to read
+        lines = run(copy, "dvc", "metrics", command, "--md").stdout.splitlines()
+        assert len(lines) <= 30, "\n".join(lines)
     assert "slower" in run(copy, "dvc", "exp", "show", "--csv").stdout
     assert_both_loss_curves_are_drawn(copy)
     assert_the_comparison_fits_a_screen(copy)

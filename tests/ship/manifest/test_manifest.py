@@ -61,7 +61,7 @@ def test_the_manifest_says_nothing_of_time_or_place(pipeline: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changed", ["data/train.jsonl", "stages/prepare/clean/lines.py", "models/release/nf4/config.json"]
+    "changed", ["data/train.jsonl", "stages/prepare/clean/text_files.py", "models/release/nf4/config.json"]
 )
 def test_another_content_gives_another_manifest(workspace: Path, changed: str) -> None:
     before = manifest(workspace)
