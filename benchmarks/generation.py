@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from stages.model.answers import answer, in_batches, tokens_at_once
 from stages.model.chat import Chat, make_chat
 from stages.model.loading import Weights, causal_of, load_tokenizer
-from stages.params import Generation
+from stages.params.model import Generation
 from stages.records.record import make_record
 
 Said = dict[int, list[int]]

@@ -32,7 +32,7 @@ from stages.core.yaml_reader import load_yaml
 from stages.model.chat import task_chat
 from stages.model.likelihood import likelihoods
 from stages.model.loading import load_model, load_tokenizer
-from stages.params import load_params
+from stages.params.loader import load_params
 from stages.records.record import Record, make_record
 from stages.scoring.intervals import clopper_pearson
 

@@ -33,7 +33,7 @@ from stages.core import paths
 from stages.model.answers import answer_rows
 from stages.model.chat import task_chat
 from stages.model.loading import load_tokenizer, load_tuned
-from stages.params import load_params
+from stages.params.loader import load_params
 from stages.records.contract import Tasks
 from stages.records.record import read_records
 from stages.scoring.intervals import clopper_pearson

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from stages.core.yaml_reader import load_yaml
-from stages.params import Scoring, check_params
+from stages.params.evaluate import Scoring
+from stages.params.loader import check_params
 from stages.records.contract import Tasks
 from stages.scoring.rows import RowScore
 

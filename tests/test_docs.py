@@ -81,7 +81,7 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
     "file", sorted((ROOT / "examples").rglob("params*.yaml")), ids=lambda file: str(file.parent.name)
 )
 def test_example_parameters_are_valid(file: Path) -> None:
-    from stages.params import Params, load_params
+    from stages.params.loader import Params, load_params
     from stages.text.strict_json import Schema
 
     params = load_params(*Params.model_fields, path=file)

@@ -14,7 +14,7 @@ from stages.model.answer_cache import remember
 from stages.model.chat import Chat
 from stages.model.loading import Weights, bytes_a_token, causal_of
 from stages.model.prefix import Prefix
-from stages.params import Generation
+from stages.params.model import Generation
 from stages.records.record import Record
 
 # Tokens of prompts and answers in memory at once. More gain little on a CPU; on a card they are a fixed share of its

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stages.core.errors import UserError
-from stages.params import Task
+from stages.params.task import Task
 from stages.records.record import REPLAY, Message, Record
 
 _SENTINEL, _ANSWER = "Xq7", "Zk4"

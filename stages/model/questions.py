@@ -11,7 +11,8 @@ from stages.core.errors import UserError
 from stages.model.answers import answer_rows
 from stages.model.chat import Chat
 from stages.model.likelihood import likelihoods, with_likelihood
-from stages.params import Generation, Probes
+from stages.params.evaluate import Probes
+from stages.params.model import Generation
 from stages.records.record import REPLAY, Record, make_record, read_rows
 
 GENERAL, REFUSAL = "general", "refusal"

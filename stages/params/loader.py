@@ -15,8 +15,7 @@ from stages.params.clean import Clean
 from stages.params.evaluate import Evaluate, Probes, Report, Scoring
 from stages.params.gates import Gates
 from stages.params.judge import Judge, Review
-from stages.params.model import Generation, Model
-from stages.params.quantize import Quantize
+from stages.params.model import Generation, Model, Quantize
 from stages.params.section import Section, Seed
 from stages.params.split import Dedup, Holdout, Split
 from stages.params.task import Task

@@ -1,10 +1,10 @@
-"""`model`, `generation`: the base model and how it is asked for answers."""
+"""`model`, `generation`, `quantize`: the base model, how it is asked for answers, and how it is made smaller."""
 
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from stages.params.section import Count, Section
+from stages.params.section import Count, Phrase, Section
 
 
 def _known_source(source: str) -> str:
@@ -42,3 +42,22 @@ class Generation(Section):
     """How answers are generated: greedily, in batches."""
 
     max_new_tokens: Count = Field(40, description="an answer ends after so many tokens")
+
+
+class Nf4(Section):
+    """The artefact in 4-bit NormalFloat."""
+
+    keep_in_16_bit: list[Phrase] = Field(
+        [],
+        description="linear layers that are not quantised, as transformers names them: down_proj, model.layers.0 ...; "
+        "the output layer never is",
+    )
+    double_quantisation: bool = Field(
+        True, description="the scales of the blocks are themselves in 8 bit: 0.37 bit a weight less"
+    )
+
+
+class Quantize(Section):
+    """The artefacts that merge_quantize writes."""
+
+    nf4: Nf4 = Nf4()

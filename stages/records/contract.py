@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.params import Task, TaskContract
+from stages.params.task import Task, TaskContract
 from stages.text.strict_json import Schema
 
 

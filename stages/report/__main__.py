@@ -3,7 +3,7 @@
 from stages.core import paths
 from stages.core.errors import run
 from stages.core.files import write_text
-from stages.params import load_params
+from stages.params.loader import load_params
 from stages.records.contract import Tasks
 from stages.report.inputs import read_inputs
 from stages.report.page import render, view

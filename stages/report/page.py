@@ -5,7 +5,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from stages.params import Params
+from stages.params.loader import Params
 from stages.records.contract import Tasks
 from stages.report import beyond, data, formats, tables, verdict
 from stages.report.charts import interval_chart, loss_chart

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from stages.params import Scoring
+from stages.params.evaluate import Scoring
 from stages.scoring import corpora
 from stages.scoring.intervals import Corpus, bootstrap, mcnemar, paired, paired_difference
 from stages.scoring.metrics import Change, ClassComparison, Comparison, F1Shift, Ratio, Shift, TextComparison

@@ -6,7 +6,8 @@ from typing import Any
 
 from stages.core import paths
 from stages.core.errors import UserError
-from stages.params import Scoring, Task
+from stages.params.evaluate import Scoring
+from stages.params.task import Task
 from stages.records.record import Record, read_records, read_rows, write_rows
 from stages.scoring.intervals import bootstrap, mean_of
 from stages.scoring.metrics import Preference

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stages.params import TaskContract
+from stages.params.task import TaskContract
 from stages.records.contract import Contract, Tasks
 from stages.text.strict_json import BrokenContract, parse_json
 

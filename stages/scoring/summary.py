@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from stages.core.errors import UserError
-from stages.params import Scoring
+from stages.params.evaluate import Scoring
 from stages.scoring import corpora
 from stages.scoring.intervals import Corpus, bootstrap, share
 from stages.scoring.metrics import Classification, ClassMeans, Interval, LabelScores, Scores, Share, TextQuality

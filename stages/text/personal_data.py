@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import get_args
 
 from stages.core.errors import UserError
-from stages.params import PersonalData
+from stages.params.clean import PersonalData
 from stages.text.fixpoint import settle
 
 TYPES: tuple[str, ...] = get_args(PersonalData)

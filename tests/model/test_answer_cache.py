@@ -16,7 +16,7 @@ from stages.model.answers import answer
 from stages.model.chat import Chat, make_chat
 from stages.model.likelihood import likelihoods
 from stages.model.loading import Weights, load_tokenizer
-from stages.params import Generation
+from stages.params.model import Generation
 from stages.records.record import make_record
 
 RECORDS = [make_record(prompt, "{}", None, "s", "s:1") for prompt in ("a", "another one", "c")]

@@ -13,7 +13,7 @@ from stages.model.answers import answer, answer_rows
 from stages.model.chat import Chat, make_chat
 from stages.model.likelihood import Likelihood, likelihoods, with_likelihood
 from stages.model.loading import load_model, load_tokenizer
-from stages.params import Generation
+from stages.params.model import Generation
 from stages.records.record import Message, make_record
 
 PROMPTS = ["a", "a much longer prompt than the first", "", "middle of the road", "ünïcödé 漢字", "b", "a"]

@@ -7,7 +7,7 @@ from stages.measure.evaluate.groups import measure_distance, measure_slices
 from stages.measure.evaluate.perturbed import measure_robustness, perturb
 from stages.measure.evaluate.safety import measure_safety
 from stages.measure.evaluate.triggers import Confirmation
-from stages.params import Params
+from stages.params.loader import Params
 from stages.records.contract import Tasks
 from stages.records.record import Record
 from stages.scoring.rows import RowScore, score_row

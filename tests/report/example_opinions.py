@@ -10,7 +10,7 @@ from stages.measure.judge.verdicts import OFF
 from stages.measure.judge.verdicts import summarise as sum_up_judge
 from stages.measure.review.agreement import summarise as sum_up_reviews
 from stages.measure.review.reviews import Review, output_hashes
-from stages.params import Params
+from stages.params.loader import Params
 from stages.records.record import Record
 from stages.scoring.paired_answers import TUNED, Answers
 

@@ -19,7 +19,7 @@ from stages.core.files import read_json, write_json, write_text
 from stages.measure.evaluate.groups import write_confusion
 from stages.measure.evaluate.previous import Previous, compare_previous
 from stages.measure.gates.judging import check_gates
-from stages.params import Params, check_params, read_params
+from stages.params.loader import Params, check_params, read_params
 from stages.records.contract import Tasks
 from stages.records.record import write_rows
 from stages.scoring.comparison import compare

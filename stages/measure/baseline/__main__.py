@@ -13,7 +13,7 @@ from stages.model.chat import task_chat
 from stages.model.likelihood import likelihoods, with_likelihood
 from stages.model.loading import Weights, load_tokenizer
 from stages.model.questions import ask_probes
-from stages.params import load_params
+from stages.params.loader import load_params
 from stages.records.contract import Tasks
 from stages.records.record import REPLAY, read_records, write_rows
 from stages.scoring.metrics import Scores, as_json

@@ -20,7 +20,8 @@ from stages.model.chat import task_chat
 from stages.model.likelihood import likelihoods, with_likelihood
 from stages.model.loading import Weights, load_tokenizer
 from stages.model.questions import GENERAL, REFUSAL, ask_probes, of_probe
-from stages.params import Scoring, load_params
+from stages.params.evaluate import Scoring
+from stages.params.loader import load_params
 from stages.records.contract import Tasks
 from stages.records.record import Record, read_records, read_rows, write_rows
 from stages.scoring.comparison import change, compare

@@ -9,7 +9,7 @@ import numpy as np
 
 from stages.model.chat import Chat
 from stages.model.likelihood import likelihoods
-from stages.params import Scoring
+from stages.params.evaluate import Scoring
 from stages.records.canaries import SOURCE, candidates, exposure
 from stages.records.record import Record
 from stages.scoring import corpora

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from stages.core.files import write_text
-from stages.params import Scoring
+from stages.params.evaluate import Scoring
 from stages.records.contract import Tasks
 from stages.records.record import Record
 from stages.scoring.intervals import independent_difference, share

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-from stages.params import Scoring
+from stages.params.evaluate import Scoring
 from stages.records.content_order import rank
 from stages.records.record import Record, record_id
 from stages.scoring.intervals import share

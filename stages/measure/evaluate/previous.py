@@ -11,7 +11,7 @@ from stages.core import paths
 from stages.core.dvc_lock import parse_lock
 from stages.core.errors import UserError
 from stages.core.git import LOCK, CommitTree, Repository
-from stages.params import Scoring
+from stages.params.evaluate import Scoring
 from stages.records.contract import Tasks
 from stages.scoring.comparison import compare
 from stages.scoring.metrics import Comparison, Scores

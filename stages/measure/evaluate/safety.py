@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from stages.measure.evaluate.forgetting import Canaries
-from stages.params import Evaluate, PersonalData, Probes, Scoring
+from stages.params.clean import PersonalData
+from stages.params.evaluate import Evaluate, Probes, Scoring
 from stages.records.record import Record
 from stages.scoring.comparison import change
 from stages.scoring.intervals import share

@@ -6,7 +6,7 @@ from typing import Any
 
 from stages.core.errors import UserError
 from stages.measure.gates.catalogue import Catalogue, Key, centre
-from stages.params import Gate
+from stages.params.gates import Gate
 from stages.scoring.metrics import FAIL, MARGINAL, PASS
 
 _WORST_FIRST = (FAIL, MARGINAL, PASS)

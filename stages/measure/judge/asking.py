@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from stages.core import paths
 from stages.measure.judge.questions import SYSTEM, Question
-from stages.params import Judge
+from stages.params.judge import Judge
 from stages.records.record import row_line
 
 

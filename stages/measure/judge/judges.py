@@ -20,7 +20,8 @@ from stages.core.files import tree_digest
 from stages.core.progress import track
 from stages.measure.judge.asking import Reply
 from stages.measure.judge.questions import SYSTEM, Question
-from stages.params import Generation, Judge
+from stages.params.judge import Judge
+from stages.params.model import Generation
 from stages.records.record import make_record
 
 _MAX_BYTES = 4_000_000

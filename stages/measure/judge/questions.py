@@ -4,7 +4,8 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from stages.params import Judge, Task
+from stages.params.judge import Judge
+from stages.params.task import Task
 from stages.records.content_order import rank
 from stages.scoring.paired_answers import TUNED, Answers, meetings
 

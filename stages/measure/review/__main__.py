@@ -5,7 +5,7 @@ from stages.core.errors import run
 from stages.core.files import write_json
 from stages.measure.review.agreement import summarise
 from stages.measure.review.reviews import read_reviews, rows_to_review
-from stages.params import load_params
+from stages.params.loader import load_params
 
 
 def main() -> None:

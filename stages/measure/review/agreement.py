@@ -29,7 +29,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from stages.measure.review.reviews import Review, differ, is_of
-from stages.params import Scoring
+from stages.params.evaluate import Scoring
 from stages.scoring.intervals import share
 from stages.scoring.metrics import as_json
 from stages.scoring.paired_answers import TUNED, Answers, delta, meetings

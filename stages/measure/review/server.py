@@ -13,7 +13,7 @@ from stages.core import paths
 from stages.core.errors import UserError
 from stages.measure.review.reviews import review_file
 from stages.measure.review.session import Session
-from stages.params import load_params
+from stages.params.loader import load_params
 
 _ROOM = Path(__file__).parent
 _FILES = {

@@ -15,7 +15,7 @@ from stages.measure.review.reviews import (
     rows_to_review,
     write_review_file,
 )
-from stages.params import Params
+from stages.params.loader import Params
 
 MAX_COMMENT = 2000
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
-from stages.params import Clean, Task
+from stages.params.clean import Clean
+from stages.params.task import Task
 from stages.prepare.clean.filters import Filter, chosen_filters
 from stages.prepare.clean.operators import Step, chosen_operators, cleaner
 from stages.prepare.clean.rejected_rows import Rejected, Row

@@ -5,7 +5,7 @@ from functools import partial
 from importlib.util import find_spec
 
 from stages.core.errors import UserError
-from stages.params import Clean
+from stages.params.clean import Clean
 from stages.prepare.clean.rejected_rows import Rejected
 from stages.records.record import Record
 from stages.text.normal_form import asked

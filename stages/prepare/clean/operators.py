@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from typing import NamedTuple
 
-from stages.params import Clean
+from stages.params.clean import Clean
 from stages.text.fixpoint import settle
 from stages.text.personal_data import masker
 

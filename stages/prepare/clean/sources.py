@@ -12,7 +12,7 @@ from shutil import copyfileobj
 from typing import IO, TYPE_CHECKING, Any, Optional, cast
 
 from stages.core.errors import UserError
-from stages.params import Source
+from stages.params.clean import Source
 from stages.prepare.clean.data_sets import (
     count_parquet,
     data_set_rows,

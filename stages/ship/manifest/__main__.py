@@ -7,7 +7,7 @@ second here and not another round of merging, quantising and judging.
 from stages.core import paths
 from stages.core.errors import run
 from stages.core.files import write_json, write_text
-from stages.params import load_params
+from stages.params.loader import load_params
 from stages.ship.manifest.build import build_manifest
 from stages.ship.manifest.model_card import model_card
 

@@ -10,7 +10,7 @@ from stages.core import paths
 from stages.core.files import file_digest, files_under
 from stages.core.run_notes import library_versions
 from stages.core.yaml_reader import load_yaml
-from stages.params import Params, read_params
+from stages.params.loader import Params, read_params
 
 FORMAT = 1
 _SHIPPED = (paths.MERGED, paths.NF4, paths.INT8)

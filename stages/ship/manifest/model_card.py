@@ -4,7 +4,8 @@ from typing import Any
 
 from stages.core import paths
 from stages.core.files import read_json
-from stages.params import Params, Task
+from stages.params.loader import Params
+from stages.params.task import Task
 
 _TEMPLATE = """\
 ---

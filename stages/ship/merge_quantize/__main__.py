@@ -10,7 +10,7 @@ from stages.model.answers import answer_rows
 from stages.model.chat import task_chat
 from stages.model.likelihood import likelihoods, with_likelihood
 from stages.model.loading import Weights, load_tokenizer
-from stages.params import Params, load_params
+from stages.params.loader import Params, load_params
 from stages.records.contract import Tasks
 from stages.records.record import read_records, read_rows, write_rows
 from stages.scoring.comparison import compare

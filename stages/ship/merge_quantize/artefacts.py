@@ -7,7 +7,7 @@ import torch
 
 from stages.core.files import atomic
 from stages.model.loading import int8_config, load_model, load_tokenizer, load_tuned, nf4_config, refuse_not_finite
-from stages.params.quantize import Nf4
+from stages.params.model import Nf4
 
 
 def merge(base: Path, adapter: Path, target: Path, dtype: str) -> None:

@@ -7,7 +7,7 @@ from stages.core import paths
 from stages.core.errors import run
 from stages.core.files import atomic
 from stages.core.run_notes import measured
-from stages.params import load_params
+from stages.params.loader import load_params
 from stages.tune.base.materialise import materialise
 from stages.tune.base.sources import fetch
 from stages.tune.base.template import read_template

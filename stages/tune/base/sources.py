@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stages.core.errors import UserError
 from stages.core.files import file_digest, tree_digest
-from stages.params import Model
+from stages.params.model import Model
 
 # Weights as safetensors alone: a pickled file runs code when it is loaded.
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]

@@ -16,7 +16,7 @@ from stages.core import paths
 from stages.core.errors import Refusal
 from stages.model.answers import answer_rows
 from stages.model.chat import Chat
-from stages.params import Generation
+from stages.params.model import Generation
 from stages.records.record import Record
 from stages.tune.train.checkpoints import mark_complete
 

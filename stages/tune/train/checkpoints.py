@@ -10,7 +10,7 @@ from stages.core import paths
 from stages.core.files import tree_digest
 from stages.core.run_notes import library_versions
 from stages.core.yaml_reader import load_yaml
-from stages.params import read_params
+from stages.params.loader import read_params
 
 _COMPLETE = "complete"  # written last into a checkpoint: without it, the process died while saving
 

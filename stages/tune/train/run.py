@@ -14,7 +14,7 @@ from stages.core.files import atomic, write_json
 from stages.core.run_notes import measured
 from stages.model.chat import Chat
 from stages.model.loading import refuse_not_finite
-from stages.params import Params, load_params
+from stages.params.loader import Params, load_params
 from stages.records.record import Record, read_records, write_rows
 from stages.tune.train import devices
 from stages.tune.train.adapters import save_trained

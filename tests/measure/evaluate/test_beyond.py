@@ -15,7 +15,8 @@ from scored import ROOT, SCORING, make_score, make_tasks
 from stages.measure.evaluate import forgetting, groups, perturbed, safety
 from stages.measure.evaluate.perturbed import INJECTION, perturb
 from stages.measure.evaluate.safety import leaked, verbatim
-from stages.params import Evaluate, Params, check_params, read_params
+from stages.params.evaluate import Evaluate
+from stages.params.loader import Params, check_params, read_params
 from stages.records.canaries import candidates, exposure, make_canaries
 from stages.records.record import Record, make_record
 from stages.scoring.metrics import as_json

@@ -16,7 +16,7 @@ from stages.core import paths
 from stages.core.files import read_json
 from stages.measure.baseline.__main__ import main as baseline
 from stages.measure.evaluate.__main__ import main as evaluate
-from stages.params import read_params
+from stages.params.loader import read_params
 from stages.records.record import make_record, read_rows, write_records, write_rows
 
 TAGS = {

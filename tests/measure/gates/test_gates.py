@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from stages.core.errors import UserError
 from stages.measure.gates.catalogue import Catalogue, Key
 from stages.measure.gates.judging import check_gates, worst
-from stages.params import Gate
+from stages.params.gates import Gate
 from stages.scoring.intervals import clopper_pearson
 from stages.scoring.metrics import FAIL, MARGINAL, PASS
 

@@ -9,7 +9,7 @@ from scored import ROOT
 
 from stages.core.errors import UserError
 from stages.measure.gates.__main__ import asked
-from stages.params import Params, check_params, read_params
+from stages.params.loader import Params, check_params, read_params
 
 
 def params_with(**changes: dict[str, Any]) -> Params:

@@ -7,7 +7,8 @@ from typing import Any
 from project import ROOT, set_params
 
 from stages.core import paths
-from stages.params import Judge, load_params
+from stages.params.judge import Judge
+from stages.params.loader import load_params
 from stages.records.record import make_record, write_records, write_rows
 
 KEY = "sk-planted-0123456789"

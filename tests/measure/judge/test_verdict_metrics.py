@@ -17,7 +17,9 @@ from stages.measure.gates.judging import check_gates
 from stages.measure.judge.asking import Reply
 from stages.measure.judge.questions import ask_about
 from stages.measure.judge.verdicts import summarise
-from stages.params import Gate, Price, load_params
+from stages.params.gates import Gate
+from stages.params.judge import Price
+from stages.params.loader import load_params
 from stages.records.record import make_record
 from stages.scoring.metrics import as_json
 from stages.scoring.paired_answers import Answers, delta

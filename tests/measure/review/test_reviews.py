@@ -27,7 +27,8 @@ from stages.measure.review.reviews import (
     write_review_file,
 )
 from stages.measure.review.session import Session
-from stages.params import Gate, load_params
+from stages.params.gates import Gate
+from stages.params.loader import load_params
 from stages.records.record import make_record
 from stages.scoring.paired_answers import Answers
 

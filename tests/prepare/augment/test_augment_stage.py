@@ -10,7 +10,7 @@ from stages.core import paths
 from stages.core.errors import Refusal, UserError
 from stages.core.files import read_json
 from stages.near_duplicates.rule import is_near
-from stages.params import read_params
+from stages.params.loader import read_params
 from stages.prepare.augment.__main__ import main
 from stages.prepare.augment.mixture import read_replay
 from stages.records.record import Record, make_record, read_records, write_records

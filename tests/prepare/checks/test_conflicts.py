@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from stages.near_duplicates.pairs import near_pairs
 from stages.near_duplicates.rule import is_near
-from stages.params import check_params, read_params
+from stages.params.loader import check_params, read_params
 from stages.prepare.checks.conflicts import conflicts as conflicts_among
 from stages.prepare.checks.conflicts import label_of, outcomes
 from stages.records.near_pairs import NearPairs, digest

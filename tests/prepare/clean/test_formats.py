@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from raw_formats import jsonl, parquet, separated, write_all
 
 from stages.core.errors import UserError
-from stages.params import Source
+from stages.params.clean import Source
 from stages.prepare.clean.rejected_rows import Rejected, write_rejected
 from stages.prepare.clean.sources import RawFile, count_rows, find_files, read_rows
 from stages.records.record import Record

@@ -5,7 +5,7 @@ import pytest
 from dvc.utils.serialize import dumps_yaml
 
 from stages.core import paths
-from stages.params import read_params
+from stages.params.loader import read_params
 from stages.prepare.dedup import __main__ as stage
 from stages.prepare.dedup.__main__ import main
 from stages.records.dropped import read_rejected

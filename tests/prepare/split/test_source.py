@@ -14,7 +14,8 @@ from rapidfuzz import fuzz
 from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.files import write_json
-from stages.params import Split, read_params
+from stages.params.loader import read_params
+from stages.params.split import Split
 from stages.prepare.split import __main__ as stage
 from stages.prepare.split.draw import draw, take_source
 from stages.prepare.split.lock import WholeSource, make_lock, read_lock

@@ -8,7 +8,7 @@ from dvc.utils.serialize import dumps_yaml
 
 from stages.core import paths
 from stages.core.errors import Refusal, UserError
-from stages.params import read_params
+from stages.params.loader import read_params
 from stages.prepare.split import __main__ as stage
 from stages.prepare.split.draw import draw
 from stages.prepare.split.lock import read_lock

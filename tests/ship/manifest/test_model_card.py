@@ -2,7 +2,8 @@
 
 from scored import ROOT
 
-from stages.params import Task, read_params
+from stages.params.loader import read_params
+from stages.params.task import Task
 from stages.ship.manifest.model_card import instructions
 
 

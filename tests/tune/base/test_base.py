@@ -10,7 +10,7 @@ from tiny_model import CHAT_TEMPLATE, save_tiny_model
 from stages.core.errors import Refusal, UserError
 from stages.core.files import file_digest, tree_digest
 from stages.model.loading import load_tokenizer
-from stages.params import Model
+from stages.params.model import Model
 from stages.tune.base.materialise import materialise
 from stages.tune.base.sources import fetch
 

@@ -17,7 +17,7 @@ from stages.core.errors import UserError
 from stages.core.files import read_json, write_json
 from stages.core.yaml_reader import load_yaml
 from stages.model.chat import make_chat
-from stages.params import load_params
+from stages.params.loader import load_params
 from stages.records.record import make_record, write_records
 from stages.tune.train.examples import make_examples, show_example
 from stages.tune.train.preflight import main
