@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dvc.utils.serialize import dumps_yaml
 from example_data import HOSTILE
 from example_run import ROOT, make_run
 from page_check import Page
@@ -16,6 +17,7 @@ from page_check import Page
 from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.files import read_json, write_json
+from stages.core.yaml_reader import load_yaml
 from stages.measure.gates.judging import check_gates
 from stages.records.record import read_rows, write_rows
 from stages.report.__main__ import main
@@ -274,10 +276,9 @@ def test_rare_reasons_are_among_the_examples(finished_run: Path) -> None:
 
 
 def set_params(**values: int) -> None:
-    text = Path("params.yaml").read_text("utf-8")
-    for name, value in values.items():
-        text = re.sub(rf"  {name}: \d+", f"  {name}: {value}", text)
-    Path("params.yaml").write_text(text, "utf-8")
+    params = load_yaml(Path("params.yaml").read_text("utf-8"))
+    params["report"] |= values
+    Path("params.yaml").write_text(dumps_yaml(params), "utf-8")
 
 
 def test_no_examples_can_be_asked_for(finished_run: Path) -> None:
