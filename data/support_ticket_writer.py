@@ -8,7 +8,7 @@ from typing import Any
 from rapidfuzz import fuzz
 
 NEAR = 90  # the threshold from which the pipeline calls two prompts near-duplicates
-TICKETS_PER_INTENT = 65
+TICKETS_PER_INTENT = 128
 URGENT_SHARE, CALM_SHARE = 0.35, 0.2
 CURLY_SHARE = 0.25
 UNLABELLED_SHARE = 0.04

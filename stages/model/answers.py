@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,7 +113,7 @@ def in_batches(
     """
     if not prompts:
         return
-    with _greedy_alone(causal):
+    with _greedy_alone(causal), _plain_kernels():
         prefix = Prefix(causal, prompts, gap=True)
         start, rows = 0, max(1, tokens // (len(prompts[0]) + limit))
         while start < len(prompts):
@@ -175,6 +175,13 @@ def _greedy_alone(causal: Any) -> Iterator[None]:
         yield
     finally:
         causal.generation_config = own
+
+
+def _plain_kernels() -> AbstractContextManager[None]:
+    """Attention without cuDNN, which plans anew for each length of the keys: seconds a batch, on an H100."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 
 
 def tokens_at_once(causal: Any) -> int:

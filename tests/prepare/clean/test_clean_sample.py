@@ -60,9 +60,9 @@ def test_metrics_count_what_was_planted(project: CleanProject) -> None:
     metrics = project.metrics()
     sources = metrics.pop("sources")
     personal_data = metrics.pop("personal_data")
-    assert sources == {"support_tickets.jsonl": {**metrics, "shapes": {"prompt_completion": 558}}}
+    assert sources == {"support_tickets.jsonl": {**metrics, "shapes": {"prompt_completion": 1062}}}
     assert {**metrics, "personal_data": personal_data} == {
-        "rows": {"in": 571, "kept": 558, "rejected": 13},
+        "rows": {"in": 1075, "kept": 1062, "rejected": 13},
         "rejected": {
             "blank_line": 1,
             "breaks_schema": 3,
