@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stages.core import paths
-from stages.core.errors import Refusal, run
+from stages.core.errors import Refusal, UserError, run
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -108,7 +108,10 @@ def _gates(options: argparse.Namespace, root: Path, start: Path) -> None:
     from stages.ship.release.tag import read_gates, require
 
     judged = read_gates(root)
-    table = gate_table(judged)[["State", "On", "Asked", "Measured"]].reset_index().map(str)
+    try:
+        table = gate_table(judged)[["State", "On", "Asked", "Measured"]].reset_index().map(str)
+    except KeyError as error:
+        raise UserError(f"{paths.GATES} is of another version: no {error}; run `dvc repro` to make it anew") from None
     wide = table.apply(lambda cells: cells.str.ljust(max(map(len, cells), default=0)))
     lines = [] if wide.empty else [wide.to_string(index=False, header=False)]
     print(*lines, f"verdict: {judged['verdict']}", sep="\n", flush=True)
