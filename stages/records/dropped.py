@@ -10,7 +10,7 @@ from stages.records.record import Record, read_rows, record_of, record_row, writ
 
 
 @dataclass(frozen=True, slots=True)
-class Rejected:
+class Dropped:
     """A record that was taken out.
 
     `witness` is the id of the record because of which it was, `score` how alike their prompts are (0 to 100,
@@ -39,28 +39,28 @@ def copy_rank(record: Record) -> tuple[bool, str, str, tuple[str, int]]:
     return record.label is None, record.label or "", record.source, origin_place(record)
 
 
-def write_rejected(path: Path, rows: Iterable[Rejected]) -> None:
+def write_dropped(path: Path, rows: Iterable[Dropped]) -> None:
     """Write the rows sorted by record id, then origin."""
     ordered = sorted(rows, key=lambda row: (row.record.id, origin_place(row.record)))
     write_rows(path, map(_row, ordered))
 
 
-def _row(rejected: Rejected) -> dict[str, Any]:
+def _row(dropped: Dropped) -> dict[str, Any]:
     return {
-        "reason": rejected.reason,
-        "detail": rejected.detail,
-        "witness": rejected.witness,
-        "score": rejected.score,
-        "record": record_row(rejected.record),
+        "reason": dropped.reason,
+        "detail": dropped.detail,
+        "witness": dropped.witness,
+        "score": dropped.score,
+        "record": record_row(dropped.record),
     }
 
 
-def read_rejected(path: Path) -> list[Rejected]:
-    """Read what `write_rejected` wrote. Raises UserError when a row is something else."""
+def read_dropped(path: Path) -> list[Dropped]:
+    """Read what `write_dropped` wrote. Raises UserError when a row is something else."""
     rows = []
     for number, row in enumerate(read_rows(path), start=1):
         try:
-            rows.append(Rejected(**{**row, "record": record_of(row["record"])}))
+            rows.append(Dropped(**{**row, "record": record_of(row["record"])}))
         except (TypeError, KeyError):
-            raise UserError(f"{path}, line {number}: not a rejected record; run `dvc repro` to make it anew") from None
+            raise UserError(f"{path}, line {number}: not a dropped record; run `dvc repro` to make it anew") from None
     return rows

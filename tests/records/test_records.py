@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.core.errors import UserError
-from stages.records.dropped import Rejected, read_rejected, write_rejected
+from stages.records.dropped import Dropped, read_dropped, write_dropped
 from stages.records.record import (
     Message,
     Record,
@@ -48,8 +48,8 @@ def test_records_survive_the_file_of_rejected_rows(
     tmp_path_factory: pytest.TempPathFactory, records: list[Record]
 ) -> None:
     path = tmp_path_factory.mktemp("records") / "rejected.jsonl"
-    write_rejected(path, [Rejected("near", "detail", record.id, 99.5, record) for record in records])
-    assert sorted((row.record for row in read_rejected(path)), key=repr) == sorted(records, key=repr)
+    write_dropped(path, [Dropped("near", "detail", record.id, 99.5, record) for record in records])
+    assert sorted((row.record for row in read_dropped(path)), key=repr) == sorted(records, key=repr)
 
 
 def test_a_row_holds_what_its_record_has_and_no_empty_places(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from stages.near_duplicates.pairs import near_pairs
 from stages.params.loader import load_params
 from stages.prepare.dedup.duplicate_counts import conflicts, giants, near_clusters, summarise
 from stages.prepare.dedup.duplicates import agreement, drop_exact, drop_near, with_kept_witness
-from stages.records.dropped import write_rejected
+from stages.records.dropped import write_dropped
 from stages.records.near_pairs import write_near_pairs
 from stages.records.record import Record, read_records, write_records
 from stages.text.normal_form import by_prompt
@@ -30,7 +30,7 @@ def main() -> None:
         raise RuntimeError(f"of {len(records)} rows {len(kept)} are kept and {len(dropped)} dropped: one was lost")
 
     write_records(paths.UNIQUE, kept)
-    write_rejected(paths.DUPLICATES, dropped)
+    write_dropped(paths.DUPLICATES, dropped)
     # Searched once: split, checks and `tunetrail holdout draw` read them.
     write_near_pairs(
         paths.NEAR_PAIRS, list(prompts), [(pair.left, pair.right, pair.score) for pair in pairs], params.threshold

@@ -6,7 +6,7 @@ from math import comb
 from typing import Any
 
 from stages.near_duplicates.rule import Pair
-from stages.records.dropped import Rejected
+from stages.records.dropped import Dropped
 from stages.records.near_pairs import components
 from stages.records.record import Record
 from stages.text.strict_json import completion_key
@@ -41,7 +41,7 @@ def summarise(
     clusters: Sequence[Sequence[Record]],
     giants: Sequence[Sequence[Record]],
     kept: Sequence[Record],
-    dropped: Sequence[Rejected],
+    dropped: Sequence[Dropped],
 ) -> dict[str, Any]:
     """Rows in and out by reason, pairs, conflicts and clusters.
 

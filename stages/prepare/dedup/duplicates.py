@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Literal
 
 from stages.near_duplicates.rule import Pair, is_near
-from stages.records.dropped import Rejected, copy_rank
+from stages.records.dropped import Dropped, copy_rank
 from stages.records.record import Record
 from stages.text.normal_form import asked, normalise
 from stages.text.strict_json import completion_key
@@ -14,7 +14,7 @@ from stages.text.strict_json import completion_key
 Agreement = Callable[[str, str], bool]
 
 
-def drop_exact(records: Iterable[Record]) -> tuple[list[Record], list[Rejected]]:
+def drop_exact(records: Iterable[Record]) -> tuple[list[Record], list[Dropped]]:
     """One record of each id (the first by `copy_rank`), sorted by id, and the rest as rejected rows."""
     same: dict[str, list[Record]] = defaultdict(list)
     for record in records:
@@ -23,7 +23,7 @@ def drop_exact(records: Iterable[Record]) -> tuple[list[Record], list[Rejected]]
     for identifier in sorted(same):
         best, *rest = sorted(same[identifier], key=copy_rank)
         kept.append(best)
-        dropped += [Rejected("exact", _exact_detail(best, row), best.id, 100.0, row) for row in rest]
+        dropped += [Dropped("exact", _exact_detail(best, row), best.id, 100.0, row) for row in rest]
     return kept, dropped
 
 
@@ -45,7 +45,7 @@ def agreement(rule: Literal["equal", "fuzzy", "ignore"], threshold: int) -> Agre
 
 def drop_near(
     prompts: Mapping[str, Sequence[Record]], pairs: Iterable[Pair], agree: Agreement
-) -> tuple[list[Record], list[Rejected]]:
+) -> tuple[list[Record], list[Dropped]]:
     """Drop each row that has a kept near-duplicate of better rank with an agreeing completion.
 
     `prompts` are rows with distinct ids by their normalised prompts, `pairs` the near pairs of these by position.
@@ -67,14 +67,14 @@ def drop_near(
         if witnesses:
             negative_score, _, witness = min(witnesses, key=lambda found: found[:2])
             detail = f"prompt {-negative_score:.2f} % like the kept row's, and the completions agree"
-            dropped.append(Rejected("near", detail, witness.id, -negative_score, record))
+            dropped.append(Dropped("near", detail, witness.id, -negative_score, record))
         else:
             kept_of[text].append((record, key))
     kept = [record for rows in kept_of.values() for record, _ in rows]
     return sorted(kept, key=lambda record: record.id), dropped
 
 
-def with_kept_witness(exact: Iterable[Rejected], near: Iterable[Rejected]) -> list[Rejected]:
+def with_kept_witness(exact: Iterable[Dropped], near: Iterable[Dropped]) -> list[Dropped]:
     """The exact duplicates, where the row that stood for one went as a near-duplicate, with that row's witness."""
     gone = {row.record.id: row for row in near}
     return [replace(gone[row.record.id], record=row.record) if row.record.id in gone else row for row in exact]

@@ -12,7 +12,7 @@ from stages.params.split import Holdout
 from stages.prepare.split.lock import Drawn, Lock, WholeSource, check_holdout, read_lock
 from stages.prepare.split.nearness import distances, find_nearness
 from stages.prepare.split.partition import Partition, partition, restore_locked, summarise
-from stages.records.dropped import Rejected, read_rejected, write_rejected
+from stages.records.dropped import Dropped, read_dropped, write_dropped
 from stages.records.holdout_guard import refuse_overlap
 from stages.records.near_pairs import read_near_pairs
 from stages.records.record import Record, read_records, write_records, write_rows
@@ -22,7 +22,7 @@ def main() -> None:
     params = load_params("dedup.threshold", "holdout", "seed", "split")
     path = Path(params.holdout.lock)
     lock = read_lock(path)
-    unique, duplicates = read_records(paths.UNIQUE), read_rejected(paths.DUPLICATES)
+    unique, duplicates = read_records(paths.UNIQUE), read_dropped(paths.DUPLICATES)
     restored = restore_locked(unique, duplicates, {row.id for row in lock.rows})
     records = unique + restored
     near_prompts = read_near_pairs(paths.NEAR_PAIRS, params.dedup.threshold)
@@ -41,12 +41,12 @@ def main() -> None:
         raise RuntimeError(f"of {rows_in} rows {sum(rows_out)} are in a part: one is in none or in two")
 
     _write_parts(parts)
-    write_rejected(paths.QUARANTINE, parts.quarantined + parts.beyond_max)
+    write_dropped(paths.QUARANTINE, parts.quarantined + parts.beyond_max)
     write_json(paths.SPLIT_METRICS, metrics)
     _show(metrics, lock, params.holdout, came_later(unique, duplicates, lock))
 
 
-def came_later(unique: Sequence[Record], duplicates: Sequence[Rejected], lock: Lock) -> int:
+def came_later(unique: Sequence[Record], duplicates: Sequence[Dropped], lock: Lock) -> int:
     """How many rows, each id once, have come to the source that was locked; 0 where none was."""
     if isinstance(lock.drawn, Drawn):
         return 0

@@ -16,7 +16,7 @@ from stages.prepare.split.lock import Drawn, DrawnLabel, WholeSource, make_lock,
 from stages.prepare.split.nearness import Nearness, find_nearness, near_groups
 from stages.prepare.split.partition import restore_locked
 from stages.prepare.split.strata import Label, Stratum, label_name, stratified_draw
-from stages.records.dropped import Rejected, read_rejected
+from stages.records.dropped import Dropped, read_dropped
 from stages.records.near_pairs import read_near_pairs
 from stages.records.record import Record, read_records
 
@@ -105,7 +105,7 @@ def _table(labels: Sequence[str], columns: Mapping[str, Sequence[float]]) -> lis
 
 
 def _source(records: list[Record], source: str) -> tuple[list[Record], WholeSource, list[str]]:
-    found = take_source(records, read_rejected(paths.DUPLICATES), source)
+    found = take_source(records, read_dropped(paths.DUPLICATES), source)
     how = WholeSource(
         labels=[
             DrawnLabel(label=label, rows=rows, quota=locked, drawn=locked)
@@ -147,7 +147,7 @@ class SourceRows:
         return {label: (rows[label], records[label]) for label in ordered}
 
 
-def take_source(unique: Sequence[Record], duplicates: Sequence[Rejected], source: str) -> SourceRows:
+def take_source(unique: Sequence[Record], duplicates: Sequence[Dropped], source: str) -> SourceRows:
     """All rows of the source, each id once: the set as published but for its exact repeats.
 
     A row that dedup dropped for a near one is locked itself, and not the one that stood for it, for what is near the

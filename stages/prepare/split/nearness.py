@@ -16,7 +16,7 @@ from typing import Any
 
 from stages.near_duplicates.pairs import near_among, nearest
 from stages.prepare.split.lock import Lock
-from stages.records.dropped import Rejected
+from stages.records.dropped import Dropped
 from stages.records.near_pairs import NearPairs, components, digest
 from stages.records.record import Record
 from stages.text.normal_form import asked, by_prompt, normalise
@@ -60,7 +60,7 @@ def near_groups(records: Iterable[Record], nearness: Nearness) -> list[list[Reco
 
 def quarantine(
     records: Sequence[Record], holdout: Sequence[Record], lock: Lock, nearness: Nearness
-) -> tuple[list[Record], list[Rejected]]:
+) -> tuple[list[Record], list[Dropped]]:
     """The records that leave the hold-out unknown, and those that match or nearly match a locked row.
 
     A locked row that is no longer in the data still catches the same prompt, by its hash; near rows need its
@@ -80,15 +80,15 @@ def quarantine(
         partners = nearness.prompts.partners.get(name, {})
         by_words = [(-score, held[other]) for other, score in partners.items() if other in held]
         if witness := locked.get(name):
-            rejected.append(Rejected("same_prompt", "the prompt is that of a locked row", witness, 100.0, record))
+            rejected.append(Dropped("same_prompt", "the prompt is that of a locked row", witness, 100.0, record))
         elif by_words:
             score, witness = min(by_words)
             detail = f"the prompt is {-score:.2f} % like a locked row's"
-            rejected.append(Rejected("near_prompt", detail, witness, -score, record))
+            rejected.append(Dropped("near_prompt", detail, witness, -score, record))
         elif record.id in by_answer:
             score, witness = min(by_answer[record.id])
             detail = f"the completion is a locked row's, and the prompt is {-score:.2f} % like its"
-            rejected.append(Rejected("near_pair", detail, witness, -score, record))
+            rejected.append(Dropped("near_pair", detail, witness, -score, record))
         else:
             free.append(record)
     return free, rejected

@@ -13,7 +13,7 @@ from stages.prepare.split.lock import Lock
 from stages.prepare.split.nearness import Nearness, near_groups, quarantine
 from stages.prepare.split.strata import Stratum, label_name, make_folds, stratified_draw
 from stages.records.content_order import rank
-from stages.records.dropped import Rejected, copy_rank
+from stages.records.dropped import Dropped, copy_rank
 from stages.records.record import Record
 from stages.text.normal_form import asked, normalise, prompt_hash
 
@@ -34,8 +34,8 @@ class Partition:
     train: list[Record]
     validation: list[Record]
     holdout: list[Record]
-    quarantined: list[Rejected]
-    beyond_max: list[Rejected]
+    quarantined: list[Dropped]
+    beyond_max: list[Dropped]
     validation_strata: list[Stratum]
     folds: list[list[Record]]
 
@@ -47,7 +47,7 @@ class Partition:
         return [record for record in pool if record.id not in taken], validation
 
 
-def restore_locked(unique: Sequence[Record], duplicates: Iterable[Rejected], locked: Set[str]) -> list[Record]:
+def restore_locked(unique: Sequence[Record], duplicates: Iterable[Dropped], locked: Set[str]) -> list[Record]:
     """The rows with `locked` ids that were dropped as duplicates, of copies the best, sorted by id.
 
     A row that arrives later can stand for a locked one. The hold-out stays all the same: the locked row comes
@@ -83,14 +83,14 @@ def partition(records: Iterable[Record], lock: Lock, nearness: Nearness, setting
     return parts
 
 
-def sample_train(records: Sequence[Record], max_rows: int | None, seed: int) -> tuple[list[Record], list[Rejected]]:
+def sample_train(records: Sequence[Record], max_rows: int | None, seed: int) -> tuple[list[Record], list[Dropped]]:
     """A seeded sample of at most `max_rows` records, and the rest."""
     first = sorted(records, key=lambda record: rank(seed, "train", record.id))[:max_rows]
     detail = f"training takes {max_rows} rows (split.max_train_rows)"
     return _parted(records, {record.id for record in first}, "beyond_max", detail)
 
 
-def cap_sources(records: Sequence[Record], share: float, seed: int) -> tuple[list[Record], list[Rejected]]:
+def cap_sources(records: Sequence[Record], share: float, seed: int) -> tuple[list[Record], list[Dropped]]:
     """The most records of which no source has more than `share`, a seeded sample of each large source, and the rest.
 
     Raises:
@@ -116,8 +116,8 @@ def cap_sources(records: Sequence[Record], share: float, seed: int) -> tuple[lis
     return _parted(records, kept, "beyond_source_cap", detail)
 
 
-def _parted(records: Sequence[Record], kept: Set[str], reason: str, detail: str) -> tuple[list[Record], list[Rejected]]:
-    rest = [Rejected(reason, detail, None, None, record) for record in records if record.id not in kept]
+def _parted(records: Sequence[Record], kept: Set[str], reason: str, detail: str) -> tuple[list[Record], list[Dropped]]:
+    rest = [Dropped(reason, detail, None, None, record) for record in records if record.id not in kept]
     return [record for record in records if record.id in kept], rest
 
 

@@ -8,7 +8,7 @@ from stages.core import paths
 from stages.params.loader import read_params
 from stages.prepare.dedup import __main__ as stage
 from stages.prepare.dedup.__main__ import main
-from stages.records.dropped import read_rejected
+from stages.records.dropped import read_dropped
 from stages.records.near_pairs import digest, read_near_pairs
 from stages.records.record import make_record, read_records, write_records
 
@@ -40,7 +40,7 @@ def write_clean(pairs: list[tuple[str, str]]) -> None:
 def test_outputs(capsys: pytest.CaptureFixture[str]) -> None:
     write_clean(PAIRS)
     main()
-    kept, dropped = read_records(paths.UNIQUE), read_rejected(paths.DUPLICATES)
+    kept, dropped = read_records(paths.UNIQUE), read_dropped(paths.DUPLICATES)
     assert [record.id for record in kept] == sorted(record.id for record in kept)
     assert sorted(record.origin for record in kept) == [f"raw.jsonl:{n}" for n in (1, 4, 5, 6)]
     assert sorted((row.record.origin, row.reason, row.witness) for row in dropped) == [

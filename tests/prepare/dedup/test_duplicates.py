@@ -9,7 +9,7 @@ from rapidfuzz import fuzz
 from stages.near_duplicates.pairs import near_pairs
 from stages.prepare.dedup.duplicate_counts import giants, near_clusters, summarise
 from stages.prepare.dedup.duplicates import agreement, drop_exact, drop_near, with_kept_witness
-from stages.records.dropped import Rejected
+from stages.records.dropped import Dropped
 from stages.records.record import Record, make_record
 from stages.text.normal_form import by_prompt, normalise
 from stages.text.strict_json import completion_key
@@ -21,7 +21,7 @@ def row(prompt: str, completion: str = "{}", label: str | None = None, origin: s
     return make_record(prompt, completion, label, "raw.jsonl", origin)
 
 
-def dedup(records: list[Record], rule: str = "equal", threshold: int = 90) -> tuple[list[Record], list[Rejected]]:
+def dedup(records: list[Record], rule: str = "equal", threshold: int = 90) -> tuple[list[Record], list[Dropped]]:
     distinct, exact = drop_exact(records)
     prompts = by_prompt(distinct)
     agree = agreement(rule, threshold)  # type: ignore[arg-type]

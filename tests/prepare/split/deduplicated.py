@@ -7,13 +7,13 @@ from stages.core import paths
 from stages.near_duplicates.pairs import near_pairs
 from stages.prepare.dedup.duplicates import agreement, drop_exact, drop_near, with_kept_witness
 from stages.prepare.split.nearness import Nearness, find_nearness
-from stages.records.dropped import Rejected
+from stages.records.dropped import Dropped
 from stages.records.near_pairs import NearPairs, digest, write_near_pairs
 from stages.records.record import Record
 from stages.text.normal_form import by_prompt
 
 
-def deduplicated(raw: list[Record], completion: Any = "equal") -> tuple[list[Record], list[Rejected]]:
+def deduplicated(raw: list[Record], completion: Any = "equal") -> tuple[list[Record], list[Dropped]]:
     distinct, copies = drop_exact(raw)
     prompts = by_prompt(distinct)
     kept, near = drop_near(prompts, near_pairs(list(prompts), 90), agreement(completion, 90))

@@ -21,7 +21,7 @@ from stages.prepare.split.draw import draw, take_source
 from stages.prepare.split.lock import WholeSource, make_lock, read_lock
 from stages.prepare.split.nearness import SHARED_BY, find_nearness
 from stages.prepare.split.partition import partition, restore_locked
-from stages.records.dropped import write_rejected
+from stages.records.dropped import write_dropped
 from stages.records.record import Record, make_record, read_records, write_records
 from stages.text.normal_form import normalise
 
@@ -129,7 +129,7 @@ def write_data(raw: list[Record], rejected: int = 0) -> None:
     kept, duplicates = deduplicated(raw)
     write_searched(raw)
     write_records(paths.UNIQUE, kept)
-    write_rejected(paths.DUPLICATES, duplicates)
+    write_dropped(paths.DUPLICATES, duplicates)
     write_json(paths.CLEAN_METRICS, {"sources": {TEST: {"rows": {"rejected": rejected}}}})
 
 

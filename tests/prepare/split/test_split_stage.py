@@ -12,7 +12,7 @@ from stages.params.loader import read_params
 from stages.prepare.split import __main__ as stage
 from stages.prepare.split.draw import draw
 from stages.prepare.split.lock import read_lock
-from stages.records.dropped import Rejected, read_rejected, write_rejected
+from stages.records.dropped import Dropped, read_dropped, write_dropped
 from stages.records.record import Record, make_record, read_records, read_rows, write_records
 
 SPLIT = {
@@ -52,9 +52,9 @@ def write_params(changes: dict[str, Any]) -> None:
     paths.PARAMS.write_text(dumps_yaml(PARAMS | changes), encoding="utf-8")
 
 
-def write_unique(rows: list[Record], duplicates: list[Rejected] | None = None) -> None:
+def write_unique(rows: list[Record], duplicates: list[Dropped] | None = None) -> None:
     write_records(paths.UNIQUE, sorted(rows, key=lambda row: row.id))
-    write_rejected(paths.DUPLICATES, duplicates or [])
+    write_dropped(paths.DUPLICATES, duplicates or [])
     write_searched([*rows, *(duplicate.record for duplicate in duplicates or [])])
 
 
@@ -171,12 +171,12 @@ def test_a_locked_row_comes_back_from_the_duplicates(capsys: pytest.CaptureFixtu
     locked = {row.id for row in read_lock(LOCK).rows}
     old = next(row for row in ROWS if row.id in locked)
     new = make_record(old.prompt + "!", old.completion, old.label, "raw", "raw.jsonl:99")
-    duplicate = Rejected("near", "", new.id, 95.0, old)
+    duplicate = Dropped("near", "", new.id, 95.0, old)
     write_unique([row for row in ROWS if row != old] + [new], [duplicate])
     capsys.readouterr()
     stage.main()
     assert paths.HOLDOUT.read_bytes() == before
-    assert [(row.record, row.witness) for row in read_rejected(paths.QUARANTINE)] == [(new, old.id)]
+    assert [(row.record, row.witness) for row in read_dropped(paths.QUARANTINE)] == [(new, old.id)]
     metrics = json.loads(paths.SPLIT_METRICS.read_text())
     assert metrics["locked"] == {"rows": 4, "missing": 0, "restored": 1}
     assert metrics["rows"]["in"] == 17
@@ -189,7 +189,7 @@ def test_max_train_rows_conserves_rows() -> None:
     stage.main()
     rows = json.loads(paths.SPLIT_METRICS.read_text())["rows"]
     assert (rows["train"], rows["beyond_max"]) == (3, 7)
-    assert [row.reason for row in read_rejected(paths.QUARANTINE)] == ["beyond_max"] * 7
+    assert [row.reason for row in read_dropped(paths.QUARANTINE)] == ["beyond_max"] * 7
 
 
 def test_folds_are_written_and_one_can_be_trained_on() -> None:
