@@ -13,6 +13,7 @@ from project import commit, run, set_params, stage_outputs
 from stages.core import paths
 from stages.core.files import read_json
 from stages.core.yaml_reader import load_yaml
+from stages.params.loader import load_params
 
 STAGES = [
     "augment",
@@ -145,6 +146,28 @@ def assert_the_comparison_fits_a_screen(repository: Path) -> None:
     assert "| `train.learning_rate` | 0.001 | 0.0005 | parameter |" in shown
     assert any("paired test" in line for line in shown)
     assert len(shown) <= 40, said
+
+
+def test_a_key_that_the_file_lacks_is_set_with_a_plus(copy: Path) -> None:
+    assert "ngram_max_share" not in load_yaml((copy / "params.yaml").read_text(encoding="utf-8"))["checks"]
+    run(copy, "dvc", "exp", "run", "-S", "+checks.ngram_max_share=0.5", "checks")
+    assert load_params("checks", path=copy / "params.yaml").checks.ngram_max_share == 0.5
+    lock = load_yaml((copy / "dvc.lock").read_text(encoding="utf-8"))["stages"]["checks"]
+    assert lock["params"]["params.yaml"]["checks"]["ngram_max_share"] == 0.5
+
+
+def test_what_a_stage_does_not_read_leaves_it_as_it_is(copy: Path) -> None:
+    with (copy / "constraints" / "tools.txt").open("a", encoding="utf-8") as file:
+        file.write("some-http-client==1.0\n")
+    (copy / "machine.yaml").write_text("packing: false\n")
+    assert stale(copy) == set()
+    set_params(copy, {"generation": {"max_new_tokens": 9}, "task": {"forbidden_phrases": ["surely"]}})
+    assert {"baseline", "evaluate", "merge_quantize"} <= stale(copy)
+    assert not {"base", "train", "dedup", "split"} & stale(copy)
+
+
+def stale(repository: Path) -> set[str]:
+    return set(json.loads(run(repository, "dvc", "status", "--json").stdout))
 
 
 def test_another_chat_template_makes_the_base_model_and_what_asks_it_stale(copy: Path) -> None:
