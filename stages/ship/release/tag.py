@@ -118,10 +118,11 @@ def _open_points(repository: Repository, tag: str) -> Iterator[str]:
 
 
 def _audit(root: Path) -> Iterator[str]:
-    """A model that was trained on canaries tells secrets on purpose."""
-    path = root / paths.AUGMENT_METRICS
-    added = read_json(path).get("added", {}) if path.is_file() else {}
-    if planted := added.get("canary", 0):
+    """A model that was trained on canaries tells secrets on purpose. Git has metrics/details.json without the cache."""
+    path = root / paths.DETAILS
+    if not path.is_file():
+        yield f"{paths.DETAILS} is missing; run `dvc repro` to make it"
+    elif planted := read_json(path).get("augment", {}).get("added", {}).get("canary", 0):
         yield f"this is an audit run: {planted} canary rows were trained on; set augment.canaries to 0 and run again"
 
 

@@ -149,13 +149,14 @@ def test_release_says_everything_that_is_open(scratch: Scratch) -> None:
 
 
 def test_an_audit_run_is_never_released(scratch: Scratch) -> None:
-    scratch.write("metrics/augment.json", '{"rows": {"in": 9, "out": 17}, "added": {"replay": 0, "canary": 8}}')
+    details = (scratch.root / "metrics/details.json").read_text()
+    scratch.write("metrics/details.json", '{"augment": {"added": {"replay": 0, "canary": 8}}}')
     scratch.commit("Canaries")
     answer = scratch.tunetrail("release", "1.0.0")
     assert answer.code == 1
     assert "this is an audit run: 8 canary rows were trained on" in answer.err
     assert scratch.git("tag") == ""
-    scratch.write("metrics/augment.json", '{"rows": {"in": 9, "out": 9}, "added": {"replay": 0, "canary": 0}}')
+    scratch.write("metrics/details.json", details)
     scratch.commit("No canaries")
     assert scratch.tunetrail("release", "1.0.0").code == 0
 
