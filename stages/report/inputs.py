@@ -18,28 +18,12 @@ from stages.scoring.paired_answers import read_previous
 Row = dict[str, Any]
 Points = list[tuple[float, float]]
 
-_METRICS = (
-    paths.CLEAN_METRICS,
-    paths.DEDUP_METRICS,
-    paths.SPLIT_METRICS,
-    paths.CHECKS_METRICS,
-    paths.AUGMENT_METRICS,
-    paths.BASELINE_METRICS,
-    paths.TRAIN_METRICS,
-    paths.EVALUATE_METRICS,
-    paths.GATES,
-    paths.QUANTIZE_METRICS,
-    paths.JUDGE_METRICS,
-    paths.REVIEW_METRICS,
-)
-
-
 _CHECKS = ("triggers", "tied", "conflicts")
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Metrics by file name, generations by model (base, adapter, then the artefacts), and the rest.
+    """Metrics by stage, generations by model (base, adapter, then the artefacts), and the rest.
 
     `previous` are the rows of the previous release, none without one; it may have answered other rows than these.
     `curves` are (step, loss) by name, without points that are no finite number; `confusion` are the columns actual
@@ -85,7 +69,7 @@ def read_inputs(examples: int) -> Inputs:
     Raises:
         UserError: naming the file that is missing or broken.
     """
-    metrics = {path.stem: _json(path) for path in _METRICS}
+    metrics = {**_json(paths.DETAILS), "gates": _json(paths.GATES)}
     generations = {"base": paths.BASE_GENERATIONS, "adapter": paths.ADAPTER_GENERATIONS}
     generations |= {name: paths.ARTEFACT_GENERATIONS / f"{name}.jsonl" for name in metrics["quantize"]["artefacts"]}
     rejected = (paths.DUPLICATES, paths.QUARANTINE)
@@ -98,39 +82,34 @@ def read_inputs(examples: int) -> Inputs:
         cleaning=list(read_rows(paths.CLEAN_EXAMPLES)) if examples else [],
         rejected={path.stem: _some(path, examples) for path in rejected},
         checks={name: list(islice(read_rows(paths.CHECKS / f"{name}.jsonl"), examples)) for name in _CHECKS},
-        tried=_tried(),
+        tried=_json(paths.TRIED_TRIGGERS, list),  # the suspected triggers that the tuned model was asked about
         curves={name: _points(name) for name in ("train", "validation")},
         confusion=_table(paths.CONFUSION, ","),
     )
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path, kind: type = dict) -> Any:
+    """A JSON object, or what else `kind` says."""
     try:
-        value = read_json(path)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; run `dvc repro` to make it") from None
+        value = read_json(_there(path))
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); run `dvc repro` to make it anew") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object; run `dvc repro` to make it anew")
+    if not isinstance(value, kind):
+        raise UserError(
+            f"{path}: expected a JSON {'object' if kind is dict else 'list'}; run `dvc repro` to make it anew"
+        )
     return value
-
-
-def _tried() -> list[Row]:
-    """The suspected triggers that the tuned model was asked about."""
-    try:
-        rows: list[Row] = read_json(paths.TRIED_TRIGGERS)
-    except FileNotFoundError:
-        raise UserError(f"{paths.TRIED_TRIGGERS} is missing; run `dvc repro` to make it") from None
-    return rows
 
 
 def _table(path: Path, separator: str) -> pd.DataFrame:
     """A table of text as it stands: a label may be "null" or empty."""
-    try:
-        return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; run `dvc repro` to make it") from None
+    return pd.read_csv(_there(path), sep=separator, dtype=str, keep_default_na=False)
+
+
+def _there(path: Path) -> Path:
+    if not path.is_file():
+        raise UserError(f"{path} is missing; run `dvc repro` to make it")
+    return path
 
 
 def _points(name: str) -> Points:

@@ -17,7 +17,7 @@ _FILTERS = ("excerpt", "markdown_code", "markdown_text", "number", "percent", "p
 
 
 def view(inputs: Inputs, params: Params, tasks: Tasks) -> dict[str, Any]:
-    """Everything that the templates show; `metrics` are the metrics files by name, which they read themselves."""
+    """Everything that the templates show; `metrics` are those of the stages by name, which they read themselves."""
     metrics, confidence = inputs.metrics, params.scoring.confidence
     scores = inputs.scores()
     found = tables.measured(scores, inputs.comparisons(), confidence)

@@ -158,7 +158,7 @@ def _undecided(gates: Mapping[str, Any], confidence: float) -> Iterator[Step]:
             needed = rough(rows_needed(gate["value"], gate["threshold"], confidence))
             yield Step(f"A larger hold-out: at this quality, about {needed} rows would show {name}")
     if below:
-        yield Step(f"A better model: below the threshold, which more rows alone would hardly mend: {_names(below)}")
+        yield Step(f"A better model: below the threshold, which more rows alone would hardly mend: {', '.join(below)}")
 
 
 def _is_least_share(gate: Mapping[str, Any]) -> bool:
@@ -200,10 +200,10 @@ def _safe(judged: Mapping[str, Any], compared: Sequence[Comparison], safety: Map
     detail = f"{required.count(PASS)} of {plural(len(required), 'required gate')} {'hold' if required else 'are set'}."
     worse = [one.after for one in compared if one.before == "adapter" and one.main and one.main.reading == WORSE]
     if worse:
-        detail += f" Worse than the adapter: {_names(worse)}."
+        detail += f" Worse than the adapter: {', '.join(worse)}."
     leaks = [f"{safety[key]['count']} with {name}" for key, name in _LEAKS.items() if safety.get(key, {}).get("count")]
     if leaks:
-        detail += f" Among {safety['personal_data']['n']:,} answers {_names(leaks)}."
+        detail += f" Among {safety['personal_data']['n']:,} answers {', '.join(leaks)}."
     return Answer("Safe to ship?", word, tone, detail, "gates")
 
 
@@ -215,7 +215,3 @@ def _changed(compared: Sequence[Comparison]) -> Answer:
     large = "previous to adapter" if "previous to adapter" in told else next(iter(told))
     others = "; ".join(f"{title}: {rows}" for title, rows in told.items() if title != large)
     return Answer("Which examples changed?", told[large], "soft", f"{large}. {others}{'.' * bool(others)}", "examples")
-
-
-def _names(names: Sequence[str]) -> str:
-    return ", ".join(names)

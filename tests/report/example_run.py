@@ -203,15 +203,9 @@ def _against_previous(
 
 
 def _write_gates(params: Params, formats: tuple[str, ...]) -> None:
-    """All gates, but none on an artefact that this run does not have."""
-    measured = (
-        paths.SPLIT_METRICS,
-        paths.CHECKS_METRICS,
-        paths.EVALUATE_METRICS,
-        paths.QUANTIZE_METRICS,
-        paths.JUDGE_METRICS,
-    )
-    metrics = {path.stem: read_json(path) for path in measured}
+    """What all stages measured, and all gates, but none on an artefact that this run does not have."""
+    metrics = {path.stem: read_json(path) for path in sorted(paths.METRICS.glob("*.json"))}
+    write_json(paths.DETAILS, metrics)
     gates = {
         name: gate
         for name, gate in (params.gates | (params.judge.gates if metrics["judge"]["enabled"] else {})).items()

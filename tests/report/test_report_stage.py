@@ -38,20 +38,10 @@ ALWAYS_READ = [
     "data/rejected/duplicates.jsonl",
     "data/rejected/quarantine.jsonl",
     "data/schema.json",
-    "metrics/augment.json",
-    "metrics/baseline.json",
-    "metrics/clean.json",
     "metrics/confusion.csv",
     "metrics/curves/plots/metrics/train/loss.tsv",
-    "metrics/checks.json",
-    "metrics/dedup.json",
-    "metrics/evaluate.json",
+    "metrics/details.json",
     "metrics/gates.json",
-    "metrics/judge.json",
-    "metrics/quantize.json",
-    "metrics/review.json",
-    "metrics/split.json",
-    "metrics/train.json",
     "models/release/manifest.json",
 ]
 
@@ -122,8 +112,8 @@ def test_a_missing_file_is_named(finished_run: Path, name: str) -> None:
 
 
 def test_a_broken_file_is_named(finished_run: Path) -> None:
-    paths.TRAIN_METRICS.write_text('{"rows":')
-    with pytest.raises(UserError, match=r"metrics/train\.json: not JSON"):
+    paths.DETAILS.write_text('{"rows":')
+    with pytest.raises(UserError, match=r"metrics/details\.json: not JSON"):
         main()
 
 
@@ -238,8 +228,9 @@ def test_a_bare_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_rows(paths.TRAINING_SAMPLES, [])
     for file in (paths.CLEAN_EXAMPLES, paths.DUPLICATES, paths.QUARANTINE):
         write_rows(file, [])
-    train = read_json(paths.TRAIN_METRICS)
-    write_json(paths.TRAIN_METRICS, {key: value for key, value in train.items() if key != "best_step"})
+    details = read_json(paths.DETAILS)
+    del details["train"]["best_step"]
+    write_json(paths.DETAILS, details)
     write_json(paths.GATES, check_gates({}, {}))
     root = Page(report()[0]).root
     assert "No gates are set" in root.all("header")[0].text()
