@@ -8,9 +8,8 @@ from stages.core.errors import run
 from stages.core.files import write_json
 from stages.core.run_notes import measured
 from stages.measure.baseline.linear import LinearScores, linear_answers, linear_scores
-from stages.model.answers import answer_rows
+from stages.model.answers import rows_with_likelihood
 from stages.model.chat import task_chat
-from stages.model.likelihood import likelihoods, with_likelihood
 from stages.model.loading import Weights, load_tokenizer
 from stages.model.questions import ask_probes
 from stages.params.loader import load_params
@@ -36,8 +35,7 @@ def main() -> None:
     with measured("baseline") as notes:
         model = Weights(paths.BASE)
         chat = task_chat(load_tokenizer(paths.BASE), params.task)
-        answers = answer_rows(model, chat, holdout, params.generation, "baseline")
-        rows = with_likelihood(answers, likelihoods(model, chat, holdout))
+        rows = rows_with_likelihood(model, chat, holdout, params.generation, "baseline")
         probes = ask_probes(model, chat, params.probes, params.generation, "probes")
         linear = linear_answers(train, holdout)
         notes["generation"] = model.spent

@@ -15,9 +15,8 @@ from stages.measure.evaluate.perturbed import Robustness, measure_robustness, pe
 from stages.measure.evaluate.previous import PreviousScores, compare_previous, fetch_previous
 from stages.measure.evaluate.safety import Safety, measure_safety
 from stages.measure.evaluate.triggers import Confirmation, Suspect, as_rows, confirm
-from stages.model.answers import answer_rows
+from stages.model.answers import answer_rows, rows_with_likelihood
 from stages.model.chat import task_chat
-from stages.model.likelihood import likelihoods, with_likelihood
 from stages.model.loading import Weights, load_tokenizer
 from stages.model.questions import GENERAL, REFUSAL, ask_probes, of_probe
 from stages.params.evaluate import Scoring
@@ -72,7 +71,7 @@ def main() -> None:
         def ask(records: Sequence[Record], what: str = "triggers") -> list[dict[str, Any]]:
             return answer_rows(model, chat, records, params.generation, what)
 
-        rows = with_likelihood(ask(holdout, "evaluate"), likelihoods(model, chat, holdout))
+        rows = rows_with_likelihood(model, chat, holdout, params.generation, "evaluate")
         probes = ask_probes(model, chat, params.probes, params.generation, "probes")
         broken = ask([record for _, record in perturbed], "robustness")
         canaries = measure_canaries(model, chat, train, params.evaluate.canary_candidates)

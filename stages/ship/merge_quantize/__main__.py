@@ -6,9 +6,8 @@ from stages.core import paths
 from stages.core.errors import run
 from stages.core.files import files_under, write_json
 from stages.core.run_notes import measured
-from stages.model.answers import answer_rows
+from stages.model.answers import rows_with_likelihood
 from stages.model.chat import task_chat
-from stages.model.likelihood import likelihoods, with_likelihood
 from stages.model.loading import Weights, load_tokenizer
 from stages.params.loader import Params, load_params
 from stages.records.contract import Tasks
@@ -38,8 +37,7 @@ def judge(weights: Weights, params: Params, tasks: Tasks, adapter: list[RowScore
     """Load what ships from its files, answer the hold-out, and compare with the adapter row by row."""
     artefact, holdout = weights.folder, read_records(paths.HOLDOUT)
     chat = task_chat(load_tokenizer(artefact), params.task)
-    answers = answer_rows(weights, chat, holdout, params.generation, artefact.name)
-    rows = with_likelihood(answers, likelihoods(weights, chat, holdout))
+    rows = rows_with_likelihood(weights, chat, holdout, params.generation, artefact.name)
     write_rows(paths.ARTEFACT_GENERATIONS / f"{artefact.name}.jsonl", rows)
     scores = [score_row(row, tasks) for row in rows]
     return {
