@@ -9,7 +9,8 @@ from slow_greedy import one_by_one
 from tiny_model import save_tiny_model
 
 from stages.core.errors import Refusal
-from stages.model.answers import answer, answer_rows
+from stages.model import answers
+from stages.model.answers import answer, answer_rows, rows_with_likelihood
 from stages.model.chat import Chat, make_chat
 from stages.model.likelihood import Likelihood, likelihoods, with_likelihood
 from stages.model.loading import load_model, load_tokenizer
@@ -91,6 +92,35 @@ def test_the_greedy_answer_agrees_in_every_token(tiny: tuple[Any, Chat]) -> None
     spoken = SimpleNamespace(prompt_ids=chat.prompt_ids, completion_ids=lambda _: ids, stop_id=chat.stop_id)
     found = likelihoods(model, spoken, RECORDS[:1])[0]  # type: ignore[arg-type]
     assert (found.agreed, found.tokens) == (len(ids), len(ids))
+
+
+def test_a_reference_that_the_model_would_say_is_not_generated(
+    tiny: tuple[Any, Chat], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every other reference is what the model says, token for token: the rows are those of asking for all."""
+    model, chat = tiny
+    records = [make_record(prompt, str(n), None, "s", "s:1") for n, prompt in enumerate(dict.fromkeys(PROMPTS))]
+    greedy = [one_by_one(model, chat.prompt_ids(record), chat.stop_id, SETTINGS.max_new_tokens) for record in records]
+    ids = {str(n): said if n % 2 else [*said[:-1], said[-1] ^ 1, 5] for n, said in enumerate(greedy)}
+    spoken: Any = SimpleNamespace(
+        prompt_ids=chat.prompt_ids, completion_ids=ids.__getitem__, stop_id=chat.stop_id, text=chat.text
+    )
+    slow = with_likelihood(answer_rows(model, spoken, records, SETTINGS, "all"), likelihoods(model, spoken, records))
+    asked: list[list[int]] = []
+
+    def watched(causal: Any, prompts: list[list[int]], *rest: Any) -> Any:
+        asked.extend(prompts)
+        return in_batches(causal, prompts, *rest)
+
+    in_batches = answers.in_batches
+    monkeypatch.setattr(answers, "in_batches", watched)
+    assert rows_with_likelihood(model, spoken, records, SETTINGS, "some") == slow
+    assert sorted(asked) == sorted(chat.prompt_ids(record) for n, record in enumerate(records) if n % 2 == 0)
+    short = Generation(max_new_tokens=1)
+    cut = rows_with_likelihood(model, spoken, records, short, "cut")
+    assert [row["output"] for row in cut] == [
+        row["output"] for row in answer_rows(model, spoken, records, short, "cut")
+    ]
 
 
 def test_rows_are_widened_in_order() -> None:
