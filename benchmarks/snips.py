@@ -117,7 +117,7 @@ def run(prepared: Path, project: Path, changes: dict[str, Any]) -> dict[str, Any
         answers = answer_rows(model, chat, read_records(file), params.generation, name)
         right = sum(score_row(row, Tasks(params.task)).exact_match for row in answers)
         low, high = clopper_pearson(right, len(answers), 0.95)
-        found[name] = {"right": right, "of": len(answers), "low": round(low, 4), "high": round(high, 4)}
+        found[name] = {"right": right, "n": len(answers), "low": round(low, 4), "high": round(high, 4)}
     return found
 
 
