@@ -141,7 +141,7 @@ def test_a_file_is_read_as_it_was_written_in_one_order(tmp_path_factory: Any, co
     assert read_review_file(path) == answers
     write_review_file(path, dict(reversed(answers.items())))
     assert path.read_bytes() == before
-    assert before.count(b"\n") == len(answers)
+    assert before.count(b"\n") == max(1, len(answers))
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "Anna", "a" * 41, "a\n", "é", "-x"])
