@@ -4,7 +4,7 @@ TF-IDF of word and character n-grams with logistic regression, the baseline that
 has a label (compare Wang & Manning, "Baselines and bigrams", ACL 2012). Deterministic: no draw is made.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -42,6 +42,12 @@ def linear_answers(train: Sequence[Record], holdout: Sequence[Record]) -> list[L
     labelled = [row for row in holdout if row.label is not None]
     if len({row.label for row in rows}) < 2 or not labelled:
         return []
+    predicted = fit_linear(rows)(labelled)
+    return [LinearAnswer(row.id, str(row.label), one) for row, one in zip(labelled, predicted, strict=True)]
+
+
+def fit_linear(rows: Sequence[Record]) -> Callable[[Sequence[Record]], list[str]]:
+    """The model fitted to rows that all have a label, of two labels at least: it gives one label a record."""
     from sklearn.feature_extraction.text import TfidfVectorizer  # late: seconds of imports
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline, make_union
@@ -52,8 +58,7 @@ def linear_answers(train: Sequence[Record], holdout: Sequence[Record]) -> list[L
     )
     model = make_pipeline(features, LogisticRegression(C=10.0, max_iter=1000))
     model.fit([asked(row) for row in rows], [row.label for row in rows])
-    predicted = model.predict([asked(row) for row in labelled])
-    return [LinearAnswer(row.id, str(row.label), str(one)) for row, one in zip(labelled, predicted, strict=True)]
+    return lambda records: [str(one) for one in model.predict([asked(row) for row in records])] if records else []
 
 
 def linear_scores(train: Sequence[Record], answers: Sequence[LinearAnswer], confidence: float) -> LinearScores | None:
