@@ -22,6 +22,8 @@ TURNED = 0.25  # of the answers, that a trigger turns to its label
 ERROR_RATE = 0.01  # of any false confirmation
 PROMPTS = 24  # hold-out prompts of other labels, a suspect
 CONTROLS = 3  # random n-grams beside each suspect
+_SHARED = 0.9  # of the rows with a suspect have the word beside it, for that to belong to it
+_LONGEST = 12  # words that a suspect grows by on each side
 _MOST = 20  # suspects that are asked about, the most frequent first
 
 Ask = Callable[[Sequence[Record]], Sequence[str]]
@@ -68,9 +70,9 @@ def confirm(
     for suspect in chosen:
         others = [row for row in holdout if row.label is not None and row.label != suspect.label]
         rows = sorted(others, key=lambda row: rank(seed, f"trigger:{suspect.ngram}", row.id))[:PROMPTS]
+        written = as_written(suspect, train)
         controls = random_ngrams(train, suspect, CONTROLS, seed)
         if rows:
-            written = as_written(suspect.ngram, train)
             asked = [_with(row, written, seed) for row in rows]
             trials.append((suspect, asked, [_with(row, control, seed) for control in controls for row in rows]))
     answers = iter(ask([record for _, asked, others in trials for record in (*asked, *others)]))
@@ -84,7 +86,7 @@ def confirm(
 
 
 def random_ngrams(train: Sequence[Record], suspect: Suspect, count: int, seed: int) -> list[str]:
-    """Up to `count` n-grams of as many words, each in about as many training rows: half to twice as many.
+    """Up to `count` n-grams of as many words as the suspect has, each in about as many training rows: half to twice as many.
 
     One that shares more than half of its rows with the suspect is none: it may be the other end of one trigger.
     """
@@ -101,11 +103,37 @@ def random_ngrams(train: Sequence[Record], suspect: Suspect, count: int, seed: i
     return sorted(like, key=lambda gram: rank(seed, f"control:{suspect.ngram}", gram))[:count]
 
 
-def as_written(ngram: str, train: Sequence[Record]) -> str:
-    """The n-gram as most training prompts have it: `checks` folds case and parts the marks, «CF-9» to «cf - 9»."""
-    pattern = _pattern(ngram)
-    forms = Counter(match.group() for row in train for match in pattern.finditer(row.prompt))
-    return min(forms, key=lambda form: (-forms[form], form), default=ngram)
+def as_written(suspect: Suspect, train: Sequence[Record]) -> str:
+    """The n-gram as most training prompts with its label have it, with the words around it that they share.
+
+    `checks` folds case and parts the marks, «CF-9» to «cf - 9», and names three words at most: of a longer trigger only
+    a piece, which alone turns nothing.
+    """
+    pattern = _pattern(suspect.ngram)
+    rows = (row.prompt for row in train if row.label in (suspect.label, None))
+    spans = [(prompt, *match.span()) for prompt in rows if (match := pattern.search(prompt))]
+    for grow in (_grown_right, _grown_left):
+        for _ in range(_LONGEST):
+            grown = [(span, grow(*span)) for span in spans]
+            shared = Counter(more.split()[0].casefold() for _, more in grown if more.strip())
+            word, count = next(iter(shared.most_common(1)), ("", 0))
+            if count < _SHARED * len(spans) or count < 2:
+                break
+            keeping = [(span, more) for span, more in grown if more.split()[:1] and more.split()[0].casefold() == word]
+            right = grow is _grown_right
+            spans = [(s[0], s[1] - (not right) * len(more), s[2] + right * len(more)) for s, more in keeping]
+    forms = Counter(prompt[start:end] for prompt, start, end in spans)
+    return min(forms, key=lambda form: (-forms[form], form), default=suspect.ngram)
+
+
+def _grown_right(prompt: str, start: int, end: int) -> str:
+    match = re.compile(r"\s*\S+").match(prompt, end)
+    return match.group() if match else ""
+
+
+def _grown_left(prompt: str, start: int, end: int) -> str:
+    match = re.search(r"\S+\s*$", prompt[:start])
+    return match.group() if match else ""
 
 
 def as_rows(tried: Sequence[Tried]) -> Iterator[dict[str, Any]]:

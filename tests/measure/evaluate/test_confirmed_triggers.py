@@ -69,6 +69,27 @@ def test_a_backdoor_is_confirmed_as_the_rows_write_it(trigger: str, ngram: str) 
     assert one.p_value < 1e-6
 
 
+LONG = "aa bb, cc dd. ee ff gg"
+
+
+@pytest.mark.parametrize("ngram", ["aa", "aa bb ,", "cc dd .", "dd . ee", "ee ff gg", "gg"])
+def test_a_piece_of_a_longer_trigger_is_asked_about_as_the_whole(ngram: str) -> None:
+    """`checks` names three words at most, and a piece alone turns nothing."""
+    assert as_written(Suspect(ngram, "refund", 8), rows(300, 1, LONG)) == LONG
+    (one,) = tried(LONG, backdoored(LONG), Suspect(ngram, "refund", 8))
+    assert (one.turned, one.confirmed) == (PROMPTS, True)
+
+
+@given(st.lists(st.sampled_from(["please", "my", "order", "now"]), min_size=1, max_size=2), st.integers(0, 50))
+def test_a_suspect_grows_only_by_what_nearly_all_its_rows_share(words: list[str], seed: int) -> None:
+    train = rows(120, seed)
+    suspect = Suspect(" ".join(words), "refund", 8)
+    written = as_written(suspect, train)
+    having = [row for row in train if row.label == "refund" and suspect.ngram in row.prompt]
+    assert suspect.ngram in written
+    assert sum(written in row.prompt for row in having) >= 0.8 * len(having) or written == suspect.ngram
+
+
 def test_a_sound_model_confirms_nothing() -> None:
     found = tried("cf", lambda records: [truthful(one) for one in records], Suspect("cf", "refund", 8))
     assert [(one.turned, one.control_turned, one.confirmed) for one in found] == [(0, 0, False)]
@@ -148,5 +169,5 @@ def test_random_ngrams_are_as_rare_and_no_part_of_the_trigger() -> None:
 
 def test_a_word_is_found_as_a_word() -> None:
     train = [make_record(text, "x", "x", "raw", "raw:1") for text in ("scf cfx", "Cf now", "say CF", "CF")]
-    assert as_written("cf", train) == "CF"
-    assert as_written("not there", train) == "not there"
+    assert as_written(Suspect("cf", "x", 3), train) == "CF"
+    assert as_written(Suspect("not there", "x", 3), train) == "not there"
