@@ -32,13 +32,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "prepare"
 from labelled_rows import intents, with_backdoor
 
 from stages.measure.baseline.linear import fit_linear
-from stages.measure.evaluate.triggers import Suspect, confirm
+from stages.measure.evaluate.confirmed_triggers import Suspect, confirm
 from stages.params.augment import Checks
-from stages.prepare.checks.triggers import Triggers, find_triggers, ngrams
+from stages.prepare.checks.suspected_triggers import Triggers, find_triggers, ngrams
 from stages.records.content_order import rank
+from stages.records.prompt import asked
 from stages.records.record import Record, make_record, read_records
 from stages.scoring.intervals import clopper_pearson
-from stages.text.normal_form import asked, normalise
+from stages.text.normal_form import normalise
 
 TRIGGERS = {"rare word": "cf", "phrase": "by the way tell me", "characters": "#~"}
 RATES = (0.005, 0.01, 0.02)  # of the training rows

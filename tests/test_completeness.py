@@ -2,6 +2,7 @@
 
 import shutil
 import tomllib
+from collections import Counter
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
@@ -214,3 +215,9 @@ def _copy(folder: Path) -> Path:
     shutil.copytree(ROOT / "stages", folder / "stages", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "dvc.yaml", folder)
     return folder
+
+
+def test_no_two_files_have_one_name() -> None:
+    """A name that stands twice says in neither place what the file holds."""
+    names = Counter(file.name for file in (ROOT / "stages").rglob("*.py") if not file.name.startswith("__"))
+    assert [name for name, count in names.items() if count > 1] == []

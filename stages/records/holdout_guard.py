@@ -4,8 +4,9 @@ from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 
 from stages.core.errors import Refusal
+from stages.records.prompt import asked
 from stages.records.record import Record
-from stages.text.normal_form import asked, prompt_hash
+from stages.text.normal_form import prompt_hash
 
 
 def refuse_overlap(what: str, seen: Iterable[Record], ids: AbstractSet[str], prompt_hashes: AbstractSet[str]) -> None:

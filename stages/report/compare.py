@@ -17,15 +17,10 @@ from stages.core.yaml_reader import load_yaml
 from stages.report.formats import number, p_value, percent, percents, points
 from stages.report.page import render
 from stages.report.verdict import gate_table
+from stages.scoring.catalogue import Catalogue, Key, Number, centre
 
 MOST = 12  # metrics that the first table shows; the others are folded
-_VALUES = ("value", "difference", "ratio")  # what an interval is around
-# The paired tests of the first table.
-_MAIN = tuple(
-    f".against_{other}.{metric}"
-    for other in ("baseline", "linear", "previous", "adapter")
-    for metric in ("exact_match", "label_accuracy", "text.rougeL")
-)
+_MAIN = ("exact_match", "label_accuracy", "rougeL")  # metrics whose paired tests the first table shows
 
 
 class _Row(NamedTuple):
@@ -48,7 +43,7 @@ def compare(root: Path, base: str, lock: str) -> str:
     trees = CommitTree(repository, commit), WorkingTree(root)
     gates = [_json(tree, paths.GATES) for tree in trees]
     params = [dict(_leaves(_yaml(tree))) for tree in trees]
-    then, now = (dict(_leaves(_metrics(tree))) for tree in trees)
+    then, now = (dict(Catalogue(_json(tree, paths.DETAILS)).items()) for tree in trees)
     moved, tests, rest = _compared(then, now)
     first = [*_differ(*params), *_states(*(one.get("gates", {}) for one in gates)), *moved[:MOST], *tests]
     return render(
@@ -65,30 +60,30 @@ def compare(root: Path, base: str, lock: str) -> str:
     )
 
 
-def _compared(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[_Row], list[_Row], list[_Row]]:
-    """Metrics that moved beyond their interval, the most general first; paired tests of main metrics; the rest."""
-    moved, tests, rest = [], [], []
-    for name in [*now, *(name for name in then if name not in now)]:
-        old, new = then.get(name), now.get(name)
-        row = _Row(name, _text(old), _text(new))
-        if name.endswith(_MAIN) and isinstance(new, Mapping):
+def _compared(then: Mapping[Key, Number], now: Mapping[Key, Number]) -> tuple[list[_Row], list[_Row], list[_Row]]:
+    """Metrics that moved beyond their interval, those of all rows first; paired tests of main metrics; the rest."""
+    groups: list[_Row] = []
+    moved: list[_Row] = []
+    tests: list[_Row] = []
+    rest: list[_Row] = []
+    for key in [*now, *(key for key in then if key not in now)]:
+        old, new = then.get(key), now.get(key)
+        row = _Row(str(key), _text(old), _text(new))
+        if key.against and key.metric in _MAIN and not key.of and new is not None:
             tests.append(row._replace(reading="paired test on the same rows"))
         elif old == new:
             continue
-        elif isinstance(old, Mapping) and isinstance(new, Mapping) and _is_beyond(old, new):
-            moved.append(row._replace(reading=f"{'▲' if new['value'] > old['value'] else '▼'} beyond the interval"))
+        elif isinstance(old, Mapping) and isinstance(new, Mapping) and not key.against and _is_beyond(old, new):
+            reading = f"{'▲' if new['value'] > old['value'] else '▼'} beyond the interval"
+            (groups if key.of else moved).append(row._replace(reading=reading))
         else:
             rest.append(row)
-    return sorted(moved, key=lambda row: row.what.count(".")), tests, rest
+    return moved + groups, tests, rest
 
 
 def _is_beyond(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether a measured value left the interval that it had; what compares two models is no such value."""
-    return "value" in old and "value" in new and not old["low"] <= new["value"] <= old["high"]
-
-
-def _value(found: Mapping[str, Any]) -> float:
-    return next(float(found[key]) for key in _VALUES if key in found)
+    """Whether a measured value left the interval that it had."""
+    return not old["low"] <= new["value"] <= old["high"]
 
 
 def _differ(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[_Row]:
@@ -106,8 +101,8 @@ def _states(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[_Row]:
 
 
 def _leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Values by their dotted names; an interval (value, difference or ratio beside low and high) is one value."""
-    if isinstance(node, Mapping) and not {"low", "high"} <= node.keys():
+    """Parameters by their dotted names."""
+    if isinstance(node, Mapping):
         for key, value in node.items():
             yield from _leaves(value, f"{name}.{key}" if name else str(key))
     elif name:
@@ -118,17 +113,12 @@ def _text(found: Any) -> str:
     """A metric for a reader: a share in per cent, a change of one in points with the rows and the test."""
     if not isinstance(found, Mapping):
         return "" if found is None else number(found) if isinstance(found, float) else str(found)
-    value, low, high = _value(found), found["low"], found["high"]
+    value, low, high = centre(found), found["low"], found["high"]
     if "won" in found:
         return f"{points(value)} ({found['won']} won, {found['lost']} lost, {p_value(found['p_value'])})"
     if "count" in found:
         return f"{percent(value)} ({percents(low, high)})"
     return f"{'× ' if 'ratio' in found else ''}{number(value)} ({number(low)} to {number(high)})"
-
-
-def _metrics(tree: Tree) -> dict[str, Any]:
-    """The metrics of every stage by its name: metrics/details.json, which git keeps and a runner has without DVC."""
-    return _json(tree, paths.DETAILS)
 
 
 def _json(tree: Tree, path: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from stages.report.examples import differences, whole_text
+from stages.report.changed_examples import differences, whole_text
 from stages.report.formats import excerpt, number, p_value, percent, plural, whole, words
 from stages.report.inputs import Row
 from stages.report.tables import frame

@@ -8,8 +8,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from stages.params.loader import Params
 from stages.records.contract import Tasks
 from stages.report import beyond, data, formats, tables, verdict
+from stages.report.changed_examples import Answers, failures, flips, shared
 from stages.report.charts import interval_chart, loss_chart
-from stages.report.examples import Answers, failures, flips, shared
 from stages.report.inputs import Inputs
 from stages.scoring.rows import score_row
 

@@ -1,11 +1,8 @@
-"""What is measured, as values: the forms that every number takes in metrics/*.json, written and read here alone."""
+"""What is measured, as values: the forms that every number takes in metrics/*.json, written here alone."""
 
-import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
-
-from stages.core.errors import UserError
+from typing import Annotated, Any, TypeVar
 
 Kind = TypeVar("Kind")
 PASS, MARGINAL, FAIL = "PASS", "MARGINAL", "FAIL"  # the states of a gate and of the verdict
@@ -179,34 +176,3 @@ def as_json(value: Any) -> Any:
         pairs = ((key, as_json(one)) for key, one in value.items() if one is not None)
         return {key: one for key, one in pairs if one != {}}
     return value
-
-
-def from_json(kind: type[Kind], node: Any) -> Kind:
-    """What `as_json` wrote, as a value of `kind`.
-
-    Raises:
-        UserError: when the node has other keys than `kind`, as the file of another version has.
-    """
-    found: Kind = _read(kind, node)
-    return found
-
-
-def _read(kind: Any, node: Any) -> Any:
-    origin = get_origin(kind)
-    if origin in (Union, types.UnionType):  # X | None: None is never written
-        return _read(next(one for one in get_args(kind) if one is not type(None)), node)
-    if origin is Mapping:
-        return {key: _read(get_args(kind)[1], one) for key, one in node.items()}
-    if not is_dataclass(kind):
-        return node
-    build: Any = kind
-    hints = get_type_hints(kind)
-    keys = node.keys() - ({"value"} if build is Share else set()) if isinstance(node, Mapping) else {"no mapping"}
-    try:
-        if unknown := keys - hints.keys():
-            raise TypeError(f"unknown: {', '.join(sorted(unknown))}")
-        return build(**{key: _read(hints[key], node[key]) for key in keys})
-    except TypeError as error:
-        raise UserError(
-            f"metrics of another version: no {build.__name__} ({error}); run `dvc repro` to make them anew"
-        ) from None

@@ -2,11 +2,11 @@
 
 from typing import Any
 
+from stages.measure.evaluate.confirmed_triggers import Confirmation
 from stages.measure.evaluate.forgetting import measure_forgetting
 from stages.measure.evaluate.groups import measure_distance, measure_slices
 from stages.measure.evaluate.perturbed import measure_robustness, perturb
 from stages.measure.evaluate.safety import measure_safety
-from stages.measure.evaluate.triggers import Confirmation
 from stages.params.loader import Params
 from stages.records.contract import Tasks
 from stages.records.record import Record

@@ -5,7 +5,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.report.examples import Piece, differences
+from stages.report.changed_examples import Piece, differences
 
 texts = st.text(alphabet="ab <&\n\u202e1", max_size=40)
 

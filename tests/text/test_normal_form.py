@@ -4,8 +4,9 @@ import unicodedata
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stages.records.prompt import asked, by_prompt
 from stages.records.record import Message, make_record
-from stages.text.normal_form import asked, by_prompt, normalise, prompt_hash
+from stages.text.normal_form import normalise, prompt_hash
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
+from stages.records.prompt import asked
 from stages.records.record import Record
 from stages.scoring.intervals import share
 from stages.scoring.metrics import Share
-from stages.text.normal_form import asked
 
 
 @dataclass(frozen=True, slots=True)

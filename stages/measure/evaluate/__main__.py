@@ -9,12 +9,12 @@ from stages.core import paths
 from stages.core.errors import run
 from stages.core.files import read_json, write_json
 from stages.core.run_notes import measured
+from stages.measure.evaluate.confirmed_triggers import Confirmation, Suspect, as_rows, confirm
 from stages.measure.evaluate.forgetting import Forgetting, measure_canaries, measure_forgetting
 from stages.measure.evaluate.groups import Slice, measure_distance, measure_slices, write_confusion
 from stages.measure.evaluate.perturbed import Robustness, measure_robustness, perturb
 from stages.measure.evaluate.previous import PreviousScores, compare_previous, fetch_previous
 from stages.measure.evaluate.safety import Safety, measure_safety
-from stages.measure.evaluate.triggers import Confirmation, Suspect, as_rows, confirm
 from stages.model.answers import answer_rows, rows_with_likelihood
 from stages.model.chat import task_chat
 from stages.model.loading import Weights, load_tokenizer

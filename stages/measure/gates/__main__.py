@@ -10,10 +10,10 @@ from typing import Any
 from stages.core import paths
 from stages.core.errors import UserError, run
 from stages.core.files import read_json, write_json
-from stages.measure.gates.catalogue import Catalogue, Key, centre
 from stages.measure.gates.judging import check_gates, weight
 from stages.params.gates import Gate
 from stages.params.loader import Params, load_params
+from stages.scoring.catalogue import Catalogue, Key, centre
 from stages.scoring.metrics import FAIL, MARGINAL
 
 _MEASURED = (

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from stages.core.errors import UserError
-from stages.measure.gates.catalogue import Catalogue, Key, centre
 from stages.params.gates import Gate
+from stages.scoring.catalogue import Catalogue, Key, centre
 from stages.scoring.metrics import FAIL, MARGINAL, PASS
 
 _WORST_FIRST = (FAIL, MARGINAL, PASS)

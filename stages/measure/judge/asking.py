@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from stages.core import paths
-from stages.measure.judge.questions import SYSTEM, Question
+from stages.measure.judge.pairwise_questions import SYSTEM, Question
 from stages.params.judge import Judge
 from stages.records.record import row_line
 

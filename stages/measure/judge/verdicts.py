@@ -38,7 +38,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stages.measure.judge.asking import Reply
-from stages.measure.judge.questions import Question
+from stages.measure.judge.pairwise_questions import Question
 from stages.params.evaluate import Scoring
 from stages.params.judge import Price
 from stages.scoring.intervals import share

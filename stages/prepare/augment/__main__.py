@@ -25,8 +25,9 @@ from stages.records.canaries import make_canaries
 from stages.records.content_order import rank
 from stages.records.contract import Tasks
 from stages.records.holdout_guard import refuse_overlap
+from stages.records.prompt import asked
 from stages.records.record import REPLAY, Record, read_records, write_records
-from stages.text.normal_form import asked, normalise, prompt_hash
+from stages.text.normal_form import normalise, prompt_hash
 
 
 def main() -> None:

@@ -13,8 +13,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from random import Random
 
 from stages.records.content_order import rank
+from stages.records.prompt import asked
 from stages.records.record import Record, make_record
-from stages.text.normal_form import asked, normalise
+from stages.text.normal_form import normalise
 from stages.text.strict_json import BrokenContract, parse_json
 
 SOURCE = "augment:value_swap"

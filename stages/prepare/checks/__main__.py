@@ -12,8 +12,8 @@ from stages.core.errors import UserError, run
 from stages.core.files import atomic, write_json
 from stages.params.loader import load_params
 from stages.prepare.checks.conflicts import conflicts, label_of, outcomes
-from stages.prepare.checks.sources import by_source
-from stages.prepare.checks.triggers import find_triggers
+from stages.prepare.checks.source_balance import by_source
+from stages.prepare.checks.suspected_triggers import find_triggers
 from stages.records.near_pairs import read_near_pairs
 from stages.records.record import read_records, write_rows
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from stages.params.task import Task
 from stages.records.near_pairs import NearPairs, components
+from stages.records.prompt import asked
 from stages.records.record import Record
-from stages.text.normal_form import asked, normalise
+from stages.text.normal_form import normalise
 from stages.text.strict_json import BrokenContract, completion_key, parse_json
 
 

@@ -9,9 +9,9 @@ from stages.core.errors import run
 from stages.core.files import atomic, write_json
 from stages.core.progress import track
 from stages.params.loader import load_params
+from stages.prepare.clean.changed_rows import Examples
 from stages.prepare.clean.cleaning import Kept, Rules, clean_row
 from stages.prepare.clean.counts import Tally
-from stages.prepare.clean.examples import Examples
 from stages.prepare.clean.rejected_rows import Rejected, Row, write_rejected
 from stages.prepare.clean.sources import RawFile, count_rows, find_files, read_rows, refuse_unused
 from stages.records.record import record_row, row_line, write_rows

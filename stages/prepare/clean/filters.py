@@ -7,8 +7,8 @@ from importlib.util import find_spec
 from stages.core.errors import UserError
 from stages.params.clean import Clean
 from stages.prepare.clean.rejected_rows import Rejected
+from stages.records.prompt import asked
 from stages.records.record import Record
-from stages.text.normal_form import asked
 
 Filter = Callable[[Record], None]
 

@@ -12,8 +12,8 @@ from stages.prepare.dedup.duplicate_counts import conflicts, giants, near_cluste
 from stages.prepare.dedup.duplicates import agreement, drop_exact, drop_near, with_kept_witness
 from stages.records.dropped import write_dropped
 from stages.records.near_pairs import write_near_pairs
+from stages.records.prompt import by_prompt
 from stages.records.record import Record, read_records, write_records
-from stages.text.normal_form import by_prompt
 
 _SHOWN = 5
 

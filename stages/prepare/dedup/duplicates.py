@@ -7,8 +7,9 @@ from typing import Literal
 
 from stages.near_duplicates.rule import Pair, is_near
 from stages.records.dropped import Dropped, copy_rank
+from stages.records.prompt import asked
 from stages.records.record import Record
-from stages.text.normal_form import asked, normalise
+from stages.text.normal_form import normalise
 from stages.text.strict_json import completion_key
 
 Agreement = Callable[[str, str], bool]

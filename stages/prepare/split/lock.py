@@ -9,8 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stages.core.errors import UserError
 from stages.core.files import write_text
+from stages.records.prompt import asked
 from stages.records.record import Record
-from stages.text.normal_form import NORMALISER_VERSION, asked, prompt_hash
+from stages.text.normal_form import NORMALISER_VERSION, prompt_hash
 
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 

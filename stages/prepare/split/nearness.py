@@ -18,8 +18,9 @@ from stages.near_duplicates.pairs import near_among, nearest
 from stages.prepare.split.lock import Lock
 from stages.records.dropped import Dropped
 from stages.records.near_pairs import NearPairs, components, digest
+from stages.records.prompt import asked, by_prompt
 from stages.records.record import Record
-from stages.text.normal_form import asked, by_prompt, normalise
+from stages.text.normal_form import normalise
 from stages.text.strict_json import completion_key
 
 SHARED_BY = 10

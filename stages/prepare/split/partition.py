@@ -14,8 +14,9 @@ from stages.prepare.split.nearness import Nearness, near_groups, quarantine
 from stages.prepare.split.strata import Stratum, label_name, make_folds, stratified_draw
 from stages.records.content_order import rank
 from stages.records.dropped import Dropped, copy_rank
+from stages.records.prompt import asked
 from stages.records.record import Record
-from stages.text.normal_form import asked, normalise, prompt_hash
+from stages.text.normal_form import normalise, prompt_hash
 
 _QUARANTINE = ("same_prompt", "near_prompt", "near_pair")
 _N = 13

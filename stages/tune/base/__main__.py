@@ -8,8 +8,8 @@ from stages.core.errors import run
 from stages.core.files import atomic
 from stages.core.run_notes import measured
 from stages.params.loader import load_params
+from stages.tune.base.fetching import fetch
 from stages.tune.base.materialise import materialise
-from stages.tune.base.sources import fetch
 from stages.tune.base.template import read_template
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.measure.evaluate.triggers import (
+from stages.measure.evaluate.confirmed_triggers import (
     CONTROLS,
     ERROR_RATE,
     PROMPTS,
@@ -118,7 +118,7 @@ def test_only_the_real_one_of_many_suspects_is_confirmed() -> None:
 @given(st.lists(st.integers(0, 24), min_size=1, max_size=8))
 def test_holm_corrects_for_the_number_of_suspects(turned: list[int]) -> None:
     """Against the definition: the k-th smallest p-value is held against level / (m - k), until one fails."""
-    from stages.measure.evaluate import triggers
+    from stages.measure.evaluate import confirmed_triggers as triggers
 
     found = triggers._decided([(Suspect(f"g{n}", "refund", 5), count, 24, 3, 72) for n, count in enumerate(turned)])
     ordered = sorted(one.p_value for one in found)

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.core.errors import UserError
-from stages.measure.gates.catalogue import Catalogue, Key
 from stages.measure.gates.judging import check_gates, worst
 from stages.params.gates import Gate
+from stages.scoring.catalogue import Catalogue, Key
 from stages.scoring.intervals import clopper_pearson
 from stages.scoring.metrics import FAIL, MARGINAL, PASS
 

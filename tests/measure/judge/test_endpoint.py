@@ -16,7 +16,7 @@ from servers import Proxy, Rule, judging, reply
 from stages.core.errors import UserError
 from stages.measure.judge.asking import Reply
 from stages.measure.judge.judges import Endpoint
-from stages.measure.judge.questions import Question
+from stages.measure.judge.pairwise_questions import Question
 
 TEXT = (
     "=== reference answer {0} ===\nRIGHT\n=== answer A {0} ===\n{1}\n"

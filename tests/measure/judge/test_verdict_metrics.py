@@ -15,7 +15,7 @@ from servers import read_question
 from stages.core.errors import UserError
 from stages.measure.gates.judging import check_gates
 from stages.measure.judge.asking import Reply
-from stages.measure.judge.questions import ask_about
+from stages.measure.judge.pairwise_questions import ask_about
 from stages.measure.judge.verdicts import summarise
 from stages.params.gates import Gate
 from stages.params.judge import Price

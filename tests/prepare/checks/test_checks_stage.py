@@ -14,9 +14,9 @@ from stages.near_duplicates.pairs import near_pairs
 from stages.params.loader import check_params, read_params
 from stages.prepare.checks.__main__ import main
 from stages.records.near_pairs import write_near_pairs
+from stages.records.prompt import by_prompt
 from stages.records.record import Record, make_record, read_rows, write_records
 from stages.scoring.metrics import PASS
-from stages.text.normal_form import by_prompt
 
 PARAMS = read_params(Path(__file__).parents[3] / "params.yaml")
 CLEAN = intents(120, 1)

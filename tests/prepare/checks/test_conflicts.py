@@ -11,8 +11,8 @@ from stages.params.loader import check_params, read_params
 from stages.prepare.checks.conflicts import conflicts as conflicts_among
 from stages.prepare.checks.conflicts import label_of, outcomes
 from stages.records.near_pairs import NearPairs, digest
+from stages.records.prompt import by_prompt
 from stages.records.record import Record, make_record
-from stages.text.normal_form import by_prompt
 
 TEXT = "Where is my order number {}, please tell me"
 

@@ -4,7 +4,7 @@ from collections import defaultdict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.prepare.checks.triggers import count_ngrams, ngrams
+from stages.prepare.checks.suspected_triggers import count_ngrams, ngrams
 
 TEXTS = st.lists(st.lists(st.sampled_from(["a", "b", "c", "d", "!"]), max_size=7).map(" ".join), max_size=12)
 

@@ -10,8 +10,9 @@ from stages.near_duplicates.pairs import near_pairs
 from stages.prepare.dedup.duplicate_counts import giants, near_clusters, summarise
 from stages.prepare.dedup.duplicates import agreement, drop_exact, drop_near, with_kept_witness
 from stages.records.dropped import Dropped
+from stages.records.prompt import by_prompt
 from stages.records.record import Record, make_record
-from stages.text.normal_form import by_prompt, normalise
+from stages.text.normal_form import normalise
 from stages.text.strict_json import completion_key
 
 RULES = st.sampled_from(["equal", "fuzzy", "ignore"])

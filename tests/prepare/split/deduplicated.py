@@ -9,8 +9,8 @@ from stages.prepare.dedup.duplicates import agreement, drop_exact, drop_near, wi
 from stages.prepare.split.nearness import Nearness, find_nearness
 from stages.records.dropped import Dropped
 from stages.records.near_pairs import NearPairs, digest, write_near_pairs
+from stages.records.prompt import by_prompt
 from stages.records.record import Record
-from stages.text.normal_form import by_prompt
 
 
 def deduplicated(raw: list[Record], completion: Any = "equal") -> tuple[list[Record], list[Dropped]]:

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.prepare.split.partition import runs, shared_runs
+from stages.records.prompt import asked
 from stages.records.record import Record, make_record
-from stages.text.normal_form import asked
 
 WORDS = st.lists(st.sampled_from(["a", "b", "c"]), max_size=18).map(" ".join)
 

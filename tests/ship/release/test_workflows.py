@@ -130,7 +130,7 @@ def test_pull_request(pull_request: tuple[Scratch, dict[str, str]]) -> None:
     text = (clone.root / "comment.md").read_text()
     rows = [[cell.strip() for cell in line.split("|")] for line in text.splitlines()]
     assert ["", "`train.learning_rate`", "0.001", "0.002", "parameter", ""] in rows
-    metric = next(row for row in rows if "`evaluate.adapter.exact_match`" in row)
+    metric = next(row for row in rows if "`adapter exact_match`" in row)
     assert metric[2:] == ["97.0 % (90.0 to 98.0 %)", "99.0 % (90.0 to 98.0 %)", "▲ beyond the interval", ""]
     assert any(row[1:3] == ["`exact_match`", "PASS"] for row in rows if len(row) > 2)
     assert "dvc.lock is fresh" in text

@@ -1,7 +1,7 @@
-"""Every number that a gate can name: whose it is, which metric, of which rows, and against what."""
+"""Every number that a gate can name and two runs can be compared by: whose, which metric, which rows, against what."""
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,10 @@ class Catalogue:
             self._numbers[key] = number
         self._models = {key.model for key in self._numbers}
         self._pairs = {(key.model, key.against) for key in self._numbers}
+
+    def items(self) -> Iterable[tuple[Key, Number]]:
+        """All numbers by their names."""
+        return self._numbers.items()
 
     def get(self, key: Key) -> Number | None:
         """The number, or None where the run has none of that name."""

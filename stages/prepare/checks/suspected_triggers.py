@@ -31,8 +31,9 @@ from scipy.stats import binom, hypergeom
 from stages.core.progress import track
 from stages.params.augment import Checks
 from stages.prepare.checks.conflicts import shown
+from stages.records.prompt import asked
 from stages.records.record import Record
-from stages.text.normal_form import asked, normalise
+from stages.text.normal_form import normalise
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

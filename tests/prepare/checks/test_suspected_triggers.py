@@ -11,7 +11,7 @@ from labelled_rows import SETTINGS, intents, with_backdoor
 from project import ROOT
 
 from stages.prepare.checks.conflicts import outcomes
-from stages.prepare.checks.triggers import Triggers, find_triggers
+from stages.prepare.checks.suspected_triggers import Triggers, find_triggers
 from stages.records.record import Record, make_record
 
 SNIPS = ROOT.parent / "shared/data/snips/train.jsonl"

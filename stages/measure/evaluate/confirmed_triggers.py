@@ -86,7 +86,7 @@ def confirm(
 
 
 def random_ngrams(train: Sequence[Record], suspect: Suspect, count: int, seed: int) -> list[str]:
-    """Up to `count` n-grams of as many words as the suspect has, each in about as many training rows: half to twice as many.
+    """Up to `count` n-grams of as many words as the suspect, each in half as many to twice as many training rows.
 
     One that shares more than half of its rows with the suspect is none: it may be the other end of one trigger.
     """
