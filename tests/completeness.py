@@ -35,13 +35,13 @@ def import_closure(root: Path, stage: str) -> set[Path]:
         if file in found:
             continue
         found.add(file)
-        for module in _imported(file.read_text(encoding="utf-8")):
+        for module in imported(file.read_text(encoding="utf-8")):
             pending += _files_of(root, module)
     return {file.relative_to(root) for file in found if file.stat().st_size}
 
 
 @cache  # by the text: the same files are asked for again and again
-def _imported(source: str) -> tuple[str, ...]:
+def imported(source: str) -> tuple[str, ...]:
     return tuple(_imports(ast.parse(source)))
 
 
@@ -93,7 +93,7 @@ def sections_read(root: Path, stage: str) -> set[str]:
 def packages_imported(root: Path, stage: str) -> set[str]:
     """The distributions whose modules the import closure imports; those that are not installed are left out."""
     owners = packages_distributions()
-    modules = {module for file in import_closure(root, stage) for module in _imported((root / file).read_text("utf-8"))}
+    modules = {module for file in import_closure(root, stage) for module in imported((root / file).read_text("utf-8"))}
     return {canonical(owner) for module in modules for owner in owners.get(module.partition(".")[0], [])} - {
         "tunetrail"
     }

@@ -12,6 +12,7 @@ from completeness import (
     attributes_read,
     canonical,
     import_closure,
+    imported,
     missing_dependencies,
     needless_dependencies,
     packages_imported,
@@ -221,3 +222,48 @@ def test_no_two_files_have_one_name() -> None:
     """A name that stands twice says in neither place what the file holds."""
     names = Counter(file.name for file in (ROOT / "stages").rglob("*.py") if not file.name.startswith("__"))
     assert [name for name, count in names.items() if count > 1] == []
+
+
+LAYERS = ("core", "params", "text", "records", "near_duplicates", "model", "scoring")  # docs/architecture.md
+CHAPTERS = ("prepare", "tune", "measure", "ship", "report")
+
+
+def strangers(root: Path) -> list[str]:
+    """Imports against the order: a layer of a later one or of a chapter, a stage of another stage."""
+    found = []
+    for file in sorted((root / "stages").rglob("*.py")):
+        place = file.relative_to(root / "stages").parts
+        for module in imported(file.read_text(encoding="utf-8")):
+            there = module.split(".")[1:]
+            if len(place) == 1 or module.split(".")[0] != "stages" or not there:
+                continue
+            if place[0] in LAYERS:
+                bad = there[0] not in LAYERS[: LAYERS.index(place[0]) + 1]
+            else:
+                another_stage = len(there) > 1 and place[0] != "report" and there[1] != place[1]
+                bad = there[0] in CHAPTERS and (there[0] != place[0] or another_stage)
+            if bad:
+                found.append(f"{'/'.join(place)} imports {module}")
+    return found
+
+
+def test_a_layer_knows_those_before_it_and_a_stage_no_other_stage() -> None:
+    assert {folder.name for folder in (ROOT / "stages").iterdir() if folder.is_dir()} - {"__pycache__"} == {
+        *LAYERS,
+        *CHAPTERS,
+    }
+    assert strangers(ROOT) == []
+
+
+def test_an_import_against_the_order_is_found(tmp_path: Path) -> None:
+    root = _copy(tmp_path)
+    (root / "stages/text/upward.py").write_text("from stages.records.record import Record\n")
+    (root / "stages/measure/judge/across.py").write_text("from stages.measure.review.server import serve\n")
+    (root / "stages/tune/train/across.py").write_text("import stages.prepare.clean.cleaning\n")
+    assert strangers(root) == [
+        "measure/judge/across.py imports stages.measure.review.server",
+        "measure/judge/across.py imports stages.measure.review.server.serve",
+        "text/upward.py imports stages.records.record",
+        "text/upward.py imports stages.records.record.Record",
+        "tune/train/across.py imports stages.prepare.clean.cleaning",
+    ]
