@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-_CHUNK = 1 << 20
-
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
@@ -55,11 +53,8 @@ def read_json(path: Path) -> Any:
 
 def file_digest(path: Path, algorithm: str = "sha256") -> str:
     """Hex digest of a file's bytes; DVC names its contents by "md5"."""
-    digest = hashlib.new(algorithm, usedforsecurity=False)
     with path.open("rb") as handle:
-        while chunk := handle.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(handle, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
 
 
 def files_under(path: Path) -> list[Path]:

@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
 
 from pathspec import GitIgnoreSpec
 
@@ -32,18 +31,23 @@ def find_root(start: Path) -> Path:
     raise UserError(f"no dvc.yaml in {start} or above it; change to the folder of the repository and run again")
 
 
-class Tree(Protocol):
+class Tree:
     """A state of the repository's files; paths are relative to its root, with forward slashes."""
 
-    @property
-    def label(self) -> str:
-        """How a sentence names it."""
+    label: str  # how a sentence names it
+
+    @cached_property
+    def _ignored(self) -> GitIgnoreSpec:
+        """The rules of .dvcignore; DVC reads them as git reads .gitignore."""
+        return GitIgnoreSpec.from_lines((self.read(".dvcignore") or b"").decode(errors="replace").splitlines())
 
     def read(self, path: str) -> bytes | None:
         """A file's bytes, or None."""
+        raise NotImplementedError
 
     def md5s(self, path: str) -> dict[str, str]:
         """The MD5 of the file at `path` (under the key "") or of each file below it, without what .dvcignore names."""
+        raise NotImplementedError
 
 
 @dataclass
@@ -123,15 +127,14 @@ class Repository:
 
 
 @dataclass
-class CommitTree:
+class CommitTree(Tree):
     """The files of one commit."""
 
     repository: Repository
     commit: str
 
-    @property
-    def label(self) -> str:
-        return f"commit {self.commit[:10]}"
+    def __post_init__(self) -> None:
+        self.label = f"commit {self.commit[:10]}"
 
     @cached_property
     def blobs(self) -> dict[str, str]:
@@ -139,10 +142,6 @@ class CommitTree:
         listing = self.repository.git("ls-tree", "-r", "-z", self.commit)
         rows = (row.split("\t", 1) for row in listing.split("\0") if row)
         return {path: meta.split()[2] for meta, path in rows if " blob " in meta}
-
-    @cached_property
-    def _ignored(self) -> GitIgnoreSpec:
-        return ignore_rules(self.read(".dvcignore"))
 
     def read(self, path: str) -> bytes | None:
         object_id = self.blobs.get(path)
@@ -157,18 +156,11 @@ class CommitTree:
 
 
 @dataclass
-class WorkingTree:
+class WorkingTree(Tree):
     """The files as they are now."""
 
     root: Path
-
-    @property
-    def label(self) -> str:
-        return "the working tree"
-
-    @cached_property
-    def _ignored(self) -> GitIgnoreSpec:
-        return ignore_rules(self.read(".dvcignore"))
+    label = "the working tree"
 
     def read(self, path: str) -> bytes | None:
         file = self.root / path
@@ -181,8 +173,3 @@ class WorkingTree:
         inside = {p.relative_to(start).as_posix() if p != start else "": p for p in files}
         kept = {p: f for p, f in inside.items() if not self._ignored.match_file(posixpath.join(path, p))}
         return {p: file_digest(f, "md5") for p, f in kept.items()}
-
-
-def ignore_rules(text: bytes | None) -> GitIgnoreSpec:
-    """The rules of a .dvcignore file; DVC reads them as git reads .gitignore."""
-    return GitIgnoreSpec.from_lines((text or b"").decode(errors="replace").splitlines())
