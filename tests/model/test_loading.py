@@ -1,0 +1,22 @@
+"""What is looked at before weights are used."""
+
+import pytest
+import torch
+
+from stages.core.errors import Refusal
+from stages.model.loading import refuse_not_finite
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_one_weight_that_is_no_finite_number_is_found_wherever_it_stands(dtype: torch.dtype, bad: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((1,), (3, 7), (64, 129)):
+        weights = torch.randn(shape, generator=generator).to(dtype)
+        sound = {"whole": weights.clone(), "none": weights[:0], "counts": torch.tensor([1, 2])}
+        refuse_not_finite(sound, "the model")
+        for place in {0, weights.numel() // 2, weights.numel() - 1}:
+            broken = weights.clone()
+            broken.view(-1)[place] = bad
+            with pytest.raises(Refusal, match="the model holds NaN or infinity in layer;"):
+                refuse_not_finite({**sound, "layer": broken}, "the model")
