@@ -35,9 +35,8 @@ from stages.measure.baseline.linear import fit_linear
 from stages.measure.evaluate.confirmed_triggers import Suspect, confirm
 from stages.params.augment import Checks
 from stages.prepare.checks.suspected_triggers import Triggers, find_triggers, ngrams
-from stages.records.content_order import rank
 from stages.records.prompt import asked
-from stages.records.record import Record, make_record, read_records
+from stages.records.record import Record, make_record, rank, read_records
 from stages.scoring.intervals import clopper_pearson
 from stages.text.normal_form import normalise
 

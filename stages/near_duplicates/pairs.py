@@ -6,9 +6,8 @@ import numpy as np
 
 from stages.core.errors import UserError
 from stages.near_duplicates import brute_force
-from stages.near_duplicates.brute_force import Found, joined
+from stages.near_duplicates.brute_force import Found, SortedTexts, joined, sorted_by_length, within_window
 from stages.near_duplicates.rule import Pair
-from stages.near_duplicates.sorted_texts import SortedTexts, sorted_by_length, within_window
 
 # Below so many comparisons rapidfuzz is done before numba is loaded; above the other, an interruption costs minutes.
 _FEW = 300_000

@@ -35,8 +35,7 @@ from stages.core import paths
 from stages.core.files import atomic, remove, tree_digest
 from stages.core.progress import track
 from stages.near_duplicates import kernels
-from stages.near_duplicates.brute_force import Found, aligned, joined
-from stages.near_duplicates.sorted_texts import SortedTexts, Tile, tiles, window
+from stages.near_duplicates.brute_force import Found, SortedTexts, Tile, aligned, joined, tiles, window
 
 # A tile has 4 million pairs: some 10 ms of work, and 32 MiB of candidates at worst.
 _HEIGHT = 512

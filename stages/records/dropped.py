@@ -46,13 +46,7 @@ def write_dropped(path: Path, rows: Iterable[Dropped]) -> None:
 
 
 def _row(dropped: Dropped) -> dict[str, Any]:
-    return {
-        "reason": dropped.reason,
-        "detail": dropped.detail,
-        "witness": dropped.witness,
-        "score": dropped.score,
-        "record": record_row(dropped.record),
-    }
+    return {name: getattr(dropped, name) for name in Dropped.__slots__} | {"record": record_row(dropped.record)}
 
 
 def read_dropped(path: Path) -> list[Dropped]:

@@ -60,6 +60,15 @@ def record_id(prompt: str, completion: str, context: Sequence[Message] = ()) -> 
     return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()
 
 
+def rank(seed: int, purpose: str, key: str) -> str:
+    """The place of `key` in a shuffled order: sort by it. `purpose` keeps the draws of one seed apart.
+
+    A row's place depends on no other row, so a draw of the first n is the same for any order of the rows,
+    and a new row moves at most one other out.
+    """
+    return hashlib.sha256(f"{seed}:{purpose}:{key}".encode()).hexdigest()
+
+
 def make_record(
     prompt: str,
     completion: str,
@@ -87,21 +96,9 @@ def make_record(
 
 def record_row(record: Record) -> dict[str, Any]:
     """The record as a row of JSONL; task, context and fields are there only where the record has them."""
-    row: dict[str, Any] = {
-        "id": record.id,
-        "prompt": record.prompt,
-        "completion": record.completion,
-        "label": record.label,
-        "source": record.source,
-        "origin": record.origin,
-    }
-    if record.task is not None:
-        row["task"] = record.task
-    if record.context:
-        row["context"] = [{"role": message.role, "content": message.content} for message in record.context]
-    if record.fields:
-        row["fields"] = dict(record.fields)
-    return row
+    row = {name: getattr(record, name) for name in Record.__slots__}
+    row["context"] = [{"role": message.role, "content": message.content} for message in record.context]
+    return {name: value for name, value in row.items() if value not in (None, [], {}) or name == "label"}
 
 
 def record_of(row: Mapping[str, Any]) -> Record:

@@ -17,9 +17,9 @@ from variants import LATIN, MIXED, texts_with_variants
 from stages.core import paths
 from stages.core.errors import UserError
 from stages.near_duplicates import brute_force, pairs, sketched
+from stages.near_duplicates.brute_force import sorted_by_length, within_window
 from stages.near_duplicates.pairs import cross_pairs, near_pairs
 from stages.near_duplicates.rule import Pair
-from stages.near_duplicates.sorted_texts import sorted_by_length, within_window
 
 ROOT = Path(__file__).parents[2]
 

@@ -15,8 +15,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Annotated, Any
 
-from stages.records.content_order import rank
-from stages.records.record import Record, record_id
+from stages.records.record import Record, rank, record_id
 
 TURNED = 0.25  # of the answers, that a trigger turns to its label
 ERROR_RATE = 0.01  # of any false confirmation

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 from stages.params.evaluate import Scoring
-from stages.records.content_order import rank
-from stages.records.record import Record, record_id
+from stages.records.record import Record, rank, record_id
 from stages.scoring.intervals import share
 from stages.scoring.metrics import Share
 from stages.scoring.rows import RowScore

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from stages.params.judge import Judge
 from stages.params.task import Task
-from stages.records.content_order import rank
+from stages.records.record import rank
 from stages.scoring.paired_answers import TUNED, Answers, meetings
 
 SYSTEM = (

@@ -18,8 +18,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from stages.core.errors import UserError
-from stages.records.content_order import rank
-from stages.records.record import read_rows, write_rows
+from stages.records.record import rank, read_rows, write_rows
 from stages.scoring.paired_answers import Answers, read_answers
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,39}")

@@ -22,12 +22,10 @@ from stages.prepare.augment.mixture import (
 )
 from stages.prepare.augment.value_swap import swapped_rows
 from stages.records.canaries import make_canaries
-from stages.records.content_order import rank
 from stages.records.contract import Tasks
-from stages.records.holdout_guard import refuse_overlap
-from stages.records.prompt import asked
-from stages.records.record import REPLAY, Record, read_records, write_records
-from stages.text.normal_form import normalise, prompt_hash
+from stages.records.prompt import asked, compared, refuse_overlap
+from stages.records.record import REPLAY, Record, rank, read_records, write_records
+from stages.text.normal_form import prompt_hash
 
 
 def main() -> None:
@@ -39,7 +37,7 @@ def main() -> None:
     holdout = read_records(paths.HOLDOUT)
     held = read_records(paths.VALIDATION) + holdout
 
-    known = {normalise(asked(row)) for row in rows + held}
+    known = {compared(row) for row in rows + held}
     swapped = swapped_rows(rows, round(settings.value_swapped_per_row * len(rows)), known, seed)
     malformed = _malformed(rows, known, settings, Tasks(params.task), seed)
     replay = read_replay(Path(settings.replay_file)) if settings.replay_share else []
@@ -99,7 +97,7 @@ def refuse_leaks(replay: Iterable[Record], near: dict[str, Pair], file: str) -> 
 
 
 def _text(row: Record) -> str:
-    return normalise(asked(row))
+    return compared(row)
 
 
 def _malformed(rows: list[Record], known: set[str], settings: Augment, tasks: Tasks, seed: int) -> list[Record]:

@@ -12,9 +12,8 @@ from random import Random
 from rapidfuzz import fuzz
 
 from stages.core.errors import UserError
-from stages.records.content_order import rank
 from stages.records.contract import Contract, Tasks
-from stages.records.record import Record, make_record
+from stages.records.record import Record, make_record, rank
 from stages.text.normal_form import normalise
 from stages.text.strict_json import BrokenContract, parse_json
 

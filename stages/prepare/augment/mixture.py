@@ -9,8 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from stages.core.errors import UserError
-from stages.records.content_order import rank
-from stages.records.record import REPLAY, Record, make_record
+from stages.records.record import REPLAY, Record, make_record, rank
 from stages.text.strict_json import BrokenContract, parse_json
 
 STRUCTURED_SOURCE = "augment:structured"

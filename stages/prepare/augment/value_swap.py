@@ -12,10 +12,8 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from random import Random
 
-from stages.records.content_order import rank
-from stages.records.prompt import asked
-from stages.records.record import Record, make_record
-from stages.text.normal_form import normalise
+from stages.records.prompt import compared
+from stages.records.record import Record, make_record, rank
 from stages.text.strict_json import BrokenContract, parse_json
 
 SOURCE = "augment:value_swap"
@@ -51,8 +49,8 @@ def swapped_rows(rows: Sequence[Record], count: int, known: Collection[str], see
         if len(made) == count:
             break
         new = _swap(row, copied[row.id], values, Random(rank(seed, f"value swap {attempt}", row.id)))
-        if new and normalise(asked(new)) not in taken:
-            taken.add(normalise(asked(new)))
+        if new and compared(new) not in taken:
+            taken.add(compared(new))
             made.append(new)
     return made
 

@@ -30,10 +30,9 @@ from scipy.stats import binom, hypergeom
 
 from stages.core.progress import track
 from stages.params.augment import Checks
-from stages.prepare.checks.conflicts import shown
-from stages.records.prompt import asked
+from stages.prepare.checks.labels import shown
+from stages.records.prompt import compared
 from stages.records.record import Record
-from stages.text.normal_form import normalise
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -72,7 +71,7 @@ def find_triggers(rows: Sequence[Record], outcomes: Sequence[str], settings: Che
     names.append(_OTHER)
     number = {name: place for place, name in enumerate(names)}
     labels = np.array([number.get(outcome, number[_OTHER]) for outcome in outcomes], dtype=np.int64)
-    texts = [normalise(asked(row)) for row in rows]
+    texts = [compared(row) for row in rows]
     most = max(settings.ngram_min_rows, int(settings.ngram_max_share * len(rows)))
     grams = ngrams(texts, settings.ngram_min_rows, most)
     _, words = count_ngrams(texts, 1, 1, len(rows))

@@ -1,6 +1,5 @@
 """dedup: drop rows that repeat another row; every dropped row names the row that stands for it."""
 
-from collections.abc import Mapping, Sequence
 from textwrap import shorten
 
 from stages.core import paths
@@ -8,12 +7,20 @@ from stages.core.errors import run
 from stages.core.files import write_json
 from stages.near_duplicates.pairs import near_pairs
 from stages.params.loader import load_params
-from stages.prepare.dedup.duplicate_counts import conflicts, giants, near_clusters, summarise
-from stages.prepare.dedup.duplicates import agreement, drop_exact, drop_near, with_kept_witness
+from stages.prepare.dedup.duplicates import (
+    agreement,
+    conflicts,
+    drop_exact,
+    drop_near,
+    giants,
+    near_clusters,
+    summarise,
+    with_kept_witness,
+)
 from stages.records.dropped import write_dropped
 from stages.records.near_pairs import write_near_pairs
 from stages.records.prompt import by_prompt
-from stages.records.record import Record, read_records, write_records
+from stages.records.record import read_records, write_records
 
 _SHOWN = 5
 
@@ -32,32 +39,21 @@ def main() -> None:
     write_records(paths.UNIQUE, kept)
     write_dropped(paths.DUPLICATES, dropped)
     # Searched once: split, checks and `tunetrail holdout draw` read them.
-    write_near_pairs(
-        paths.NEAR_PAIRS, list(prompts), [(pair.left, pair.right, pair.score) for pair in pairs], params.threshold
-    )
+    scored = ((pair.left, pair.right, pair.score) for pair in pairs)
+    write_near_pairs(paths.NEAR_PAIRS, list(prompts), scored, params.threshold)
     clusters = near_clusters(prompts, pairs)
     large = giants(clusters, params.giant_rows)
     metrics = summarise(records, prompts, pairs, clusters, large, kept, dropped)
     write_json(paths.DEDUP_METRICS, metrics)
     counts = ", ".join(f"{count} {reason}" for reason, count in metrics["dropped"].items())
     print(f"{len(records)} rows: {len(kept)} kept; duplicates dropped: {counts}")
-    _show_conflicts(prompts)
-    _show_giants(large)
-
-
-def _show_conflicts(prompts: Mapping[str, Sequence[Record]]) -> None:
-    found = conflicts(prompts)
-    if not found:
-        return
-    print(f"{len(found)} prompts have more than one completion; check these rows:")
-    for rows in list(found.values())[:_SHOWN]:
-        print("  " + ", ".join(row.origin for row in rows[:_SHOWN]))
-
-
-def _show_giants(large: Sequence[Sequence[Record]]) -> None:
-    for rows in large[:_SHOWN]:
-        shown = f"{rows[0].origin}: {shorten(rows[0].prompt, 80)}"
-        print(f"{len(rows)} rows are near-duplicates of each other, directly or through others, such as {shown}")
+    if found := conflicts(prompts):
+        print(f"{len(found)} prompts have more than one completion; check these rows:")
+        for rows in list(found.values())[:_SHOWN]:
+            print("  " + ", ".join(row.origin for row in rows[:_SHOWN]))
+    for cluster in large[:_SHOWN]:
+        shown = f"{cluster[0].origin}: {shorten(cluster[0].prompt, 80)}"
+        print(f"{len(cluster)} rows are near-duplicates of each other, directly or through others, such as {shown}")
 
 
 if __name__ == "__main__":

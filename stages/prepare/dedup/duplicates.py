@@ -1,15 +1,16 @@
-"""Which rows stay, and for each row that goes the kept row that stands for it."""
+"""Which rows stay, for each row that goes the kept row that stands for it, and what that comes to in numbers."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from math import comb
+from typing import Any, Literal
 
 from stages.near_duplicates.rule import Pair, is_near
 from stages.records.dropped import Dropped, copy_rank
-from stages.records.prompt import asked
+from stages.records.near_pairs import components
+from stages.records.prompt import compared
 from stages.records.record import Record
-from stages.text.normal_form import normalise
 from stages.text.strict_json import completion_key
 
 Agreement = Callable[[str, str], bool]
@@ -24,15 +25,11 @@ def drop_exact(records: Iterable[Record]) -> tuple[list[Record], list[Dropped]]:
     for identifier in sorted(same):
         best, *rest = sorted(same[identifier], key=copy_rank)
         kept.append(best)
-        dropped += [Dropped("exact", _exact_detail(best, row), best.id, 100.0, row) for row in rest]
+        for row in rest:
+            label = f", but its label is {best.label!r} instead of {row.label!r}" if row.label != best.label else ""
+            detail = f"prompt and completion are those of the kept row{label}"
+            dropped.append(Dropped("exact", detail, best.id, 100.0, row))
     return kept, dropped
-
-
-def _exact_detail(kept: Record, dropped: Record) -> str:
-    detail = "prompt and completion are those of the kept row"
-    if dropped.label != kept.label:
-        detail += f", but its label is {kept.label!r} instead of {dropped.label!r}"
-    return detail
 
 
 def agreement(rule: Literal["equal", "fuzzy", "ignore"], threshold: int) -> Agreement:
@@ -54,11 +51,16 @@ def drop_near(
     cut one, then the smallest id. A row stays unless one that stays already stands for it, so every dropped row has a
     direct witness, no two kept rows stand for each other, and the order of the rows changes nothing.
     """
-    neighbours = _neighbours(list(prompts), pairs)
+    texts = list(prompts)
+    neighbours = {text: [(text, 100.0)] for text in texts}
+    for pair in pairs:
+        left, right = texts[pair.left], texts[pair.right]
+        neighbours[left].append((right, pair.score))
+        neighbours[right].append((left, pair.score))
     kept_of: dict[str, list[tuple[Record, str]]] = defaultdict(list)
     dropped = []
     for record in sorted((row for rows in prompts.values() for row in rows), key=_near_rank):
-        text, key = normalise(asked(record)), completion_key(record.completion)
+        text, key = compared(record), completion_key(record.completion)
         witnesses = [
             (-score, _near_rank(kept), kept)
             for other, score in neighbours[text]
@@ -82,14 +84,61 @@ def with_kept_witness(exact: Iterable[Dropped], near: Iterable[Dropped]) -> list
 
 
 def _near_rank(record: Record) -> tuple[int, str]:
-    return -len(normalise(asked(record))), record.id
+    return -len(compared(record)), record.id
 
 
-def _neighbours(texts: Sequence[str], pairs: Iterable[Pair]) -> dict[str, list[tuple[str, float]]]:
-    """For each text the texts near it with their scores; it is the first of them itself."""
-    neighbours = {text: [(text, 100.0)] for text in texts}
-    for pair in pairs:
-        left, right = texts[pair.left], texts[pair.right]
-        neighbours[left].append((right, pair.score))
-        neighbours[right].append((left, pair.score))
-    return neighbours
+def conflicts(prompts: Mapping[str, Sequence[Record]]) -> dict[str, list[Record]]:
+    """The prompts that come with more than one completion, and their records."""
+    return {
+        prompt: list(records)
+        for prompt, records in prompts.items()
+        if len(records) > 1 and len({completion_key(record.completion) for record in records}) > 1
+    }
+
+
+def near_clusters(prompts: Mapping[str, Sequence[Record]], pairs: Sequence[Pair]) -> list[list[Record]]:
+    """Records whose prompts are the same or near, directly or through others: the connected components."""
+    rows = list(prompts.values())
+    groups = components(len(rows), ((pair.left, pair.right) for pair in pairs))
+    return [[row for place in group for row in rows[place]] for group in groups]
+
+
+def giants(clusters: Iterable[Sequence[Record]], giant_rows: int) -> list[Sequence[Record]]:
+    """The clusters of `giant_rows` or more, the largest first."""
+    large = [cluster for cluster in clusters if len(cluster) >= giant_rows]
+    return sorted(large, key=lambda cluster: (-len(cluster), min(row.id for row in cluster)))
+
+
+def summarise(
+    records: Sequence[Record],
+    prompts: Mapping[str, Sequence[Record]],
+    pairs: Sequence[Pair],
+    clusters: Sequence[Sequence[Record]],
+    giants: Sequence[Sequence[Record]],
+    kept: Sequence[Record],
+    dropped: Sequence[Dropped],
+) -> dict[str, Any]:
+    """Rows in and out by reason, pairs, conflicts and clusters.
+
+    `pairs.exact` counts the pairs of rows with one id; `pairs.near` the pairs of different records whose prompts
+    are near or the same, whatever their completions. A cluster counts from two records on.
+    """
+    copies = Counter(record.id for record in records)
+    sizes = [len(group) for group in prompts.values()]
+    conflicting = conflicts(prompts)
+    reasons = Counter(row.reason for row in dropped)
+    return {
+        "rows": {"in": len(records), "kept": len(kept), "dropped": len(dropped)},
+        "dropped": {"exact": reasons["exact"], "near": reasons["near"]},
+        "pairs": {
+            "exact": sum(comb(n, 2) for n in copies.values()),
+            "near": sum(comb(n, 2) for n in sizes) + sum(sizes[pair.left] * sizes[pair.right] for pair in pairs),
+        },
+        "conflicts": {"prompts": len(conflicting), "rows": sum(map(len, conflicting.values()))},
+        "clusters": {
+            "count": sum(len(cluster) > 1 for cluster in clusters),
+            "largest": max(map(len, clusters), default=0),
+            "giant": len(giants),
+            "giant_rows": sum(map(len, giants)),
+        },
+    }

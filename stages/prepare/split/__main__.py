@@ -13,8 +13,8 @@ from stages.prepare.split.lock import Drawn, Lock, WholeSource, check_holdout, r
 from stages.prepare.split.nearness import distances, find_nearness
 from stages.prepare.split.partition import Partition, partition, restore_locked, summarise
 from stages.records.dropped import Dropped, read_dropped, write_dropped
-from stages.records.holdout_guard import refuse_overlap
 from stages.records.near_pairs import read_near_pairs
+from stages.records.prompt import refuse_overlap
 from stages.records.record import Record, read_records, write_records, write_rows
 
 

@@ -3,7 +3,7 @@
 import difflib
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -14,8 +14,7 @@ from stages.core.files import file_digest, read_json
 from stages.params.loader import Params, load_params
 from stages.prepare.split.lock import Drawn, DrawnLabel, WholeSource, make_lock, write_lock
 from stages.prepare.split.nearness import Nearness, find_nearness, near_groups
-from stages.prepare.split.partition import restore_locked
-from stages.prepare.split.strata import Label, Stratum, label_name, stratified_draw
+from stages.prepare.split.partition import Label, Stratum, label_name, restore_locked, stratified_draw
 from stages.records.dropped import Dropped, read_dropped
 from stages.records.near_pairs import read_near_pairs
 from stages.records.record import Record, read_records
@@ -81,48 +80,40 @@ def draw_holdout(
 
 def strata_table(strata: Sequence[Stratum]) -> list[str]:
     """The lines of a table with one line for each label and the sum."""
-    labels = [label_name(stratum.label) for stratum in strata]
-    return _table(
-        labels,
-        {
-            "rows": [s.rows for s in strata],
-            "ideal": [float(s.ideal) for s in strata],
-            "drawn": [s.drawn for s in strata],
-            "kept back by groups": [s.quota - s.drawn for s in strata],
-        },
-    )
+    columns = ("rows", "ideal", "drawn", "kept back by groups")
+    return _table({s.label: (s.rows, float(s.ideal), s.drawn, s.quota - s.drawn) for s in strata}, columns)
 
 
-def _table(labels: Sequence[str], columns: Mapping[str, Sequence[float]]) -> list[str]:
+def _table(rows: Mapping[Label, Sequence[float]], columns: Sequence[str]) -> list[str]:
     import pandas as pd
 
-    table = pd.DataFrame(columns, index=pd.Index(labels))
-    table.loc["all"] = table.sum()
-    table = table.astype({name: int for name, values in columns.items() if all(isinstance(n, int) for n in values)})
-    table.columns.name = "label"
+    table = pd.DataFrame(list(rows.values()), pd.Index(map(label_name, rows)), pd.Index(columns, name="label"))
+    table = pd.concat([table, table.agg(["sum"]).rename(index={"sum": "all"})])
     lines: list[str] = table.to_string(float_format="{:.2f}".format).splitlines()
     return lines
 
 
 def _source(records: list[Record], source: str) -> tuple[list[Record], WholeSource, list[str]]:
     found = take_source(records, read_dropped(paths.DUPLICATES), source)
+    counts = found.labels()
     how = WholeSource(
-        labels=[
-            DrawnLabel(label=label, rows=rows, quota=locked, drawn=locked)
-            for label, (rows, locked) in found.labels().items()
-        ],
+        labels=[DrawnLabel(label=label, rows=rows, quota=n, drawn=n) for label, (rows, n) in counts.items()],
         rows=len(records),
         source=source,
         unique_md5=file_digest(paths.UNIQUE, "md5"),
     )
-    return found.records, how, [*source_table(found), *_rejected(source)]
-
-
-def _rejected(source: str) -> Iterator[str]:
-    """A line about rows of the source that the clean stage took for none."""
+    columns = ("rows", "locked", "repeats of locked rows")
+    lines = [
+        *_table({label: (rows, n, rows - n) for label, (rows, n) in counts.items()}, columns),
+        f"{len(found.copied)} of the locked rows are in other sources too, and are taken from them",
+        f"{len(found.restored)} of the locked rows dedup had dropped for a row like them; the split brings them back",
+    ]
     sources = read_json(paths.CLEAN_METRICS)["sources"] if paths.CLEAN_METRICS.is_file() else {}
     if source in sources and (count := sources[source]["rows"]["rejected"]):
-        yield f"warning: the clean stage rejected {count} more rows of the source; {paths.REJECTED_CLEAN} says why"
+        lines.append(
+            f"warning: the clean stage rejected {count} more rows of the source; {paths.REJECTED_CLEAN} says why"
+        )
+    return found.records, how, lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,21 +160,6 @@ def take_source(unique: Sequence[Record], duplicates: Sequence[Dropped], source:
         copied={row.id for row in everything if row.source != source and row.id in rows},
         restored={row.id for row in restored},
     )
-
-
-def source_table(found: SourceRows) -> list[str]:
-    """The lines of a table with one line for each label and the sum, and where the locked rows were found."""
-    counts = list(found.labels().values())
-    columns = {
-        "rows": [rows for rows, _ in counts],
-        "locked": [locked for _, locked in counts],
-        "repeats of locked rows": [rows - locked for rows, locked in counts],
-    }
-    return [
-        *_table([label_name(label) for label in found.labels()], columns),
-        f"{len(found.copied)} of the locked rows are in other sources too, and are taken from them",
-        f"{len(found.restored)} of the locked rows dedup had dropped for a row like them; the split brings them back",
-    ]
 
 
 def _known(source: str, sources: set[str]) -> str:

@@ -18,9 +18,8 @@ from stages.near_duplicates.pairs import near_among, nearest
 from stages.prepare.split.lock import Lock
 from stages.records.dropped import Dropped
 from stages.records.near_pairs import NearPairs, components, digest
-from stages.records.prompt import asked, by_prompt
+from stages.records.prompt import by_prompt, compared
 from stages.records.record import Record
-from stages.text.normal_form import normalise
 from stages.text.strict_json import completion_key
 
 SHARED_BY = 10
@@ -39,7 +38,7 @@ def find_nearness(records: Sequence[Record], prompts: NearPairs, pair_threshold:
 
     Only rows of one rarely shared completion are compared, a few for each row, so that this is no second join.
     """
-    texts = [normalise(asked(row)) for row in records]
+    texts = [compared(row) for row in records]
     same: dict[str, list[int]] = defaultdict(list)
     for place, row in enumerate(records):
         same[completion_key(row.completion)].append(place)
@@ -77,7 +76,7 @@ def quarantine(
                 by_answer[one].append((-score, other))
     free, rejected = [], []
     for record in records:
-        name = digest(normalise(asked(record)))
+        name = digest(compared(record))
         partners = nearness.prompts.partners.get(name, {})
         by_words = [(-score, held[other]) for other, score in partners.items() if other in held]
         if witness := locked.get(name):
@@ -103,9 +102,9 @@ def distances(holdout: Sequence[Record], train: Sequence[Record]) -> list[dict[s
     """
     ids: dict[str, str] = {}
     for row in sorted(train, key=lambda row: row.id):
-        ids.setdefault(normalise(asked(row)), row.id)
+        ids.setdefault(compared(row), row.id)
     texts = list(ids)
-    best = {pair.left: pair for pair in nearest([normalise(asked(row)) for row in holdout], texts)}
+    best = {pair.left: pair for pair in nearest([compared(row) for row in holdout], texts)}
     return [
         {"id": row.id, "nearest_id": ids[texts[best[n].right]], "ratio": best[n].score}
         if best

@@ -7,8 +7,15 @@ from hypothesis import strategies as st
 from rapidfuzz import fuzz
 
 from stages.near_duplicates.pairs import near_pairs
-from stages.prepare.dedup.duplicate_counts import giants, near_clusters, summarise
-from stages.prepare.dedup.duplicates import agreement, drop_exact, drop_near, with_kept_witness
+from stages.prepare.dedup.duplicates import (
+    agreement,
+    drop_exact,
+    drop_near,
+    giants,
+    near_clusters,
+    summarise,
+    with_kept_witness,
+)
 from stages.records.dropped import Dropped
 from stages.records.prompt import by_prompt
 from stages.records.record import Record, make_record

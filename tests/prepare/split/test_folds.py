@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.core.errors import UserError
-from stages.prepare.split.strata import make_folds
+from stages.prepare.split.partition import make_folds
 from stages.records.record import Record, make_record
 
 LABELS = st.sampled_from([None, "a", "b"])

@@ -16,7 +16,7 @@ from stages.prepare.split.draw import draw_holdout
 from stages.prepare.split.lock import Drawn, Lock, make_lock
 from stages.prepare.split.nearness import SHARED_BY, distances, find_nearness
 from stages.prepare.split.partition import Partition, cap_sources, partition, restore_locked, sample_train
-from stages.records.holdout_guard import refuse_overlap
+from stages.records.prompt import refuse_overlap
 from stages.records.record import Record, make_record
 from stages.text.normal_form import normalise, prompt_hash
 from stages.text.strict_json import completion_key

@@ -9,7 +9,7 @@ from rapidfuzz import fuzz
 
 from stages.prepare.split.draw import draw_holdout, strata_table
 from stages.prepare.split.nearness import SHARED_BY, near_groups
-from stages.prepare.split.strata import quotas, take_groups
+from stages.prepare.split.partition import quotas, take_groups
 from stages.records.record import Record, make_record
 from stages.text.normal_form import normalise
 
