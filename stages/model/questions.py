@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from stages.core.errors import UserError
-from stages.model.answers import answer_rows
+from stages.model.answers import answer_rows, likelihoods, with_likelihood
 from stages.model.chat import Chat
-from stages.model.likelihood import likelihoods, with_likelihood
 from stages.params.evaluate import Probes
 from stages.params.model import Generation
 from stages.records.record import REPLAY, Record, make_record, read_rows

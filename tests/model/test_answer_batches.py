@@ -14,9 +14,8 @@ from tiny_model import tiny_tokenizer
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig
 
 from stages.model import answers
-from stages.model.answers import in_batches
+from stages.model.answers import Prefix, in_batches
 from stages.model.loading import bytes_a_token, causal_of, load_model
-from stages.model.prefix import Prefix
 from stages.ship.merge_quantize.artefacts import quantise
 
 PROMPTS = st.lists(st.lists(st.integers(3, WORDS - 1), min_size=1, max_size=24), min_size=1, max_size=12)

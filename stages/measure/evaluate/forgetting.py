@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import numpy as np
 
+from stages.model.answers import likelihoods
 from stages.model.chat import Chat
-from stages.model.likelihood import likelihoods
 from stages.params.evaluate import Scoring
 from stages.records.canaries import SOURCE, candidates, exposure
 from stages.records.record import Record
