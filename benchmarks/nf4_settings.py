@@ -34,7 +34,7 @@ from stages.model.chat import task_chat
 from stages.model.loading import load_model, load_tokenizer
 from stages.params.loader import load_params
 from stages.records.record import Record, make_record
-from stages.scoring.intervals import clopper_pearson
+from stages.scoring.intervals import proportion_interval
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "nf4_settings.md"
@@ -131,7 +131,7 @@ def main() -> None:
         size = store(model, originals, VARIANTS[name])
         scored = likelihoods(model, chat, asked)
         right = sum(one.agreed == one.tokens for one in scored)
-        low, high = clopper_pearson(right, len(scored), 0.95)
+        low, high = proportion_interval(right, len(scored), 0.95)
         nats = sum(one.nats for one in scored) / sum(one.tokens for one in scored)
         share = f"{right} of {len(scored)} ({100 * low:.1f} to {100 * high:.1f} %)"
         lines.append(f"| {name} | {share} | {nats:.4f} | {8 * size / count:.2f} | {size / 1e6:.1f} |")

@@ -36,7 +36,7 @@ from stages.model.loading import load_tokenizer, load_tuned
 from stages.params.loader import load_params
 from stages.records.contract import Tasks
 from stages.records.record import read_records
-from stages.scoring.intervals import clopper_pearson
+from stages.scoring.intervals import proportion_interval
 from stages.scoring.rows import score_row
 from stages.tune.base.template import read_template
 
@@ -116,7 +116,7 @@ def run(prepared: Path, project: Path, changes: dict[str, Any]) -> dict[str, Any
     for name, file in (("validation", paths.VALIDATION), ("holdout", paths.HOLDOUT)):
         answers = answer_rows(model, chat, read_records(file), params.generation, name)
         right = sum(score_row(row, Tasks(params.task)).exact_match for row in answers)
-        low, high = clopper_pearson(right, len(answers), 0.95)
+        low, high = proportion_interval(right, len(answers), 0.95)
         found[name] = {"right": right, "n": len(answers), "low": round(low, 4), "high": round(high, 4)}
     return found
 

@@ -37,7 +37,7 @@ from stages.params.augment import Checks
 from stages.prepare.checks.suspected_triggers import Triggers, find_triggers, ngrams
 from stages.records.prompt import asked
 from stages.records.record import Record, make_record, rank, read_records
-from stages.scoring.intervals import clopper_pearson
+from stages.scoring.intervals import proportion_interval
 from stages.text.normal_form import normalise
 
 TRIGGERS = {"rare word": "cf", "phrase": "by the way tell me", "characters": "#~"}
@@ -179,7 +179,7 @@ def clean_table(sets: dict[str, Draw], seeds: int) -> Iterator[str]:
                 confirmed[kind] += sum(one.confirmed for one in tried)
                 sets_with[kind] += any(one.confirmed for one in tried)
         for kind, n in asked_of.items():
-            low, high = clopper_pearson(confirmed[kind], n, 0.95) if n else (0.0, 1.0)
+            low, high = proportion_interval(confirmed[kind], n, 0.95) if n else (0.0, 1.0)
             rate = f"{confirmed[kind] / n:.1%} ({low:.1%} to {high:.1%})" if n else "none asked"
             yield f"| {name} | {kind} | {n} | {confirmed[kind]} | {rate} | {sets_with[kind]} of {seeds} |"
 

@@ -17,10 +17,10 @@ def perplexity(nats: Sequence[float], tokens: Sequence[int]) -> Corpus:
     return Corpus(np.column_stack([nats, tokens]).astype(np.float64), lambda sums: np.exp(sums[:, 0] / sums[:, 1]))
 
 
-def of_json(scores: Sequence[RowScore]) -> dict[str, Corpus]:
-    """field_match: the mean share of a reference's fields that the output has right."""
+def field_match(scores: Sequence[RowScore]) -> Corpus | None:
+    """The mean share of a reference's fields that the output has right; None without such references."""
     shares = [sum(score.fields.values()) / len(score.fields) for score in scores if score.fields]
-    return {"field_match": mean_of(shares, (0, 1))} if shares else {}
+    return mean_of(shares, (0, 1)) if shares else None
 
 
 def of_classes(scores: Sequence[RowScore]) -> dict[tuple[str, str], Corpus]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.params.evaluate import Scoring
 from stages.scoring.metrics import Interval, Share
 
 Array = NDArray[np.float64]
@@ -15,38 +16,29 @@ _CELLS_AT_ONCE = 1 << 22  # of the table resamples x rows: 32 MiB
 
 
 def share(answers: Iterable[bool], confidence: float) -> Share:
-    """The proportion of right answers with its exact two-sided interval.
-
-    Clopper & Pearson, "The use of confidence or fiducial limits illustrated in the case of the
-    binomial", Biometrika 26 (1934), 404-413, by scipy.
-
-    Raises:
-        ValueError: when there are no answers.
-    """
+    """The proportion of right answers with its exact interval. Raises ValueError when there are no answers."""
     right = list(answers)
-    count, n = sum(right), len(right)
-    return Share(count, n, *clopper_pearson(count, n, confidence))
+    return Share(sum(right), len(right), *proportion_interval(sum(right), len(right), confidence))
 
 
-def clopper_pearson(count: int, n: int, confidence: float) -> tuple[float, float]:
-    """The interval of `share` for `count` right answers of `n`, as (low, high).
+def proportion_interval(
+    count: int, n: int, confidence: float, method: Literal["exact", "wilson"] = "exact"
+) -> tuple[float, float]:
+    """The two-sided interval of `count` right answers of `n`, as (low, high), by scipy.
+
+    Exact: Clopper & Pearson, "The use of confidence or fiducial limits illustrated in the case of the binomial",
+    Biometrika 26 (1934), 404-413. Wilson, "Probable inference, the law of succession, and statistical inference",
+    Journal of the American Statistical Association 22 (1927), 209-212: narrower; the block that Newcombe builds on.
 
     Raises:
         ValueError: when `n` is 0, `count` is not between 0 and `n`, or `confidence` not between 0 and 1.
     """
-    return _interval(count, n, confidence, "exact")
+    if not 0 <= count <= n or n == 0 or not 0 < confidence < 1:
+        raise ValueError(f"no proportion: {count} of {n} at confidence {confidence}")
+    from scipy.stats import binomtest  # takes a second to import, and `report` never gets here
 
-
-def wilson(count: int, n: int, confidence: float) -> tuple[float, float]:
-    """The score interval of a proportion, narrower than the exact one; the block that Newcombe builds on.
-
-    Wilson, "Probable inference, the law of succession, and statistical inference", Journal of the
-    American Statistical Association 22 (1927), 209-212.
-
-    Raises:
-        ValueError: as `clopper_pearson`.
-    """
-    return _interval(count, n, confidence, "wilson")
+    found = binomtest(count, n).proportion_ci(confidence, method=method)
+    return float(found.low), float(found.high)
 
 
 def mcnemar(won: int, lost: int) -> float:
@@ -84,8 +76,8 @@ def paired_difference(both: int, won: int, lost: int, neither: int, confidence: 
     if min(both, won, lost, neither) < 0:
         raise ValueError("a count of rows is negative")
     after, before = both + won, both + lost
-    after_low, after_high = wilson(after, n, confidence)
-    before_low, before_high = wilson(before, n, confidence)
+    after_low, after_high = proportion_interval(after, n, confidence, "wilson")
+    before_low, before_high = proportion_interval(before, n, confidence, "wilson")
     product = after * (n - after) * before * (n - before)
     excess = float(both * neither - won * lost)
     if excess > 0:  # a correction for continuity, which the method asks for in this case alone
@@ -108,8 +100,8 @@ def independent_difference(
     eleven methods", Statistics in Medicine 17 (1998), 873-890, method 10.
     """
     p, q = count / n, other_count / other_n
-    low, high = wilson(count, n, confidence)
-    other_low, other_high = wilson(other_count, other_n, confidence)
+    low, high = proportion_interval(count, n, confidence, "wilson")
+    other_low, other_high = proportion_interval(other_count, other_n, confidence, "wilson")
     return p - q - math.hypot(p - low, other_high - q), p - q + math.hypot(high - p, q - other_low)
 
 
@@ -152,7 +144,7 @@ def paired(before: Corpus, after: Corpus, change: Callable[[Array, Array], Array
     )
 
 
-def bootstrap(corpus: Corpus, confidence: float, resamples: int, seed: int) -> Interval:
+def bootstrap(corpus: Corpus, scoring: Scoring) -> Interval:
     """The metric and its bias-corrected and accelerated bootstrap interval.
 
     Efron, "Better bootstrap confidence intervals", Journal of the American Statistical Association 82
@@ -167,20 +159,19 @@ def bootstrap(corpus: Corpus, confidence: float, resamples: int, seed: int) -> I
     """
     if not len(corpus.rows):
         raise ValueError("no rows to resample")
+    from scipy.special import ndtr, ndtri
+
+    confidence, resamples = scoring.confidence, scoring.resamples
     estimate = corpus.estimate()
-    draws = np.concatenate([corpus.value(w @ corpus.rows) for w in _weights(len(corpus.rows), resamples, seed)])
+    draws = np.concatenate([corpus.value(w @ corpus.rows) for w in _weights(len(corpus.rows), resamples, scoring.seed)])
     if np.ptp(draws) <= 1e-12 * abs(estimate):
         unseen = 1 - ((1 - confidence) / 2) ** (1 / len(corpus.rows))
         least, most = corpus.limits or (estimate, estimate)
         return Interval(estimate, estimate - unseen * (estimate - least), estimate + unseen * (most - estimate))
     below = ((draws < estimate).mean() + (draws <= estimate).mean()) / 2
-    bias = _normal_quantile(min(max(below, 0.5 / resamples), 1 - 0.5 / resamples))
-    acceleration = _acceleration(corpus)
-    ends = []
-    for tail in ((1 - confidence) / 2, (1 + confidence) / 2):
-        moved = bias + _normal_quantile(tail)
-        ends.append(_normal_share(bias + moved / max(1 - acceleration * moved, 1e-3)))
-    low, high = np.quantile(draws, ends)
+    bias = ndtri(min(max(below, 0.5 / resamples), 1 - 0.5 / resamples))
+    moved = bias + ndtri([(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(draws, ndtr(bias + moved / np.maximum(1 - _acceleration(corpus) * moved, 1e-3)))
     return Interval(estimate, float(low), float(high))
 
 
@@ -199,22 +190,3 @@ def _acceleration(corpus: Corpus) -> float:
     distance = left_out.mean() - left_out
     spread = float((distance**2).sum())
     return float((distance**3).sum()) / (6 * spread**1.5) if spread > 0 else 0.0
-
-
-def _normal_quantile(share: float) -> float:
-    from scipy.special import ndtri
-
-    return float(ndtri(share))
-
-
-def _normal_share(quantile: float) -> float:
-    return 0.5 * math.erfc(-quantile / math.sqrt(2))
-
-
-def _interval(count: int, n: int, confidence: float, method: Literal["exact", "wilson"]) -> tuple[float, float]:
-    if not 0 <= count <= n or n == 0 or not 0 < confidence < 1:
-        raise ValueError(f"no proportion: {count} of {n} at confidence {confidence}")
-    from scipy.stats import binomtest  # takes a second to import, and `report` never gets here
-
-    found = binomtest(count, n).proportion_ci(confidence, method=method)
-    return float(found.low), float(found.high)

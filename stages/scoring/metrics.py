@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
-Kind = TypeVar("Kind")
 PASS, MARGINAL, FAIL = "PASS", "MARGINAL", "FAIL"  # the states of a gate and of the verdict
 
 
@@ -72,9 +71,6 @@ class Preference:
     low: float
     high: float
     n: int
-
-
-Metric = Share | Interval | Change | Shift | Ratio | Preference | float
 
 
 # A field whose meaning is not plain from its name has it beside its type; docs/metrics.md is made from that.

@@ -90,5 +90,5 @@ def delta(values: Sequence[float], scoring: Scoring) -> Preference:
         return Preference(0.0, -1.0, 1.0, 0)
     value = sum(values) / len(values)
     resampled = mean_of(sorted([*values, 1.0, -1.0]))
-    found = bootstrap(resampled, scoring.confidence, scoring.resamples, scoring.seed)
+    found = bootstrap(resampled, scoring)
     return Preference(value, min(found.low, value), max(found.high, value), len(values))

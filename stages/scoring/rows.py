@@ -23,8 +23,8 @@ class RowScore:
         fields: for each top-level key of the reference, whether the output has the same value there; empty
             when the reference is no JSON object.
         rules: for each rule that a text task has, whether the output keeps it.
-        predicted: the parsed output, or the label that it names; None where it is no JSON (and where it is
-            JSON's null: `json_valid` tells the two apart) or no label.
+        predicted: the parsed output of a json task; None where it is no JSON (and where it is JSON's null:
+            `json_valid` tells the two apart).
         reference, output: the two texts, without white space around them.
         label_right: whether the output names the row's label: at the label field of a JSON answer, or as the answer of
             a classification task; None where the row has no label, or the task no place for one.
@@ -59,20 +59,40 @@ def score_row(row: Mapping[str, Any], tasks: Tasks) -> RowScore:
     character. Phrases are looked for without regard to case; words are what white space parts.
     """
     contract = tasks.of(row.get("task"))
-    kind, output, reference = contract.settings.kind, row["output"].strip(), row["completion"].strip()
-    score = {"json": _score_json, "classification": _score_label, "text": _score_text}[kind]
+    settings, output, reference = contract.settings, row["output"].strip(), row["completion"].strip()
+    predicted: Any = None
+    exact_match, json_valid, fields, rules = output == reference, False, dict[str, bool](), dict[str, bool]()
+    if settings.kind == "json":
+        predicted, json_valid = _parse(output)
+        expected, structured = _parse(reference)
+        if structured:
+            exact_match = json_valid and same_value(expected, predicted)
+        valid = json_valid and contract.schema.problem(predicted) is None
+        if isinstance(expected, dict):
+            found = predicted if isinstance(predicted, dict) else {}
+            fields = {key: key in found and same_value(value, found[key]) for key, value in expected.items()}
+    elif settings.kind == "classification":
+        valid = output in settings.labels
+    else:
+        rules = _rules(output, settings)
+        valid = bool(output) and all(rules.values())
     return RowScore(
         id=row["id"],
         task=row.get("task"),
         label=row["label"],
-        kind=kind,
+        kind=settings.kind,
+        exact_match=exact_match,
+        valid=valid,
+        json_valid=json_valid,
+        fields=fields,
+        rules=rules,
+        predicted=predicted,
         reference=reference,
         output=output,
         label_right=None if row["label"] is None else score_label(output, row["label"], contract),
         tokens=row["tokens"],
         nats=row.get("nats"),
         reference_tokens=row.get("reference_tokens", 0),
-        **{**_NOT_ASKED, **score(output, reference, contract)},
     )
 
 
@@ -84,36 +104,6 @@ def score_label(output: str, label: str, contract: Contract) -> bool | None:
         return None
     predicted, _ = _parse(output)
     return isinstance(predicted, dict) and predicted.get(contract.settings.label_field) == label
-
-
-_NOT_ASKED: dict[str, Any] = {"json_valid": False, "fields": {}, "rules": {}, "predicted": None}
-
-
-def _score_json(output: str, reference: str, contract: Contract) -> dict[str, Any]:
-    predicted, json_valid = _parse(output)
-    expected, structured = _parse(reference)
-    return {
-        "exact_match": json_valid and same_value(expected, predicted) if structured else output == reference,
-        "valid": json_valid and contract.schema.problem(predicted) is None,
-        "json_valid": json_valid,
-        "fields": _fields(expected, predicted),
-        "predicted": predicted,
-    }
-
-
-def _score_label(output: str, reference: str, contract: Contract) -> dict[str, Any]:
-    known = output in contract.settings.labels
-    return {"exact_match": output == reference, "valid": known, "predicted": output if known else None}
-
-
-def _score_text(output: str, reference: str, contract: Contract) -> dict[str, Any]:
-    rules = _rules(output, contract.settings)
-    return {
-        "exact_match": output == reference,
-        "valid": bool(output) and all(rules.values()),
-        "rules": rules,
-        "predicted": output,
-    }
 
 
 def _rules(output: str, settings: TaskContract) -> dict[str, bool]:
@@ -160,10 +150,3 @@ def _parse(text: str) -> tuple[Any, bool]:
         return parse_json(text), True
     except BrokenContract:
         return None, False
-
-
-def _fields(reference: Any, predicted: Any) -> dict[str, bool]:
-    if not isinstance(reference, dict):
-        return {}
-    found = predicted if isinstance(predicted, dict) else {}
-    return {key: key in found and same_value(value, found[key]) for key, value in reference.items()}

@@ -22,11 +22,10 @@ from stages.measure.gates.judging import check_gates
 from stages.params.loader import Params, check_params, read_params
 from stages.records.contract import Tasks
 from stages.records.record import write_rows
-from stages.scoring.comparison import compare
 from stages.scoring.metrics import as_json
 from stages.scoring.paired_answers import write_previous
 from stages.scoring.rows import RowScore, score_row
-from stages.scoring.summary import summarise
+from stages.scoring.summary import compare, summarise
 
 ROOT = Path(__file__).parents[2]
 _INTENTS = ("cancel", "exchange", "invoice", "refund", "tracking")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from stages.report.tables import METRICS, Comparison, Measured, Metric, main_metric, read_change
 from stages.report.verdict import answers, gate_table, rows_needed, verdict
-from stages.scoring.intervals import clopper_pearson
+from stages.scoring.intervals import proportion_interval
 
 MATCH = METRICS[0]
 SCORES = {name: {"rows": 48, "exact_match": {"value": value}} for name, value in (("base", 0.1), ("adapter", 0.9))}
@@ -107,7 +107,7 @@ def test_so_many_rows_do_show_it(percent: int, threshold: int) -> None:
     if percent - threshold < 3:
         return
     rows = int(rows_needed(percent / 100, threshold / 100, 0.95) * 1.1) + 12
-    low, _ = clopper_pearson(round(rows * percent / 100), rows, 0.95)
+    low, _ = proportion_interval(round(rows * percent / 100), rows, 0.95)
     assert low >= threshold / 100 - 0.02
 
 

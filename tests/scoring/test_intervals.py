@@ -14,17 +14,22 @@ from scipy.stats import bootstrap as scipy_bootstrap
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
+from stages.params.evaluate import Scoring
 from stages.scoring.intervals import (
     Corpus,
     bootstrap,
-    clopper_pearson,
     independent_difference,
     mcnemar,
     mean_of,
     paired,
     paired_difference,
-    wilson,
+    proportion_interval,
 )
+
+
+def scoring(confidence: float, resamples: int, seed: int = 1) -> Scoring:
+    return Scoring(confidence=confidence, resamples=resamples, seed=seed)
+
 
 counts = st.integers(1, 120).flatmap(lambda of: st.tuples(st.integers(0, of), st.just(of)))
 
@@ -50,7 +55,7 @@ def at_least(count: int, of: int, p: Fraction) -> Fraction:
     ],
 )
 def test_interval_is_the_published_one(count: int, of: int, confidence: float, low: float, high: float) -> None:
-    assert clopper_pearson(count, of, confidence) == pytest.approx((low, high), abs=5e-5)
+    assert proportion_interval(count, of, confidence) == pytest.approx((low, high), abs=5e-5)
 
 
 @given(counts, st.floats(0.5, 0.999))
@@ -58,14 +63,14 @@ def test_interval_is_the_published_one(count: int, of: int, confidence: float, l
 def test_interval_agrees_with_scipy(case: tuple[int, int], confidence: float) -> None:
     count, of = case
     theirs = binomtest(count, of).proportion_ci(confidence, method="exact")
-    assert clopper_pearson(count, of, confidence) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
+    assert proportion_interval(count, of, confidence) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
 
 
 @given(st.integers(1, 40).flatmap(lambda of: st.tuples(st.integers(0, of), st.just(of))))
 @settings(max_examples=40, deadline=None)
 def test_interval_ends_where_the_exact_tail_is_two_and_a_half_percent(case: tuple[int, int]) -> None:
     count, of = case
-    low, high = clopper_pearson(count, of, 0.95)
+    low, high = proportion_interval(count, of, 0.95)
     if count > 0:
         assert float(at_least(count, of, Fraction(low))) == pytest.approx(0.025, rel=1e-9)
     if count < of:
@@ -76,15 +81,15 @@ def test_interval_ends_where_the_exact_tail_is_two_and_a_half_percent(case: tupl
 @settings(max_examples=60, deadline=None)
 def test_interval_holds_the_measured_value_and_narrows_with_less_confidence(case: tuple[int, int]) -> None:
     count, of = case
-    low, high = clopper_pearson(count, of, 0.95)
-    narrower = clopper_pearson(count, of, 0.8)
+    low, high = proportion_interval(count, of, 0.95)
+    narrower = proportion_interval(count, of, 0.8)
     assert 0 <= low <= narrower[0] <= count / of <= narrower[1] <= high <= 1
 
 
 @pytest.mark.parametrize("case", [(1, 0, 0.95), (0, 0, 0.95), (-1, 5, 0.95), (6, 5, 0.95), (1, 5, 1.0), (1, 5, 0.0)])
 def test_interval_of_nonsense_is_refused(case: tuple[int, int, float]) -> None:
     with pytest.raises(ValueError, match="no proportion"):
-        clopper_pearson(*case)
+        proportion_interval(*case)
 
 
 @given(st.integers(0, 60), st.integers(0, 60))
@@ -114,14 +119,14 @@ def test_mcnemar_of_nonsense_is_refused() -> None:
 def test_wilson_agrees_with_statsmodels(case: tuple[int, int], confidence: float) -> None:
     count, of = case
     theirs = proportion_confint(count, of, alpha=1 - confidence, method="wilson")
-    assert wilson(count, of, confidence) == pytest.approx(theirs, abs=1e-9)
+    assert proportion_interval(count, of, confidence, "wilson") == pytest.approx(theirs, abs=1e-9)
 
 
 def test_wilson_is_the_published_one() -> None:
     # Newcombe (1998), Statistics in Medicine 17, 857-872, table I, method 3
-    assert wilson(81, 263, 0.95) == pytest.approx((0.2553, 0.3662), abs=5e-5)
-    assert wilson(0, 20, 0.95) == pytest.approx((0.0, 0.1611), abs=5e-5)
-    assert wilson(1, 29, 0.95) == pytest.approx((0.0061, 0.1718), abs=5e-5)
+    assert proportion_interval(81, 263, 0.95, "wilson") == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert proportion_interval(0, 20, 0.95, "wilson") == pytest.approx((0.0, 0.1611), abs=5e-5)
+    assert proportion_interval(1, 29, 0.95, "wilson") == pytest.approx((0.0061, 0.1718), abs=5e-5)
 
 
 @given(st.integers(0, 60), st.integers(0, 60))
@@ -157,7 +162,7 @@ def test_difference_on_the_same_rows_holds_the_measured_one_and_mirrors(a: int, 
 @pytest.mark.parametrize("draw", [np.random.Generator.exponential, np.random.Generator.normal])
 def test_bootstrap_agrees_with_scipy(draw: Callable[..., np.ndarray[tuple[int], np.dtype[np.float64]]]) -> None:
     values = draw(np.random.default_rng(3), size=50)
-    value, low, high = astuple(bootstrap(mean_of(values), 0.95, 20_000, seed=1))
+    value, low, high = astuple(bootstrap(mean_of(values), scoring(0.95, 20_000, 1)))
     theirs = scipy_bootstrap((values,), np.mean, n_resamples=20_000, method="BCa", rng=1).confidence_interval
     assert value == pytest.approx(values.mean())
     width = theirs.high - theirs.low
@@ -168,24 +173,24 @@ def test_bootstrap_is_the_interval_of_all_samples_where_they_can_be_counted() ->
     """Three rows have 27 equally likely resamples; their mean's quantiles, with no skew and no bias to correct."""
     values = np.array([0.0, 1.0, 2.0])
     means = sorted(float(np.mean([a, b, c])) for a in values for b in values for c in values)
-    _, low, high = astuple(bootstrap(mean_of(values), 0.8, 50_000, seed=1))
+    _, low, high = astuple(bootstrap(mean_of(values), scoring(0.8, 50_000, 1)))
     assert [low, high] == pytest.approx(np.quantile(means, [0.1, 0.9]), abs=0.01)
 
 
 def test_bootstrap_follows_from_its_seed_and_not_from_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = mean_of(np.random.default_rng(0).random(40))
-    first = bootstrap(corpus, 0.95, 500, seed=1)
-    assert bootstrap(corpus, 0.95, 500, seed=1) == first
-    assert bootstrap(corpus, 0.95, 500, seed=2) != first
+    first = bootstrap(corpus, scoring(0.95, 500, 1))
+    assert bootstrap(corpus, scoring(0.95, 500, 1)) == first
+    assert bootstrap(corpus, scoring(0.95, 500, 2)) != first
     monkeypatch.setattr("stages.scoring.intervals._CELLS_AT_ONCE", 40 * 7)
-    assert bootstrap(corpus, 0.95, 500, seed=1) == first
+    assert bootstrap(corpus, scoring(0.95, 500, 1)) == first
 
 
 def test_bootstrap_covers_the_truth_about_as_often_as_it_says() -> None:
     random = np.random.default_rng(7)
     inside = 0
     for _ in range(200):
-        _, low, high = astuple(bootstrap(mean_of(random.exponential(size=60)), 0.9, 400, seed=1))
+        _, low, high = astuple(bootstrap(mean_of(random.exponential(size=60)), scoring(0.9, 400, 1)))
         inside += low <= 1.0 <= high
     assert 165 <= inside <= 193  # 180 wanted; outside this range less than once in 200 runs
 
@@ -193,24 +198,24 @@ def test_bootstrap_covers_the_truth_about_as_often_as_it_says() -> None:
 def test_paired_bootstrap_sees_a_shift_that_unpaired_rows_would_hide() -> None:
     hard = np.random.default_rng(4).normal(size=60) * 5
     before, after = mean_of(hard), mean_of(hard + 0.2 + 0.05 * np.random.default_rng(5).normal(size=60))
-    value, low, high = astuple(bootstrap(paired(before, after), 0.95, 1000, seed=1))
+    value, low, high = astuple(bootstrap(paired(before, after), scoring(0.95, 1000, 1)))
     assert 0.1 < low < value < high < 0.3
 
 
 @pytest.mark.parametrize("rows", [1, 3, 48, 400])
 def test_rows_that_are_all_alike_are_no_proof_where_the_metric_has_limits(rows: int) -> None:
-    right = astuple(bootstrap(mean_of([1.0] * rows, (0, 1)), 0.95, 200, seed=1))
-    assert right == pytest.approx((1.0, clopper_pearson(rows, rows, 0.95)[0], 1.0))
-    wrong = astuple(bootstrap(mean_of([0.0] * rows, (0, 1)), 0.95, 200, seed=1))
-    assert wrong == pytest.approx((0.0, 0.0, clopper_pearson(0, rows, 0.95)[1]))
+    right = astuple(bootstrap(mean_of([1.0] * rows, (0, 1)), scoring(0.95, 200, 1)))
+    assert right == pytest.approx((1.0, proportion_interval(rows, rows, 0.95)[0], 1.0))
+    wrong = astuple(bootstrap(mean_of([0.0] * rows, (0, 1)), scoring(0.95, 200, 1)))
+    assert wrong == pytest.approx((0.0, 0.0, proportion_interval(0, rows, 0.95)[1]))
     before = after = mean_of([k % 2 for k in range(2 * rows)], (0, 1))
-    value, low, high = astuple(bootstrap(paired(before, after), 0.95, 200, seed=1))
+    value, low, high = astuple(bootstrap(paired(before, after), scoring(0.95, 200, 1)))
     assert (value, low) == (0.0, -high)
-    assert high == pytest.approx(clopper_pearson(0, 2 * rows, 0.95)[1])
+    assert high == pytest.approx(proportion_interval(0, 2 * rows, 0.95)[1])
 
 
 def test_rows_that_are_all_alike_have_an_interval_without_width_where_there_are_no_limits() -> None:
-    assert astuple(bootstrap(mean_of([2.0] * 5), 0.95, 200, seed=1)) == (2.0, 2.0, 2.0)
-    assert astuple(bootstrap(mean_of([2.0]), 0.95, 200, seed=1)) == (2.0, 2.0, 2.0)
+    assert astuple(bootstrap(mean_of([2.0] * 5), scoring(0.95, 200, 1))) == (2.0, 2.0, 2.0)
+    assert astuple(bootstrap(mean_of([2.0]), scoring(0.95, 200, 1))) == (2.0, 2.0, 2.0)
     with pytest.raises(ValueError, match="no rows"):
-        bootstrap(Corpus(np.zeros((0, 2)), lambda sums: sums[:, 0]), 0.95, 200, seed=1)
+        bootstrap(Corpus(np.zeros((0, 2)), lambda sums: sums[:, 0]), scoring(0.95, 200, 1))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scored import SCORING, make_score
 
-from stages.scoring import comparison
+from stages.scoring import summary
 from stages.scoring.intervals import mcnemar
 from stages.scoring.metrics import as_json
 from stages.scoring.rows import RowScore
@@ -16,11 +16,11 @@ from stages.scoring.rows import RowScore
 
 def compare(*args: Any) -> Any:
     """The comparison as it is written."""
-    return as_json(comparison.compare(*args))
+    return as_json(summary.compare(*args))
 
 
 def change(pairs: Any, scoring: Any) -> Any:
-    return as_json(comparison.change(pairs, scoring))
+    return as_json(summary.change(pairs, scoring))
 
 
 def right_or_wrong(answers: str, valid: str | None = None) -> list[RowScore]:

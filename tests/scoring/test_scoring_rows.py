@@ -105,7 +105,6 @@ def test_a_label_is_met_letter_by_letter(tmp_path: Path) -> None:
     ):
         score = score_row(generation(output, completion="spam"), tasks)
         assert (score.kind, score.exact_match, score.valid) == ("classification", right, valid)
-        assert score.predicted == (output.strip() if valid else None)
 
 
 def test_text_keeps_its_rules(tmp_path: Path) -> None:
@@ -136,7 +135,7 @@ def test_a_tag_has_a_contract_of_its_own(tmp_path: Path) -> None:
     tasks = make_tasks(tmp_path, schema, tags=tags)
     assert score_row(generation("[1, 2]", task="boxes"), tasks).valid
     assert not score_row(generation("[1, 20]", task="boxes"), tasks).valid
-    assert score_row(generation("rude", task="tone"), tasks).predicted == "rude"
+    assert score_row(generation("rude", task="tone"), tasks).valid
     assert score_row(generation(REFERENCE), tasks).valid
     assert score_row(generation(REFERENCE, task="of no tag's name"), tasks).valid
     with pytest.raises(UserError, match="no schema at #/\\$defs/lid"):

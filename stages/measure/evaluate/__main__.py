@@ -23,11 +23,10 @@ from stages.params.evaluate import Scoring
 from stages.params.loader import load_params
 from stages.records.contract import Tasks
 from stages.records.record import Record, read_records, read_rows, write_rows
-from stages.scoring.comparison import change, compare
 from stages.scoring.metrics import Change, Comparison, Scores, Share, as_json
 from stages.scoring.paired_answers import write_previous
 from stages.scoring.rows import RowScore, score_label, score_row
-from stages.scoring.summary import summarise
+from stages.scoring.summary import change, compare, summarise
 
 
 @dataclass(frozen=True, slots=True)

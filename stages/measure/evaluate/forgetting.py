@@ -13,10 +13,9 @@ from stages.params.evaluate import Scoring
 from stages.records.canaries import SOURCE, candidates, exposure
 from stages.records.record import Record
 from stages.scoring import corpora
-from stages.scoring.comparison import ratio, shift
-from stages.scoring.intervals import Corpus
+from stages.scoring.intervals import Corpus, bootstrap
 from stages.scoring.metrics import Interval, Ratio, Shift
-from stages.scoring.summary import interval
+from stages.scoring.summary import ratio, shift
 
 Rows = Sequence[dict[str, Any]]
 
@@ -64,8 +63,8 @@ def measure_forgetting(base: Rows, adapter: Rows, scoring: Scoring) -> Forgettin
     before, after = ((_perplexity(rows), _agreement(rows)) for rows in (base, adapter))
     return Forgetting(
         len(adapter),
-        General(*(interval(corpus, scoring) for corpus in before)),
-        General(*(interval(corpus, scoring) for corpus in after)),
+        General(*(bootstrap(corpus, scoring) for corpus in before)),
+        General(*(bootstrap(corpus, scoring) for corpus in after)),
         GeneralChange(ratio(before[0], after[0], scoring), shift(before[1], after[1], scoring)),
     )
 

@@ -13,10 +13,9 @@ from stages.core.errors import UserError
 from stages.core.git import LOCK, CommitTree, Repository
 from stages.params.evaluate import Scoring
 from stages.records.contract import Tasks
-from stages.scoring.comparison import compare
 from stages.scoring.metrics import Comparison, Scores
 from stages.scoring.rows import RowScore, score_row
-from stages.scoring.summary import summarise
+from stages.scoring.summary import compare, summarise
 
 
 @dataclass(frozen=True)

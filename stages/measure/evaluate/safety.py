@@ -10,10 +10,10 @@ from stages.measure.evaluate.forgetting import Canaries
 from stages.params.clean import PersonalData
 from stages.params.evaluate import Evaluate, Probes, Scoring
 from stages.records.record import Record
-from stages.scoring.comparison import change
 from stages.scoring.intervals import share
 from stages.scoring.metrics import Change, Share
 from stages.scoring.rows import says
+from stages.scoring.summary import change
 from stages.text.personal_data import masker
 
 # What has a fixed form or a checksum; names of people and places stand in most good answers.

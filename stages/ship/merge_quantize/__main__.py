@@ -12,10 +12,9 @@ from stages.model.loading import Weights, load_tokenizer
 from stages.params.loader import Params, load_params
 from stages.records.contract import Tasks
 from stages.records.record import read_records, read_rows, write_rows
-from stages.scoring.comparison import compare
 from stages.scoring.metrics import as_json
 from stages.scoring.rows import RowScore, score_row
-from stages.scoring.summary import summarise
+from stages.scoring.summary import compare, summarise
 from stages.ship.merge_quantize.artefacts import merge, quantise
 
 

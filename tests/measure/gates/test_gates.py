@@ -12,14 +12,14 @@ from stages.core.errors import UserError
 from stages.measure.gates.judging import check_gates, worst
 from stages.params.gates import Gate
 from stages.scoring.catalogue import Catalogue, Key
-from stages.scoring.intervals import clopper_pearson
+from stages.scoring.intervals import proportion_interval
 from stages.scoring.metrics import FAIL, MARGINAL, PASS
 
 ORDER = {FAIL: 0, MARGINAL: 1, PASS: 2}
 
 
 def proportion(count: int, n: int) -> dict[str, float]:
-    low, high = clopper_pearson(count, n, 0.95)
+    low, high = proportion_interval(count, n, 0.95)
     return {"value": count / n, "low": low, "high": high, "count": count, "n": n}
 
 
