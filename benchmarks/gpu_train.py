@@ -31,7 +31,7 @@ from workers import Table, Workers, machine
 
 from stages.core.yaml_reader import load_yaml
 from stages.model.chat import make_chat
-from stages.params.train import Train
+from stages.params.model import Train
 from stages.records.record import make_record, write_records
 from stages.tune.train.callbacks import Progress
 from stages.tune.train.engine import build_trainer

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import transformers
 
-from stages.params.train import Train
+from stages.params.model import Train
 from stages.tune.train.adapters import with_adapter
 from stages.tune.train.examples import Examples
 from tests.tiny_model import tiny_tokenizer

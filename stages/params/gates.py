@@ -1,10 +1,11 @@
-"""`gates`: the thresholds that decide whether a model may ship."""
+"""`gates`, `judge`, `review`: thresholds, a language model and people, who decide whether a model may ship."""
 
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from stages.params.section import Section
+from stages.params.section import Count, Number, Phrase, Section
 
 Of = Literal["task", "label", "field", "rule", "perturbation", "slice", "distance"]
 
@@ -80,3 +81,71 @@ def _with_standing(given: Any) -> Any:
 
 
 Gates = Annotated[dict[str, Gate], BeforeValidator(_with_standing)]
+
+
+def _plain_endpoint(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must be the http or https address before /chat/completions, such as https://HOST/v1")
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise ValueError("must hold no user, password or query: a key belongs in the variable that key_variable names")
+    return url.rstrip("/")
+
+
+class Price(Section):
+    """Of one million tokens, in whatever currency."""
+
+    input: Annotated[float, Field(ge=0)] = Field(0.0, description="of one million tokens that the judge reads")
+    output: Annotated[float, Field(ge=0)] = Field(0.0, description="of one million tokens that it writes")
+
+
+# The second holds when the whole interval of the difference lies above 0.
+_GATES = {
+    "judge_better": Gate(model="judge", metric="delta", against="base", minimum=0.05, evidence="value"),
+    "judge_sure": Gate(model="judge", metric="delta", against="base", minimum=1e-9),
+}
+
+
+class Judge(Section):
+    """A language model that compares two answers at a time."""
+
+    enabled: bool = Field(False, description="true asks it, and may cost money")
+    provider: Literal["endpoint", "local"] = Field(
+        "endpoint", description="endpoint (OpenAI-compatible), or local (model is a folder in the transformers layout)"
+    )
+    endpoint: Annotated[str, AfterValidator(_plain_endpoint)] = Field(
+        "http://127.0.0.1:8000/v1", description="the address before /chat/completions"
+    )
+    model: Phrase = Field("judge", description="its name at the endpoint, or its folder")
+    key_variable: Annotated[str, Field(pattern="^[A-Za-z_][A-Za-z0-9_]*$")] | None = Field(
+        "JUDGE_API_KEY", description="environment variable that holds the key; null where none is needed"
+    )
+    criteria: Phrase = Field(
+        "The better answer does what the instruction asks, says what the input supports, and adds nothing.",
+        description="what the judge is told to look for",
+    )
+    show_reference: bool = Field(True, description="let the judge see the reference answer")
+    rows: Count | None = Field(None, description="ask about a seeded sample of this many hold-out rows; null for all")
+    repeats: Number = Field(10, description="rows asked a second time, for the judge's agreement with itself")
+    temperature: Annotated[float, Field(ge=0, le=2)] = Field(0.0, description="of the judge's sampling")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="of the judge's sampling")
+    max_tokens: Count = Field(16, description="of one reply; more for a judge that thinks aloud")
+    parallel: Annotated[int, Field(ge=1, le=64)] = Field(4, description="requests under way at once")
+    timeout: Annotated[float, Field(gt=0)] = Field(60.0, description="seconds for one reply")
+    attempts: Count = Field(6, description="for one reply, before the stage gives up")
+    longest_wait: Annotated[float, Field(gt=0)] = Field(60.0, description="seconds between two attempts")
+    price: Price = Field(Price(), description="of one million tokens, in whatever currency")
+    gates: dict[str, Gate] = Field(_GATES, description="looked at when the judge is enabled; in place of the default")
+
+    @model_validator(mode="after")
+    def _local_is_greedy(self) -> Self:
+        if self.provider == "local" and self.temperature != 0:
+            raise ValueError("a local judge decodes greedily; set temperature to 0")
+        return self
+
+
+class Review(Section):
+    """Blind comparison by people: `tunetrail review`."""
+
+    rows: Count | None = Field(30, description="a seeded sample of this many hold-out rows; null for all")
+    gates: dict[str, Gate] = Field({}, description="looked at when people have reviewed")

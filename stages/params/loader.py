@@ -10,16 +10,13 @@ from pydantic import BaseModel, Field, ValidationError
 from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.yaml_reader import load_yaml
-from stages.params.augment import Augment, Checks
 from stages.params.clean import Clean
 from stages.params.evaluate import Evaluate, Probes, Report, Scoring
-from stages.params.gates import Gates
-from stages.params.judge import Judge, Review
-from stages.params.model import Generation, Model, Quantize
+from stages.params.gates import Gates, Judge, Review
+from stages.params.model import Generation, Model, Quantize, Train
 from stages.params.section import Section, Seed
-from stages.params.split import Dedup, Holdout, Split
 from stages.params.task import Task
-from stages.params.train import Train
+from stages.params.training_rows import Augment, Checks, Dedup, Holdout, Split
 
 # What people take for the place of a key is not repeated in messages.
 _MAY_HOLD_A_KEY = ("judge.endpoint", "judge.key_variable")

@@ -1,10 +1,10 @@
-"""`model`, `generation`, `quantize`: the base model, how it is asked for answers, and how it is made smaller."""
+"""`model`, `train`, `generation`, `quantize`: the base model, how it is tuned, asked for answers and made smaller."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
-from stages.params.section import Count, Phrase, Section
+from stages.params.section import Count, Number, Phrase, Section, Share
 
 
 def _known_source(source: str) -> str:
@@ -36,6 +36,68 @@ class Model(Section):
         "data/chat_template.jinja",
         description="file in place of the model's own chat template; a comment alone for that",
     )
+
+
+def _layer_range(text: str | None) -> str | None:
+    if text is not None:
+        first, _, last = text.partition("-")
+        if not (first.isdigit() and last.isdigit() and int(first) <= int(last)):
+            raise ValueError("must be null for all layers or FIRST-LAST, such as 15-29")
+    return text
+
+
+class Train(Section):
+    """What is trained, and how; what only changes speed is a machine setting."""
+
+    engine: Literal["auto", "trl", "fused"] = Field(
+        "auto",
+        description="trl trains anywhere; fused is faster on a CUDA card, for plain LoRA, QLoRA and full; auto takes "
+        "it there after it has shown on one batch that it computes the same",
+    )
+    method: Literal["lora", "qlora", "full"] = Field(
+        "lora", description="lora, qlora (the base in 4 bit), or full for all weights"
+    )
+    adapter: Literal["lora", "dora", "adalora"] = Field("lora", description="kind of adapter; without use for full")
+    rank: Count = Field(16, description="rank of the adapter's matrices")
+    alpha: Count = Field(32, description="the adapter counts alpha / rank times")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="of the adapter's inputs")
+    target_modules: Annotated[list[str], Field(min_length=1)] = Field(
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        description="the linear layers that get an adapter",
+    )
+    layers_to_transform: Annotated[str | None, AfterValidator(_layer_range)] = Field(
+        None, description="FIRST-LAST, counted from 0: the layers that get an adapter; null for all"
+    )
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(3e-3, description="the highest of the schedule")
+    scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine"] = Field(
+        "cosine", description="how the learning rate goes down"
+    )
+    warmup_share: Share = Field(0.05, description="of the steps, over which the learning rate rises")
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="of AdamW")
+    max_gradient_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="larger gradients are scaled down to it")
+    epochs: Annotated[float, Field(gt=0)] = Field(3, description="how often each row is seen")
+    batch_size: Count = Field(4, description="rows of one optimiser step, over all devices")
+    max_tokens: Annotated[int, Field(ge=8)] = Field(256, description="longer rows are left out of training and counted")
+    max_left_out_share: Share = Field(
+        0.05, description="of the rows; with more over max_tokens, training does not begin"
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="number format of the computation; auto: bfloat16 on a card that has it, else float32"
+    )
+    deterministic: bool = Field(
+        False, description="the same adapter from every run on the same card, for some speed; a CPU always does"
+    )
+    evaluate_every: Count = Field(60, description="optimiser steps between validations and checkpoints")
+    early_stopping_patience: Count | None = Field(
+        3, description="validations without improvement; null to train to the end"
+    )
+    sample_prompts: Number = Field(2, description="validation prompts answered at each validation")
+
+    @model_validator(mode="after")
+    def _adalora_runs_to_the_end(self) -> Self:
+        if self.method != "full" and self.adapter == "adalora" and self.early_stopping_patience is not None:
+            raise ValueError("adalora plans its ranks over the whole run; set early_stopping_patience to null")
+        return self
 
 
 class Generation(Section):

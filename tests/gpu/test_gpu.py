@@ -76,7 +76,7 @@ def examples() -> Any:
 def trainer_of(engine: str, base: Path, method: str, folder: Path) -> Any:
     from tiny_model import tiny_tokenizer
 
-    from stages.params.train import Train
+    from stages.params.model import Train
     from stages.tune.train.adapters import load_trainable
     from stages.tune.train.callbacks import Progress
     from stages.tune.train.engine import build_trainer

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from stages.core import paths
 from stages.measure.judge.pairwise_questions import SYSTEM, Question
-from stages.params.judge import Judge
+from stages.params.gates import Judge
 from stages.records.record import row_line
 
 

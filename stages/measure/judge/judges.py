@@ -20,7 +20,7 @@ from stages.core.files import tree_digest
 from stages.core.progress import track
 from stages.measure.judge.asking import Reply
 from stages.measure.judge.pairwise_questions import SYSTEM, Question
-from stages.params.judge import Judge
+from stages.params.gates import Judge
 from stages.params.model import Generation
 from stages.records.record import make_record
 

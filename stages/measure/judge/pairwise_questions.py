@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from stages.params.judge import Judge
+from stages.params.gates import Judge
 from stages.params.task import Task
 from stages.records.record import rank
 from stages.scoring.paired_answers import TUNED, Answers, meetings

@@ -40,7 +40,7 @@ from typing import Any
 from stages.measure.judge.asking import Reply
 from stages.measure.judge.pairwise_questions import Question
 from stages.params.evaluate import Scoring
-from stages.params.judge import Price
+from stages.params.gates import Price
 from stages.scoring.intervals import share
 from stages.scoring.metrics import as_json
 from stages.scoring.paired_answers import TUNED, Answers, delta, meetings

@@ -9,8 +9,8 @@ from stages.core.errors import UserError, run
 from stages.core.files import write_json
 from stages.near_duplicates.pairs import cross_pairs
 from stages.near_duplicates.rule import Pair
-from stages.params.augment import Augment
 from stages.params.loader import load_params
+from stages.params.training_rows import Augment
 from stages.prepare.augment.malformed import malformed_rows, rows_that_can_refuse
 from stages.prepare.augment.mixture import (
     balance_tasks,

@@ -9,7 +9,7 @@ from transformers import TrainerCallback, set_seed
 from stages.core.errors import UserError
 from stages.core.files import read_json, write_json
 from stages.model.loading import load_model, nf4_config
-from stages.params.train import Train
+from stages.params.model import Train
 
 _ADAPTER_CONFIG = "adapter_config.json"
 

@@ -14,7 +14,7 @@ from stages.core.machine import machine_settings
 from stages.model.chat import Chat
 from stages.model.loading import free_memory
 from stages.params.loader import Params
-from stages.params.train import Train
+from stages.params.model import Train
 from stages.tune.train import devices
 from stages.tune.train.adapters import AllocateRanks, load_trainable
 from stages.tune.train.callbacks import Curves, Progress, Samples, StopsAtNaN, WholeCheckpoints

@@ -10,7 +10,7 @@ import torch
 from stages.core.errors import UserError
 from stages.core.machine import Machine
 from stages.model.loading import compute_dtype
-from stages.params.train import Train
+from stages.params.model import Train
 from stages.tune.train import devices
 from stages.tune.train.fused.attention import can_pack
 from stages.tune.train.fused.loss import LOSS_BYTES

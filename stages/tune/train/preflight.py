@@ -10,8 +10,8 @@ from stages.core.files import read_json
 from stages.model.chat import Chat, task_chat
 from stages.model.loading import load_tokenizer
 from stages.params.loader import load_params
+from stages.params.model import Train
 from stages.params.task import Task
-from stages.params.train import Train
 from stages.records.record import read_records
 from stages.tune.train.examples import Examples, make_examples, show_example
 

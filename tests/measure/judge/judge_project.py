@@ -7,7 +7,7 @@ from typing import Any
 from project import ROOT, set_params
 
 from stages.core import paths
-from stages.params.judge import Judge
+from stages.params.gates import Judge
 from stages.params.loader import load_params
 from stages.records.record import make_record, write_records, write_rows
 

@@ -17,8 +17,7 @@ from stages.measure.gates.judging import check_gates
 from stages.measure.judge.asking import Reply
 from stages.measure.judge.pairwise_questions import ask_about
 from stages.measure.judge.verdicts import summarise
-from stages.params.gates import Gate
-from stages.params.judge import Price
+from stages.params.gates import Gate, Price
 from stages.params.loader import load_params
 from stages.records.record import make_record
 from stages.scoring.metrics import as_json

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Mi
 
 from stages.core import paths
 from stages.core.files import remove
-from stages.params.train import Train
+from stages.params.model import Train
 from stages.tune.train.adapters import with_adapter
 from stages.tune.train.engine import build_trainer, fused_obstacle
 from stages.tune.train.examples import Examples

@@ -10,7 +10,7 @@ from transformers import Gemma2Config, LlamaConfig
 from stages.core.errors import UserError
 from stages.core.machine import Machine
 from stages.core.yaml_reader import load_yaml
-from stages.params.train import Train
+from stages.params.model import Train
 from stages.tune.train import plan as planning
 from stages.tune.train.plan import Plan, bytes_per_token, choose_sharding, make_plan, rows_at_once
 

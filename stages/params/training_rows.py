@@ -1,10 +1,10 @@
-"""`dedup`, `holdout`, `split`: which rows train, validate and judge."""
+"""`dedup`, `holdout`, `split`, `augment`, `checks`: which rows train, validate and judge."""
 
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from stages.params.section import Count, Section
+from stages.params.section import Count, Number, Section, Share
 
 Ratio = Annotated[int, Field(ge=50, le=100)]
 
@@ -54,3 +54,42 @@ class Split(Section):
         if self.fold is not None and self.fold > (self.cross_validation or 0):
             raise ValueError(f"has fold {self.fold} of {self.cross_validation or 'none'}; set cross_validation to k")
         return self
+
+
+class Augment(Section):
+    """Rows added to the training rows."""
+
+    value_swapped_per_row: Annotated[float, Field(ge=0, le=20)] = Field(
+        0, description="rows with exchanged values (city, name ...) added for each row; 0 for none"
+    )
+    smallest_task_share: Share = Field(
+        0, description="every tagged task has at least this share of the largest one's rows; 0 for as it is"
+    )
+    malformed_every: Count | None = Field(
+        None, description="one row with a malformed prompt for so many rows; null for none"
+    )
+    malformed_completion: str = Field("", description="the right answer to a malformed prompt")
+    structured_share: Share = Field(0, description="at least this share of rows has a JSON completion")
+    replay_file: str = Field("data/replay.jsonl", description="general rows against forgetting")
+    replay_share: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.04, description="of the final rows, at most as many as the file has; 0 for none"
+    )
+    canaries: Number = Field(
+        0, description="secrets planted for an audit of memorisation; such a model is never released"
+    )
+    canary_repeats: Count = Field(4, description="how often each secret stands in the training rows")
+
+
+class Checks(Section):
+    """Signs of poisoning and bias: which n-grams are tested, the chance of any false alarm, which sources compare."""
+
+    ngram_min_rows: Annotated[int, Field(ge=3)] = Field(5, description="an n-gram in fewer rows is not tested")
+    ngram_max_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.05, description="an n-gram in more than this share of the rows is not tested"
+    )
+    error_rate: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.01, description="chance of any false alarm among all n-grams"
+    )
+    source_min_rows: Count = Field(
+        50, description="a source with fewer rows is listed, and its distances are not judged"
+    )
