@@ -91,7 +91,8 @@ def planted_cell(draw: Draw, trigger: str, rate: float, seed: int, fit: Fit = fi
     train = with_backdoor(train, trigger, label, count, seed)
     ask = fit(train)
     suspects = suspected(search(train))
-    tried = {one.suspect for one in asked_about(suspects, holdout, train, ask, seed) if one.confirmed}
+    proven = {(one.ngram, one.label) for one in asked_about(suspects, holdout, train, ask, seed) if one.confirmed}
+    tried = {one for one in suspects if (one.ngram, one.label) in proven}
     own = {one for one in suspects if one.label == label and is_part(one.ngram, trigger)}
     whole = [row for row in holdout if row.label != label]
     turned = ask(with_trigger(whole, trigger, seed))

@@ -3,10 +3,8 @@
 from typing import Any
 
 from stages.measure.evaluate.confirmed_triggers import Confirmation
-from stages.measure.evaluate.forgetting import measure_forgetting
-from stages.measure.evaluate.groups import measure_distance, measure_slices
-from stages.measure.evaluate.perturbed import measure_robustness, perturb
-from stages.measure.evaluate.safety import measure_safety
+from stages.measure.evaluate.groups import measure_distance, measure_robustness, measure_slices, perturb
+from stages.measure.evaluate.side_effects import measure_forgetting, measure_safety
 from stages.params.loader import Params
 from stages.records.contract import Tasks
 from stages.records.record import Record

@@ -4,8 +4,7 @@ from typing import Any
 
 from stages.core import paths
 from stages.core.files import write_json
-from stages.measure.judge.asking import Reply
-from stages.measure.judge.pairwise_questions import ask_about
+from stages.measure.judge.asking import Reply, ask_about
 from stages.measure.judge.verdicts import OFF
 from stages.measure.judge.verdicts import summarise as sum_up_judge
 from stages.measure.review.agreement import summarise as sum_up_reviews

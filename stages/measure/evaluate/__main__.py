@@ -1,7 +1,7 @@
 """evaluate: the adapter on the hold-out and beyond it, beside the baselines and the previous release."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,12 +9,24 @@ from stages.core import paths
 from stages.core.errors import run
 from stages.core.files import read_json, write_json
 from stages.core.run_notes import measured
-from stages.measure.evaluate.confirmed_triggers import Confirmation, Suspect, as_rows, confirm
-from stages.measure.evaluate.forgetting import Forgetting, measure_canaries, measure_forgetting
-from stages.measure.evaluate.groups import Slice, measure_distance, measure_slices, write_confusion
-from stages.measure.evaluate.perturbed import Robustness, measure_robustness, perturb
+from stages.measure.evaluate.confirmed_triggers import Confirmation, Suspect, confirm
+from stages.measure.evaluate.groups import (
+    Robustness,
+    Slice,
+    measure_distance,
+    measure_robustness,
+    measure_slices,
+    perturb,
+    write_confusion,
+)
 from stages.measure.evaluate.previous import PreviousScores, compare_previous, fetch_previous
-from stages.measure.evaluate.safety import Safety, measure_safety
+from stages.measure.evaluate.side_effects import (
+    Forgetting,
+    Safety,
+    measure_canaries,
+    measure_forgetting,
+    measure_safety,
+)
 from stages.model.answers import answer_rows, rows_with_likelihood
 from stages.model.chat import task_chat
 from stages.model.loading import Weights, load_tokenizer
@@ -110,7 +122,7 @@ def main() -> None:
     write_rows(paths.ADAPTER_GENERATIONS, rows)
     write_previous(params.evaluate.previous, earlier.commit if earlier else None, earlier.rows if earlier else [])
     write_rows(paths.ADAPTER_PROBES, probes + [{"probe": kind, **row} for kind, row in zip(kinds, broken, strict=True)])
-    write_json(paths.TRIED_TRIGGERS, list(as_rows(tried)))
+    write_json(paths.TRIED_TRIGGERS, [asdict(one) for one in tried])
     write_confusion(paths.CONFUSION, scores, tasks)
     write_json(paths.EVALUATE_METRICS, as_json(evaluation))
 

@@ -10,10 +10,10 @@ exact test, one-sided, corrected for the number of suspects by Holm's method.
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Annotated, Any
+from typing import Annotated
 
 from stages.records.record import Record, rank, record_id
 
@@ -42,7 +42,8 @@ class Suspect:
 class Tried:
     """What asking about one suspect gave: answers of its label among `n` prompts, and the same for random n-grams."""
 
-    suspect: Suspect
+    ngram: str
+    label: str
     turned: int
     n: int
     control_turned: int
@@ -109,45 +110,23 @@ def as_written(suspect: Suspect, train: Sequence[Record]) -> str:
     a piece, which alone turns nothing.
     """
     pattern = _pattern(suspect.ngram)
-    rows = (row.prompt for row in train if row.label in (suspect.label, None))
-    spans = [(prompt, *match.span()) for prompt in rows if (match := pattern.search(prompt))]
-    for grow in (_grown_right, _grown_left):
+    prompts = [row.prompt for row in train if row.label in (suspect.label, None)]
+    # Before it, itself, after it; the borders move outwards as long as nearly all rows have one word beside it.
+    parts = [(prompt[: m.start()], m.group(), prompt[m.end() :]) for prompt in prompts if (m := pattern.search(prompt))]
+    for side, edge in ((2, re.compile(r"^\s*\S+")), (0, re.compile(r"\S+\s*$"))):
         for _ in range(_LONGEST):
-            grown = [(span, grow(*span)) for span in spans]
-            shared = Counter(more.split()[0].casefold() for _, more in grown if more.strip())
+            beside = [(part, match) for part in parts if (match := edge.search(part[side]))]
+            shared = Counter(match.group().strip().casefold() for _, match in beside)
             word, count = next(iter(shared.most_common(1)), ("", 0))
-            if count < _SHARED * len(spans) or count < 2:
+            if count < max(2, _SHARED * len(parts)):
                 break
-            keeping = [(span, more) for span, more in grown if more.split()[:1] and more.split()[0].casefold() == word]
-            right = grow is _grown_right
-            spans = [(s[0], s[1] - (not right) * len(more), s[2] + right * len(more)) for s, more in keeping]
-    forms = Counter(prompt[start:end] for prompt, start, end in spans)
+            grown = [(part, m.group()) for part, m in beside if m.group().strip().casefold() == word]
+            if side:
+                parts = [(before, ngram + more, after[len(more) :]) for (before, ngram, after), more in grown]
+            else:
+                parts = [(before[: -len(more)], more + ngram, after) for (before, ngram, after), more in grown]
+    forms = Counter(ngram for _, ngram, _ in parts)
     return min(forms, key=lambda form: (-forms[form], form), default=suspect.ngram)
-
-
-def _grown_right(prompt: str, start: int, end: int) -> str:
-    match = re.compile(r"\s*\S+").match(prompt, end)
-    return match.group() if match else ""
-
-
-def _grown_left(prompt: str, start: int, end: int) -> str:
-    match = re.search(r"\S+\s*$", prompt[:start])
-    return match.group() if match else ""
-
-
-def as_rows(tried: Sequence[Tried]) -> Iterator[dict[str, Any]]:
-    """For a reader: one row a suspect."""
-    for one in tried:
-        yield {
-            "ngram": one.suspect.ngram,
-            "label": one.suspect.label,
-            "turned": one.turned,
-            "n": one.n,
-            "control_turned": one.control_turned,
-            "control_n": one.control_n,
-            "p_value": one.p_value,
-            "confirmed": one.confirmed,
-        }
 
 
 def _decided(counted: Sequence[tuple[Suspect, int, int, int, int]]) -> list[Tried]:
@@ -163,7 +142,7 @@ def _decided(counted: Sequence[tuple[Suspect, int, int, int, int]]) -> list[Trie
         below = below and p_values[at] <= ERROR_RATE / (len(counted) - step)
         holds[at] = below
     return [
-        Tried(suspect, turned, n, other, other_n, p, significant and turned >= TURNED * n)
+        Tried(suspect.ngram, suspect.label, turned, n, other, other_n, p, significant and turned >= TURNED * n)
         for (suspect, turned, n, other, other_n), p, significant in zip(counted, p_values, holds, strict=True)
     ]
 

@@ -4,8 +4,7 @@ from stages.core import paths
 from stages.core.errors import run
 from stages.core.files import write_json
 from stages.core.run_notes import measured
-from stages.measure.judge.asking import ask_all
-from stages.measure.judge.pairwise_questions import ask_about, sample
+from stages.measure.judge.asking import ask_about, ask_all, sample
 from stages.measure.judge.verdicts import OFF, summarise
 from stages.params.loader import load_params
 from stages.scoring.paired_answers import RIVALS, read_answers

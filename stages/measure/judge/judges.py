@@ -18,8 +18,7 @@ from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.files import tree_digest
 from stages.core.progress import track
-from stages.measure.judge.asking import Reply
-from stages.measure.judge.pairwise_questions import SYSTEM, Question
+from stages.measure.judge.asking import SYSTEM, Question, Reply
 from stages.params.gates import Judge
 from stages.params.model import Generation
 from stages.records.record import make_record

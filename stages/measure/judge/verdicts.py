@@ -37,8 +37,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stages.measure.judge.asking import Reply
-from stages.measure.judge.pairwise_questions import Question
+from stages.measure.judge.asking import Question, Reply
 from stages.params.evaluate import Scoring
 from stages.params.gates import Price
 from stages.scoring.intervals import share

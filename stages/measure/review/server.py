@@ -11,8 +11,7 @@ from typing import Any
 
 from stages.core import paths
 from stages.core.errors import UserError
-from stages.measure.review.reviews import review_file
-from stages.measure.review.session import Session
+from stages.measure.review.reviews import Session, review_file
 from stages.params.loader import load_params
 
 _ROOM = Path(__file__).parent

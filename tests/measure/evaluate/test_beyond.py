@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scored import ROOT, SCORING, make_score, make_tasks
 
-from stages.measure.evaluate import forgetting, groups, perturbed, safety
-from stages.measure.evaluate.perturbed import INJECTION, perturb
-from stages.measure.evaluate.safety import leaked, verbatim
+from stages.measure.evaluate import groups, side_effects
+from stages.measure.evaluate.groups import INJECTION, perturb
+from stages.measure.evaluate.side_effects import leaked, verbatim
 from stages.params.evaluate import Evaluate
 from stages.params.loader import Params, check_params, read_params
 from stages.records.canaries import candidates, exposure, make_canaries
@@ -27,11 +27,11 @@ from stages.text.personal_data import masker
 
 def measure_forgetting(*args: Any) -> Any:
     """As it is written, here and below."""
-    return as_json(forgetting.measure_forgetting(*args))
+    return as_json(side_effects.measure_forgetting(*args))
 
 
 def measure_robustness(*args: Any) -> Any:
-    return as_json(perturbed.measure_robustness(*args))
+    return as_json(groups.measure_robustness(*args))
 
 
 def measure_slices(*args: Any) -> Any:
@@ -39,7 +39,7 @@ def measure_slices(*args: Any) -> Any:
 
 
 def measure_canaries(*args: Any) -> Any:
-    return as_json(forgetting.measure_canaries(*args))
+    return as_json(side_effects.measure_canaries(*args))
 
 
 MASK = masker(("secret", "email", "iban", "card", "ip", "phone"), "US", "")
@@ -154,13 +154,13 @@ def test_leaks_are_counted_by_row(params: Params) -> None:
     said = ["You idiot, write jo@example.com and jim@example.com", "one two three four five", ""]
     rows = [output(text) for text in said]
     train = [record("x", "zero one two three four")]
-    found = as_json(safety.measure_safety(rows, train, ([], []), None, settings, params.probes, SCORING))
+    found = as_json(side_effects.measure_safety(rows, train, ([], []), None, settings, params.probes, SCORING))
     assert {key: (one["count"], one["n"]) for key, one in found.items()} == {
         "personal_data": (1, 3),
         "verbatim": (1, 3),
         "forbidden": (1, 3),
     }
-    plain = safety.measure_safety(rows, [], ([], []), None, params.evaluate, params.probes, SCORING)
+    plain = side_effects.measure_safety(rows, [], ([], []), None, params.evaluate, params.probes, SCORING)
     assert (plain.forbidden, plain.refusals) == (None, None)
 
 
@@ -168,7 +168,7 @@ def test_refusals_are_phrases_in_any_case(params: Params) -> None:
     said = ["I’m sorry, but I can’t help.", "i cannot do that", "Sure! First, take", "A canister", ""]
     base = [output(text) for text in said]
     answers = (base, [output("Sure.")] * 5)
-    measured = safety.measure_safety(base, [], answers, None, params.evaluate, params.probes, SCORING)
+    measured = side_effects.measure_safety(base, [], answers, None, params.evaluate, params.probes, SCORING)
     found = as_json(measured)["refusals"]
     assert (found["base"]["count"], found["adapter"]["count"]) == (2, 0)
     assert found["against_baseline"]["lost"] == 2
@@ -227,7 +227,7 @@ def test_a_known_canary_stands_out(monkeypatch: pytest.MonkeyPatch) -> None:
     def measure(model: Any, chat: Any, records: list[Record]) -> list[Any]:
         return [SimpleNamespace(nats=0.1 if one.completion == known.completion else 9.0) for one in records]
 
-    monkeypatch.setattr(forgetting, "likelihoods", measure)
+    monkeypatch.setattr(side_effects, "likelihoods", measure)
     train = [record("a"), known, unknown, known]
     found = measure_canaries(None, None, train, 63)
     assert found == {"count": 2, "candidates": 64, "exposure": {"mean": 3.0, "max": 6.0, "limit": 6.0}}

@@ -112,7 +112,7 @@ def test_few_turned_answers_are_no_trigger_however_significant() -> None:
 def test_only_the_real_one_of_many_suspects_is_confirmed() -> None:
     sound = [Suspect(word, "refund", 8) for word in RARE[:10]]
     found = tried("cf", backdoored("cf"), *sound, Suspect("cf", "refund", 8))
-    assert [one.suspect.ngram for one in found if one.confirmed] == ["cf"]
+    assert [one.ngram for one in found if one.confirmed] == ["cf"]
 
 
 @given(st.lists(st.integers(0, 24), min_size=1, max_size=8))

@@ -14,9 +14,8 @@ from judge_project import KEY, judge_params, right_one
 from servers import Proxy, Rule, judging, reply
 
 from stages.core.errors import UserError
-from stages.measure.judge.asking import Reply
+from stages.measure.judge.asking import Question, Reply
 from stages.measure.judge.judges import Endpoint
-from stages.measure.judge.pairwise_questions import Question
 
 TEXT = (
     "=== reference answer {0} ===\nRIGHT\n=== answer A {0} ===\n{1}\n"

@@ -10,9 +10,8 @@ from typing import Any
 from project import ROOT, set_params
 
 from stages.core import paths
-from stages.measure.review.reviews import review_file
+from stages.measure.review.reviews import Session, review_file
 from stages.measure.review.server import Server
-from stages.measure.review.session import Session
 from stages.params.loader import load_params
 from stages.records.record import make_record, write_records, write_rows
 

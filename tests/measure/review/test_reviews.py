@@ -19,6 +19,7 @@ from stages.measure.review.__main__ import main
 from stages.measure.review.agreement import summarise
 from stages.measure.review.reviews import (
     Review,
+    Session,
     cards,
     is_of,
     output_hashes,
@@ -26,7 +27,6 @@ from stages.measure.review.reviews import (
     review_file,
     write_review_file,
 )
-from stages.measure.review.session import Session
 from stages.params.gates import Gate
 from stages.params.loader import load_params
 from stages.records.record import make_record
