@@ -8,6 +8,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 from project import commit, make_project, run
 
@@ -17,12 +18,20 @@ settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project that ran `dvc repro` to the end and was committed. Tests must leave it as it is."""
-    repository = make_project(tmp_path_factory.mktemp("pipeline"))
-    commit(repository, "The project")
-    run(repository, "dvc", "repro", "dedup")
-    run(repository, "tunetrail", "holdout", "draw")
-    run(repository, "dvc", "repro")
-    commit(repository, "Release A")
-    return repository
+def pipeline(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A project that ran `dvc repro` to the end and was committed. Tests must leave it as it is.
+
+    The processes of pytest-xdist share one: the first that needs it makes it.
+    """
+    shared = tmp_path_factory.getbasetemp() if worker_id == "master" else tmp_path_factory.getbasetemp().parent
+    done = shared / "pipeline.done"
+    with FileLock(shared / "pipeline.lock"):
+        if not done.exists():
+            repository = make_project(shared / "pipeline")
+            commit(repository, "The project")
+            run(repository, "dvc", "repro", "dedup")
+            run(repository, "tunetrail", "holdout", "draw")
+            run(repository, "dvc", "repro")
+            commit(repository, "Release A")
+            done.write_text(str(repository))
+    return Path(done.read_text())
