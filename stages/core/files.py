@@ -1,32 +1,95 @@
 """Atomic writes and content hashes."""
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
+
+PARTIALS = Path(".tunetrail/partial")  # neither git nor DVC looks there
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; rename it to `path` when the block succeeds.
+    """Yield a temporary path with the name of `path`; rename it to `path` when the block succeeds.
 
-    The block creates a file or a folder under that name. A killed process leaves only the temporary
-    name, which the next run replaces.
+    The block creates a file or a folder there. It lies in a new folder of .tunetrail/partial, never in an output:
+    a killed process leaves it there, and the next that writes clears it away. Of two that write the same path at
+    the same time, the later one stands.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    remove(partial)
-    yield partial
-    if partial.is_dir():
-        remove(path)
-    else:
-        with partial.open("rb") as handle:
-            os.fsync(handle.fileno())
-    partial.replace(path)
+    with _private_folder(path) as folder:
+        partial = folder / path.name
+        yield partial
+        if partial.is_file():
+            with partial.open("rb") as handle:
+                os.fsync(handle.fileno())
+        while True:
+            try:
+                partial.replace(path)
+                return
+            except OSError as error:  # a folder with files in it, or a file where a folder shall be
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
+                    raise
+                with suppress(FileNotFoundError):  # another process was quicker
+                    path.replace(folder / f"old-{uuid4().hex}")
+
+
+@contextmanager
+def _private_folder(path: Path) -> Iterator[Path]:
+    """A new folder for this block, on the file system of `path`.
+
+    Its owner holds a lock on it that the kernel lets go when the process ends, however it ends: a zombie or
+    another process that has got the same number since is not taken for the owner.
+    """
+    place = _partials(path)
+    place.mkdir(parents=True, exist_ok=True)
+    clear_partials(place)
+    new = Path(tempfile.mkdtemp(prefix=".", suffix=".new", dir=place))
+    lock = os.open(new, os.O_RDONLY)
+    _locked(lock)
+    folder = new.replace(new.with_suffix(".partial"))  # seen by others only now that it is locked
+    try:
+        yield folder
+    finally:
+        remove(folder)
+        os.close(lock)
+
+
+def _partials(path: Path) -> Path:
+    """As near to the repository's root as the file system of `path` goes; outside a repository, beside it."""
+    root = Path.cwd()
+    if not (root / "dvc.yaml").is_file() or not (root / path).is_relative_to(root):
+        return path.parent
+    device = path.parent.stat().st_dev
+    above = reversed((root / path).relative_to(root).parents)
+    return next(folder for folder in above if folder.stat().st_dev == device) / PARTIALS
+
+
+def clear_partials(place: Path = PARTIALS) -> None:
+    """Remove what killed processes left unfinished in `place`."""
+    for folder in place.glob(".*.partial"):
+        with suppress(OSError):  # gone by now, or not ours to remove
+            lock = os.open(folder, os.O_RDONLY)
+            if _locked(lock):
+                remove(folder)
+            os.close(lock)
+
+
+def _locked(descriptor: int) -> bool:
+    """Whether the lock was got; not where another process holds it, nor on a file system that knows no locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def remove(path: Path) -> None:

@@ -4,14 +4,26 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from stages.core.files import atomic, file_digest, files_under, read_json, tree_digest, write_json, write_text
+from stages.core.files import (
+    atomic,
+    clear_partials,
+    file_digest,
+    files_under,
+    read_json,
+    tree_digest,
+    write_json,
+    write_text,
+)
 
 ROOT = Path(__file__).parents[2]
 KILLED_WHILE_WRITING = """
@@ -35,17 +47,79 @@ def test_an_exception_leaves_the_old_file(tmp_path: Path) -> None:
     assert path.read_text() == "old"
 
 
-def test_a_killed_process_leaves_the_old_file_and_the_next_run_its_own(tmp_path: Path) -> None:
-    path = tmp_path / "out.txt"
+@pytest.mark.parametrize("name", ["models/release/README.md", "data/clean.jsonl", "elsewhere/out/a.txt"])
+def test_a_killed_process_leaves_the_old_file_and_the_next_writer_clears_up(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing but the old file is in the folder of the output, which a release must be found whole in."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    (tmp_path / "dvc.yaml").touch()
+    place = tmp_path
+    if name.startswith("elsewhere"):  # another disk, which no file can be renamed to
+        place = Path(tempfile.mkdtemp(dir="/dev/shm")) if Path("/dev/shm").is_dir() else tmp_path
+        if place.stat().st_dev == tmp_path.stat().st_dev:
+            pytest.skip("no second file system at hand")
+        (tmp_path / "elsewhere").symlink_to(place)
+    path = Path(name)
     write_text(path, "old")
-    killed = subprocess.run([sys.executable, "-c", KILLED_WHILE_WRITING, path], cwd=ROOT, check=False)
-    assert killed.returncode == -signal.SIGKILL
-    assert path.read_text() == "old"
-    leftovers = set(tmp_path.iterdir()) - {path}
-    assert [leftover.read_text() for leftover in leftovers] == ["half"]
-    write_text(path, "new")
-    assert path.read_text() == "new"
-    assert list(tmp_path.iterdir()) == [path]
+    try:
+        killed = subprocess.run([sys.executable, "-c", KILLED_WHILE_WRITING, path], check=False)
+        assert killed.returncode == -signal.SIGKILL
+        assert path.read_text() == "old"
+        assert list(path.parent.iterdir()) == [path]
+        assert [half.read_text() for half in place.rglob(f"*.partial/{path.name}")] == ["half"]
+        write_text(path.with_name("next"), "new")
+        assert list(place.rglob("*.partial")) == []
+    finally:
+        if place != tmp_path:
+            shutil.rmtree(place)
+
+
+def test_what_a_living_process_writes_is_left_alone(tmp_path: Path) -> None:
+    with atomic(tmp_path / "out.txt") as partial:
+        partial.write_text("one")
+        write_text(tmp_path / "other.txt", "other")
+        clear_partials(tmp_path)
+    assert (tmp_path / "out.txt").read_text() == "one"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["other.txt", "out.txt"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_of_many_writers_of_one_path_each_succeeds_and_one_stands_whole(tmp_path: Path, kind: str) -> None:
+    def write(number: int) -> None:
+        if kind == "file":
+            write_text(tmp_path / "out", str(number) * 100)
+            return
+        with atomic(tmp_path / "out") as partial:
+            partial.mkdir()
+            for name in "ab":
+                (partial / name).write_text(str(number) * 100)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, [n % 10 for n in range(200)]))
+    texts = {file.read_text() for file in files_under(tmp_path / "out")}
+    assert len(texts) == 1
+    assert len(texts.pop()) == 100
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("old", ["file", "folder", "link to a file", "link to a folder"])
+@pytest.mark.parametrize("new", ["file", "folder"])
+def test_whatever_stood_there_is_replaced_and_what_it_linked_to_stays(tmp_path: Path, old: str, new: str) -> None:
+    path, place = tmp_path / "out", tmp_path / "linked" if "link" in old else tmp_path / "out"
+    if old.endswith("file"):
+        place.write_text("old")
+    else:
+        write_text(place / "weights", "old")
+    if "link" in old:
+        path.symlink_to(place)
+    with atomic(path) as partial:
+        write_text(partial / "weights" if new == "folder" else partial, "new")
+    assert [file.read_text() for file in files_under(path)] == ["new"]
+    assert not path.is_symlink()
+    if "link" in old:
+        assert [file.read_text() for file in files_under(place)] == ["old"]
 
 
 def test_an_exception_leaves_the_old_folder(tmp_path: Path) -> None:
