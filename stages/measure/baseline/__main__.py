@@ -1,6 +1,6 @@
 """baseline: the untouched base model on hold-out and probes, and a linear model of the same training rows."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated
 
 from stages.core import paths
@@ -42,7 +42,7 @@ def main() -> None:
     base = summarise([score_row(row, tasks) for row in rows], params.scoring)
     write_rows(paths.BASE_GENERATIONS, rows)
     write_rows(paths.BASE_PROBES, probes)
-    write_json(paths.LINEAR_ANSWERS, {"answers": [asdict(one) | {"right": one.right} for one in linear]})
+    write_json(paths.LINEAR_ANSWERS, {"answers": linear})
     scores = Baseline(base, linear_scores(train, linear, params.scoring.confidence))
     write_json(paths.BASELINE_METRICS, as_json(scores))
 

@@ -4,9 +4,9 @@ TF-IDF of word and character n-grams with logistic regression, the baseline that
 has a label (compare Wang & Manning, "Baselines and bigrams", ACL 2012). Deterministic: no draw is made.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from stages.records.prompt import asked
 from stages.records.record import Record
@@ -23,27 +23,16 @@ class LinearScores:
     label_accuracy: Annotated[Share, "the label is that of the row"]
 
 
-@dataclass(frozen=True, slots=True)
-class LinearAnswer:
-    """What the linear baseline says of one hold-out row."""
-
-    id: str
-    label: str
-    predicted: str
-
-    @property
-    def right(self) -> bool:
-        return self.predicted == self.label
-
-
-def linear_answers(train: Sequence[Record], holdout: Sequence[Record]) -> list[LinearAnswer]:
-    """Learn the labels of `train`, answer the labelled rows of `holdout`; nothing where there are no two labels."""
+def linear_answers(train: Sequence[Record], holdout: Sequence[Record]) -> list[dict[str, Any]]:
+    """{"id", "label", "predicted", "right"} of each labelled hold-out row; nothing where `train` has no two labels."""
     rows = [row for row in train if row.label is not None]
     labelled = [row for row in holdout if row.label is not None]
     if len({row.label for row in rows}) < 2 or not labelled:
         return []
-    predicted = fit_linear(rows)(labelled)
-    return [LinearAnswer(row.id, str(row.label), one) for row, one in zip(labelled, predicted, strict=True)]
+    return [
+        {"id": row.id, "label": row.label, "predicted": predicted, "right": predicted == row.label}
+        for row, predicted in zip(labelled, fit_linear(rows)(labelled), strict=True)
+    ]
 
 
 def fit_linear(rows: Sequence[Record]) -> Callable[[Sequence[Record]], list[str]]:
@@ -61,8 +50,10 @@ def fit_linear(rows: Sequence[Record]) -> Callable[[Sequence[Record]], list[str]
     return lambda records: [str(one) for one in model.predict([asked(row) for row in records])] if records else []
 
 
-def linear_scores(train: Sequence[Record], answers: Sequence[LinearAnswer], confidence: float) -> LinearScores | None:
+def linear_scores(
+    train: Sequence[Record], answers: Sequence[Mapping[str, Any]], confidence: float
+) -> LinearScores | None:
     if not answers:
         return None
     labels = [row.label for row in train if row.label is not None]
-    return LinearScores(len(labels), len(set(labels)), share((one.right for one in answers), confidence))
+    return LinearScores(len(labels), len(set(labels)), share((one["right"] for one in answers), confidence))

@@ -43,21 +43,38 @@ class PreviousScores:
 
 
 def fetch_previous(root: Path, release: str) -> Previous:
-    """The release's generations, named by the dvc.lock of its tag, from the DVC cache or else the remote.
+    """The release's generations, named by the dvc.lock of its tag, from the DVC cache or else the default remote.
 
     What stands under a tag does not change, so that the tag as a parameter is all that a stage depends on.
 
     Raises:
         UserError: when there is no such tag, its dvc.lock names no generations, or they cannot be fetched.
     """
-    repository = Repository(root)
+    import dvc.api  # late: it takes a second to import
+    from dvc.exceptions import DvcException
+
+    repository, file = Repository(root), paths.ADAPTER_GENERATIONS.as_posix()
     commit = repository.tag_commit(release)
     if commit is None:
         raise UserError(
             f"evaluate.previous: there is no tag {release}; `git fetch --tags` brings those of the remote, "
             "`git tag` lists them, null compares with no release"
         )
-    return Previous(release, commit, _answers(root, release))
+    try:
+        content = dvc.api.read(file, repo=str(root), rev=release, mode="rb")
+        lock = parse_lock(CommitTree(repository, release).read(LOCK) or b"")
+    except (DvcException, OSError, ValueError) as error:
+        raise UserError(
+            f"evaluate.previous: {file} of {release} cannot be had ({' '.join(str(error).split())}); "
+            "run `dvc push` where that release was made, and `dvc fetch --all-tags` here"
+        ) from None
+    recorded = next((out.md5 for _, out in lock.outs() if out.path == file), None)
+    if hashlib.md5(content, usedforsecurity=False).hexdigest() != recorded:
+        raise UserError(
+            f"evaluate.previous: {file} of {release} in DVC's cache is damaged; delete "
+            f".dvc/cache/files/md5/{(recorded or '')[:2]}/{(recorded or '')[2:]} and run again"
+        )
+    return Previous(release, commit, [json.loads(line) for line in content.splitlines()])
 
 
 def compare_previous(
@@ -79,26 +96,3 @@ def compare_previous(
     counts = PairedRows(len(both), len(now) - len(both), len(then) - len(both))
     scored = PreviousScores(previous.release, previous.commit, counts, summarise(before, scoring))
     return scored, compare(before, after, scoring)
-
-
-def _answers(root: Path, release: str) -> list[dict[str, Any]]:
-    """The rows in DVC's cache or else in the default remote, as the dvc.lock of the tag names them."""
-    import dvc.api  # late: it takes a second to import
-    from dvc.exceptions import DvcException
-
-    file = paths.ADAPTER_GENERATIONS.as_posix()
-    try:
-        content = dvc.api.read(file, repo=str(root), rev=release, mode="rb")
-        lock = parse_lock(CommitTree(Repository(root), release).read(LOCK) or b"")
-    except (DvcException, OSError, ValueError) as error:
-        raise UserError(
-            f"evaluate.previous: {file} of {release} cannot be had ({' '.join(str(error).split())}); "
-            "run `dvc push` where that release was made, and `dvc fetch --all-tags` here"
-        ) from None
-    recorded = next((out.md5 for _, out in lock.outs() if out.path == file), None)
-    if hashlib.md5(content, usedforsecurity=False).hexdigest() != recorded:
-        raise UserError(
-            f"evaluate.previous: {file} of {release} in DVC's cache is damaged; delete "
-            f".dvc/cache/files/md5/{(recorded or '')[:2]}/{(recorded or '')[2:]} and run again"
-        )
-    return [json.loads(line) for line in content.splitlines()]

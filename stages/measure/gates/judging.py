@@ -75,7 +75,9 @@ def _check(name: str, gate: Gate, catalogue: Catalogue) -> dict[str, Any]:
     if threshold is None:
         raise UserError(f"gate {name}: neither a minimum nor a maximum")
     missing = _not_there(gate, catalogue)
-    metric = None if missing else catalogue.look_up(f"gate {name}", _key(gate))
+    of = next(((str(part), member) for part, member in gate.of.items()), None)
+    key = Key(gate.model, gate.metric, gate.against, of)
+    metric = None if missing else catalogue.look_up(f"gate {name}", key)
     numbers: dict[str, float] = {}
     if metric is not None:
         numbers["value"] = centre(metric)
@@ -91,10 +93,7 @@ def _check(name: str, gate: Gate, catalogue: Catalogue) -> dict[str, Any]:
         state, reason = _judge_number(numbers["value"], kind, threshold)
     return {
         "state": state,
-        "model": gate.model,
-        "metric": gate.metric,
-        "against": gate.against,
-        "of": dict(gate.of),
+        **gate.model_dump(include={"model", "metric", "against", "of"}),
         **numbers,
         "kind": kind,
         "threshold": threshold,
@@ -102,10 +101,6 @@ def _check(name: str, gate: Gate, catalogue: Catalogue) -> dict[str, Any]:
         "required": gate.required,
         "reason": reason,
     }
-
-
-def _key(gate: Gate) -> Key:
-    return Key(gate.model, gate.metric, gate.against, next(((str(kind), name) for kind, name in gate.of.items()), None))
 
 
 def _not_there(gate: Gate, catalogue: Catalogue) -> str | None:

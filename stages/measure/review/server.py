@@ -7,7 +7,8 @@ import sys
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+
+from pydantic import BaseModel, ConfigDict
 
 from stages.core import paths
 from stages.core.errors import UserError
@@ -30,6 +31,16 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
 }
+
+
+class Answer(BaseModel):
+    """What the page sends: the arguments of `Session.save`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    number: int
+    best: list[int] | None
+    comment: str
 
 
 class Server(ThreadingHTTPServer):
@@ -87,8 +98,8 @@ class Handler(BaseHTTPRequestHandler):
             length = int(self.headers.get("Content-Length", "0"))
             if not 0 < length <= _MAX_BYTES:
                 raise ValueError("too much or nothing")
-            self.server.session.save(**_answer(json.loads(self.rfile.read(length))))
-        except (ValueError, RecursionError):
+            self.server.session.save(**dict(Answer.model_validate_json(self.rfile.read(length))))
+        except ValueError:
             self._refuse(HTTPStatus.BAD_REQUEST)
         except (UserError, OSError) as error:
             self._send(HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain; charset=utf-8", str(error).encode())
@@ -124,19 +135,6 @@ class Handler(BaseHTTPRequestHandler):
         """Say nothing: the terminal shows the address, and a page is no news."""
 
 
-def _answer(message: Any) -> dict[str, Any]:
-    """The arguments of `Session.save`. Raises ValueError for any other message."""
-    if not isinstance(message, dict) or message.keys() != {"number", "best", "comment"}:
-        raise ValueError("expected number, best and comment")
-    number, best, comment = message["number"], message["best"], message["comment"]
-    places = [] if best is None else best
-    if not isinstance(places, list) or not all(type(place) is int for place in [number, *places]):
-        raise ValueError("expected whole numbers")
-    if not isinstance(comment, str):
-        raise ValueError("expected a text")
-    return message
-
-
 def review(reviewer: str, port: int) -> None:
     """Serve the page until Ctrl-C; `port` 0 takes a free one.
 
@@ -147,7 +145,11 @@ def review(reviewer: str, port: int) -> None:
     if not session.rows:
         print("all models say the same to every row that is to be reviewed; there is nothing to compare")
         return
-    with _listen(session, port) as server:
+    try:
+        server = Server(session, port)
+    except (OSError, OverflowError) as error:
+        raise UserError(f"port {port} cannot be used ({error}); leave --port out to take a free one") from None
+    with server:
         signal.signal(signal.SIGINT, server.stop)
         try:
             # Flushed, for whoever reads the address from a pipe.
@@ -155,10 +157,3 @@ def review(reviewer: str, port: int) -> None:
             server.serve_forever()
         except KeyboardInterrupt:
             print(f"\n{session.progress()}, in {session.file}; commit it: `dvc repro` counts it", file=sys.stderr)
-
-
-def _listen(session: Session, port: int) -> Server:
-    try:
-        return Server(session, port)
-    except (OSError, OverflowError) as error:
-        raise UserError(f"port {port} cannot be used ({error}); leave --port out to take a free one") from None

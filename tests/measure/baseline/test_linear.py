@@ -20,7 +20,7 @@ TRAIN, HOLDOUT = rows(range(10)), rows(range(100, 105))
 
 def test_it_learns_labels_that_words_tell() -> None:
     answers = linear_answers(TRAIN, HOLDOUT)
-    assert [(row.id, row.label, row.predicted) for row in answers] == [
+    assert [(row["id"], row["label"], row["predicted"]) for row in answers] == [
         (row.id, row.label, row.label) for row in HOLDOUT
     ]
     assert linear_scores(TRAIN, answers, 0.95) == LinearScores(30, 3, share([True] * 15, 0.95))
@@ -29,7 +29,7 @@ def test_it_learns_labels_that_words_tell() -> None:
 def test_it_is_wrong_of_a_label_that_it_never_saw() -> None:
     unseen = make_record("money back please, order 7", "{}", "complaint", "a.jsonl", "a.jsonl:1")
     (answer,) = linear_answers(TRAIN, [unseen])
-    assert (answer.predicted, answer.right) == ("refund", False)
+    assert (answer["predicted"], answer["right"]) == ("refund", False)
 
 
 def test_twice_gives_the_same_answers() -> None:
