@@ -24,7 +24,7 @@ repro: $(READY)
 	@tunetrail gates || true
 
 test: check $(AXE)
-	@python -m pytest
+	@python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 # What only a CUDA card can show, in the Python that is there; the table goes to benchmarks/results/gpu_tests.md.
 test-gpu:

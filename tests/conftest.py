@@ -16,6 +16,8 @@ from project import commit, make_project, run
 settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")
 
+_LONGEST = ("test_docs.py", "tests/pipeline/", "tests/tune/train/", "test_sketched.py")
+
 
 @pytest.fixture(scope="session")
 def pipeline(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
@@ -35,3 +37,8 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
             commit(repository, "Release A")
             done.write_text(str(repository))
     return Path(done.read_text())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest first, so that no process of pytest-xdist is left alone with one at the end."""
+    items.sort(key=lambda item: next((n for n, name in enumerate(_LONGEST) if name in item.nodeid), len(_LONGEST)))
