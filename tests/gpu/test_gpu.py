@@ -148,7 +148,7 @@ def test_artefacts_load_and_answer_without_noise(
     from stages.model.loading import load_model, load_tokenizer
     from stages.params.model import Generation
     from stages.records.record import make_record
-    from stages.ship.merge_quantize.artefacts import merge, quantise
+    from stages.ship.merge_quantize.__main__ import merge, quantise
     from stages.tune.train.adapters import save_trained
 
     row = {"what": "merged, nf4 and int8 of Llama-3.2-1B load and answer", "result": "failed"}

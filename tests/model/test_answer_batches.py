@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig
 from stages.model import answers
 from stages.model.answers import Prefix, in_batches
 from stages.model.loading import bytes_a_token, causal_of, load_model
-from stages.ship.merge_quantize.artefacts import quantise
+from stages.ship.merge_quantize.__main__ import quantise
 
 PROMPTS = st.lists(st.lists(st.integers(3, WORDS - 1), min_size=1, max_size=24), min_size=1, max_size=12)
 WITHOUT_GAPS = {"llama", "qwen3", "phi3", "granite with scaled logits", "gpt2 with learned positions"}

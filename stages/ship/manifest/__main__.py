@@ -1,15 +1,25 @@
 """manifest: hashes of every file that ships and of all that made it, and the model card.
 
 A stage of its own, so that a changed parameter or comment upstream that leaves the weights as they are costs a
-second here and not another round of merging, quantising and judging.
+second here and not another round of merging, quantising and judging. It holds content hashes alone, so that the same
+content gives the same manifest on every day.
 """
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 from stages.core import paths
 from stages.core.errors import run
-from stages.core.files import write_json, write_text
-from stages.params.loader import load_params
-from stages.ship.manifest.build import build_manifest
+from stages.core.files import file_digest, files_under, write_json, write_text
+from stages.core.run_notes import library_versions
+from stages.core.yaml_reader import load_yaml
+from stages.params.loader import Params, load_params, read_params
 from stages.ship.manifest.model_card import model_card
+
+FORMAT = 1
+_SHIPPED = (paths.MERGED, paths.NF4, paths.INT8)
 
 
 def main() -> None:
@@ -23,6 +33,75 @@ def main() -> None:
     write_json(paths.MANIFEST, manifest)
     write_text(paths.MODEL_CARD, model_card(params, manifest))
     print(f"wrote {paths.MANIFEST}: {len(manifest['files'])} files that ship")
+
+
+def build_manifest(params: Params) -> dict[str, Any]:
+    """Hash what dvc.yaml names as dependencies, sorted by what it is.
+
+    The dependencies in dvc.yaml are the one list of what makes a release; what is hashed is what DVC watches. The code
+    is that of the stages before this one: another report changes no manifest.
+    """
+    deps = stage_dependencies("manifest")
+    return {
+        "format": FORMAT,
+        "files": {file.relative_to(paths.RELEASE).as_posix(): hashes(file) for file in _files(_SHIPPED)},
+        "adapter": _hashed([paths.ADAPTER]),
+        "base": {
+            "source": params.model.source,
+            "sha256": params.model.sha256,
+            "licence": params.model.licence,
+            "files": _hashed([paths.BASE]),
+        },
+        "data": _hashed(dep for dep in deps if dep.parts[0] not in ("models", "metrics") and not _is_code(dep)),
+        "code": {file.as_posix(): file_digest(file) for file in _files(code_before("manifest"))},
+        "params": params.model_dump(mode="json"),
+        "metrics": _hashed(dep for dep in deps if dep.parts[0] == "metrics"),
+        "libraries": library_versions(),
+    }
+
+
+def code_before(stage: str) -> list[Path]:
+    """The code that other stages depend on, none twice, without that of stages that read the manifest themselves."""
+    others = [stage_dependencies(name) for name in _stages() if name != stage]
+    code = {dep for deps in others if paths.MANIFEST not in deps for dep in deps if _is_code(dep)}
+    return sorted(dep for dep in code if not code & set(dep.parents))
+
+
+def hashes(file: Path) -> dict[str, Any]:
+    """SHA-256 for people and other tools, MD5 because DVC names contents by it, size in bytes."""
+    return {"sha256": file_digest(file), "md5": file_digest(file, "md5"), "bytes": file.stat().st_size}
+
+
+def stage_dependencies(stage: str) -> list[Path]:
+    """The stage's `deps` in dvc.yaml with ${section.key} filled in from params.yaml."""
+
+    values = read_params()
+
+    def fill(match: re.Match[str]) -> str:
+        value: Any = values
+        for key in match.group(1).split("."):
+            value = value[key]
+        return str(value)
+
+    return [Path(re.sub(r"\$\{([\w.]+)\}", fill, dep)) for dep in _stages()[stage]["deps"]]
+
+
+def _stages() -> dict[str, Any]:
+    stages: dict[str, Any] = load_yaml(paths.PIPELINE.read_bytes())["stages"]
+    return stages
+
+
+def _is_code(dep: Path) -> bool:
+    """Stages and the pins of their packages. A raw file outside the repository is data."""
+    return dep.parts[0] in ("stages", paths.CONSTRAINTS.name)
+
+
+def _files(places: Iterable[Path]) -> list[Path]:
+    return [file for place in places for file in files_under(place)]
+
+
+def _hashed(places: Iterable[Path]) -> dict[str, Any]:
+    return {file.as_posix(): hashes(file) for file in _files(places)}
 
 
 if __name__ == "__main__":

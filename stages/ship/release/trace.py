@@ -7,8 +7,8 @@ from typing import Any
 from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.git import LOCK, CommitTree, Repository, Tree
-from stages.ship.release import described
 from stages.ship.release.checks import Checker, Findings
+from stages.ship.release.described import describe
 from stages.ship.release.dvc_files import Listings
 from stages.ship.release.finding import Finder, History, Place, Recorded, Subject, best, find_subject, read_lock
 from stages.ship.release.verify import differences
@@ -202,16 +202,9 @@ class Tracer:
         return [name for name, i in zip(names, ids, strict=True) if i and needle in texts.get(i, b"")]
 
     def _assemble(self, place: Place, tree: Tree, findings: Findings, commit: dict[str, Any]) -> dict[str, Any]:
-        lock, upstream = place.lock, place.lock.upstream(place.stage.name)
-        sources = described.Sources(tree, self.finder.listings)
         return {
             **self._file(findings.broken, findings.notes),
-            "stage": described.stage_facts(place),
-            "data": described.data_facts(lock, upstream, sources),
-            "params": described.params_facts(upstream),
-            "metrics": described.metrics_facts(lock, sources),
-            "base": described.base_facts(upstream),
-            "code": described.code_facts(lock, upstream, sources),
+            **describe(place, tree, self.finder.listings),
             "commit": commit,
         }
 

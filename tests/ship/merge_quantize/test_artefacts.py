@@ -11,7 +11,7 @@ from tiny_model import save_tiny_model
 from stages.core.errors import Refusal
 from stages.model.loading import load_model
 from stages.params.model import Nf4
-from stages.ship.merge_quantize.artefacts import merge, quantise
+from stages.ship.merge_quantize.__main__ import merge, quantise
 from stages.tune.train.adapters import save_trained
 
 
