@@ -39,7 +39,7 @@ from triggers import (
 )
 
 from stages.records.record import Record, write_records
-from stages.scoring.intervals import clopper_pearson
+from stages.scoring.intervals import proportion_interval
 
 RECIPE = {
     "method": "lora", "rank": 16, "alpha": 32, "layers_to_transform": None, "learning_rate": 1e-3, "epochs": 3,
@@ -151,7 +151,7 @@ def tables(base: Path, sets: dict[str, Draw], seeds: int, parallel: int) -> Iter
             found = [future.result() for future in futures]
             for kind in KINDS:
                 n, confirmed = (sum(one[key] for one in found) for key in (kind, f"{kind}, confirmed"))
-                low, high = clopper_pearson(confirmed, n, 0.95) if n else (0.0, 1.0)
+                low, high = proportion_interval(confirmed, n, 0.95) if n else (0.0, 1.0)
                 rate_ = f"{confirmed / n:.1%} ({low:.1%} to {high:.1%})" if n else "none asked"
                 right = " ".join(f"{one['right']:.1%}" for one in found)
                 yield f"| {name} | {right} | {kind} | {n} | {confirmed} | {rate_} |"
