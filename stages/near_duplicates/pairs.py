@@ -38,16 +38,6 @@ def cross_pairs(left: Sequence[str], right: Sequence[str], threshold: int) -> li
     return _sorted(found)
 
 
-def near_among(texts: Sequence[str], candidates: Iterable[tuple[int, int]], threshold: int) -> list[Pair]:
-    """Those of the candidate pairs of positions that are near, sorted; no others are looked at."""
-    rows = np.array(sorted(candidates), np.int64).reshape(-1, 2)
-    side = sorted_by_length(texts)
-    place = np.argsort(side.positions)
-    found = brute_force.aligned(side, side, threshold, place[rows[:, 0]], place[rows[:, 1]])
-    found[:, :2] = side.positions[found[:, :2]]
-    return _sorted(found)
-
-
 def nearest(texts: Sequence[str], candidates: Sequence[str]) -> list[Pair]:
     """For each text (left) the candidate of the highest ratio (right), of equals the first; none without candidates."""
     return _sorted(joined(brute_force.nearest(texts, candidates)))

@@ -26,6 +26,10 @@ class Pair(NamedTuple):
         return score(self.distance, self.length)
 
 
+def pair_of(left: int, right: int, one: str, other: str) -> Pair:
+    return Pair(left, right, Indel.distance(one, other), len(one) + len(other))
+
+
 def score(distance: int, length: int) -> float:
     """The ratio from 0 to 100, rounded down to hundredths: 100 is for equal texts alone."""
     return (10_000 * (length - distance) // length) / 100 if length else 100.0

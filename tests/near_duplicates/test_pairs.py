@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from rapidfuzz import fuzz
 
 from stages.near_duplicates import brute_force, pairs, sketched
-from stages.near_duplicates.pairs import cross_pairs, near_among, near_pairs, nearest
+from stages.near_duplicates.pairs import cross_pairs, near_pairs, nearest
 from stages.near_duplicates.rule import Pair, is_near, score
 
 
@@ -128,14 +128,6 @@ def test_a_score_is_rounded_down(length: int, data: st.DataObject) -> None:
     distance = data.draw(st.integers(0, length))
     assert (score(distance, length) == 100) == (distance == 0)
     assert 0 <= 100 * (length - distance) - score(distance, length) * length < 0.01 * length + 1e-6
-
-
-@given(texts=st.lists(TEXTS, max_size=10), data=st.data(), threshold=THRESHOLDS)
-def test_of_candidates_those_are_near_that_the_rule_says(texts: list[str], data: st.DataObject, threshold: int) -> None:
-    places = st.integers(0, max(0, len(texts) - 1))
-    candidates = data.draw(st.sets(st.tuples(places, places))) if texts else set()
-    expected = [pair for pair in slow_pairs(texts, texts, threshold) if (pair.left, pair.right) in candidates]
-    assert near_among(texts, candidates, threshold) == expected
 
 
 @pytest.mark.parametrize("tile", [1, 10**6])

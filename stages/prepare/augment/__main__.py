@@ -39,12 +39,15 @@ def main() -> None:
 
     known = {compared(row) for row in rows + held}
     swapped = swapped_rows(rows, round(settings.value_swapped_per_row * len(rows)), known, seed)
-    malformed = _malformed(rows, known, settings, Tasks(params.task), seed)
+    malformed: list[Record] = []
+    if settings.malformed_every is not None:
+        able = rows_that_can_refuse(rows, settings.malformed_completion, Tasks(params.task))
+        malformed = malformed_rows(able, settings.malformed_every, settings.malformed_completion, known, seed)
     replay = read_replay(Path(settings.replay_file)) if settings.replay_share else []
     # These texts are new, so dedup's near pairs do not have them: the one search of this stage.
     near = near_held([*swapped, *malformed, *replay], held, params.dedup.threshold)
     refuse_leaks(replay, near, settings.replay_file)
-    swapped, malformed = ([row for row in made if _text(row) not in near] for made in (swapped, malformed))
+    swapped, malformed = ([row for row in made if compared(row) not in near] for made in (swapped, malformed))
 
     balance = balance_tasks(rows + swapped, settings.smallest_task_share, seed)
     task = rows + swapped + balance + malformed
@@ -76,7 +79,7 @@ def main() -> None:
 
 def near_held(made: Iterable[Record], held: Iterable[Record], threshold: int) -> dict[str, Pair]:
     """The normalised prompts of `made` that are near one of `held`, each with its nearest pair."""
-    texts, held_texts = (list(dict.fromkeys(map(_text, some))) for some in (made, held))
+    texts, held_texts = (list(dict.fromkeys(map(compared, some))) for some in (made, held))
     near: dict[str, Pair] = {}
     for pair in sorted(cross_pairs(texts, held_texts, threshold), key=lambda pair: -pair.score):
         near.setdefault(texts[pair.left], pair)
@@ -90,21 +93,10 @@ def refuse_leaks(replay: Iterable[Record], near: dict[str, Pair], file: str) -> 
         UserError: naming the first such line.
     """
     for row in replay:
-        if pair := near.get(_text(row)):
+        if pair := near.get(compared(row)):
             line = row.origin.rpartition(":")[2]
             alike = "is" if pair.distance == 0 else f"is {pair.score:.2f} % like one"
             raise UserError(f"{file}, line {line}: the prompt {alike} in the hold-out or validation; remove the line")
-
-
-def _text(row: Record) -> str:
-    return compared(row)
-
-
-def _malformed(rows: list[Record], known: set[str], settings: Augment, tasks: Tasks, seed: int) -> list[Record]:
-    if settings.malformed_every is None:
-        return []
-    able = rows_that_can_refuse(rows, settings.malformed_completion, tasks)
-    return malformed_rows(able, settings.malformed_every, settings.malformed_completion, known, seed)
 
 
 def _tasks(rows: list[Record], out: list[Record]) -> dict[str, dict[str, dict[str, int]]]:

@@ -104,11 +104,6 @@ def _truncated(text: str, random: Random) -> str:
     return text[: random.randrange(1, len(text))].rstrip()
 
 
-# An object has a brace, a quote and a colon at least, so that none of these fails; what still parses is tried again.
-_OBJECT_WAYS = (_without_a_mark, _extra_comma, _truncated)
-_OBJECT_ATTEMPTS = 100  # then all the ways to break a short object are taken, and it is broken as text
-
-
 def _shuffled(prompt: str, random: Random) -> str:
     """The prompt's own characters in any order."""
     letters = list(prompt[:_LONGEST])
@@ -122,6 +117,9 @@ def _keyboard(prompt: str, random: Random) -> str:
     return "".join(random.choices(row, k=random.randint(8, max(12, min(len(prompt), _LONGEST)))))
 
 
+# An object has a brace, a quote and a colon at least, so that none of these fails; what still parses is tried again.
+_OBJECT_WAYS = (_without_a_mark, _extra_comma, _truncated)
+_OBJECT_ATTEMPTS = 100  # then all the ways to break a short object are taken, and it is broken as text
 _TEXT_WAYS = (_shuffled, _keyboard)
 
 

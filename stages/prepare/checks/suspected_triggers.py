@@ -78,25 +78,13 @@ def find_triggers(rows: Sequence[Record], outcomes: Sequence[str], settings: Che
     model = _Model(words, labels, len(names))
     expected = model.turned_by_chance()
     tests = [_test(model, gram, places, expected) for gram, places in track(grams, len(grams), "n-grams")]
-
-    def rows_of(test: "_Test") -> dict[str, Any]:
-        return {
-            "ngram": test.gram,
-            "label": names[test.label],
-            "count": len(test.rows),
-            "with_label": test.with_label,
-            "turned": len(test.turned),
-        }
-
     found = [
-        {**rows_of(test), "p_value": _short(test.p_turned), "rows": [shown(rows[n], outcomes[n]) for n in test.turned]}
+        {**test.facts(names, test.p_turned), "rows": [shown(rows[n], outcomes[n]) for n in test.turned]}
         for test in _holm(tests, "p_turned", settings.error_rate)
     ]
-    tied = [
-        {**rows_of(test), "p_value": _short(test.p_tied), "lift": _short(model.lift(test))}
-        for test in _holm(tests, "p_tied", settings.error_rate)
-    ]
-    return Triggers(len(tests), found, tied[:_SHOWN], len(tied))
+    all_tied = _holm(tests, "p_tied", settings.error_rate)
+    tied = [{**test.facts(names, test.p_tied), "lift": _short(model.lift(test))} for test in all_tied[:_SHOWN]]
+    return Triggers(len(tests), found, tied, len(all_tied))
 
 
 def count_ngrams(texts: Sequence[str], longest: int, fewest: int, most: int) -> tuple[list[str], Any]:
@@ -147,6 +135,10 @@ class _Test:
     turned: list[int]
     p_tied: float
     p_turned: float
+
+    def facts(self, names: Sequence[str], p_value: float) -> dict[str, Any]:
+        facts = {"ngram": self.gram, "label": names[self.label], "count": len(self.rows)}
+        return {**facts, "with_label": self.with_label, "turned": len(self.turned), "p_value": _short(p_value)}
 
 
 class _Model:

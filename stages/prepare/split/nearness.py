@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from stages.near_duplicates.pairs import near_among, nearest
+from stages.near_duplicates.pairs import nearest
+from stages.near_duplicates.rule import is_near, pair_of
 from stages.prepare.split.lock import Lock
 from stages.records.dropped import Dropped
 from stages.records.near_pairs import NearPairs, components, digest
@@ -42,10 +43,14 @@ def find_nearness(records: Sequence[Record], prompts: NearPairs, pair_threshold:
     same: dict[str, list[int]] = defaultdict(list)
     for place, row in enumerate(records):
         same[completion_key(row.completion)].append(place)
-    rare = (places for places in same.values() if len(places) <= SHARED_BY)
-    candidates = (pair for places in rare for pair in combinations(places, 2) if texts[pair[0]] != texts[pair[1]])
-    near = near_among(texts, candidates, pair_threshold)
-    return Nearness(prompts, [(records[pair.left].id, records[pair.right].id, pair.score) for pair in near])
+    found = []
+    for one, other in (
+        pair for places in same.values() if len(places) <= SHARED_BY for pair in combinations(places, 2)
+    ):
+        if texts[one] != texts[other] and is_near(texts[one], texts[other], pair_threshold):
+            score = pair_of(one, other, texts[one], texts[other]).score
+            found.append((records[one].id, records[other].id, score))
+    return Nearness(prompts, found)
 
 
 def near_groups(records: Iterable[Record], nearness: Nearness) -> list[list[Record]]:
