@@ -10,9 +10,10 @@ from rapidfuzz.fuzz import ratio
 
 from stages.records.contract import Tasks
 from stages.report.formats import excerpt, plural, value_text
-from stages.report.inputs import Row
 from stages.scoring.rows import RowScore, same_value
 from stages.text.strict_json import BrokenContract, parse_json
+
+Row = dict[str, Any]
 
 _TOKEN = re.compile(r"\w+|\s+|[^\w\s]")
 _LIKE = 0.5  # texts less alike than this have nothing in common worth marking

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from stages.report.formats import between, number, percent
-from stages.report.inputs import Points
 from stages.report.tables import Metric, look_up
+
+Points = list[tuple[float, float]]
 
 WIDTH = 400
 _LABEL_HEIGHT = 15

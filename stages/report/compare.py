@@ -14,8 +14,7 @@ from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.git import CommitTree, Repository, Tree, WorkingTree
 from stages.core.yaml_reader import load_yaml
-from stages.report.formats import number, p_value, percent, percents, points
-from stages.report.page import render
+from stages.report.formats import number, p_value, percent, percents, points, render
 from stages.report.verdict import gate_table
 from stages.scoring.catalogue import Catalogue, Key, Number, centre
 

@@ -1,13 +1,12 @@
 """Where the rows went, what was done to them, and what in them and in the run should make a reader wary."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from stages.report.changed_examples import differences, whole_text
-from stages.report.formats import excerpt, number, p_value, percent, plural, whole, words
-from stages.report.inputs import Row
+from stages.report.changed_examples import Row, differences, whole_text
+from stages.report.formats import excerpt, listed, number, p_value, percent, plural, whole, words
 from stages.report.tables import frame
 
 WIDTH = 1000  # of a bar that holds the most rows there ever are, in units of the SVG's viewBox
@@ -77,57 +76,12 @@ def source_table(clean: Mapping[str, Any]) -> pd.DataFrame:
     return frame(rows, ["Rows", "Kept", "Rejected", "Changed"], "Source")
 
 
-def duplicate_facts(dedup: Mapping[str, Any]) -> Iterator[str]:
-    """Sentences from metrics/dedup.json."""
-    pairs, clusters = dedup["pairs"], dedup["clusters"]
-    same, near = plural(pairs["exact"], "pair"), whole(pairs["near"])
-    yield f"{same} of the same row, {near} of prompts that are near or the same"
-    number_of, largest = plural(clusters["count"], "cluster"), plural(clusters["largest"], "row")
-    yield f"{number_of} of near-duplicates; the largest has {largest}"
-    if clusters["giant"]:
-        giant = plural(clusters["giant"], "cluster is suspiciously large", "clusters are suspiciously large")
-        yield f"{giant}: {plural(clusters['giant_rows'], 'row')}"
-
-
-def holdout_facts(split: Mapping[str, Any]) -> Iterator[str]:
-    """Sentences from metrics/split.json: what the hold-out is, and how far it is from what was trained on."""
-    locked, overlap = split["locked"], split["overlap"]
-    yield f"{plural(locked['rows'], 'row')} locked; {whole(locked['missing'])} of them missing from the data"
-    yield (
-        f"shared with training and validation: {plural(overlap['shared_ids'], 'id')}, "
-        f"{plural(overlap['shared_prompts'], 'prompt')}"
-    )
-    for part, found in split.get("shared_13_grams", {}).items():
-        yield (
-            f"13 words in a row that a trained row has too: in {whole(found['rows'])} of "
-            f"{plural(found['of'], part)} long enough"
-        )
-    for part, counts in split.get("kept_back_by_groups", {}).items():
-        if short := sum(counts.values()):
-            name = {"holdout": "the hold-out"}.get(part, part)
-            yield f"{plural(short, 'row')} fewer than wanted in {name}, because near-duplicates stay together"
-
-
 def label_table(split: Mapping[str, Any]) -> pd.DataFrame:
     rows = [
         (excerpt(label, 80), [whole(counts.get(part, 0)) for part in _PARTS])
         for label, counts in split["labels"].items()
     ]
     return frame(rows, ["Training", "Validation", "Hold-out"], "Label")
-
-
-def check_facts(found: Mapping[str, Any]) -> list[str]:
-    """Sentences from metrics/checks.json."""
-    sources, triggers, conflicts = found["sources"], found["triggers"], found["conflicts"]
-    return [
-        f"{plural(triggers['tested'], 'word or run of words', 'words and runs of words')} tested: "
-        f"{whole(triggers['found'])} suspected as triggers, in {plural(triggers['rows'], 'row')}; "
-        f"{whole(triggers['tied'])} go with one label, as words of the task do",
-        f"{plural(conflicts['clusters'], 'cluster')} of near-duplicates with different labels, "
-        f"{plural(conflicts['rows'], 'row')} ({percent(conflicts['share'])} of all)",
-        f"{plural(sources['count'], 'source')}; the largest has {percent(sources['largest_share'])} of the rows. "
-        f"Furthest from the others: {number(sources['largest_distance'])} (0 alike, 1 nothing in common)",
-    ]
 
 
 def tie_table(rows: Sequence[Row]) -> pd.DataFrame:
@@ -194,11 +148,6 @@ def flags(metrics: Mapping[str, Any], generations: Mapping[str, Sequence[Row]]) 
         (any(unstopped.values()), f"Cut off by the token limit: answers of {listed(unstopped) or 'no model'}"),
     ]
     return sorted(found, key=lambda flag: not flag[0])
-
-
-def listed(counts: Mapping[str, int]) -> str:
-    """What there is any of, as "near 19, exact 9"."""
-    return ", ".join(f"{words(name)} {whole(rows)}" for name, rows in counts.items() if rows)
 
 
 def _kept(rows: int) -> tuple[str, str, int]:

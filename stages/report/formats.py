@@ -1,10 +1,13 @@
-"""How numbers and untrusted text are put on a page."""
+"""How numbers and untrusted text are put on a page, and the templates that do it."""
 
 import json
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 _EXCERPT = 700
 _SPAN = 80  # characters of a text in a cell of Markdown
@@ -73,6 +76,11 @@ def words(identifier: str) -> str:
     return identifier.replace("_", " ")
 
 
+def listed(counts: Mapping[str, int]) -> str:
+    """What there is any of, as "near 19, exact 9"."""
+    return ", ".join(f"{words(name)} {whole(rows)}" for name, rows in counts.items() if rows)
+
+
 def excerpt(text: str, limit: int = _EXCERPT) -> str:
     """The text with what cannot be seen made visible, cut where it is long."""
     shown = visible(text[:limit])
@@ -104,6 +112,26 @@ def markdown_text(text: str) -> str:
     """The text as one line of Markdown in which nothing is read as markup, also where it is escaped once more."""
     plain = " ".join(visible(text).split()).replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"([\\`*_{}\[\]>#|~])", r"\\\1", plain)
+
+
+def render(template: str, values: dict[str, Any]) -> str:
+    """Fill a template of this folder; in HTML every value is escaped, and a missing one is an error."""
+    return environment().get_template(template).render(values)
+
+
+def environment() -> Environment:
+    made = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=lambda name: name is not None and ".html" in name,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    filters = (excerpt, listed, markdown_code, markdown_text, number, percent, percents, plural, size, whole, words)
+    made.filters.update({one.__name__: one for one in filters})
+    made.globals.update(between=between, points=points)
+    return made
 
 
 def _rounded(value: float, digits: int) -> str:

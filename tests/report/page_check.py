@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
+from typing import Any
+
+from stages.report.formats import environment
 
 _VOID = {"meta", "link", "br", "line", "circle", "polyline", "img", "hr", "input"}
 
@@ -60,3 +63,10 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self._open[-1].parts.append(data)
+
+
+def sentences(macro: str, *values: Any) -> list[str]:
+    """What a macro of the page's facts says: its items or paragraphs, or all of its text."""
+    facts = environment().get_template("sections/facts.html.j2").module
+    root = Page(str(getattr(facts, macro)(*values))).root
+    return [one.text() for one in root.all("li", "p")] or [root.text().strip()]

@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from stages.report.beyond import distance, forgetting, replay_advice, robustness, safety, slices
+from page_check import sentences
+
+from stages.report.beyond import forgetting, refusals, robustness, safety, slices
 
 
 def share(count: int, of: int) -> dict[str, Any]:
@@ -42,32 +44,26 @@ def test_forgetting_is_a_rise_that_the_rows_show() -> None:
 
 def test_what_replay_rows_would_do_is_said_where_the_model_forgot() -> None:
     augment = {"added": {"replay": 12}, "rows": {"out": 240}}
-    said = replay_advice(forgetting({"general": GENERAL}, 0.95), augment)
+    (said,) = sentences("replay_advice", augment)
     assert "12 such rows, 5.0 % of its training rows" in said
-    same = {"ratio": 1.01, "low": 0.9, "high": 1.1}
-    kept = {**GENERAL, "against_baseline": {**GENERAL["against_baseline"], "perplexity": same}}
-    assert replay_advice(forgetting({"general": kept}, 0.95), augment) == ""
-    assert replay_advice(None, augment) == ""
 
 
 def test_bands_of_distance_keep_their_order() -> None:
-    (bands,) = distance({"distance": {"80 and more": share(9, 10), "60 to 80": share(10, 10), "below 60": share(1, 2)}})
-    assert list(bands["groups"]["name"]) == ["80 and more", "60 to 80", "below 60"]
-    assert distance({}) == []
+    bands = {"80 and more": share(9, 10), "60 to 80": share(10, 10), "below 60": share(1, 2)}
+    assert list(slices({"distance": bands})["distance"]["name"]) == ["80 and more", "60 to 80", "below 60"]
 
 
 def test_a_leak_is_bad_however_rare() -> None:
     found = {"personal_data": share(1, 200), "verbatim": share(0, 200)}
-    checks, notes = safety({"safety": found}, 0.95)
+    checks = safety({"safety": found})
     assert [(cell.notes[0].tone, cell.notes[0].text) for cell in checks["Found"]] == [
         ("bad", "1 of 200"),
         ("good", "0 of 200"),
     ]
-    assert notes == []
 
 
 def test_refusals_and_canaries_in_words() -> None:
-    found = {
+    found: dict[str, Any] = {
         "refusals": {
             "base": share(9, 10),
             "adapter": share(2, 10),
@@ -75,16 +71,17 @@ def test_refusals_and_canaries_in_words() -> None:
         },
         "canaries": {"count": 4, "candidates": 10_000, "exposure": {"mean": 1.2, "max": 3.4, "limit": 13.29}},
     }
-    _, (refusals, canaries) = safety({"safety": found}, 0.95)
-    assert refusals == (
+    change = refusals({"safety": found}, 0.95)
+    (said,), (canaries,) = sentences("refusals", found["refusals"], change), sentences("canaries", found["canaries"])
+    assert said == (
         "Of 10 requests to refuse, the base model refuses 90.0 % and the adapter 20.0 %: worse "
-        "(0 won, 7 lost, p = 0.016, −90.0 to −30.0 points)"
+        "(0 won, 7 lost, p = 0.016, −90.0 to −30.0 points)."
     )
     assert "4 canaries among 10,000 candidates" in canaries
 
 
 def test_slices_begin_with_the_worst_group() -> None:
-    found = {
+    found: dict[str, Any] = {
         "region": {
             "groups": {"north": share(9, 10), "<i>south": share(5, 10), "west": share(8, 10)},
             "worst": {"group": "<i>south", "value": 0.5},
@@ -93,14 +90,13 @@ def test_slices_begin_with_the_worst_group() -> None:
             "left_out": 3,
         }
     }
-    (region,) = slices({"slices": found})
-    assert list(region["groups"]["name"]) == ["<i>south", "west", "north"]
-    assert region["sentence"] == (
+    assert list(slices({"slices": found})["region"]["name"]) == ["<i>south", "west", "north"]
+    assert sentences("gap", found["region"]) == [
         "<i>south is 40.0 points behind north (+2.0 to +70.0 points): the rows show it; "
         "3 rows in groups too small to measure."
-    )
+    ]
     found["region"]["gap"] = {"value": 0.4, "low": -0.02, "high": 0.7}
-    assert "chance may explain" in slices({"slices": found})[0]["sentence"]
+    assert "chance may explain" in sentences("gap", found["region"])[0]
 
 
 def test_robustness_by_kind() -> None:
@@ -110,8 +106,7 @@ def test_robustness_by_kind() -> None:
 
 def test_what_was_not_measured_is_left_out() -> None:
     assert forgetting({}, 0.95) is None
-    table, notes = safety({}, 0.95)
-    assert table.empty
-    assert notes == []
+    assert safety({}).empty
+    assert refusals({}, 0.95) is None
     assert robustness({}).empty
     assert not slices({})

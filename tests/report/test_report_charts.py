@@ -8,7 +8,7 @@ from page_check import Page
 
 from stages.report import formats
 from stages.report.charts import WIDTH, LossChart, interval_chart, loss_chart
-from stages.report.page import environment
+from stages.report.formats import environment
 from stages.report.tables import main_metric
 
 finite = st.floats(-50, 1e6, allow_nan=False)

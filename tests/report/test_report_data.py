@@ -2,17 +2,10 @@
 
 from typing import Any
 
-from stages.report.data import (
-    check_facts,
-    distance_table,
-    duplicate_facts,
-    flags,
-    holdout_facts,
-    label_table,
-    listed,
-    reasons,
-    source_table,
-)
+from page_check import sentences
+
+from stages.report.data import distance_table, flags, label_table, reasons, source_table
+from stages.report.formats import listed
 
 DUPLICATES: dict[str, Any] = {
     "pairs": {"exact": 1, "near": 31},
@@ -21,7 +14,7 @@ DUPLICATES: dict[str, Any] = {
 
 
 def test_what_was_found_is_said() -> None:
-    assert list(duplicate_facts(DUPLICATES)) == [
+    assert sentences("duplicates", DUPLICATES) == [
         "1 pair of the same row, 31 of prompts that are near or the same",
         "24 clusters of near-duplicates; the largest has 4 rows",
     ]
@@ -29,7 +22,7 @@ def test_what_was_found_is_said() -> None:
 
 def test_a_giant_cluster_is_named() -> None:
     clusters = {"count": 2, "largest": 900, "giant": 1, "giant_rows": 900}
-    facts = list(duplicate_facts({**DUPLICATES, "clusters": clusters}))
+    facts = sentences("duplicates", {**DUPLICATES, "clusters": clusters})
     assert facts[2] == "1 cluster is suspiciously large: 900 rows"
 
 
@@ -91,7 +84,7 @@ FOUND: dict[str, Any] = {
 
 
 def test_signs_in_words() -> None:
-    tested, conflicting, spread = check_facts(FOUND)
+    tested, conflicting, spread = sentences("checks", FOUND)
     assert tested.startswith("431 words and runs of words tested: 1 suspected as triggers, in 12 rows; 37 go with one")
     assert conflicting == "1 cluster of near-duplicates with different labels, 2 rows (1.0 % of all)"
     assert "Furthest from the others: 0.5 " in spread
@@ -125,7 +118,7 @@ def test_the_holdout_by_hand() -> None:
         "shared_13_grams": {"prompt": {"rows": 3, "of": 40, "runs": 5}, "completion": {"rows": 0, "of": 1, "runs": 0}},
         "kept_back_by_groups": {"holdout": {"a": 2, "b": 1}, "validation": {"a": 0}},
     }
-    assert list(holdout_facts(split)) == [
+    assert sentences("holdout", split) == [
         "48 rows locked; 1 of them missing from the data",
         "shared with training and validation: 0 ids, 2 prompts",
         "13 words in a row that a trained row has too: in 3 of 40 prompts long enough",

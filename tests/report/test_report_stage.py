@@ -20,8 +20,7 @@ from stages.core.files import read_json, write_json
 from stages.core.yaml_reader import load_yaml
 from stages.measure.gates.judging import check_gates
 from stages.records.record import read_rows, write_rows
-from stages.report.__main__ import main
-from stages.report.inputs import read_inputs
+from stages.report.__main__ import main, read_inputs
 
 ALWAYS_READ = [
     "data/generations/previous.jsonl",
