@@ -1,8 +1,9 @@
-"""The geometry of the charts; the template draws it. All lengths are in units of the SVG's viewBox."""
+"""The geometry of the charts, as the template draws it: lengths in units of the SVG's viewBox, ticks as (at, text)."""
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 from stages.report.formats import between, number, percent
@@ -10,72 +11,14 @@ from stages.report.tables import Metric, look_up
 
 Points = list[tuple[float, float]]
 
-WIDTH = 400
+WIDTH, LEFT, RIGHT, TOP, BOTTOM = 400, 52, 324, 14, 208  # of the chart of losses
 _LABEL_HEIGHT = 15
 _SMALLEST_AXIS = 0.01  # a loss axis reaches at least this far
 _LOG_FROM = 20  # a curve that falls by more than this factor is drawn on a logarithmic axis
 _ROUNDING = 1e-12  # below it a loss is no more than that, and the ticks of a logarithmic axis would end at zero
 
 
-@dataclass(frozen=True)
-class Tick:
-    at: float
-    text: str
-
-
-@dataclass(frozen=True)
-class Line:
-    """A curve: `path` for a polyline, `dots` as (x, y) where its values are few, and where its name stands."""
-
-    name: str
-    path: str
-    dots: list[tuple[float, float]]
-    label_y: float
-
-
-@dataclass(frozen=True)
-class LossChart:
-    title: str
-    description: str
-    y_label: str
-    x_ticks: list[Tick]
-    y_ticks: list[Tick]
-    lines: list[Line]
-    best_x: float | None
-    width: int = WIDTH
-    height: int = 250
-    left: int = 52
-    right: int = 324
-    top: int = 14
-    bottom: int = 208
-
-
-@dataclass(frozen=True)
-class Bar:
-    """One model's proportion: the interval from `low` to `high` and the value at `value`, as x."""
-
-    name: str
-    y: int
-    low: float
-    value: float
-    high: float
-    text: str
-
-
-@dataclass(frozen=True)
-class IntervalChart:
-    title: str
-    description: str
-    ticks: list[Tick]
-    bars: list[Bar]
-    threshold: Tick | None
-    height: int
-    width: int = WIDTH
-    left: int = 66
-    right: int = 330
-
-
-def loss_chart(curves: Mapping[str, Points], best_step: float | None) -> LossChart | None:
+def loss_chart(curves: Mapping[str, Points], best_step: float | None) -> SimpleNamespace | None:
     """Training and validation loss over the steps; None when nothing was recorded."""
     drawn = {name: points for name, points in curves.items() if points}
     if not drawn:
@@ -85,56 +28,64 @@ def loss_chart(curves: Mapping[str, Points], best_step: float | None) -> LossCha
     logarithmic = min(losses) > _ROUNDING and max(losses) / min(losses) > _LOG_FROM
     x_ticks = _linear_ticks(0, max(steps))
     y_ticks = _log_ticks(min(losses), max(losses)) if logarithmic else _linear_ticks(0, max(*losses, _SMALLEST_AXIS))
-    box = LossChart
-    x = _scale(0, max(max(steps), x_ticks[-1]), box.left, box.right)
+    x = _scale(0, max(max(steps), x_ticks[-1]), LEFT, RIGHT)
     low, high = min(y_ticks[0], min(losses)), max(y_ticks[-1], max(losses))
-    y = _scale(low, high, box.bottom, box.top, math.log if logarithmic else float)
-    return LossChart(
+    y = _scale(low, high, BOTTOM, TOP, math.log if logarithmic else float)
+    return SimpleNamespace(
         title="Loss over the training steps",
         description=" ".join(_told(name, points) for name, points in drawn.items()),
         y_label="loss (nats per token" + (", logarithmic)" if logarithmic else ")"),
-        x_ticks=[Tick(x(tick), number(tick)) for tick in x_ticks],
-        y_ticks=[Tick(y(tick), number(tick)) for tick in y_ticks],
+        x_ticks=[(x(tick), number(tick)) for tick in x_ticks],
+        y_ticks=[(y(tick), number(tick)) for tick in y_ticks],
         lines=_apart([_line(name, points, x, y) for name, points in drawn.items()]),
         best_x=None if best_step is None else x(best_step),
+        width=WIDTH,
+        height=250,
+        left=LEFT,
+        right=RIGHT,
+        top=TOP,
+        bottom=BOTTOM,
     )
 
 
 def interval_chart(
     scores: Mapping[str, Any], metric: Metric, threshold: float | None, confidence: float
-) -> IntervalChart:
+) -> SimpleNamespace:
     """One metric of every model with its interval, and the gate's minimum where one is set."""
-    chart, form = IntervalChart, percent if metric.share else number
+    form, left, right = percent if metric.share else number, 66, 330
     found = {name: one for name, score in scores.items() if (one := look_up(score, metric.path))}
     most = 1 if all(one["high"] <= 1 for one in found.values()) else 100
-    x = _scale(0, most, chart.left, chart.right)
+    x = _scale(0, most, left, right)
     bars = []
     for index, (name, one) in enumerate(found.items()):
         ends = {end: x(one[end]) for end in ("low", "value", "high")}
-        bars.append(Bar(name, 40 + 30 * index, text=form(one["value"]), **ends))
+        bars.append(SimpleNamespace(name=name, y=40 + 30 * index, text=form(one["value"]), **ends))
     told = [f"{name}: {form(one['value'])}, {between(form, one['low'], one['high'])}." for name, one in found.items()]
-    return IntervalChart(
+    return SimpleNamespace(
         title=f"{metric.name} on the hold-out, with {confidence * 100:.4g} % intervals",
         description=" ".join(told),
-        ticks=[Tick(x(most * share), form(most * share).replace(".0 %", " %")) for share in (0, 0.25, 0.5, 0.75, 1)],
+        ticks=[(x(most * share), form(most * share).replace(".0 %", " %")) for share in (0, 0.25, 0.5, 0.75, 1)],
         bars=bars,
-        threshold=None if threshold is None else Tick(x(threshold), f"gate {form(threshold).replace('.0 %', ' %')}"),
+        threshold=None if threshold is None else (x(threshold), f"gate {form(threshold).replace('.0 %', ' %')}"),
         height=40 + 30 * len(bars) + 26,
+        width=WIDTH,
+        left=left,
+        right=right,
     )
 
 
-def _line(name: str, points: Points, x: Callable[[float], float], y: Callable[[float], float]) -> Line:
+def _line(name: str, points: Points, x: Callable[[float], float], y: Callable[[float], float]) -> SimpleNamespace:
     dots = [(x(step), y(loss)) for step, loss in points]
     path = " ".join(f"{at_x},{at_y}" for at_x, at_y in dots)
-    return Line(name, path, dots if name == "validation" else [], dots[-1][1] + 4)
+    few = dots if name == "validation" else []
+    return SimpleNamespace(name=name, path=path, dots=few, label_y=dots[-1][1] + 4)
 
 
-def _apart(lines: list[Line]) -> list[Line]:
+def _apart(lines: list[SimpleNamespace]) -> list[SimpleNamespace]:
     """The lines with their names moved apart where they would cover each other."""
     below = sorted(lines, key=lambda line: line.label_y)
-    for index in range(1, len(below)):
-        lowest = max(below[index].label_y, round(below[index - 1].label_y + _LABEL_HEIGHT, 1))
-        below[index] = replace(below[index], label_y=lowest)
+    for above, line in pairwise(below):
+        line.label_y = max(line.label_y, round(above.label_y + _LABEL_HEIGHT, 1))
     return below
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from page_check import Page
 
 from stages.report import formats
-from stages.report.charts import WIDTH, LossChart, interval_chart, loss_chart
+from stages.report.charts import BOTTOM, LEFT, RIGHT, TOP, WIDTH, interval_chart, loss_chart
 from stages.report.formats import environment
 from stages.report.tables import main_metric
 
@@ -38,23 +38,23 @@ def test_every_point_of_a_curve_lies_inside_the_chart(train: Any, validation: An
     for line in chart.lines:
         for point in line.path.split():
             x, y = map(float, point.split(","))
-            assert LossChart.left <= x <= LossChart.right
-            assert LossChart.top <= y <= LossChart.bottom
-    assert all(LossChart.left <= tick.at <= LossChart.right for tick in chart.x_ticks)
-    assert len({tick.text for tick in chart.y_ticks}) == len(chart.y_ticks) >= 2
+            assert LEFT <= x <= RIGHT
+            assert TOP <= y <= BOTTOM
+    assert all(LEFT <= at <= RIGHT for at, _ in chart.x_ticks)
+    assert len({text for _, text in chart.y_ticks}) == len(chart.y_ticks) >= 2
     assert chart.right < WIDTH
 
 
 def test_a_curve_that_falls_far_gets_a_logarithmic_axis() -> None:
     chart = loss_chart({"train": [(0.0, 3.0), (10.0, 0.02)], "validation": []}, best_step=10.0)
     assert chart is not None
-    assert [tick.text for tick in chart.y_ticks] == ["0.01", "0.1", "1", "10"]
+    assert [text for _, text in chart.y_ticks] == ["0.01", "0.1", "1", "10"]
     assert "logarithmic" in chart.y_label
-    assert chart.best_x == LossChart.right
+    assert chart.best_x == RIGHT
     assert chart.description == "Train: from 3 at step 0 to 0.02 at step 10."
     linear = loss_chart({"train": [(0.0, 3.0), (10.0, 1.5)], "validation": []}, None)
     assert linear is not None
-    assert [tick.text for tick in linear.y_ticks] == ["0", "1", "2", "3"]
+    assert [text for _, text in linear.y_ticks] == ["0", "1", "2", "3"]
 
 
 def test_names_of_curves_do_not_cover_each_other() -> None:
@@ -67,6 +67,6 @@ def test_names_of_curves_do_not_cover_each_other() -> None:
 def test_a_score_out_of_a_hundred_gets_an_axis_to_a_hundred() -> None:
     rouge = {"text": {"rougeL": {"value": 41.5, "low": 38.0, "high": 45.0}}}
     chart = interval_chart({"adapter": rouge}, main_metric(rouge), None, 0.95)
-    assert [tick.text for tick in chart.ticks] == ["0", "25", "50", "75", "100"]
+    assert [text for _, text in chart.ticks] == ["0", "25", "50", "75", "100"]
     assert chart.left < chart.bars[0].low < chart.bars[0].value < chart.bars[0].high < chart.right
     assert chart.bars[0].text == "41.5"
