@@ -40,6 +40,9 @@ _CLEANED = {
 }
 COUNTED: Mapping[str, Meanings] = {
     "clean": {
+        "files.read": "raw files with data; with the next two held against dvc.lock by `tunetrail lock-check`",
+        "files.passed_over": "files that lie beside the data: README.md and the like, what editors and archivers leave",
+        "files.bytes": "bytes of all of these files",
         **_CLEANED,
         "personal_data.KIND": "places masked, by kind",
         **{f"sources.SOURCE.{key}": meaning for key, meaning in _CLEANED.items()},

@@ -1,11 +1,13 @@
-"""What makes two prompts the same: their normal form, and its hash."""
+"""Normal forms: the one by which prompts are the same, its hash, and how an operator comes to one."""
 
 import hashlib
 import unicodedata
+from collections.abc import Callable
 
 # Raise this with every change of `normalise`: a hold-out lock keeps hashes of normalised prompts, and one that
 # another version wrote would recognise nothing.
 NORMALISER_VERSION = 1
+_ROUNDS = 100  # ordinary text needs two; the bound is against texts made to keep it busy
 
 
 def normalise(prompt: str) -> str:
@@ -22,3 +24,20 @@ def normalise(prompt: str) -> str:
 def prompt_hash(prompt: str) -> str:
     """SHA-256 of the normalised prompt, in hex."""
     return hashlib.sha256(normalise(prompt).encode()).hexdigest()
+
+
+class Unsettled(ValueError):
+    """A text that still changes after many rounds."""
+
+
+def settle(operate: Callable[[str], str], text: str) -> str:
+    """Apply `operate` until its result stays the same, which makes the whole idempotent.
+
+    Raises:
+        Unsettled: after a hundred rounds.
+    """
+    for _ in range(_ROUNDS):
+        before, text = text, operate(text)
+        if text == before:
+            return text
+    raise Unsettled(f"the text still changes after {_ROUNDS} rounds of cleaning")

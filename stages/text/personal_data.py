@@ -13,7 +13,7 @@ from typing import get_args
 
 from stages.core.errors import UserError
 from stages.params.clean import PersonalData
-from stages.text.fixpoint import settle
+from stages.text.normal_form import settle
 
 TYPES: tuple[str, ...] = get_args(PersonalData)
 NAMES = ("person", "location")  # found by a named-entity model through Presidio (an extra), the others by patterns

@@ -93,7 +93,7 @@ def write_checks(rows: list[dict[str, Any]]) -> None:
 
 
 def _cleaning() -> list[dict[str, Any]]:
-    """Examples as stages.prepare.clean.changed_rows picks them."""
+    """Examples as stages.prepare.clean.counts picks them."""
     place = {"file": "tickets.jsonl", "line": 12, "source": "tickets.jsonl"}
     change = {"kind": "changed", **place, "column": "prompt", "detail": None}
     rejected = {"kind": "rejected", **place, "column": None, "after": None}

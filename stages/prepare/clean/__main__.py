@@ -1,5 +1,6 @@
 """clean: raw rows to records; every row that is no record is rejected with its reason."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,11 +10,10 @@ from stages.core.errors import run
 from stages.core.files import atomic, write_json
 from stages.core.progress import track
 from stages.params.loader import load_params
-from stages.prepare.clean.changed_rows import Examples
 from stages.prepare.clean.cleaning import Kept, Rules, clean_row
-from stages.prepare.clean.counts import Tally
+from stages.prepare.clean.counts import Examples, Tally
 from stages.prepare.clean.rejected_rows import Rejected, Row, write_rejected
-from stages.prepare.clean.sources import RawFile, count_rows, find_files, read_rows, refuse_unused
+from stages.prepare.clean.sources import RawFile, count_rows, find_files, list_raw, read_rows, refuse_unused
 from stages.records.record import record_row, row_line, write_rows
 
 _REMEDY = (
@@ -25,9 +25,12 @@ _CHECK_REMEDY = "the clean stage would stop. Mend the file, or the parameter tha
 
 def main() -> None:
     params = load_params("clean", "task")
-    rules = Rules.of(params.clean, params.task)
-    files = find_files(Path(params.clean.raw), params.clean.sources)
+    rules, raw = Rules.of(params.clean, params.task), Path(params.clean.raw)
+    files = find_files(raw, params.clean.sources)
     refuse_unused(params.clean.sources, files)
+    listing = list_raw(raw)
+    if listing.left_behind:
+        print(f"clean: passed over, for they are no data: {', '.join(listing.left_behind)}", file=sys.stderr)
     rows = sum(count_rows(file, params.clean.max_line_bytes) for file in files)
     tally, examples = Tally(), Examples(params.clean.phone_region)
     with atomic(paths.CLEAN) as clean:
@@ -45,7 +48,7 @@ def main() -> None:
                     kept_file.write(row_line(record_row(outcome.record)))
         tally.check(rows, params.clean.max_rejected_share, _REMEDY)
     write_rows(paths.CLEAN_EXAMPLES, examples.rows)
-    write_json(paths.CLEAN_METRICS, tally.metrics())
+    write_json(paths.CLEAN_METRICS, {"files": listing.metrics(), **tally.metrics()})
 
 
 def check(path: Path, strict: bool) -> str:

@@ -1,7 +1,8 @@
-"""What happened to the rows: the metrics by source, the tables for people, and the refusal of too many rejections."""
+"""What happened to the rows: the metrics by source, the tables for people, examples, the refusal of many rejections."""
 
 import hashlib
 from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,11 +12,15 @@ from stages.prepare.clean.cleaning import Kept
 from stages.prepare.clean.rejected_rows import Rejected, Row, short
 from stages.prepare.clean.shapes import SHAPES
 from stages.prepare.clean.sources import RawFile
-from stages.text.personal_data import TYPES
+from stages.text.normal_form import Unsettled
+from stages.text.personal_data import NAMES, TYPES, masker
 
 _OPERATORS = (*operators.NAMES, "completion_form")
 _PLACES = 3  # shown for each reason
 _COLUMNS = 100  # names of left-out columns that are counted for a source; a file can have a new one in every row
+_EXAMPLES = 5  # of each reason
+_LONGEST = 600
+_READ = 8 * _LONGEST  # of a raw row, before masking: what is cut off must not leave half of a number
 
 
 @dataclass(slots=True)
@@ -28,10 +33,6 @@ class Counts:
     personal_data: Counter[str] = field(default_factory=Counter)
     shapes: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def rows(self) -> int:
-        return self.kept + self.rejected.total()
 
     def add(self, outcome: Kept | Rejected) -> None:
         if isinstance(outcome, Rejected):
@@ -46,12 +47,18 @@ class Counts:
                 self.left_out[column] += 1
 
     def metrics(self) -> dict[str, Any]:
+        rejected = self.rejected.total()
         return {
-            "rows": {"in": self.rows, "kept": self.kept, "rejected": self.rejected.total()},
+            "rows": {"in": self.kept + rejected, "kept": self.kept, "rejected": rejected},
             "rejected": dict(sorted(self.rejected.items())),
             "changed": {operator: self.changed[operator] for operator in _OPERATORS},
-            "personal_data": {kind: self.personal_data[kind] for kind in TYPES},
         }
+
+    def of_source(self) -> dict[str, Any]:
+        """Without empty parts."""
+        shapes = {shape: self.shapes[shape] for shape in SHAPES if self.shapes[shape]}
+        metrics = {**self.metrics(), "shapes": shapes, "columns_left_out": dict(sorted(self.left_out.items()))}
+        return {part: values for part, values in metrics.items() if values}
 
 
 @dataclass(slots=True)
@@ -73,9 +80,11 @@ class Tally:
 
     def metrics(self) -> dict[str, Any]:
         """Counts of all rows and by source; `data_sets` has the SHA-256 over the rows of each, as JSON lines."""
-        sources = {name: _of_source(counts) for name, counts in sorted(self.sources.items())}
+        sources = {name: counts.of_source() for name, counts in sorted(self.sources.items())}
+        personal_data = {kind: self.total.personal_data[kind] for kind in TYPES}
         digests = {name: digest.hexdigest() for name, digest in sorted(self.digests.items())}
-        return {**self.total.metrics(), "sources": sources, **({"data_sets": digests} if digests else {})}
+        data_sets = {"data_sets": digests} if digests else {}
+        return {**self.total.metrics(), "personal_data": personal_data, "sources": sources, **data_sets}
 
     def check(self, rows: int, max_rejected_share: float, remedy: str) -> None:
         """Hold the tally against the `rows` that were counted beforehand.
@@ -89,23 +98,34 @@ class Tally:
             raise UserError(f"{rows} raw rows, but {kept} kept and {rejected} rejected; a raw file changed, run again")
         if rows == 0:
             raise UserError("the raw files hold no rows; put some into them")
-        if kept and rejected <= max_rejected_share * rows:
-            return
-        raise UserError(
-            f"{rejected} of {rows} raw rows rejected ({rejected / rows:.1%}); {max_rejected_share:.1%} are allowed "
-            f"(clean.max_rejected_share) and at least one row must be kept\n{self._reasons()}\n{remedy}"
-        )
+        if not kept or rejected > max_rejected_share * rows:
+            raise UserError(
+                f"{rejected} of {rows} raw rows rejected ({rejected / rows:.1%}); {max_rejected_share:.1%} are allowed "
+                f"(clean.max_rejected_share) and at least one row must be kept\n{self._reasons()}\n{remedy}"
+            )
 
     def text(self) -> str:
         """All of it in words and tables."""
-        total = self.total
-        parts = [f"{total.rows} rows, {total.kept} fit, {total.rejected.total()} rejected"]
-        parts += [self._reasons()] if total.rejected else []
-        parts.append(self._sources())
-        parts.append(f"rows that cleaning changes: {_listed(total.changed) or 'none'}")
-        if masked := _listed(+total.personal_data):
+        rows = self.total.metrics()["rows"]
+        sources = [
+            (
+                name,
+                counts.kept + counts.rejected.total(),
+                counts.kept,
+                _listed(counts.shapes),
+                ", ".join(sorted(counts.left_out)),
+            )
+            for name, counts in sorted(self.sources.items())
+        ]
+        parts = [
+            f"{rows['in']} rows, {rows['kept']} fit, {rows['rejected']} rejected",
+            self._reasons() if rows["rejected"] else "",
+            _table(sources, ("source", "rows", "fit", "shapes", "columns left out")),
+            f"rows that cleaning changes: {_listed(self.total.changed) or 'none'}",
+        ]
+        if masked := _listed(+self.total.personal_data):
             parts.append(f"personal data that it masks: {masked}")
-        return "\n".join(parts)
+        return "\n".join(filter(None, parts))
 
     def _reasons(self) -> str:
         """The rejected rows by reason, the most frequent first, and the first places of each."""
@@ -114,13 +134,6 @@ class Tally:
             first, *others = self.places[reason]
             rows += [(reason, count, first), *(("", "", place) for place in others)]
         return _table(rows, ("reason", "rows", "first at"))
-
-    def _sources(self) -> str:
-        rows = [
-            (name, counts.rows, counts.kept, _listed(counts.shapes), ", ".join(sorted(counts.left_out)))
-            for name, counts in sorted(self.sources.items())
-        ]
-        return _table(rows, ("source", "rows", "fit", "shapes", "columns left out"))
 
 
 def _table(rows: list[Any], columns: tuple[str, ...]) -> str:
@@ -138,10 +151,63 @@ def _listed(counts: Counter[str]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.most_common())
 
 
-def _of_source(counts: Counts) -> dict[str, Any]:
-    """Without empty parts."""
-    metrics = counts.metrics()
-    del metrics["personal_data"]
-    metrics["shapes"] = {shape: counts.shapes[shape] for shape in SHAPES if counts.shapes[shape]}
-    metrics["columns_left_out"] = dict(sorted(counts.left_out.items()))
-    return {part: values for part, values in metrics.items() if values}
+class Examples:
+    """A few examples of what cleaning did, for the report: `data/changes/clean_examples.jsonl`.
+
+    One JSON object a line, at most five for each reason, in the order of the raw rows:
+
+        kind     "changed" (by the operator `reason`, in a row that was kept) or "rejected"
+        reason   the operator (mojibake, html, whitespace, personal_data, completion_form) or that of the rejection
+        file, line, source   where the raw row is
+        column   the column that changed; null for a rejected row
+        before   the text before, null where it held personal data; the start of the raw row where it was rejected
+        after    the text after; null for a rejected row
+        detail   the sentence that says why; null for a change
+
+    Texts are cut at 600 characters. Whatever clean.mask_personal_data says, no text here holds personal data that the
+    patterns find: rows of which the data themselves would be shown are passed over or masked.
+    """
+
+    def __init__(self, region: str) -> None:
+        self._mask = masker([kind for kind in TYPES if kind not in NAMES], region, "")
+        self._seen: Counter[tuple[str, str]] = Counter()
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, source: str, row: Row, outcome: Kept | Rejected) -> None:
+        place = {"file": row.file, "line": row.number, "source": source}
+        if isinstance(outcome, Rejected):
+            self._offer("rejected", outcome.reason, place, lambda: self._of_rejected(row, outcome))
+            return
+        for operator in outcome.changed:
+            self._offer("changed", operator, place, lambda name=operator: self._of_change(name, outcome))  # type: ignore[misc]
+
+    def _offer(
+        self, kind: str, reason: str, place: Mapping[str, Any], texts: Callable[[], dict[str, str | None] | None]
+    ) -> None:
+        if self._seen[kind, reason] < _EXAMPLES and (found := texts()):
+            self._seen[kind, reason] += 1
+            self.rows.append({"kind": kind, "reason": reason, **place, **found})
+
+    def _of_rejected(self, row: Row, rejected: Rejected) -> dict[str, str | None]:
+        before = self._shown(row.raw()[:_READ].decode("utf-8", "backslashreplace"))
+        return {"column": None, "before": before, "after": None, "detail": short(rejected.detail)}
+
+    def _of_change(self, operator: str, kept: Kept) -> dict[str, str | None] | None:
+        change = kept.changed[operator]
+        before, after = self._shown(change.before), self._shown(change.after)
+        if operator == "personal_data":
+            before = None
+        elif before != _cut(change.before) or after != _cut(change.after):
+            return None
+        return {"column": change.column, "before": before, "after": after, "detail": None}
+
+    def _shown(self, text: str) -> str | None:
+        try:
+            # JSON writes a line feed as \n, whose n would pass for a part of the number after it.
+            return _cut(self._mask(text.replace("\\n", "\n")))
+        except Unsettled:
+            return None
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"

@@ -12,7 +12,7 @@ from functools import lru_cache, partial
 from typing import NamedTuple
 
 from stages.params.clean import Clean
-from stages.text.fixpoint import settle
+from stages.text.normal_form import settle
 from stages.text.personal_data import masker
 
 NAMES = ("mojibake", "html", "whitespace", "personal_data")

@@ -1,15 +1,19 @@
 """The raw data: files found below `clean.raw` and data sets that `clean.sources` names, each with its source."""
 
 import gzip
+import os
+import re
 import tempfile
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from shutil import copyfileobj
 from typing import IO, TYPE_CHECKING, Any, Optional, cast
+
+from pathspec import GitIgnoreSpec
 
 from stages.core.errors import UserError
 from stages.params.clean import Source
@@ -30,6 +34,12 @@ if TYPE_CHECKING:
 _FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 _COMPRESSED = (".gz", ".zst")
 _NO_DATA = {".gitattributes", ".gitignore", "LICENSE", "README.md", "dataset_dict.json"}
+_REPOSITORIES = (".dvc", ".git", ".hg")  # folders that DVC passes over
+_IGNORED = Path(".dvcignore")
+# What editors, notebooks, file managers and archivers leave behind.
+_LEFT_BEHIND = re.compile(
+    r"\..*|~.*|.*~|#.*#|__macosx|\$recycle\.bin|thumbs\.db|desktop\.ini|.*\.(?:bak|orig|tmp|swp|swo)", re.IGNORECASE
+)
 _WIDE_BOMS = (b"\xff\xfe", b"\xfe\xff")
 _KNOWN = "files in .jsonl, .csv, .tsv or .parquet, also with .gz or .zst, and data sets saved on disk"
 
@@ -50,8 +60,71 @@ class RawFile:
     data: Optional["Dataset"] = None
 
 
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The files that DVC hashes for `clean.raw`: those with data, those that are passed over, the bytes of all."""
+
+    data: list[Path]
+    passed_over: list[Path]
+    size: int
+
+    @property
+    def left_behind(self) -> list[str]:
+        """What is passed over, but for what is known to lie beside data."""
+        return [str(path) for path in self.passed_over if not _is_company(path)]
+
+    def metrics(self) -> dict[str, int]:
+        return {"read": len(self.data), "passed_over": len(self.passed_over), "bytes": self.size}
+
+
+def list_raw(raw: Path) -> Listing:
+    """The file itself, or all files below a folder in the order of their names: exactly those that DVC hashes.
+
+    Raises:
+        UserError: for what could be read but DVC would not hash, or not as it is: a link to a folder, data that
+            .dvcignore names, a name that is not UTF-8, anything that is no file.
+    """
+    if not raw.exists():
+        raise UserError(f"{raw} is missing; put the raw files there or correct clean.raw in params.yaml")
+    ignored = GitIgnoreSpec.from_lines(_IGNORED.read_text(encoding="utf-8").splitlines() if _IGNORED.exists() else [])
+    files, passed_over = [], []
+    for path in sorted(_walk(raw)) if raw.is_dir() else [raw]:
+        is_data = not (_is_company(path) or any(_LEFT_BEHIND.fullmatch(part) for part in path.relative_to(raw).parts))
+        if not ignored.match_file(path):
+            (files if is_data else passed_over).append(path)
+        elif is_data and _format(path):
+            raise UserError(
+                f"{path}: {_IGNORED} names it, so no hash would cover it; mend {_IGNORED} or move the file out of {raw}"
+            )
+    return Listing(files, passed_over, sum(path.stat().st_size for path in [*files, *passed_over]))
+
+
+def _walk(raw: Path) -> Iterator[Path]:
+    def stop(error: OSError) -> None:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror})")
+
+    for folder, folders, names in os.walk(raw, onerror=stop):
+        folders[:] = [name for name in folders if name not in _REPOSITORIES]
+        for path in (Path(folder, name) for name in folders + names):
+            problem = None
+            if not str(path).isascii() and os.fsencode(path) != str(path).encode(errors="replace"):
+                problem = f"the name of {os.fsencode(path)!r} is not UTF-8; rename it"
+            elif path.is_dir() and path.is_symlink():
+                problem = f"{path} is a link to a folder, which DVC does not follow: no hash would cover what is read"
+                problem += f"; copy the folder to {raw}, or let clean.raw name the folder itself"
+            elif path.is_dir() and not any(path.iterdir()):
+                problem = f"cannot read {path.name}: the folder is empty; fill or remove it"
+            elif not path.is_dir() and not path.is_file():
+                problem = f"{path} leads to no file (a broken link, a loop or a device); remove or mend it"
+            if problem:
+                raise UserError(f"{raw}: {problem}")
+            if path.is_file():
+                yield path
+
+
 def find_files(raw: Path, sources: Mapping[str, Source]) -> list[RawFile]:
-    """The file itself, or the files of a folder and its folders in the order of their names; then the data sets.
+    """The data files of `clean.raw` and the data sets saved on disk there, in the order of their names; then the
+    data sets that `sources` name.
 
     Each file belongs to the source whose pattern fits its path; without one, a file or a data set saved on disk is a
     source of its own, named by its path.
@@ -59,15 +132,23 @@ def find_files(raw: Path, sources: Mapping[str, Source]) -> list[RawFile]:
     Raises:
         UserError: when there is nothing to read, something that would be left unread, or two patterns fit.
     """
-    if not raw.exists():
-        raise UserError(f"{raw} is missing; put the raw files there or correct clean.raw in params.yaml")
     named = {name: source for name, source in sources.items() if source.dataset}
     claimed = {raw / str(source.dataset) for source in named.values()}
-    units, others = list(_units(raw, claimed)), list(_others(raw, claimed))
-    if others:
-        hint = "; of a JSON array make lines: jq -c '.[]' FILE.json > FILE.jsonl" if _has_json(others) else ""
+    units: dict[Path, None] = {}
+    unread = []
+    for path in list_raw(raw).data:
+        if claimed & {path, *path.parents}:
+            continue
+        saved = [folder for folder in path.parents if folder.is_relative_to(raw) and is_saved(folder)]
+        if saved or _format(path):
+            units[saved[-1] if saved else path] = None
+        else:
+            unread.append(path.name)
+    if unread:
+        is_json = any(name.endswith(".json") for name in unread)
+        hint = "; of a JSON array make lines: jq -c '.[]' FILE.json > FILE.jsonl" if is_json else ""
         raise UserError(
-            f"{raw}: cannot read {', '.join(others)}: data are {_KNOWN} (README.md, LICENSE, .gitignore and "
+            f"{raw}: cannot read {', '.join(unread)}: data are {_KNOWN} (README.md, LICENSE, .gitignore and "
             f".dvc files may lie beside them); convert, move or remove the others, or name the folder of a data set "
             f"in clean.sources{hint}"
         )
@@ -115,35 +196,8 @@ def read_rows(file: RawFile, max_bytes: int) -> Iterator[Row]:
                 yield from parquet_rows(handle, file.file)
 
 
-def _units(folder: Path, claimed: Collection[Path]) -> Iterator[Path]:
-    """Data files and saved data sets below a folder, or the one that it is itself, but for `claimed` folders."""
-    if folder in claimed:
-        return
-    if folder.is_file():
-        yield from [folder] if _format(folder) else []
-    elif is_saved(folder):
-        yield folder
-    else:
-        for path in sorted(folder.iterdir()):
-            yield from _units(path, claimed)
-
-
-def _others(raw: Path, claimed: Collection[Path]) -> Iterator[str]:
-    """What would stay unread, an empty folder included."""
-    if raw in claimed:
-        return
-    if raw.is_file():
-        yield from [] if _format(raw) else [raw.name]
-    elif not is_saved(raw):
-        for path in sorted(raw.iterdir()):
-            if path.is_dir() and not any(path.iterdir()):
-                yield path.name
-            elif path.name not in _NO_DATA and path.suffix != ".dvc":
-                yield from _others(path, claimed)
-
-
-def _has_json(names: list[str]) -> bool:
-    return any(name.endswith(".json") for name in names)
+def _is_company(path: Path) -> bool:
+    return path.name in _NO_DATA or path.suffix == ".dvc"
 
 
 def _format(path: Path) -> str | None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from stages.core import paths
 from stages.core.dvc_lock import Lock
 from stages.core.errors import Refusal, UserError
 from stages.core.git import LOCK, Repository, WorkingTree
@@ -30,7 +31,7 @@ def lock_check(root: Path) -> str:
     """
     lock = read_lock(WorkingTree(root)) or Lock({})
     stale = stale_stages(dvc_status(root), lock)
-    for name, sentence in _unseen_by_dvc(root, lock):
+    for name, sentence in [*_unseen_by_dvc(root, lock), *_read_unhashed(root, lock)]:
         stale.setdefault(name, []).append(sentence)
     stale |= {name: ["never ran"] for name in Definition.read(WorkingTree(root)).never_ran(lock)}
     if stale:
@@ -90,3 +91,20 @@ def _unseen_by_dvc(root: Path, lock: Lock) -> Iterator[tuple[str, str]]:
         findings = Findings()
         checker.check_links(stage, findings)
         yield from ((stage.name, sentence) for sentence in findings.broken)
+
+
+def _read_unhashed(root: Path, lock: Lock) -> Iterator[tuple[str, str]]:
+    """Whether clean read other files than DVC hashed for it, by the count that git has of both."""
+    stage, details = lock.stages.get("clean"), WorkingTree(root).read(paths.DETAILS.as_posix())
+    try:
+        read = json.loads(details or b"{}").get("clean", {}).get("files")
+    except ValueError:
+        read = None  # a changed output, which DVC has named
+    if not stage or not read:
+        return
+    raw = stage.params.get("params.yaml", {}).get("clean", {}).get("raw")
+    files = read["read"] + read["passed_over"]
+    for dep in stage.deps:
+        if dep.path == raw and (dep.files or 1, dep.size) != (files, read["bytes"]):
+            found = f"read {files} files of {read['bytes']} bytes in {raw}"
+            yield stage.name, f"{found}, but {LOCK} has hashes of {dep.files or 1} files of {dep.size} bytes"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from stages.core.errors import UserError
 from stages.core.yaml_reader import load_yaml
 from stages.params.clean import Clean
-from stages.prepare.clean.filters import chosen_filters, repeated_share
+from stages.prepare.clean.cleaning import chosen_filters, repeated_share
 from stages.prepare.clean.rejected_rows import Rejected
 from stages.records.record import Message, make_record
 
@@ -121,7 +121,7 @@ def test_languages_that_lingua_cannot_tell_apart(codes: tuple[list[str], list[st
 def test_an_extra_that_is_not_installed_is_named(
     switch: dict[str, Any], what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("prepare.clean.filters", "text.personal_data"):
+    for module in ("prepare.clean.cleaning", "text.personal_data"):
         monkeypatch.setattr(f"stages.{module}.find_spec", lambda name: None)
     project = CleanProject(tmp_path, **switch)
     project.write(row())

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stages.prepare.clean.operators import Operator, apply, fix_mojibake, normalise_whitespace, strip_html
-from stages.text.fixpoint import Unsettled, settle
+from stages.text.normal_form import Unsettled, settle
 from stages.text.personal_data import TYPES, masker
 
 mask = masker(TYPES[:6], "US", "")

@@ -60,6 +60,8 @@ def test_metrics_count_what_was_planted(project: CleanProject) -> None:
     metrics = project.metrics()
     sources = metrics.pop("sources")
     personal_data = metrics.pop("personal_data")
+    raw = ROOT / "data" / "raw" / "support_tickets.jsonl"
+    assert metrics.pop("files") == {"read": 1, "passed_over": 0, "bytes": raw.stat().st_size}
     assert sources == {"support_tickets.jsonl": {**metrics, "shapes": {"prompt_completion": 1062}}}
     assert {**metrics, "personal_data": personal_data} == {
         "rows": {"in": 1075, "kept": 1062, "rejected": 13},

@@ -4,6 +4,7 @@ import base64
 import gzip
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from raw_formats import jsonl, parquet, separated, write_all
 from stages.core.errors import UserError
 from stages.params.clean import Source
 from stages.prepare.clean.rejected_rows import Rejected, write_rejected
-from stages.prepare.clean.sources import RawFile, count_rows, find_files, read_rows
+from stages.prepare.clean.sources import RawFile, count_rows, find_files, list_raw, read_rows
 from stages.records.record import Record
 
 FILES = ["r.jsonl", "r.csv", "r.tsv", "r.parquet", "r.arrow", "r.jsonl.gz", "r.csv.gz", "r.jsonl.zst", "r.parquet.zst"]
@@ -227,7 +228,7 @@ def test_a_source_without_a_file_is_an_error(tmp_path: Path) -> None:
     assert "clean.sources.mail: no file fits 'mial.jsonl'" in project.command().stderr
 
 
-@pytest.mark.parametrize("name", ["rows.json", "rows.xlsx", ".DS_Store", "rows.jsonl.bz2", "rows", "state.json"])
+@pytest.mark.parametrize("name", ["rows.json", "rows.xlsx", "rows.jsonl.bz2", "rows", "state.json"])
 def test_a_file_that_would_stay_unread_is_an_error(tmp_path: Path, name: str) -> None:
     (tmp_path / "more").mkdir()
     (tmp_path / "a.jsonl").touch()
@@ -244,3 +245,70 @@ def test_a_saved_data_set_that_lacks_a_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "saved" / "data-00000-of-00001.arrow").unlink()
     with pytest.raises(UserError, match=r"saved is no whole saved data set.*data-00000-of-00001\.arrow"):
         find_files(tmp_path, {})
+
+
+def test_what_dvc_would_not_hash_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    other, raw = Path("other"), Path("data/raw")
+    other.mkdir()
+    (other / "b.jsonl").write_bytes(jsonl(PAIRS))
+    makers: dict[str, Callable[[Path], None]] = {
+        "is a link to a folder": lambda path: path.symlink_to(other.resolve()),
+        "leads to no file": lambda path: path.symlink_to("nowhere"),
+        r"leads to no file \(a broken link, a loop": lambda path: path.symlink_to(path.name),
+        "leads to no file .* or a device": os.mkfifo,
+        "is not UTF-8": lambda path: Path(os.fsdecode(os.fsencode(path) + b"\xff.jsonl")).touch(),
+        "folder is empty": lambda path: path.mkdir(),
+    }
+    for number, (problem, make) in enumerate(makers.items()):
+        folder = raw / str(number)
+        folder.mkdir(parents=True)
+        (folder / "a.jsonl").write_bytes(jsonl(PAIRS))
+        make(folder / "rows.jsonl")
+        with pytest.raises(UserError, match=problem):
+            list_raw(folder)
+    Path(".dvcignore").write_text("*.partial\nb.*\n")
+    (raw / "0" / "rows.jsonl").unlink()
+    (raw / "0" / "c.jsonl.partial").touch()
+    assert list_raw(raw / "0").metrics() == {"read": 1, "passed_over": 0, "bytes": len(jsonl(PAIRS))}
+    (raw / "0" / "b.jsonl").touch()
+    with pytest.raises(UserError, match=r"b\.jsonl: \.dvcignore names it, so no hash would cover it"):
+        list_raw(raw / "0")
+
+
+LEFT = [".DS_Store", "._a.jsonl", "a.jsonl~", ".a.jsonl.swp", "#a.jsonl#", "Thumbs.db", "desktop.ini", "a.csv.bak"]
+LEFT += ["~$a.csv", ".~lock.a.csv#", ".ipynb_checkpoints/a-checkpoint.jsonl", "__MACOSX/a.jsonl", ".cache/a.csv"]
+
+
+def test_what_programs_leave_behind_is_no_data_and_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    project = CleanProject(tmp_path)
+    project.write(jsonl(PAIRS))
+    project.write(b"about", "README.md")
+    for name in LEFT:
+        (project.raw / name).parent.mkdir(exist_ok=True)
+        project.write(jsonl(PAIRS), name)
+    project.clean()
+    said = capsys.readouterr().err
+    assert [name for name in [*LEFT, "raw.jsonl", "README.md"] if f"data/raw/{name}" in said] == LEFT
+    size = len(jsonl(PAIRS)) * (len(LEFT) + 1) + len(b"about")
+    assert project.metrics()["files"] == {"read": 1, "passed_over": len(LEFT) + 1, "bytes": size}
+    assert project.metrics()["rows"]["in"] == len(PAIRS)
+
+
+def test_files_and_bytes_are_counted_as_dvc_counts_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dvc.repo import Repo
+    from dvc_data.hashfile.build import build
+
+    monkeypatch.chdir(tmp_path)
+    raw = Path("data/raw")
+    for name in ("a.jsonl", "more/b.csv", "more/.git/HEAD", ".DS_Store", "README.md", "c.jsonl.partial", "x/d.csv.dvc"):
+        (raw / name).parent.mkdir(parents=True, exist_ok=True)
+        (raw / name).write_text(name)
+    (raw / "link.jsonl").symlink_to("a.jsonl")
+    Repo.init(no_scm=True)
+    Path(".dvcignore").write_text("*.partial\n")
+    with Repo() as repo:
+        cache = repo.cache.local
+        _, meta, _ = build(cache, str(raw.resolve()), cache.fs, "md5", dry_run=True, ignore=repo.dvcignore)
+    listing = list_raw(raw)
+    assert (meta.nfiles, meta.size) == (len(listing.data) + len(listing.passed_over), listing.size)

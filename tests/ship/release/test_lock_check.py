@@ -1,9 +1,15 @@
 """lock-check and compare: stale stages by name, without cache, remote or outputs."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 from scratch import Answer, Scratch
+
+from stages.core import paths
+from stages.core.dvc_lock import Entry, Lock, Stage
+from stages.core.files import write_json
+from stages.ship.release import lock_check
 
 pytest_plugins = ["scratch_fixtures"]
 
@@ -111,3 +117,14 @@ def test_compare_with_nothing_known(bare: Scratch) -> None:
     answer = bare.tunetrail("compare", "origin/none")
     assert answer.code == 2
     assert "git fetch" in answer.err
+
+
+@pytest.mark.parametrize(("files", "bytes_"), [(1, 103), (2, 103), (1, 104)])
+def test_files_that_clean_read_are_those_that_dvc_hashed(files: int, bytes_: int, tmp_path: Path) -> None:
+    entry = Entry("data/raw", "0.dir", 103, 1)
+    stage = Stage("clean", "run", (entry,), (), {"params.yaml": {"clean": {"raw": "data/raw"}}}, {})
+    metrics = {"clean": {"files": {"read": files, "passed_over": 0, "bytes": bytes_}}}
+    write_json(tmp_path / paths.DETAILS, metrics)
+    found = list(lock_check._read_unhashed(tmp_path, Lock({"clean": stage})))
+    said = f"read {files} files of {bytes_} bytes in data/raw, but dvc.lock has hashes of 1 files of 103 bytes"
+    assert found == ([] if (files, bytes_) == (1, 103) else [("clean", said)])
