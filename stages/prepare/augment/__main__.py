@@ -10,7 +10,6 @@ from stages.core.files import write_json
 from stages.near_duplicates.pairs import cross_pairs
 from stages.near_duplicates.rule import Pair
 from stages.params.loader import load_params
-from stages.params.training_rows import Augment
 from stages.prepare.augment.malformed import malformed_rows, rows_that_can_refuse
 from stages.prepare.augment.mixture import (
     balance_tasks,
