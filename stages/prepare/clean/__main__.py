@@ -47,6 +47,8 @@ def main() -> None:
                 else:
                     kept_file.write(row_line(record_row(outcome.record)))
         tally.check(rows, params.clean.max_rejected_share, _REMEDY)
+    for warning in tally.warnings():
+        print(f"clean: {warning}", file=sys.stderr)
     write_rows(paths.CLEAN_EXAMPLES, examples.rows)
     write_json(paths.CLEAN_METRICS, {"files": listing.metrics(), **tally.metrics()})
 

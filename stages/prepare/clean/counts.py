@@ -69,12 +69,15 @@ class Tally:
     sources: dict[str, Counts] = field(default_factory=lambda: defaultdict(Counts))
     places: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     digests: dict[str, Any] = field(default_factory=lambda: defaultdict(hashlib.sha256))
+    doubts: list[str] = field(default_factory=list)
 
     def add(self, file: RawFile, row: Row, outcome: Kept | Rejected) -> None:
         self.total.add(outcome)
         self.sources[file.source].add(outcome)
         if file.data is not None:
             self.digests[file.file].update(row.raw() + b"\n")
+        if row.doubt:
+            self.doubts.append(f"{row.file}:{row.number}: {row.doubt}")
         if isinstance(outcome, Rejected) and len(self.places[outcome.reason]) < _PLACES:
             self.places[outcome.reason].append(f"{row.file}:{row.number}: {short(outcome.detail)}")
 
@@ -104,6 +107,11 @@ class Tally:
                 f"(clean.max_rejected_share) and at least one row must be kept\n{self._reasons()}\n{remedy}"
             )
 
+    def warnings(self) -> list[str]:
+        """The first places of rows that may not be what was meant."""
+        more = len(self.doubts) - _PLACES
+        return [*self.doubts[:_PLACES], *([f"{more} more like that"] if more > 0 else [])]
+
     def text(self) -> str:
         """All of it in words and tables."""
         rows = self.total.metrics()["rows"]
@@ -125,6 +133,7 @@ class Tally:
         ]
         if masked := _listed(+self.total.personal_data):
             parts.append(f"personal data that it masks: {masked}")
+        parts += self.warnings()
         return "\n".join(filter(None, parts))
 
     def _reasons(self) -> str:

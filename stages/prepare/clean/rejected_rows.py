@@ -43,7 +43,8 @@ class Row:
 
     `file` is its path below `clean.raw`, or the data set and its split. `number` counts from 1: the line on which the
     row begins, in binary formats the row. `values` are its columns, or why it has none. `raw` gives its bytes; of an
-    over-long row, which has a `span`, only the beginning. `group` is the row group of a Parquet file, from 0.
+    over-long row, which has a `span`, only the beginning. `group` is the row group of a Parquet file, from 0. `doubt`
+    says why a row that can be read may not be what was meant.
     """
 
     file: str
@@ -52,6 +53,7 @@ class Row:
     raw: Callable[[], bytes]
     span: Span | None = None
     group: int | None = None
+    doubt: str | None = None
 
 
 def kind(value: Any) -> str:

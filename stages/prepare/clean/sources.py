@@ -87,7 +87,8 @@ def list_raw(raw: Path) -> Listing:
     if not raw.exists():
         raise UserError(f"{raw} is missing; put the raw files there or correct clean.raw in params.yaml")
     ignored = GitIgnoreSpec.from_lines(_IGNORED.read_text(encoding="utf-8").splitlines() if _IGNORED.exists() else [])
-    files, passed_over = [], []
+    files: list[Path] = []
+    passed_over: list[Path] = []
     for path in sorted(_walk(raw)) if raw.is_dir() else [raw]:
         is_data = not (_is_company(path) or any(_LEFT_BEHIND.fullmatch(part) for part in path.relative_to(raw).parts))
         if not ignored.match_file(path):

@@ -6,10 +6,11 @@ SHA-256 say where all of it lies in the raw file (in what a compressed file unpa
 
 import csv
 import hashlib
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import chain
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from typing import IO, Any
 
 from stages.core.errors import UserError
@@ -19,6 +20,9 @@ from stages.text.strict_json import BrokenContract, parse_json
 _CHUNK = 1 << 19
 _LONGEST_FIELD = 2**31 - 1  # a record's length is limited below, field by field is no use
 _BOM = "\ufeff"
+_MANY = 10  # lines inside of one record that are rows by themselves: no text of so many looks like that by chance
+_BROKEN = ("not_csv", "line_too_long")  # so is a record of several lines that is rejected for another reason
+_AHEAD = 50  # lines in which the end of a broken record is looked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +48,15 @@ def count_lines(handle: IO[bytes]) -> int:
     return count + (last != b"\n")
 
 
-def read_lines(handle: IO[bytes], max_bytes: int, before: Callable[[], bytes] = bytes) -> Iterator[Line]:
-    """Yield the lines; never more than `max_bytes` and a piece of one are held in memory.
-
-    `before` gives the bytes with which the SHA-256 of an over-long line begins: the earlier lines of its record.
-    """
+def read_lines(handle: IO[bytes], max_bytes: int) -> Iterator[Line]:
+    """Yield the lines; never more than `max_bytes` and a piece of one are held in memory."""
     number = offset = 0
     while piece := handle.readline(max_bytes + 1):
         number += 1
         content = piece.removesuffix(b"\n")
         size, sha256 = len(content), None
         if size > max_bytes:
-            digest = hashlib.sha256(before() + content)
+            digest = hashlib.sha256(content)
             while not piece.endswith(b"\n") and (piece := handle.readline(_CHUNK)):
                 digest.update(rest := piece.removesuffix(b"\n"))
                 size += len(rest)
@@ -67,8 +68,7 @@ def read_lines(handle: IO[bytes], max_bytes: int, before: Callable[[], bytes] = 
 def jsonl_rows(handle: IO[bytes], file: str, max_bytes: int) -> Iterator[Row]:
     """A row for every line; one that is no JSON object has its reason instead of values."""
     for line in read_lines(handle, max_bytes):
-        span = Span(line.offset, line.size, line.sha256) if line.sha256 else None
-        yield Row(file, line.number, _json_values(line), lambda line=line: line.content, span=span)  # type: ignore[misc]
+        yield _row(file, [line], _json_values(line))
 
 
 def _json_values(line: Line) -> dict[str, Any] | Rejected:
@@ -91,78 +91,129 @@ def _json_values(line: Line) -> dict[str, Any] | Rejected:
     return Rejected("not_an_object", f"expected a JSON object, found {kind(values)}")
 
 
-class _TooLong(Exception):
-    """The record grew beyond the limit."""
+class _Lines(Iterator[Line]):
+    """Lines, of which those that were read too early can be given back."""
 
+    def __init__(self, lines: Iterator[Line]) -> None:
+        self._lines = lines
+        self._given_back: deque[Line] = deque()
 
-class _Feed:
-    """Lines of text for csv.reader, which keeps the bytes of those that it took for the present record."""
+    def __next__(self) -> Line:
+        return self._given_back.popleft() if self._given_back else next(self._lines)
 
-    def __init__(self, handle: IO[bytes], max_bytes: int) -> None:
-        self._lines = read_lines(handle, max_bytes, self._before)
-        self._max_bytes = max_bytes
-        self.taken: list[Line] = []
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        line = next(self._lines)
-        self.taken.append(line)
-        if line.sha256 or self.size > self._max_bytes:
-            raise _TooLong
-        # Bytes that are not UTF-8 pass, so that they spoil their own record alone.
-        return line.content.decode("utf-8", "surrogateescape") + "\n"
-
-    @property
-    def size(self) -> int:
-        return sum(line.size + 1 for line in self.taken) - 1
-
-    def _before(self) -> bytes:
-        return b"".join(line.content + b"\n" for line in self.taken)
+    def give_back(self, lines: list[Line]) -> None:
+        self._given_back.extendleft(reversed(lines))
 
 
 def csv_rows(handle: IO[bytes], file: str, max_bytes: int) -> Iterator[Row]:
     """A row for every record after the first, which names the columns; commas, semicolons or tabs separate.
 
-    A record begins on the line after the last one's end. A quote that is never closed costs the lines up to the
-    limit of a record's length, not the rest of the file.
+    A record begins on the line after the last one's end. Where its quotes cannot be right, it is rejected line by
+    line, for parts of a broken record must not pass for rows; if more than half of the lines behind its first are
+    whole rows by themselves, that one alone is, and reading goes on behind it.
 
     Raises:
         UserError: when the first record names no columns, or one twice.
     """
     csv.field_size_limit(_LONGEST_FIELD)
-    feed = _Feed(handle, max_bytes)
+    lines = _Lines(read_lines(handle, max_bytes))
+    if (first := next(lines, None)) is None:
+        return
+    lines.give_back([replace(first, content=first.content.removeprefix(_BOM.encode()))])
+    # Names of columns hold no separators, so the most frequent one is the separator.
+    table = _Csv(max(",;\t", key=first.content.decode("utf-8", "replace").count), [], max_bytes)
     try:
-        first = next(feed, "").removeprefix(_BOM)
-        if not first:
-            return
-        # Names of columns hold no separators, so the most frequent one is the separator.
-        separator = max(",;\t", key=first.count)
-        records = csv.reader(chain([first], feed), delimiter=separator, strict=True)
-        header = _header(next(records), file)
-    except (_TooLong, csv.Error) as error:
-        raise UserError(f"{file}: the first line must name the columns ({error or 'it is too long'})") from None
-    while True:
-        feed.taken = []
-        values: dict[str, str] | Rejected
+        table.columns.extend(_header(table.fields(lines, []), file))
+    except (Rejected, csv.Error) as error:
+        raise UserError(f"{file}: the first line must name the columns ({error})") from None
+    while (record := table.next_record(lines))[0]:
+        taken, values = record
+        doubt, inner = None, len(taken) - 2
+        rows = table.whole_rows(taken[1:-1]) if inner > 0 else 0
+        if isinstance(values, dict) and inner >= _MANY and rows >= 0.9 * inner:
+            values = Rejected(
+                "not_csv", f"the quote that opens here takes in {inner} lines that are rows by themselves"
+            )
+        elif isinstance(values, dict) and 2 * rows > inner > 0:
+            doubt = f"a field takes in {inner} lines that could be rows by themselves; is a quote missing or too many?"
+        if not isinstance(values, Rejected) or (values.reason not in _BROKEN and inner < 0):
+            yield _row(file, taken, values, doubt)
+            continue
+        spoiled = table.spoiled(taken, lines, look_ahead=values.reason == "not_csv")
+        for line in spoiled:
+            part = Rejected(values.reason, f"part of the record that begins on line {taken[0].number}")
+            yield _row(file, [line], values if line is taken[0] else part)
+
+
+@dataclass(frozen=True)
+class _Csv:
+    """How the records of a file are written."""
+
+    separator: str
+    columns: list[str]
+    max_bytes: int
+
+    def next_record(self, lines: Iterator[Line]) -> tuple[list[Line], dict[str, str] | Rejected]:
+        """The lines of the next record as RFC 4180 has it, and its values; no lines at the end of the file."""
+        taken: list[Line] = []
         try:
-            fields = next(records)
-        except StopIteration:
-            return
-        except _TooLong:
-            values = _too_long(feed.size)
+            return taken, _csv_values(self.columns, self.fields(lines, taken), taken)
         except csv.Error as error:
-            values = Rejected("not_csv", str(error))
-        else:
-            values = _csv_values(header, fields, feed.taken)
-        yield _csv_row(file, feed.taken, feed.size, values)
+            return taken, Rejected("not_csv", str(error))
+        except Rejected as rejected:
+            return taken, rejected
+
+    def fields(self, lines: Iterator[Line], taken: list[Line]) -> list[str]:
+        """The fields of the next record, whose lines go to `taken`. Raises csv.Error or Rejected."""
+
+        def texts() -> Iterator[str]:
+            size = -1
+            for line in lines:
+                taken.append(line)
+                size += line.size + 1
+                if size > self.max_bytes:
+                    raise _too_long(size)
+                # Bytes that are not UTF-8 pass, so that they spoil their own record alone.
+                yield line.content.decode("utf-8", "surrogateescape") + "\n"
+
+        return next(csv.reader(texts(), delimiter=self.separator, strict=True), [])
+
+    def spoiled(self, taken: list[Line], lines: _Lines, look_ahead: bool) -> list[Line]:
+        """The lines that go with a broken record, the others of `taken` given back.
+
+        A quote that is not doubled ends a field of several lines too early: what is left of it reaches to the next
+        line with an odd quote inside of a field, unless whole rows lie between.
+        """
+        if 2 * self.whole_rows(taken[1:]) > len(taken[1:]):
+            lines.give_back(taken[1:])
+            return taken[:1]
+        ahead = list(islice(lines, _AHEAD)) if look_ahead else []
+        lines.give_back(ahead)
+        rest, end = iter(ahead), 0
+        while (record := self.next_record(rest))[0]:
+            end += len(record[0])
+            if len(record[0]) == 1 and record[0][0].content.count(b'"') % 2:
+                if 2 * self.whole_rows(ahead[:end]) > end:
+                    break
+                return taken + [next(lines) for _ in range(end)]
+        return taken
+
+    def whole_rows(self, lines: list[Line]) -> int:
+        """How many of the lines belong to records that are sound by themselves, without a quote inside of a field."""
+        count, rest = 0, iter(lines)
+        while (record := self.next_record(rest))[0]:
+            taken, values = record
+            raw = b"\n".join(line.content for line in taken)
+            if isinstance(values, dict) and "".join(values.values()).count('"') <= raw.count(b'""'):
+                count += len(taken)
+        return count
 
 
-def _csv_row(file: str, lines: list[Line], size: int, values: dict[str, str] | Rejected) -> Row:
-    digest = lines[-1].sha256
-    span = Span(lines[0].offset, size, digest) if digest else None
-    return Row(file, lines[0].number, values, lambda: b"\n".join(line.content for line in lines), span=span)
+def _row(file: str, lines: list[Line], values: dict[str, str] | Rejected, doubt: str | None = None) -> Row:
+    first = lines[0]
+    span = Span(first.offset, first.size, first.sha256) if first.sha256 else None
+    raw = partial(b"\n".join, [line.content for line in lines])
+    return Row(file, first.number, values, raw, span=span, doubt=doubt)
 
 
 def _header(names: list[str], file: str) -> list[str]:
@@ -177,7 +228,7 @@ def _header(names: list[str], file: str) -> list[str]:
     return names
 
 
-def _csv_values(header: list[str], fields: list[str], lines: list[Line]) -> dict[str, str] | Rejected:
+def _csv_values(header: list[str], fields: list[str], lines: list[Line]) -> dict[str, Any] | Rejected:
     if not fields:
         return Rejected("blank_line", "nothing on this line")
     try:

@@ -47,6 +47,15 @@ def test_a_fit_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert not (project.folder / paths.REJECTED_CLEAN).exists()
 
 
+def test_rows_that_may_have_melted_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = CleanProject(tmp_path, check_contract=False)
+    project.write(b'prompt,completion\nWhere?,"5 inch pipe\none row,x\nmore row,y\nthe last, 7 inch"\n', "raw.csv")
+    assert run(project, monkeypatch, "raw.csv") == 0
+    assert "raw.csv:2: a field takes in 2 lines that could be rows" in capsys.readouterr().out
+
+
 def test_an_unfit_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     project = CleanProject(tmp_path, max_rejected_share=0.5)
     project.write(b"\n".join([GOOD, b"{", b"1", b"2", b"3", b"4"]), "bad.jsonl")
