@@ -93,9 +93,14 @@ class Train(Section):
     )
     sample_prompts: Number = Field(2, description="validation prompts answered at each validation")
 
+    @property
+    def adaptive(self) -> bool:
+        """Whether AdaLoRA moves ranks between layers."""
+        return self.method != "full" and self.adapter == "adalora"
+
     @model_validator(mode="after")
     def _adalora_runs_to_the_end(self) -> Self:
-        if self.method != "full" and self.adapter == "adalora" and self.early_stopping_patience is not None:
+        if self.adaptive and self.early_stopping_patience is not None:
             raise ValueError("adalora plans its ranks over the whole run; set early_stopping_patience to null")
         return self
 

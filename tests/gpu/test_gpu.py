@@ -114,7 +114,7 @@ def test_the_fused_path_computes_what_trl_does(
     table: list[dict[str, Any]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from stages.tune.train.fused.proof import disagreement
+    from stages.tune.train.fused.trainer import disagreement
 
     monkeypatch.setenv("TUNETRAIL_COMPILE", "graphs")
     row: dict[str, Any] = {"what": f"{shape}, {method}", "result": "failed"}

@@ -18,7 +18,6 @@ from stages.model.answers import answer_rows
 from stages.model.chat import Chat
 from stages.params.model import Generation
 from stages.records.record import Record
-from stages.tune.train.checkpoints import mark_complete
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -34,9 +33,10 @@ _CURVES = {
 class Curves(TrainerCallback):  # type: ignore[misc]
     """Loss curves for `dvc plots`, written while training runs."""
 
+    _live: Any = None
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._writes = state.is_world_process_zero
-        if not self._writes:
+        if not state.is_world_process_zero:
             return
         from dvclive import Live
 
@@ -46,11 +46,11 @@ class Curves(TrainerCallback):  # type: ignore[misc]
             self._log(entry)
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._writes:
+        if self._live:
             self._log(state.log_history[-1])
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._writes:
+        if self._live:
             self._live.end()
 
     def _log(self, entry: dict[str, Any]) -> None:
@@ -65,7 +65,8 @@ class Samples(TrainerCallback):  # type: ignore[misc]
     """At each validation, the model's answers to the same few prompts, to see it learn."""
 
     def __init__(self, chat: Chat, records: Sequence[Record], file: Path) -> None:
-        self._chat, self._records, self._file = chat, records, file
+        self._chat, self.records, self._file = chat, records, file
+        self.rows: list[dict[str, Any]] = []
         # As long as the longest reference: what an evaluation allows would make training depend on it.
         limit = max((len(chat.completion_ids(record.completion)) for record in records), default=1)
         self._generation = Generation(max_new_tokens=limit)
@@ -73,58 +74,40 @@ class Samples(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # What was sampled after the checkpoint that training resumes from will be sampled again.
-        self._rows = [row for row in self._read() if row["step"] <= state.global_step]
+        lines = self._file.read_text("utf-8").splitlines(keepends=True) if self._file.is_file() else []
+        rows = [json.loads(line) for line in lines if line.endswith("\n")]
+        self.rows = [row for row in rows if row["step"] <= state.global_step]
 
     def on_evaluate(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        if not self._records or not state.is_world_process_zero:
+        if not self.records or not state.is_world_process_zero:
             return
         with self.around():
-            answers = answer_rows(model, self._chat, self._records, self._generation, "samples")
-        self._rows += [{"step": state.global_step, **row} for row in answers]
-        self._file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self._rows), "utf-8")
-
-    def leave_out(self) -> None:
-        """For a model that only all processes together can ask."""
-        self._records = []
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        return self._rows
-
-    def _read(self) -> list[dict[str, Any]]:
-        if not self._file.is_file():
-            return []
-        lines = self._file.read_text("utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+            answers = answer_rows(model, self._chat, self.records, self._generation, "samples")
+        self.rows += [{"step": state.global_step, **row} for row in answers]
+        self._file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows), "utf-8")
 
 
 class Progress(TrainerCallback):  # type: ignore[misc]
     """A line now and then: step, losses, time left."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._first, self._start, self._last = state.global_step, time.monotonic(), 0.0
+        self.first, self._start, self._last = state.global_step, time.monotonic(), 0.0
         self._logged: list[tuple[int, float]] = []
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        now = time.monotonic()
+        now, logs = time.monotonic(), logs or {}
         self._logged.append((state.global_step, now))
-        validation = "eval_loss" in (logs or {})
-        if (
-            not logs
-            or not state.is_world_process_zero
-            or ("loss" not in logs and not validation)
-            or (now - self._last < _SECONDS_BETWEEN_LINES and not validation)
-        ):
+        if "eval_loss" in logs:
+            what = f"validation loss {logs['eval_loss']:.4f}"
+        elif "loss" in logs and now - self._last >= _SECONDS_BETWEEN_LINES:
+            what = f"loss {logs['loss']:.4f}"
+        else:
             return
         self._last = now
-        done = state.global_step - self._first
-        left = (now - self._start) / max(done, 1) * (state.max_steps - state.global_step)
-        what = f"validation loss {logs['eval_loss']:.4f}" if validation else f"loss {logs['loss']:.4f}"
-        print(
-            f"train: step {state.global_step} of {state.max_steps}, {what}, about {left:.0f} s left",
-            file=sys.stderr,
-            flush=True,
-        )
+        if state.is_world_process_zero:
+            left = (now - self._start) / max(state.global_step - self.first, 1) * (state.max_steps - state.global_step)
+            line = f"train: step {state.global_step} of {state.max_steps}, {what}, about {left:.0f} s left"
+            print(line, file=sys.stderr, flush=True)
 
     def steps_per_second(self) -> float | None:
         """In the second half of the run, past start-up and compilation; None for a run too short to tell."""
@@ -148,26 +131,10 @@ class StopsAtNaN(TrainerCallback):  # type: ignore[misc]
                 + (self._zero_tokens(model) or "Try a lower train.learning_rate or train.precision: float32")
             )
 
-    def _zero_tokens(self, model: Any) -> str | None:
+    def _zero_tokens(self, model: Any) -> str:
         """A norm divides by the length of what it is given, so the gradient of a zero vector grows with each norm."""
         used = torch.tensor(sorted({token for row in self._rows for token in row}))
         embedding = model.get_input_embeddings().weight
         zero = used[(embedding[used.to(embedding.device)] == 0).all(1).cpu()].tolist()
-        if not zero:
-            return None
-        return f"The training rows hold tokens whose embedding is zero, which makes gradients overflow: {zero}"
-
-
-class WholeCheckpoints(TrainerCallback):  # type: ignore[misc]
-    """Log the loss with each checkpoint, which keeps no running mean of it, and at the end, however short the run.
-
-    A checkpoint is marked once it is written.
-    """
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step % args.save_steps == 0 or state.global_step == state.max_steps:
-            control.should_log = True
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        said = f"The training rows hold tokens whose embedding is zero, which makes gradients overflow: {zero}"
+        return said if zero else ""

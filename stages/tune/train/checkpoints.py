@@ -6,11 +6,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainerCallback
+
 from stages.core import paths
 from stages.core.files import tree_digest
 from stages.core.run_notes import library_versions
 from stages.core.yaml_reader import load_yaml
 from stages.params.loader import read_params
+from stages.tune.train import devices
 
 _COMPLETE = "complete"  # written last into a checkpoint: without it, the process died while saving
 
@@ -47,16 +50,34 @@ def checkpoint_folder(key: str) -> Path:
     return folder
 
 
-def mark_complete(checkpoint: Path) -> None:
-    (checkpoint / _COMPLETE).touch()
-
-
-def last_complete(folder: Path) -> Path | None:
-    """The newest whole checkpoint; half-written ones are deleted."""
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint, the same for all processes; the first one deletes what was written by half."""
+    if devices.rank():
+        devices.wait_for_all()
     whole = []
     for checkpoint in folder.glob("checkpoint-*"):
         if (checkpoint / _COMPLETE).is_file():
             whole.append(checkpoint)
-        else:
+        elif not devices.rank():
             shutil.rmtree(checkpoint)
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    if not devices.rank():
+        devices.wait_for_all()
+    newest = max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    if newest:
+        print(f"going on from {newest}")
+    return newest
+
+
+class WholeCheckpoints(TrainerCallback):  # type: ignore[misc]
+    """Log the loss with each checkpoint, which keeps no running mean of it, and at the end, however short the run.
+
+    A checkpoint is marked once it is written.
+    """
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step % args.save_steps == 0 or state.global_step == state.max_steps:
+            control.should_log = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _COMPLETE).touch()

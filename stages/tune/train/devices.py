@@ -37,17 +37,15 @@ def _run(count: int) -> int:
         for rank in range(count)
     ]
     try:
-        while all(child.poll() is None for child in children):
+        # Where one has ended well, the others are about to end, too.
+        while not any(child.poll() for child in children) and any(child.returncode is None for child in children):
             time.sleep(0.2)
-        if not any(child.returncode for child in children):  # the others are about to end, too
-            for child in children:
-                child.wait()
     finally:
         for child in children:  # one that failed leaves the others waiting for it
             child.kill()
             child.wait()
-    failed = [child.returncode for child in children if child.returncode > 0]
-    return failed[0] if failed else max(abs(child.returncode) for child in children)
+    codes = [child.returncode for child in children]
+    return next((code for code in codes if code > 0), max(map(abs, codes)))
 
 
 def free_port() -> int:

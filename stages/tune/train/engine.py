@@ -17,12 +17,12 @@ from stages.params.loader import Params
 from stages.params.model import Train
 from stages.tune.train import devices
 from stages.tune.train.adapters import AllocateRanks, load_trainable
-from stages.tune.train.callbacks import Curves, Progress, Samples, StopsAtNaN, WholeCheckpoints
+from stages.tune.train.callbacks import Curves, Progress, Samples, StopsAtNaN
+from stages.tune.train.checkpoints import WholeCheckpoints
 from stages.tune.train.completion_trainer import CompletionTrainer
-from stages.tune.train.examples import Examples, SeededBatches, optimiser_steps, refuse_without_stop_token
+from stages.tune.train.examples import Examples, SeededBatches, optimiser_steps
 from stages.tune.train.fused.attention import can_pack
-from stages.tune.train.fused.proof import disagreement
-from stages.tune.train.fused.trainer import FusedTrainer
+from stages.tune.train.fused.trainer import FusedTrainer, disagreement
 from stages.tune.train.plan import Plan, choose_precision, choose_sharding, make_plan, rows_at_once
 
 _LOG_EVERY = 5  # optimiser steps between the points of the training curve
@@ -34,21 +34,23 @@ def make_trainer(
     """The trainer of the engine that `train.engine` names; its `plan` says what was chosen.
 
     Raises:
-        UserError: when a row does not teach the stop token, or a setting is not possible with this model or on this
-            machine.
+        UserError: when a setting is not possible with this model or on this machine.
         Refusal: when the fused engine was asked for and does not compute what TRL's trainer does.
     """
     settings = params.train
-    refuse_without_stop_token(train, chat.stop_id)
     steps = optimiser_steps(len(train), settings.batch_size, settings.epochs)
     precision, weights = choose_precision(settings), sum(p.stat().st_size for p in paths.BASE.glob("*.safetensors"))
     sharding = choose_sharding(settings, machine_settings(), weights, free_memory())
     model = load_trainable(paths.BASE, settings, precision, params.seed, steps, sharding)
     if sharding:
-        samples.leave_out()
+        samples.records = []  # all processes together could ask it, and one cannot
 
     def build(engine: str) -> CompletionTrainer:
-        beside = callbacks(settings, train.input_ids, samples)
+        beside: list[TrainerCallback] = [samples, Curves(), Progress(), StopsAtNaN(train.input_ids), WholeCheckpoints()]
+        if settings.early_stopping_patience:
+            beside.append(EarlyStoppingCallback(early_stopping_patience=settings.early_stopping_patience))
+        if settings.adaptive:
+            beside.append(AllocateRanks())
         trainer = build_trainer(
             engine, model, settings, params.seed, chat.tokenizer, train, validation, folder, beside, sharding
         )
@@ -124,19 +126,6 @@ def fused_obstacle(train: Train, model: Any, sharding: bool) -> str | None:
     return None
 
 
-def callbacks(settings: Train, rows: Sequence[Sequence[int]], samples: Samples) -> list[TrainerCallback]:
-    beside: list[TrainerCallback] = [samples, Curves(), Progress(), StopsAtNaN(rows), WholeCheckpoints()]
-    if settings.early_stopping_patience:
-        beside.append(EarlyStoppingCallback(early_stopping_patience=settings.early_stopping_patience))
-    if _adaptive(settings):
-        beside.append(AllocateRanks())
-    return beside
-
-
-def _adaptive(settings: Train) -> bool:
-    return settings.method != "full" and settings.adapter == "adalora"
-
-
 def training_arguments(
     settings: Train, seed: int, folder: Path, steps: int, validate: bool, plan: Plan, rows: int, accumulate: int
 ) -> SFTConfig:
@@ -184,5 +173,5 @@ def training_arguments(
         report_to="none",
         **measure,
         **shard,
-        **({"save_strategy": "no"} if _adaptive(settings) else keep),
+        **({"save_strategy": "no"} if settings.adaptive else keep),
     )

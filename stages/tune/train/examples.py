@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from stages.core.errors import UserError
 from stages.model.chat import Chat
 from stages.records.record import Record
 
@@ -73,15 +72,6 @@ def make_examples(chat: Chat, records: Sequence[Record], max_tokens: int) -> Exa
         inputs.append(prompt + completion)
         masks.append([0] * len(prompt) + [1] * len(completion))
     return Examples(inputs, masks, left_out)
-
-
-def refuse_without_stop_token(examples: Examples, stop_id: int) -> None:
-    """Raises UserError when the last token that the loss sees of a row is not the stop token."""
-    for ids, mask in zip(examples.input_ids, examples.completion_mask, strict=True):
-        if ids[-1] != stop_id or not mask[-1]:
-            raise UserError(
-                f"the stop token {stop_id} is masked out of the loss or missing, so the model would never learn to stop"
-            )
 
 
 class SeededBatches:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from stages.core.errors import UserError
@@ -13,7 +14,7 @@ from stages.model.loading import compute_dtype
 from stages.params.model import Train
 from stages.tune.train import devices
 from stages.tune.train.fused.attention import can_pack
-from stages.tune.train.fused.loss import LOSS_BYTES
+from stages.tune.train.fused.batches import LOSS_BYTES
 
 _ENOUGH_TOKENS = {"fused": 16384, "trl": 4096}  # at once on a card; more make none of today faster
 # On a CPU: TRL's padding-free attention looks at all pairs of tokens of a micro-batch, the fused one within examples.
@@ -91,72 +92,53 @@ def make_plan(
         UserError: for a setting that this model or machine does not have.
     """
     why: dict[str, str] = {}
+
+    def settle(name: str, best: Any, reason: str) -> Any:
+        asked = getattr(machine, name)
+        if asked == "auto":
+            why[name] = reason
+        return best if asked == "auto" else asked
+
     config, precision = model.config.get_text_config(), choose_precision(train)
-    packing = _packing(machine, config, why)
-    kernel = engine == "fused" and memory is not None and precision == torch.bfloat16
-    attention = _attention(machine, config, kernel, why)
-    room, checkpointing = _room(engine, machine, config, precision, model, max(lengths), memory, why)
-    if machine.micro_batch_tokens == "auto":
-        batch = _largest_batch(lengths, train.batch_size)
-        tokens = max(max(lengths), min(room, batch, _CPU_TOKENS[engine] if memory is None else _ENOUGH_TOKENS[engine]))
-        reason = "a CPU gains no more" if memory is None else f"memory for {room}, batches of up to {batch}"
-        why["micro_batch_tokens"] = reason
-    else:
-        tokens = machine.micro_batch_tokens
-    compile_ = _compile(train, machine, attention, checkpointing, steps, why) if engine == "fused" else "none"
-    if machine.sharding == "auto" and devices.count() > 1:
-        why["sharding"] = "the base model leaves a device too little room" if sharding else "each device holds all"
-    return Plan(engine, precision, packing, attention, checkpointing, tokens, compile_, sharding, why)
-
-
-def _packing(machine: Machine, config: Any, why: dict[str, str]) -> bool:
     obstacle = can_pack(config)
-    if machine.packing == "auto":
-        why["packing"] = f"the model has {obstacle}" if obstacle else "no token is spent on padding"
-        return not obstacle
-    if machine.packing and obstacle:
+    if machine.packing is True and obstacle:
         raise UserError(f"machine setting packing: true is not possible: the model has {obstacle}; write auto or false")
-    return machine.packing
+    reason = f"the model has {obstacle}" if obstacle else "no token is spent on padding"
+    packing = settle("packing", not obstacle, reason)
 
-
-def _attention(machine: Machine, config: Any, kernel: bool, why: dict[str, str]) -> str:
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    possible = kernel and width <= _WIDEST_HEAD
-    if machine.attention == "varlen" and not possible:
+    on_card, fused = memory is not None, engine == "fused"
+    kernel = fused and on_card and precision == torch.bfloat16 and width <= _WIDEST_HEAD
+    if machine.attention == "varlen" and not kernel:
         raise UserError(
             "machine setting attention: varlen needs the fused engine, a CUDA card that computes in bfloat16 and heads "
             f"of at most {_WIDEST_HEAD}; write auto or sdpa"
         )
-    if machine.attention != "auto":
-        return machine.attention
-    why["attention"] = "one kernel for all examples of a row" if possible else "no variable-length kernel for this"
-    return "varlen" if possible else "sdpa"
+    reason = "one kernel for all examples of a row" if kernel else "no variable-length kernel for this"
+    attention = settle("attention", "varlen" if kernel else "sdpa", reason)
 
+    longest, whole, recomputed = max(lengths), _CPU_TOKENS[engine], _CPU_TOKENS[engine]
+    if memory is not None:
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        left = memory * (1 - _RESERVE) - LOSS_BYTES - 16 * trained
+        costs = bytes_per_token(config, precision)
+        whole, recomputed = (max(1, int(left // (cost * (1 if fused else _UNFUSED)))) for cost in costs)
+    reason = f"without it, {whole} tokens fit the memory and the longest row has {longest}"
+    reason = reason if on_card else "no card whose memory could run out"
+    checkpointing = settle("checkpointing", on_card and whole < longest, reason)
 
-def _room(
-    engine: str,
-    machine: Machine,
-    config: Any,
-    precision: torch.dtype,
-    model: Any,
-    longest: int,
-    memory: int | None,
-    why: dict[str, str],
-) -> tuple[int, bool]:
-    """Tokens that fit the memory at once, and whether layers are recomputed."""
-    if memory is None:
-        if machine.checkpointing == "auto":
-            why["checkpointing"] = "no card whose memory could run out"
-        return _CPU_TOKENS[engine], machine.checkpointing is True
-    left = memory * (1 - _RESERVE) - LOSS_BYTES - 16 * trained_parameters(model)
-    costs = bytes_per_token(config, precision)
-    whole, recomputed = (int(left // (cost * (1 if engine == "fused" else _UNFUSED))) for cost in costs)
-    if machine.checkpointing == "auto":
-        checkpointing = whole < longest
-        why["checkpointing"] = f"without it, {whole} tokens fit the memory and the longest row has {longest}"
-    else:
-        checkpointing = machine.checkpointing
-    return max(recomputed if checkpointing else whole, 1), checkpointing
+    # What an optimiser batch hardly exceeds: its mean and three standard deviations, by the rows' spread.
+    batch = math.ceil(train.batch_size * np.mean(lengths) + 3 * math.sqrt(train.batch_size) * np.std(lengths))
+    room = recomputed if checkpointing else whole
+    tokens = max(longest, min(room, batch, _ENOUGH_TOKENS[engine] if on_card else _CPU_TOKENS[engine]))
+    reason = f"memory for {room}, batches of up to {batch}" if on_card else "a CPU gains no more"
+    tokens = settle("micro_batch_tokens", tokens, reason)
+
+    compile_ = _compile(train, machine, attention, checkpointing, steps, why) if fused else "none"
+    if devices.count() > 1:
+        reason = "the base model leaves a device too little room" if sharding else "each device holds all"
+        settle("sharding", sharding, reason)
+    return Plan(engine, precision, packing, attention, checkpointing, tokens, compile_, sharding, why)
 
 
 def bytes_per_token(config: Any, precision: torch.dtype) -> tuple[int, int]:
@@ -170,10 +152,6 @@ def bytes_per_token(config: Any, precision: torch.dtype) -> tuple[int, int]:
     width, layers = config.hidden_size, config.num_hidden_layers
     layer = 16 * size * width + 4 * size * (getattr(config, "intermediate_size", None) or 4 * width)
     return layers * layer, layers * size * width + layer
-
-
-def trained_parameters(model: Any) -> int:
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def rows_at_once(plan: Plan, lengths: Sequence[int], batch_size: int) -> int:
@@ -196,31 +174,20 @@ def rows_at_once(plan: Plan, lengths: Sequence[int], batch_size: int) -> int:
     return 1
 
 
-def _largest_batch(lengths: Sequence[int], batch_size: int) -> int:
-    """Tokens that an optimiser batch hardly exceeds: its mean and three standard deviations, by the rows' spread."""
-    mean = sum(lengths) / len(lengths)
-    spread = math.sqrt(sum((length - mean) ** 2 for length in lengths) / len(lengths))
-    return math.ceil(batch_size * mean + 3 * math.sqrt(batch_size) * spread)
-
-
 def _compile(
     train: Train, machine: Machine, attention: str, checkpointing: bool, steps: int, why: dict[str, str]
 ) -> str:
-    obstacle = _no_graphs(train, attention, checkpointing)
-    if machine.compile == "auto":
-        if obstacle or steps < _GRAPH_STEPS:
-            why["compile"] = obstacle or f"{steps} steps do not repay a capture"
-            return "none"
-        why["compile"] = f"{steps} steps repay a capture of a few seconds"
-        return "graphs"
+    obstacle = None
+    if attention != "varlen":
+        obstacle = "CUDA graphs need the variable-length kernel"
+    elif checkpointing and train.dropout:
+        obstacle = "layers that are recomputed with dropout cannot be captured"
     if machine.compile == "graphs" and obstacle:
         raise UserError(f"machine setting compile: graphs is not possible: {obstacle}; write auto or none")
-    return machine.compile
-
-
-def _no_graphs(train: Train, attention: str, checkpointing: bool) -> str | None:
-    if attention != "varlen":
-        return "CUDA graphs need the variable-length kernel"
-    if checkpointing and train.dropout:
-        return "layers that are recomputed with dropout cannot be captured"
-    return None
+    if machine.compile != "auto":
+        return machine.compile
+    if obstacle or steps < _GRAPH_STEPS:
+        why["compile"] = obstacle or f"{steps} steps do not repay a capture"
+        return "none"
+    why["compile"] = f"{steps} steps repay a capture of a few seconds"
+    return "graphs"

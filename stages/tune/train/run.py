@@ -1,9 +1,12 @@
 """The stage in each of its processes: read, train from the newest checkpoint if there is one, write."""
 
+import math
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +15,20 @@ import torch
 from stages.core import paths
 from stages.core.files import atomic, write_json
 from stages.core.run_notes import measured
-from stages.model.chat import Chat
 from stages.model.loading import refuse_not_finite
-from stages.params.loader import Params, load_params
-from stages.records.record import Record, read_records, write_rows
+from stages.params.loader import load_params
+from stages.records.record import read_records, write_rows
 from stages.tune.train import devices
 from stages.tune.train.adapters import save_trained
 from stages.tune.train.callbacks import Progress, Samples
-from stages.tune.train.checkpoints import checkpoint_folder, last_complete, run_key
+from stages.tune.train.checkpoints import checkpoint_folder, newest_checkpoint, run_key
 from stages.tune.train.engine import make_trainer
 from stages.tune.train.examples import Examples, make_examples
-from stages.tune.train.losses import summarise
-from stages.tune.train.plan import Plan
 from stages.tune.train.preflight import check, checked_chat
+
+# A validation loss is called worse, and a plateau flat, beyond this share of its value.
+_TOLERANCE = 0.02
+_SPIKE = 2.0
 
 
 def train_stage() -> None:
@@ -43,9 +47,16 @@ def train_stage() -> None:
     check(chat, params.train, train, validation)
 
     folder = checkpoint_folder(run_key())
+    samples = Samples(chat, held[: params.train.sample_prompts], folder / "samples.jsonl")
     notes: dict[str, object]
     with measured("train") if first else nullcontext(dict[str, object]()) as notes:
-        trainer, samples = fit(params, chat, train, validation, held, folder)
+        trainer = make_trainer(params, chat, train, validation, folder, samples)
+        print(f"train.engine: {trainer.plan.engine}")
+        chosen = trainer.plan.described()
+        for name, reason in chosen["why"].items():
+            print(f"{name}: {chosen[name]} ({reason})")
+        checkpoint = newest_checkpoint(folder) if trainer.args.save_strategy != "no" else None
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         notes |= run_notes(trainer, train, params.train.batch_size)
 
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.is_fsdp_enabled else None
@@ -59,49 +70,17 @@ def train_stage() -> None:
     devices.leave()
 
 
-def fit(
-    params: Params, chat: Chat, train: Examples, validation: Examples, held: list[Record], folder: Path
-) -> tuple[Any, Samples]:
-    """Train to the end, from the newest whole checkpoint in `folder` if there is one."""
-    samples = Samples(chat, held[: params.train.sample_prompts], folder / "samples.jsonl")
-    trainer = make_trainer(params, chat, train, validation, folder, samples)
-    show(trainer.plan)
-    checkpoint = newest_checkpoint(folder) if trainer.args.save_strategy != "no" else None
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return trainer, samples
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """What all processes agree to go on from; the first one clears away what was written by half."""
-    if devices.rank():
-        devices.wait_for_all()
-        return last_complete(folder)
-    checkpoint = last_complete(folder)
-    devices.wait_for_all()
-    if checkpoint:
-        print(f"going on from {checkpoint}")
-    return checkpoint
-
-
-def show(plan: Plan) -> None:
-    """Print what was chosen, and why."""
-    print(f"train.engine: {plan.engine}")
-    chosen = plan.described()
-    for name, reason in chosen.pop("why").items():
-        print(f"{name}: {chosen[name]} ({reason})")
-
-
 def run_notes(trainer: Any, train: Examples, batch_size: int) -> dict[str, object]:
     """Speeds in tokens of rows a second, padding not counted; how it was computed, and on which card."""
     summary = next(entry for entry in reversed(trainer.state.log_history) if "train_runtime" in entry)
+    progress = next(c for c in trainer.callback_handler.callbacks if isinstance(c, Progress))
     tokens = train.tokens / len(train) * min(batch_size, len(train))  # of an optimiser step
-    steps = trainer.state.global_step - getattr(trainer.state, "steps_before", 0)
+    steps = trainer.state.global_step - progress.first
     notes: dict[str, object] = {
         "trained_tokens_per_second": round(tokens * steps / summary["train_runtime"], 1),
         "devices": devices.count(),
         "computed": trainer.plan.described(),
     }
-    progress = next(c for c in trainer.callback_handler.callbacks if isinstance(c, Progress))
     if rate := progress.steps_per_second():
         notes["late_tokens_per_second"] = round(rate * tokens, 1)
     if agreement := getattr(trainer, "agreement", None):
@@ -117,3 +96,53 @@ def make_deterministic() -> None:
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when the first matrix product runs
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def summarise(trainer: Any, train: Examples) -> dict[str, Any]:
+    """metrics/train.json: what was trained, how the losses went, and warnings read off their curves.
+
+    Losses are means over completion tokens, in nats.
+    """
+    history = trainer.state.log_history
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    validation = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in trainer.model.parameters()]
+    loss = {"train_first": losses[0], "train_last": losses[-1]} if losses else {}
+    if validation:
+        loss |= {
+            "validation_first": validation[0],
+            "validation_best": min(validation),
+            "validation_last": validation[-1],
+        }
+    best = trainer.state.best_global_step
+    return {
+        "rows": {"train": len(train), "left_out_too_long": len(train.left_out)},
+        "tokens": {"total": train.tokens, "trained": train.trained_tokens},
+        "parameters": {"trainable": sum(n for n, trained in sizes if trained), "all": sum(n for n, _ in sizes)},
+        "steps": trainer.state.global_step,
+        "loss": loss,
+        "red_flags": red_flags(losses, validation),
+        **({"best_step": best} if best else {}),
+    }
+
+
+def red_flags(train: Sequence[float], validation: Sequence[float]) -> dict[str, int]:
+    """1 for each warning that the curves give, else 0.
+
+    overfitting: validation rose by over 2 % above its best for two measurements in a row while training fell;
+    plateau: training in the second half of the run improved by under 2 %, short of zero loss;
+    unstable: a loss that is not finite, or twice the mean of the five before it.
+    """
+    if not all(map(math.isfinite, [*train, *validation])):
+        return {"overfitting": 0, "plateau": 0, "unstable": 1}
+    overfitting = plateau = False
+    if len(validation) >= 3 and len(train) >= 2:
+        best = min(validation)
+        worse = [loss > best * (1 + _TOLERANCE) for loss in validation[validation.index(best) :]]
+        overfitting = train[-1] < train[0] and any(a and b for a, b in pairwise(worse))
+    if quarter := len(train) // 4 if len(train) >= 8 else 0:
+        middle, end = (sum(part) / quarter for part in (train[2 * quarter : 3 * quarter], train[-quarter:]))
+        plateau = end > middle * (1 - _TOLERANCE) and end > 0.1
+    # Near zero loss, doubling is noise of single rows.
+    unstable = any(train[i] > _SPIKE * max(sum(train[i - 5 : i]) / 5, 0.1) for i in range(5, len(train)))
+    return {"overfitting": int(overfitting), "plateau": int(plateau), "unstable": int(unstable)}

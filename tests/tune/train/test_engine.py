@@ -19,7 +19,7 @@ from stages.params.model import Train
 from stages.tune.train.adapters import with_adapter
 from stages.tune.train.engine import build_trainer, fused_obstacle
 from stages.tune.train.examples import Examples
-from stages.tune.train.fused.proof import TOLERANCES, disagreement, relative_errors
+from stages.tune.train.fused.trainer import TOLERANCES, disagreement, relative_errors
 
 SMALL: dict[str, Any] = {
     "vocab_size": 258,

@@ -1,12 +1,10 @@
 from collections import Counter
 from itertools import chain
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_model import tiny_tokenizer
 
-from stages.core.errors import UserError
 from stages.model.chat import make_chat
 from stages.records.record import make_record
 from stages.tune.train.examples import (
@@ -14,7 +12,6 @@ from stages.tune.train.examples import (
     SeededBatches,
     make_examples,
     optimiser_steps,
-    refuse_without_stop_token,
 )
 
 CHAT = make_chat(tiny_tokenizer(), "Answer in JSON.")
@@ -51,14 +48,6 @@ def test_replay_rows_are_asked_without_the_instruction() -> None:
     without = make_examples(CHAT, [record("hello", "hi", source="augment:replay")], max_tokens=400)
     assert "Answer in JSON." in CHAT.tokenizer.decode(with_it.input_ids[0])
     assert "Answer in JSON." not in CHAT.tokenizer.decode(without.input_ids[0])
-
-
-def test_rows_that_do_not_teach_to_stop_are_refused() -> None:
-    examples = make_examples(CHAT, [record("hello", "{}"), record("hello you", "{}")], max_tokens=400)
-    refuse_without_stop_token(examples, CHAT.stop_id)
-    examples.completion_mask[1][-1] = 0  # as a mask by the padding token does, where that is the stop token
-    with pytest.raises(UserError, match="never learn to stop"):
-        refuse_without_stop_token(examples, CHAT.stop_id)
 
 
 @given(rows=st.integers(1, 12), batch_size=st.integers(1, 14), epochs=st.sampled_from([0.5, 1.0, 2.0, 3.0]))

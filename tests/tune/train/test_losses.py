@@ -1,4 +1,4 @@
-from stages.tune.train.losses import red_flags
+from stages.tune.train.run import red_flags
 
 CALM = [2.0, 1.5, 1.2, 1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15]
 

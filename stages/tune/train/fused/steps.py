@@ -10,8 +10,17 @@ import torch
 from stages.model.loading import causal_of
 from stages.tune.train import devices
 from stages.tune.train.fused.attention import SEGMENTS, VARLEN, attention_of
-from stages.tune.train.fused.batches import MicroBatch, Row, cut, deal, pack, trained_tokens
-from stages.tune.train.fused.loss import Head, completion_loss, completion_loss_and_gradient
+from stages.tune.train.fused.batches import (
+    Head,
+    MicroBatch,
+    Row,
+    completion_loss,
+    completion_loss_and_gradient,
+    cut,
+    deal,
+    pack,
+    trained_tokens,
+)
 from stages.tune.train.fused.private_names import attention_in_use, casting_layers
 from stages.tune.train.plan import Plan
 

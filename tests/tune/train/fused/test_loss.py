@@ -17,8 +17,8 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from stages.tune.train.fused import loss
-from stages.tune.train.fused.loss import Head, completion_loss, completion_loss_and_gradient
+from stages.tune.train.fused import batches
+from stages.tune.train.fused.batches import Head, completion_loss, completion_loss_and_gradient
 
 SMALL = {
     "vocab_size": 40,
@@ -47,7 +47,7 @@ def model(kind: str) -> Any:
 def test_loss_and_gradients_are_those_of_the_whole_model(
     kind: str, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loss, "_LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(batches, "_LOGITS_AT_ONCE", at_once)
     causal = model(kind)
     ids = torch.randint(0, 40, (1, 40))
     predictors = torch.arange(3, 39)
