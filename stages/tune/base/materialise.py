@@ -4,14 +4,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import gguf
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stages.core.errors import UserError
-from stages.model.loading import refuse_not_finite
+from stages.model.loading import load_model, load_tokenizer, refuse_not_finite
 from stages.tune.base.template import set_template
 
 
@@ -23,35 +23,41 @@ def materialise(source: Path, folder: Path, dtype: str, template: str) -> None:
     Raises:
         UserError: when it is no causal language model, holds NaN or infinity, or cannot be trained with the template.
     """
-    where: dict[str, Any] = {"pretrained_model_name_or_path": source}
-    if source.is_file():
-        where = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
+    gguf_file = source if source.is_file() else None
     with _gguf_read_once():
-        tokenizer, model = _load(source, where, dtype)
-        if source.is_file():
-            _set_special_tokens(tokenizer, source)
+        tokenizer, model = _load(source, dtype)
+        if gguf_file:
+            _set_special_tokens(tokenizer, gguf_file)
     set_template(tokenizer, template)
-    _shed_quantisation_marks(model)
+    _shed_marks(model)
+    tokenizer.init_kwargs.pop("auto_map", None)
     model.to(getattr(torch, dtype))  # checked after it is rounded: float16 has infinities that float32 has not
     refuse_not_finite(dict(model.named_parameters()), "the base model")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def _load(source: Path, where: dict[str, Any], dtype: str) -> tuple[Any, Any]:
-    """The tokenizer and the model."""
+def _load(source: Path, dtype: str) -> tuple[Any, Any]:
+    """The tokenizer and the model.
+
+    A GGUF file is de-quantised to float32; rounding once, at the end, loses least. Safetensors are rounded as they are
+    read, which saves a copy of four bytes a weight.
+    """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
-        # A GGUF file is de-quantised to float32; rounding once, at the end, loses least. Safetensors are rounded as
-        # they are read, which saves a copy of four bytes a weight.
-        read_in = torch.float32 if source.is_file() else getattr(torch, dtype)
-        model = AutoModelForCausalLM.from_pretrained(
-            **where, dtype=read_in, trust_remote_code=False, use_safetensors=None if source.is_file() else True
-        )
-    except (OSError, ValueError, KeyError) as error:
+        if source.is_dir():
+            return load_tokenizer(source), load_model(source, dtype=getattr(torch, dtype), device_map=None)
+        with TemporaryDirectory() as alone:  # transformers would also read what lies beside the file
+            folder, name = Path(alone), source.name
+            (folder / name).symlink_to(source.resolve())
+            options: dict[str, Any] = {"dtype": torch.float32, "device_map": None, "use_safetensors": None}
+            return load_tokenizer(folder, gguf_file=name), load_model(folder, gguf_file=name, **options)
+    except UserError as error:
+        raise UserError(f"model.source: {error}") from None
+    except Exception as error:  # a broken file makes transformers raise what it likes
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if "trust_remote_code" in str(error):
+            reason = "it needs code of its own, which is not run; take a model whose kind transformers itself has"
         raise UserError(f"model.source: transformers cannot load {source.name}: {reason}") from None
-    return tokenizer, model
 
 
 @contextmanager
@@ -77,10 +83,11 @@ def _set_special_tokens(tokenizer: Any, gguf_file: Path) -> None:
             setattr(tokenizer, f"{name}_token", tokenizer.convert_ids_to_tokens(int(field.contents())))
 
 
-def _shed_quantisation_marks(model: Any) -> None:
-    """A model read from GGUF holds plain weights but still calls itself quantised, which blocks saving."""
+def _shed_marks(model: Any) -> None:
+    """A model read from GGUF holds plain weights but still calls itself quantised; `auto_map` names code."""
     for holder, name in (
         (model.config, "quantization_config"),
+        (model.config, "auto_map"),
         (model.config, "_model_name_or_path"),
         (model, "hf_quantizer"),
         (model, "is_quantized"),
