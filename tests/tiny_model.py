@@ -31,7 +31,13 @@ def save_tiny_model(folder: Path, seed: int = 0, template: str = CHAT_TEMPLATE) 
     """Write the model and its tokenizer to `folder` in the transformers layout."""
     torch.manual_seed(seed)
     tokenizer = tiny_tokenizer(template)
-    config = LlamaConfig(
+    LlamaForCausalLM(tiny_config(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def tiny_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
         intermediate_size=128,
@@ -44,6 +50,3 @@ def save_tiny_model(folder: Path, seed: int = 0, template: str = CHAT_TEMPLATE) 
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder

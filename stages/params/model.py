@@ -68,7 +68,7 @@ class Train(Section):
     rank: Count = Field(16, description="rank of the adapter's matrices")
     alpha: Count = Field(32, description="the adapter counts alpha / rank times")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="of the adapter's inputs")
-    target_modules: Annotated[list[str], Field(min_length=1)] = Field(
+    target_modules: Annotated[list[Phrase], Field(min_length=1)] = Field(
         ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         description="the linear layers that get an adapter",
     )

@@ -1,5 +1,6 @@
 """The model to train: what is frozen, what is adapted, in which precision; and how it is written."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from transformers import TrainerCallback, set_seed
 
 from stages.core.errors import UserError
 from stages.core.files import read_json, write_json
-from stages.model.loading import load_model, nf4_config
+from stages.model.loading import empty_model, load_model, nf4_config
 from stages.params.model import Train
 
 _ADAPTER_CONFIG = "adapter_config.json"
@@ -29,26 +30,66 @@ def load_trainable(base: Path, train: Train, precision: torch.dtype, seed: int, 
 
 
 def with_adapter(model: Any, train: Train, seed: int, steps: int) -> Any:
-    """The loaded model with its adapter, if any.
-
-    Raises:
-        UserError: when `train.layers_to_transform` names layers, or `train.target_modules` modules, that it lacks.
-    """
+    """The model with its adapter, if any. Raises UserError when it lacks a layer of `train.layers_to_transform`."""
     if train.method == "full":
         return model
     from peft import get_peft_model
 
     set_seed(seed)  # the adapter's first weights are drawn
-    config = adapter_config(train, model.config.get_text_config().num_hidden_layers, steps)
+    return get_peft_model(model, adapter_config(train, model.config.get_text_config().num_hidden_layers, steps))
+
+
+def adapter_problems(base: Path, train: Train, steps: int) -> Iterator[str]:
+    """What keeps the adapter from being put on the base model, in sentences; known from names and shapes alone.
+
+    PEFT takes a list of which any name fits, and adapts a weight that another layer shares, which no merge can hold.
+    """
+    if train.method == "full":
+        return
+    if train.adaptive and steps < 3:
+        yield f"train.adapter: adalora plans its ranks over at least 3 optimiser steps, and this run has {steps}"
+        return
+    model = empty_model(base)
+    untrained = _not_to_adapt(model)
+    linear = [name for name, layer in model.named_modules() if type(layer).__name__ in ("Linear", "Conv1D")]
+    key, reason = "train.target_modules:", ""
     try:
-        return get_peft_model(model, config)
-    except ValueError as error:
-        if "target modules" not in str(error).lower():
-            raise
-        raise UserError(
-            f"train.target_modules: the base model has none of {', '.join(train.target_modules)}; its layers have "
-            f"{', '.join(_linear_names(model))}"
-        ) from None
+        adapted = with_adapter(model, train, 0, steps).base_model.targeted_module_names
+    except UserError as error:
+        yield str(error)
+        return
+    except ValueError as error:  # none of the names fits, or one fits what no adapter can be put on
+        reason = str(error)
+        adapted = [name for name in linear if "not found" not in reason and _fits(name, train.target_modules)]
+    if missing := [target for target in train.target_modules if not any(_fits(name, [target]) for name in adapted)]:
+        names = ", ".join(sorted({name.rpartition(".")[2] for name in linear if name not in untrained}))
+        where = f" in layers {train.layers_to_transform}" if train.layers_to_transform else ""
+        yield f"{key} the base model has none of {', '.join(missing)}{where}; its layers have {names}"
+    elif reason:
+        yield f"{key} PEFT says: {reason}"
+    for name in untrained.keys() & set(adapted):
+        yield f"{key} {name} {untrained[name]}; leave it out"
+
+
+def _fits(name: str, targets: Sequence[str]) -> bool:
+    return any(f".{name}".endswith(f".{target}") for target in targets)
+
+
+def _not_to_adapt(model: Any) -> dict[str, str]:
+    """Names of layers that must have no adapter, and why."""
+    owners: dict[int, list[str]] = {}
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(weight), []).append(name.rpartition(".")[0])
+    reasons = {
+        name: "is the output layer, whose adapter TRL does not train"
+        for name, layer in model.named_modules()
+        if layer is model.get_output_embeddings()
+    }
+    for names in owners.values():
+        for name in names if len(names) > 1 else ():
+            others = ", ".join(other for other in names if other != name)
+            reasons[name] = f"shares its weight with {others}, so no adapter on it can be merged"
+    return reasons
 
 
 def adapter_config(train: Train, layers: int, steps: int) -> Any:
@@ -88,11 +129,6 @@ def _layers(text: str | None, layers: int) -> list[int] | None:
             "write such a range, or null for all"
         )
     return list(range(first, last + 1))
-
-
-def _linear_names(model: Any) -> list[str]:
-    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-    return sorted({name.rpartition(".")[2] for name in linear})
 
 
 class AllocateRanks(TrainerCallback):  # type: ignore[misc]

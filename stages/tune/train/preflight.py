@@ -1,4 +1,4 @@
-"""What can be known of a training run before it costs anything: tokenizer, template and data, without the weights."""
+"""What can be known of a training run before it costs anything: tokenizer, template, data and layers, no weights."""
 
 import subprocess
 from collections.abc import Iterator
@@ -13,7 +13,8 @@ from stages.params.loader import load_params
 from stages.params.model import Train
 from stages.params.task import Task
 from stages.records.record import read_records
-from stages.tune.train.examples import Examples, make_examples, show_example
+from stages.tune.train.adapters import adapter_problems
+from stages.tune.train.examples import Examples, make_examples, optimiser_steps, show_example
 
 
 def main() -> None:
@@ -82,6 +83,8 @@ def _problems(chat: Chat, settings: Train, train: Examples, validation: Examples
     if len(train):
         yield from _stop_token(chat, train)
         yield from _double_bos(chat, train)
+        steps = optimiser_steps(len(train), settings.batch_size, settings.epochs)
+        yield from adapter_problems(paths.BASE, settings, steps)
     yield from _context(settings.max_tokens)
     yield from _no_commit()
 

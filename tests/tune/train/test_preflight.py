@@ -10,7 +10,7 @@ import pytest
 from dvc.utils.serialize import dumps_yaml
 from project import run
 from rich.console import Console
-from tiny_model import CHAT_TEMPLATE, save_tiny_model, tiny_tokenizer
+from tiny_model import CHAT_TEMPLATE, save_tiny_model, tiny_config, tiny_tokenizer
 
 from stages.core import paths
 from stages.core.errors import UserError
@@ -43,12 +43,14 @@ WRONG = {
 def lay_out(folder: Path, template: str | None = CHAT_TEMPLATE, pairs: Any = PAIRS, **train: Any) -> None:
     """A folder where base and augment have run; parameters as the project's but for `train`."""
     params = load_yaml((ROOT / "params.yaml").read_text())
-    params["train"] |= {"max_tokens": 400} | train
+    params["train"] |= {"max_tokens": 400, "layers_to_transform": None} | train
     (folder / "params.yaml").write_text(dumps_yaml(params))
     tokenizer = tiny_tokenizer(template or "")
     tokenizer.chat_template = template
     tokenizer.save_pretrained(folder / paths.BASE)
-    write_json(folder / paths.BASE / "config.json", {"max_position_embeddings": 512})
+    config = tiny_config(tokenizer)
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(folder / paths.BASE)
     records = [make_record(prompt, completion, None, "s", "s:1") for prompt, completion in pairs]
     write_records(folder / paths.TRAIN, records)
     write_records(folder / paths.VALIDATION, records[:4])
@@ -123,8 +125,6 @@ def test_no_rows_are_a_problem_where_rows_are_needed(tmp_path: Path) -> None:
 def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
     pairs = [*PAIRS, ("Say it", "a <|im_end|> within"), ("Why? " * 100, "{}"), ("Why? " * 101, "{}")]
     lay_out(tmp_path, "<|im_start|>" + CHAT_TEMPLATE, pairs, max_tokens=600, max_left_out_share=0.0)
-    config = read_json(paths.BASE / "config.json")
-    write_json(paths.BASE / "config.json", config | {"max_position_embeddings": 512})
     with pytest.raises(UserError) as caught:
         main()
     told = problems(str(caught.value))
@@ -133,6 +133,57 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
     assert "1 rows of data/train.jsonl hold the stop token '<|im_end|>' within the completion" in told[1]
     assert "twice" in told[2]
     assert "train.max_tokens = 600, but the model has 512 positions" in told[3]
+
+
+NAMES = "its layers have down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"target_modules": ["wrong_proj"]}, f"the base model has none of wrong_proj; {NAMES}"),
+        ({"target_modules": ["q_proj", "w1", "w2"]}, f"the base model has none of w1, w2; {NAMES}"),
+        ({"target_modules": ["q_proj", "norm"]}, f"the base model has none of norm; {NAMES}"),
+        ({"target_modules": ["all-linear"]}, "the base model has none of all-linear"),
+        ({"target_modules": ["proj"]}, "the base model has none of proj;"),
+        ({"target_modules": ["layers.0.mlp.up_proj"], "layers_to_transform": "1-1"}, "up_proj in layers 1-1; its"),
+        ({"target_modules": ["lm_head", "q_proj"]}, "lm_head shares its weight with model.embed_tokens"),
+        ({"target_modules": ["embed_tokens"]}, "model.embed_tokens shares its weight with lm_head"),
+        ({"layers_to_transform": "1-2"}, "1-2 is not allowed: the base model has layers 0-1"),
+        ({"adapter": "adalora", "early_stopping_patience": None, "batch_size": 40}, "at least 3 optimiser steps"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_refused_before_any_weight_is_read(
+    tmp_path: Path, settings: dict[str, Any], sentence: str
+) -> None:
+    lay_out(tmp_path, **({"epochs": 1} | settings))
+    with pytest.raises(UserError) as caught:
+        main()
+    (problem,) = problems(str(caught.value))
+    assert sentence in problem
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": ["model.layers.0.self_attn.q_proj", "down_proj"]},
+        {"target_modules": ["wrong_proj"], "method": "full"},
+        {"target_modules": ["v_proj"], "method": "qlora", "adapter": "dora"},
+    ],
+)
+def test_an_adapter_that_fits_passes(tmp_path: Path, settings: dict[str, Any]) -> None:
+    lay_out(tmp_path, **settings)
+    main()
+
+
+def test_the_output_layer_gets_no_adapter_where_it_is_untied_either(tmp_path: Path) -> None:
+    lay_out(tmp_path, target_modules=["lm_head", "embed_tokens"])
+    config = read_json(paths.BASE / "config.json")
+    write_json(paths.BASE / "config.json", config | {"tie_word_embeddings": False})
+    with pytest.raises(UserError) as caught:
+        main()
+    (problem,) = problems(str(caught.value))
+    assert "lm_head is the output layer, whose adapter TRL does not train" in problem
 
 
 @pytest.mark.parametrize("missing", [paths.BASE, paths.TRAIN, paths.VALIDATION])
