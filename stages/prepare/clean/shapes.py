@@ -7,11 +7,14 @@
 
 The last answer of a conversation is the completion, the turn before it the prompt, and all before that the
 context. In every shape a row may also have label, source, task and id (which is not believed).
+
+Rows and turns may say `weight: 0`, `train: false` or the like: an answer of that mark is none to learn, so a
+conversation ends with its last answer that is. A key of a turn that is not known is as a column that is not known.
 """
 
 import difflib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
@@ -37,7 +40,11 @@ _ROLES = {
     "gpt": "assistant",
     "model": "assistant",
 }
-_CALLS = ("tool_calls", "function_call", "audio")
+_CALLS = ("tool_calls", "function_call", "audio", "image", "images", "video", "videos")
+# Whether to train on an answer, as OpenAI and Mistral, Axolotl, ms-swift and XTuner say it.
+_MARKS = ("weight", "train", "training", "trainable", "loss", "output_with_loss")
+_YES, _NO = (1, "1", "true"), (0, "0", "false")
+_EMPTY: tuple[Any, ...] = (None, "", [], {})
 ALL = "*"
 
 
@@ -60,15 +67,25 @@ def read_pair(row: Mapping[str, Any], shape: str, keep: Collection[str], ignore:
     """Read the columns of one row; `shape` is "auto" or fixed.
 
     Raises:
-        Rejected: unknown_column, missing_field, wrong_type, unknown_role, bad_turns or no_answer.
+        Rejected: unknown_column, missing_field, wrong_type, unknown_role, bad_turns, no_answer or not_to_train.
     """
     shape = detect(row) if shape == "auto" else shape
-    known = {*_COLUMNS[shape], *_COMMON, *keep}
-    left_out = tuple(column for column in row if column not in known)
-    for column in left_out:
-        if column not in ignore and ALL not in ignore:
-            raise Rejected("unknown_column", _unknown(column, (*_COLUMNS[shape], *_COMMON)))
-    prompt, completion, context = _READERS[shape](row)
+    left_out: dict[str, None] = {}
+
+    def unknown(column: str, known: Sequence[str], key: str = "") -> None:
+        name = f"{column}.{key}" if key else column
+        if not {ALL, name, key or name} & {*ignore}:
+            raise Rejected("unknown_column", _unknown(name, key or column, known))
+        left_out[name] = None
+
+    known = (*_COLUMNS[shape], *_COMMON)
+    for column in row:
+        if column in _MARKS and column not in keep:
+            if not _is_trained(row, column, "the row"):
+                raise Rejected("not_to_train", f"{column!r} says that this row is not to be trained on")
+        elif column not in known and column not in keep:
+            unknown(column, known)
+    prompt, completion, context = _READERS[shape](row, unknown)
     return Pair(
         shape=shape,
         prompt=prompt,
@@ -78,7 +95,7 @@ def read_pair(row: Mapping[str, Any], shape: str, keep: Collection[str], ignore:
         source=_optional_text(row, "source"),
         task=_optional_text(row, "task"),
         fields={column: _as_text(row[column]) for column in keep if row.get(column) not in (None, "")},
-        left_out=left_out,
+        left_out=tuple(left_out),
     )
 
 
@@ -93,15 +110,19 @@ def detect(row: Mapping[str, Any]) -> str:
     return "prompt_completion"
 
 
-def _prompt_completion(row: Mapping[str, Any]) -> tuple[str, str, list[Message]]:
+Unknown = Callable[..., None]
+
+
+def _prompt_completion(row: Mapping[str, Any], unknown: Unknown) -> tuple[str, str, list[Message]]:
     prompt, completion = _text(row, "prompt"), _text(row, "completion")
     if not row.get("context"):
         return prompt, completion, []
     last = [Message("user", prompt), Message("assistant", completion)]
-    return _last_pair([*_turns(row["context"], "context", "role", "content"), *last])
+    before = [message for message, _ in _turns(row["context"], "context", "role", "content", unknown)]
+    return _last_pair([*before, *last])
 
 
-def _alpaca(row: Mapping[str, Any]) -> tuple[str, str, list[Message]]:
+def _alpaca(row: Mapping[str, Any], unknown: Unknown) -> tuple[str, str, list[Message]]:
     """The input, where there is one, follows the instruction after an empty line."""
     instruction, answer = _text(row, "instruction"), _text(row, "output")
     given = _optional_text(row, "input")
@@ -115,47 +136,76 @@ def _alpaca(row: Mapping[str, Any]) -> tuple[str, str, list[Message]]:
     return _last_pair([*turns, Message("user", prompt), Message("assistant", answer)])
 
 
-def _sharegpt(row: Mapping[str, Any]) -> tuple[str, str, list[Message]]:
-    turns = _turns(_present(row, "conversations"), "conversations", "from", "value")
+def _sharegpt(row: Mapping[str, Any], unknown: Unknown) -> tuple[str, str, list[Message]]:
+    turns = _to_train(_turns(_present(row, "conversations"), "conversations", "from", "value", unknown))
     system = _optional_text(row, "system")
     return _last_pair([Message("system", system), *turns] if system else turns)
 
 
-def _messages(row: Mapping[str, Any]) -> tuple[str, str, list[Message]]:
-    return _last_pair(_turns(_present(row, "messages"), "messages", "role", "content"))
+def _messages(row: Mapping[str, Any], unknown: Unknown) -> tuple[str, str, list[Message]]:
+    return _last_pair(_to_train(_turns(_present(row, "messages"), "messages", "role", "content", unknown)))
 
 
 _READERS = {"prompt_completion": _prompt_completion, "alpaca": _alpaca, "sharegpt": _sharegpt, "messages": _messages}
 
 
-def _turns(value: Any, column: str, role_key: str, text_key: str) -> list[Message]:
-    turns = []
+def _turns(value: Any, column: str, role_key: str, text_key: str, unknown: Unknown) -> Iterator[tuple[Message, bool]]:
+    """Every turn, and whether it may be trained on."""
     for number, turn in enumerate(_list(value, column), start=1):
+        place = f"turn {number} of {column!r}"
         if not isinstance(turn, dict):
-            raise Rejected("wrong_type", f"turn {number} of {column!r} must be an object, found {kind(turn)}")
-        calls = [key for key in _CALLS if turn.get(key)]
-        if calls:
-            raise Rejected("unknown_role", f"turn {number} of {column!r} has {calls[0]}, which no record can hold")
+            raise Rejected("wrong_type", f"{place} must be an object, found {kind(turn)}")
+        given = [key for key in turn if turn[key] not in _EMPTY and key not in (role_key, text_key)]
+        if calls := [key for key in given if key in _CALLS]:
+            raise Rejected("unknown_role", f"{place} has {calls[0]}, which no record can hold")
         role = turn.get(role_key)
         if not isinstance(role, str) or role not in _ROLES:
-            raise Rejected(
-                "unknown_role",
-                f"turn {number} of {column!r} has the {role_key} {role!r}; known are {', '.join(_ROLES)}",
-            )
-        turns.append(Message(_ROLES[role], _content(turn.get(text_key), number, column, text_key)))
-    return turns
+            raise Rejected("unknown_role", f"{place} has the {role_key} {role!r}; known are {', '.join(_ROLES)}")
+        marks = [key for key in given if key in _MARKS]
+        for key in given:
+            if key not in marks:
+                unknown(column, (role_key, text_key, *_MARKS), key)
+        is_trained = all(_is_trained(turn, key, place) for key in marks)
+        yield Message(_ROLES[role], _content(turn.get(text_key), place, text_key)), is_trained
 
 
-def _content(value: Any, number: int, column: str, key: str) -> str:
+def _is_trained(marked: Mapping[str, Any], key: str, place: str) -> bool:
+    value = marked[key].lower() if isinstance(marked[key], str) else marked[key]
+    if value in _EMPTY or value in _YES:
+        return True
+    if value not in _NO:
+        raise Rejected("wrong_type", f"{place}: {key!r} must be 0 or 1, true or false; found {value!r}")
+    return False
+
+
+def _to_train(turns: Iterable[tuple[Message, bool]]) -> list[Message]:
+    """The turns up to the last answer that may be trained on, where a later one may not."""
+    said = list(turns)
+    answers = [number for number, (message, _) in enumerate(said) if message.role == "assistant"]
+    if not answers or said[answers[-1]][1]:
+        return [message for message, _ in said]
+    trained = [number for number in answers if said[number][1]]
+    if not trained:
+        raise Rejected("not_to_train", "every answer is marked as one not to train on")
+    return [message for message, _ in said[: trained[-1] + 1]]
+
+
+def _content(value: Any, place: str, key: str) -> str:
     """A turn's text, also where it comes as a list of text parts."""
     if isinstance(value, str):
         return value
     if isinstance(value, list) and value:
-        texts = [part["text"] for part in value if isinstance(part, dict) and isinstance(part.get("text"), str)]
+        texts = [part["text"] for part in value if _is_text(part)]
         if len(texts) == len(value):
             return "".join(texts)
-        raise Rejected("wrong_type", f"turn {number} of {column!r} has parts that are no text")
-    raise Rejected("wrong_type", f"turn {number} of {column!r}: {key!r} must be a string, found {kind(value)}")
+        raise Rejected("wrong_type", f"{place} has parts that are no text")
+    raise Rejected("wrong_type", f"{place}: {key!r} must be a string, found {kind(value)}")
+
+
+def _is_text(part: Any) -> bool:
+    if not isinstance(part, dict) or not isinstance(part.get("text"), str):
+        return False
+    return part.get("type") in (None, "text") and all(part[key] in _EMPTY for key in part.keys() - {"type", "text"})
 
 
 def _last_pair(turns: list[Message]) -> tuple[str, str, list[Message]]:
@@ -212,10 +262,10 @@ def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _unknown(column: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(column.lower(), known, n=1, cutoff=0.7)
+def _unknown(name: str, word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word[:100].lower(), known, n=1, cutoff=0.7)
     meant = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)};"
+    kept = "; to keep it for slices, in clean.keep_columns" if name == word else ""
     return (
-        f"column {column!r} is unknown; {meant} To leave it out, name it in clean.ignore_columns ({ALL!r} for all); "
-        "to keep it for slices, in clean.keep_columns"
+        f"column {name!r} is unknown; {meant} To leave it out, name it in clean.ignore_columns ({ALL!r} for all){kept}"
     )

@@ -1,10 +1,11 @@
 """The shapes in which instruction data come, and what makes a row none of them."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from stages.prepare.clean.rejected_rows import Rejected
@@ -124,6 +125,66 @@ def test_a_row_that_fits_no_shape_says_why(row: dict[str, Any], why: str, detail
     found, sentence = reason(row)
     assert found == why
     assert detail in sentence
+
+
+TALK = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
+
+
+@pytest.mark.parametrize("key", ["weight", "train", "training", "trainable", "loss", "output_with_loss"])
+@pytest.mark.parametrize(("yes", "no"), [(1, 0), (True, False), (None, 0.0), ("true", "False"), ("1", "0")])
+def test_an_answer_that_is_not_to_be_trained_on_is_no_completion(key: str, yes: Any, no: Any) -> None:
+    names = {"messages": ("role", "content"), "conversations": ("from", "value")}
+    for column, (role, text) in names.items():
+        for marks, learnt in {(no, yes): "d", (yes, no): "b", (yes, yes): "d", (no, no): None}.items():
+            turns = [{role: who, text: said} for who, said in TALK]
+            for turn, mark in zip(turns[1::2], marks, strict=True):
+                turn[key] = mark
+            if learnt is None:
+                assert reason({column: turns})[0] == "not_to_train"
+            else:
+                found = pair({column: turns})
+                assert (found.completion, len(found.context), found.left_out) == (learnt, 2 * (learnt == "d"), ())
+    for row in ({"prompt": "a", "completion": "b"}, {"instruction": "a", "output": "b"}, messages(*TALK)):
+        assert pair({**row, key: yes}) == pair(row)
+        assert reason({**row, key: no})[0] == "not_to_train"
+        with pytest.raises(Rejected, match="not_to_train"):
+            read_pair({**row, key: no}, "auto", keep=[], ignore=["*"])
+        assert reason({**row, key: 0.5})[0] == "wrong_type"
+
+
+@given(
+    key=st.text(min_size=1) | st.sampled_from(["reasoning_content", "name", "weihgt", "cache_control", "refusal"]),
+    value=st.none() | st.just([]) | st.integers(2) | st.text() | st.lists(st.integers(), min_size=1),
+    at=st.integers(0, 3),
+    column=st.sampled_from(["messages", "context", "conversations"]),
+)
+def test_a_key_of_a_turn_is_as_a_column_of_a_row(key: str, value: Any, at: int, column: str) -> None:
+    role, text = ("from", "value") if column == "conversations" else ("role", "content")
+    assume(key not in {role, text, "weight", "train", "training", "trainable", "loss", "output_with_loss"})
+    turns: list[dict[str, Any]] = [{role: who, text: said} for who, said in TALK]
+    turns[at][key] = value
+    row = {"prompt": "p", "completion": "q", "context": turns} if column == "context" else {column: turns}
+    plain = {name: ([{role: t[role], text: t[text]} for t in turns] if name == column else row[name]) for name in row}
+    if not value:  # binary formats give every turn the keys of all
+        assert pair(row) == pair(plain)
+        return
+    if key in ("tool_calls", "function_call", "audio", "image", "images", "video", "videos"):
+        assert reason(row)[0] == "unknown_role"
+        return
+    why, detail = reason(row)
+    assert (why, f"{column}.{key}"[:20] in detail or repr(key)[1:-1] in detail) == ("unknown_column", True)
+    for ignored in (key, f"{column}.{key}", "*"):
+        found = read_pair(row, "auto", keep=[], ignore=[ignored])
+        assert found == replace(pair(plain), left_out=(f"{column}.{key}",))
+
+
+def test_what_an_answer_speaks_of_is_not_lost() -> None:
+    for key in ("images", "tool_calls", "audio"):
+        row: dict[str, Any] = {"messages": [{"role": "user", "content": "a", key: ["x"]}, *messages(*TALK)["messages"]]}
+        with pytest.raises(Rejected, match="which no record can hold"):
+            read_pair(row, "auto", keep=[], ignore=["*"])
+    parts = [{"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}]
+    assert reason(messages(("user", parts), ("assistant", "b")))[0] == "wrong_type"
 
 
 JSON = st.recursive(
