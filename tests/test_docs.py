@@ -82,7 +82,7 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
 )
 def test_example_parameters_are_valid(file: Path) -> None:
     from stages.params.loader import Params, load_params
-    from stages.text.strict_json import Schema
+    from stages.text.json_schema import Schema
 
     params = load_params(*Params.model_fields, path=file)
     Schema(ROOT / params.task.schema_file)

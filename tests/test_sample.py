@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from stages.text.strict_json import Schema, parse_json
+from stages.text.json_schema import Schema
+from stages.text.strict_json import parse_json
 
 DATA = Path(__file__).parents[1] / "data"
 GENERATED = ["raw/support_tickets.jsonl", "support_tickets_truth.json", "schema.json"]

@@ -10,8 +10,6 @@ import inspect
 import itertools
 import json
 import math
-import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -23,7 +21,7 @@ import torch
 
 from stages.core import paths
 from stages.core.errors import Refusal
-from stages.core.files import tree_digest
+from stages.core.files import atomic, tree_digest
 from stages.core.machine import machine_settings
 from stages.core.progress import track
 from stages.core.run_notes import library_versions
@@ -379,11 +377,6 @@ def remember(request: dict[str, Any], compute: Callable[[], list[Any]]) -> tuple
         if isinstance(known := json.loads(path.read_bytes()), list):
             return known, True
     result = compute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{key}.{os.getpid()}-{threading.get_ident()}.partial")
-    with partial.open("w", encoding="utf-8") as handle:
-        json.dump(result, handle, allow_nan=False)
-        handle.flush()
-        os.fsync(handle.fileno())
-    partial.replace(path)
+    with atomic(path) as partial:
+        partial.write_text(json.dumps(result, allow_nan=False), encoding="utf-8")
     return result, False

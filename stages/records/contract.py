@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stages.params.task import Task, TaskContract
-from stages.text.strict_json import Schema
+from stages.text.json_schema import Schema
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """One output held against its reference and against the contract of its task."""
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from typing import Any
 
 from stages.params.task import TaskContract
 from stages.records.contract import Contract, Tasks
-from stages.text.strict_json import BrokenContract, parse_json
+from stages.text.strict_json import BrokenContract, ExactNumber, parse_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,15 @@ def score_label(output: str, label: str, contract: Contract) -> bool | None:
     if contract.settings.kind == "text" or not contract.settings.label_field:
         return None
     predicted, _ = _parse(output)
-    return isinstance(predicted, dict) and predicted.get(contract.settings.label_field) == label
+    return label == label_named(predicted, contract.settings.label_field)
+
+
+def label_named(predicted: Any, label_field: str) -> str | None:
+    """The label in a parsed JSON answer, a number or truth value as JSON writes it; None where there is none."""
+    if not isinstance(predicted, dict) or label_field not in predicted:
+        return None
+    found = predicted[label_field]
+    return found if isinstance(found, str) else json.dumps(found, ensure_ascii=False, sort_keys=True)
 
 
 def _rules(output: str, settings: TaskContract) -> dict[str, bool]:
@@ -125,8 +134,8 @@ def says(output: str, phrase: str) -> bool:
 def same_value(left: Any, right: Any) -> bool:
     """Whether two parsed JSON values are the same value.
 
-    The order of an object's keys says nothing, the order of an array does. JSON has one type of
-    numbers, so 1 is 1.0; true is no number, so it is not 1; a string is never a number.
+    The order of an object's keys says nothing, the order of an array does. JSON has one type of numbers, so 1 is 1.0,
+    and a number is what its digits say, however many; true is no number, so it is not 1; a string is never a number.
     """
     pending = [(left, right)]  # a stack, not recursion: a model can nest deeper than Python recurses
     while pending:
@@ -139,9 +148,13 @@ def same_value(left: Any, right: Any) -> bool:
             if len(a) != len(b):
                 return False
             pending.extend(zip(a, b, strict=True))
-        elif isinstance(a, bool) != isinstance(b, bool) or a != b:
+        elif isinstance(a, bool) != isinstance(b, bool) or _by_digits(a) != _by_digits(b):
             return False
     return True
+
+
+def _by_digits(value: Any) -> Any:
+    return value.exact if isinstance(value, ExactNumber) else value
 
 
 def _parse(text: str) -> tuple[Any, bool]:

@@ -1,15 +1,9 @@
-"""The contract of a completion: strict JSON that fits the task's schema."""
+"""Strict JSON, whose numbers keep their digits."""
 
 import json
 import math
-from pathlib import Path
+from decimal import Decimal
 from typing import Any
-
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError, best_match
-from referencing.exceptions import Unresolvable
-
-from stages.core.errors import UserError
 
 
 class BrokenContract(ValueError):
@@ -20,11 +14,11 @@ def parse_json(text: str) -> Any:
     """Parse JSON as RFC 8259 has it, and stricter than Python does.
 
     Raises:
-        BrokenContract: on syntax errors, NaN, infinities and numbers as large as one, repeated keys and unpaired
+        BrokenContract: on syntax errors, NaN, infinities, numbers that no double comes near, repeated keys and unpaired
             surrogates.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=_finite)
+        value = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=ExactNumber)
     except RecursionError:
         raise BrokenContract("nested too deeply") from None
     except ValueError as error:
@@ -60,47 +54,14 @@ def _no_constant(name: str) -> Any:
     raise BrokenContract(f"{name} is not JSON")
 
 
-def _finite(number: str) -> float:
-    value = float(number)
-    if math.isinf(value):
-        raise BrokenContract(f"{number} is too large a number")
-    return value
+class ExactNumber(float):
+    """A number with a point or an exponent: a float for all who count with it, and `exact`, what its author wrote."""
 
+    exact: Decimal
 
-class Schema:
-    """A JSON Schema (draft 2020-12) from a file, or the part of it that a JSON pointer such as #/$defs/order names.
-
-    Raises:
-        UserError: when the file is missing, no JSON, or no schema, or has no such part.
-    """
-
-    def __init__(self, path: Path, pointer: str = "#") -> None:
-        try:
-            schema = parse_json(path.read_text(encoding="utf-8"))
-            Draft202012Validator.check_schema(schema)
-        except FileNotFoundError:
-            raise UserError(
-                f"{path} is missing; task.schema_file must name the JSON Schema of the completion"
-            ) from None
-        except (BrokenContract, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: not JSON: {error}") from None
-        except SchemaError as error:
-            raise UserError(f"{path}: not a JSON Schema: {error.message}") from None
-        # A part keeps the whole schema behind it, so that references lead where they led.
-        whole = Draft202012Validator(schema)
-        self._validator = whole if pointer == "#" else whole.evolve(schema={"$ref": pointer})
-        try:
-            self._validator.is_valid(None)
-        except Unresolvable:
-            raise UserError(f"{path} has no schema at {pointer}; task.schema_at must name a part of it") from None
-
-    def problem(self, value: Any) -> str | None:
-        """What is wrong with a parsed completion, or None."""
-        try:
-            error = best_match(self._validator.iter_errors(value))
-        except RecursionError:
-            return "nested too deeply"
-        if error is None:
-            return None
-        where = error.json_path.removeprefix("$").lstrip(".")
-        return f"{where}: {error.message}" if where else error.message
+    def __new__(cls, written: str) -> "ExactNumber":
+        number = super().__new__(cls, written)
+        number.exact = Decimal(written)
+        if math.isinf(number) or (not number and number.exact):
+            raise BrokenContract(f"{written} is too {'large' if number else 'small'} a number")
+        return number

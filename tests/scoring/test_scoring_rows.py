@@ -1,6 +1,7 @@
 """One output against its reference: strict comparison by value, and the contract of its task."""
 
 import json
+from decimal import Decimal, localcontext
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from scored import REFERENCE, SCHEMA, generation, make_tasks
 from stages.core.errors import UserError
 from stages.records.contract import Tasks
 from stages.scoring.rows import same_value, score_row
+from stages.text.strict_json import parse_json
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=4),
@@ -80,6 +82,66 @@ def test_same_value_agrees_with_a_comparison_of_typed_text(left: Any, right: Any
 @given(json_values)
 def test_a_value_is_the_same_after_a_round_trip_with_sorted_keys(value: Any) -> None:
     assert same_value(value, json.loads(json.dumps(value, sort_keys=True)))
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "same"),
+    [
+        ("1", "1.0", True),
+        ("1e2", "100", True),
+        ("0.1", "0.10", True),
+        ("1E+2", "100.0", True),
+        ("-0", "0.0", True),
+        ("9007199254740993", "9007199254740993.0", True),
+        ("9007199254740993", "9007199254740992", False),
+        ("9007199254740993.0", "9007199254740992", False),
+        ("9007199254740993.0", "9007199254740992.0", False),
+        ("0.1", "0.1000000000000000055511151231257827", False),
+        ("3.14159265358979323846", "3.141592653589793", False),
+        ("1e23", "100000000000000000000000", True),
+        ("123456789012345678901234567890", "123456789012345678901234567890.0", True),
+        ("1", "true", False),
+        ("0", "false", False),
+        ("1", '"1"', False),
+        ("0", "null", False),
+        ('{"a": 1, "b": [2, 3.0]}', '{"b": [2.0, 3], "a": 1.00}', True),
+        ("[1, 2]", "[2, 1]", False),
+    ],
+)
+def test_numbers_are_compared_by_what_their_digits_say(left: str, right: str, same: bool, tasks: Tasks) -> None:
+    for output, reference in ((left, right), (right, left)):
+        row = generation(f'{{"order": {output}}}', completion=f'{{"order": {reference}}}')
+        score = score_row(row, tasks)
+        assert (score.exact_match, score.fields) == (same, {"order": same})
+
+
+@given(
+    st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**30), max_value=10**30, places=12),
+    st.integers(0, 5),
+)
+def test_two_ways_to_write_a_number_are_one_number(number: Decimal, zeros: int) -> None:
+    with localcontext(prec=200):
+        plain, longer, shifted = f"{number:f}", f"{number:.40f}" + "0" * zeros, f"{number * 10**zeros:f}e-{zeros}"
+        other = f"{number + Decimal('1e-30'):f}"
+    assert same_value(parse_json(plain), parse_json(longer))
+    assert same_value(parse_json(longer), parse_json(shifted))
+    assert not same_value(parse_json(plain), parse_json(other))
+
+
+@pytest.mark.parametrize(
+    "output", ["NaN", "Infinity", '{"order": -Infinity}', '{"order": NaN}', '{"a": 1, "a": 1}', "1e999"]
+)
+def test_what_python_reads_and_json_has_not_is_a_wrong_answer(output: str, tasks: Tasks) -> None:
+    score = score_row(generation(output), tasks)
+    assert (score.json_valid, score.valid, score.exact_match) == (False, False, False)
+
+
+@pytest.mark.parametrize(
+    ("answer", "label", "right"),
+    [('"3"', "3", True), ("3", "3", True), ("3", "4", False), ("true", "true", True), ("null", "None", False)],
+)
+def test_a_label_that_is_a_number_is_met_as_json_writes_it(tasks: Tasks, answer: str, label: str, right: bool) -> None:
+    assert score_row(generation(f'{{"intent": {answer}}}', label=label), tasks).label_right == right
 
 
 def _typed_text(value: Any) -> str:

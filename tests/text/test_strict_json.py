@@ -1,6 +1,7 @@
 """Strict JSON and the task's schema."""
 
 import json
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.core.errors import UserError
-from stages.text.strict_json import BrokenContract, Schema, parse_json
+from stages.text.json_schema import Schema
+from stages.text.strict_json import BrokenContract, parse_json
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -43,6 +45,8 @@ def test_every_text_is_a_value_that_can_be_written_or_a_broken_contract(text: st
         ("[-Infinity]", "-Infinity is not JSON"),
         ("1e999", "too large"),
         ("-1e999", "too large"),
+        ("1e-999", "too small"),
+        ("-0.1e-400", "too small"),
         ('{"a": 1, "a": 1}', "'a' occurs more than once"),
         ('{"x": {"a": 1, "b": 2, "a": 3}}', "'a' occurs more than once"),
         (r'"\ud83d"', "unpaired surrogate"),
@@ -56,6 +60,13 @@ def test_every_text_is_a_value_that_can_be_written_or_a_broken_contract(text: st
 def test_what_is_no_json_is_refused(text: str, why: str) -> None:
     with pytest.raises(BrokenContract, match=f"(?i){why}"):
         parse_json(text)
+
+
+@given(st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**40), max_value=10**40, places=9))
+def test_a_number_is_a_float_and_what_its_author_wrote(number: Decimal) -> None:
+    (read,) = parse_json(f"[{number:f}]")
+    assert (read, read.exact) == (float(number), number)
+    assert parse_json("[0.0, -0.0, 0e-999]") == [0, 0, 0]
 
 
 @pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])

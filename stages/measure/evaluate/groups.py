@@ -15,7 +15,7 @@ from stages.records.contract import Tasks
 from stages.records.record import Record, rank, record_id
 from stages.scoring.intervals import independent_difference, share
 from stages.scoring.metrics import Interval, Share
-from stages.scoring.rows import RowScore
+from stages.scoring.rows import RowScore, label_named
 
 NO_ANSWER = "(no valid answer)"
 _NONE = "(none)"
@@ -146,9 +146,8 @@ def _classes(score: RowScore, label_field: str) -> tuple[str, str]:
     if score.kind == "classification":
         return score.reference, score.output if score.valid else NO_ANSWER
     actual = score.label or "(no label)"
-    if not score.valid or not isinstance(score.predicted, dict):
-        return actual, NO_ANSWER
-    return actual, str(score.predicted.get(label_field, NO_ANSWER))
+    named = label_named(score.predicted, label_field) if score.valid else None
+    return actual, NO_ANSWER if named is None else named
 
 
 def _noise(prompt: str, draw: random.Random) -> str:

@@ -18,9 +18,10 @@ from stages.prepare.clean.sources import RawFile
 from stages.records.contract import Tasks
 from stages.records.prompt import asked
 from stages.records.record import Message, Record, make_record
+from stages.text.json_schema import Schema
 from stages.text.normal_form import Unsettled, settle
 from stages.text.personal_data import TYPES, placeholder
-from stages.text.strict_json import BrokenContract, Schema, parse_json
+from stages.text.strict_json import BrokenContract, parse_json
 
 # Markup may take most of a raw text. What is longer even so is rejected before the operators spend time on it.
 _RAW_PER_CLEAN = 4

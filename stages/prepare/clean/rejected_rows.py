@@ -58,7 +58,7 @@ class Row:
 
 def kind(value: Any) -> str:
     """What a value is, in JSON's words; binary formats have types of their own."""
-    return _KINDS.get(type(value), type(value).__name__)
+    return _KINDS.get(float if isinstance(value, float) else type(value), type(value).__name__)
 
 
 def write_rejected(handle: IO[str], source: str, row: Row, rejected: Rejected) -> None:
