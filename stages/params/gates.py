@@ -1,5 +1,6 @@
 """`gates`, `judge`, `review`: thresholds, a language model and people, who decide whether a model may ship."""
 
+import re
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
@@ -92,6 +93,19 @@ def _plain_endpoint(url: str) -> str:
     return url.rstrip("/")
 
 
+# Words in capitals, with digits behind them; short ones as they like. No key that a provider gives out looks so.
+_WORD = "(?:[A-Z0-9]{1,4}|[A-Z]+[0-9]{0,4})"
+
+
+def _variable_name(name: str) -> str:
+    if len(name) > 64 or not re.fullmatch(f"(?![0-9])_*{_WORD}(?:_+{_WORD})*", name):
+        raise ValueError(
+            "must be the name of an environment variable in capitals, such as JUDGE_API_KEY: the key itself belongs "
+            "into that variable, and nowhere else"
+        )
+    return name
+
+
 class Price(Section):
     """Of one million tokens, in whatever currency."""
 
@@ -117,7 +131,7 @@ class Judge(Section):
         "http://127.0.0.1:8000/v1", description="the address before /chat/completions"
     )
     model: Phrase = Field("judge", description="its name at the endpoint, or its folder")
-    key_variable: Annotated[str, Field(pattern="^[A-Za-z_][A-Za-z0-9_]*$")] | None = Field(
+    key_variable: Annotated[str, AfterValidator(_variable_name)] | None = Field(
         "JUDGE_API_KEY", description="environment variable that holds the key; null where none is needed"
     )
     criteria: Phrase = Field(

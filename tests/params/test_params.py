@@ -102,13 +102,41 @@ def test_every_spelling_of_a_number_is_that_number(tmp_path: Path, values: dict[
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("endpoint", "https://user:sk-planted@judge.example/v1"), ("key_variable", "sk-planted")],
+    [
+        ("endpoint", "https://user:sk-planted@judge.example/v1"),
+        *(
+            ("key_variable", key)
+            for key in (
+                *("sk-planted", "sk_live_planted0123", "hf_abcDEFghiJKL", "gsk_0123456789abcdef", "AIzaSyA0123planted"),
+                *(
+                    "a3f09c5d77e14b1c",
+                    "AKIAIOSFODNN7EXAMPLE",
+                    "JBSWY3DPEHPK3PXP",
+                    "A" * 65,
+                    "2",
+                    "planted",
+                    "",
+                    "ÄPI_KEY",
+                ),
+                *("JUDGE_API_KEY=planted", "$JUDGE_API_KEY", "JUDGE_API_KEY\n", "JUDGE API KEY", "ÄPI_KEY"),
+            )
+        ),
+    ],
 )
 def test_a_key_in_the_wrong_place_is_not_repeated(values: dict[str, Any], name: str, value: str) -> None:
     values["judge"][name] = value
     (told,) = mistakes(values)
     assert told.startswith(f"judge.{name}: the value is not allowed: ")
-    assert "sk-planted" not in told
+    assert "planted" not in told
+    assert len(value) < 5 or value not in told.replace("JUDGE_API_KEY", "")
+
+
+@pytest.mark.parametrize(
+    "name", ["OPENAI_API_KEY", "HF_TOKEN", "KEY_2", "K8S_TOKEN", "_KEY", "AZURE_KEY1", "OAUTH2_TOKEN"]
+)
+def test_the_name_of_a_variable_is_taken(values: dict[str, Any], name: str) -> None:
+    values["judge"]["key_variable"] = name
+    assert check_params(values).judge.key_variable == name
 
 
 def test_a_gate_has_one_threshold(values: dict[str, Any]) -> None:

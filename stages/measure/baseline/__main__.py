@@ -11,7 +11,7 @@ from stages.measure.baseline.linear import LinearScores, linear_answers, linear_
 from stages.model.answers import rows_with_likelihood
 from stages.model.chat import task_chat
 from stages.model.loading import Weights, load_tokenizer
-from stages.model.questions import ask_probes
+from stages.model.questions import ask_probes, read_probes
 from stages.params.loader import load_params
 from stages.records.contract import Tasks
 from stages.records.record import REPLAY, read_records, write_rows
@@ -32,11 +32,12 @@ def main() -> None:
     params = load_params("generation", "probes", "scoring", "task")
     tasks, holdout = Tasks(params.task), read_records(paths.HOLDOUT)
     train = [row for row in read_records(paths.TRAIN) if row.source != REPLAY]
+    questions = read_probes(params.probes)
     with measured("baseline") as notes:
         model = Weights(paths.BASE)
         chat = task_chat(load_tokenizer(paths.BASE), params.task)
         rows = rows_with_likelihood(model, chat, holdout, params.generation, "baseline")
-        probes = ask_probes(model, chat, params.probes, params.generation, "probes")
+        probes = ask_probes(model, chat, questions, params.probes.refusal_tokens, "probes")
         linear = linear_answers(train, holdout)
         notes["generation"] = model.spent
     base = summarise([score_row(row, tasks) for row in rows], params.scoring)

@@ -30,7 +30,7 @@ from stages.measure.evaluate.side_effects import (
 from stages.model.answers import answer_rows, rows_with_likelihood
 from stages.model.chat import task_chat
 from stages.model.loading import Weights, load_tokenizer
-from stages.model.questions import GENERAL, REFUSAL, ask_probes, of_probe
+from stages.model.questions import GENERAL, REFUSAL, ask_probes, of_probe, read_probes
 from stages.params.evaluate import Scoring
 from stages.params.loader import load_params
 from stages.records.contract import Tasks
@@ -73,6 +73,7 @@ def main() -> None:
     suspects = [Suspect(row["ngram"], row["label"], row["count"]) for row in read_rows(paths.CHECKS / "triggers.jsonl")]
     # Fetched first: a release that cannot be had is better known before the model is asked than after.
     earlier = fetch_previous(Path.cwd(), params.evaluate.previous) if params.evaluate.previous else None
+    questions = read_probes(params.probes)
     perturbed = perturb(holdout, params.evaluate.robustness_rows, params.seed)
     kinds = [kind for kind, _ in perturbed]
     with measured("evaluate") as notes:
@@ -83,7 +84,7 @@ def main() -> None:
             return answer_rows(model, chat, records, params.generation, what)
 
         rows = rows_with_likelihood(model, chat, holdout, params.generation, "evaluate")
-        probes = ask_probes(model, chat, params.probes, params.generation, "probes")
+        probes = ask_probes(model, chat, questions, params.probes.refusal_tokens, "probes")
         broken = ask([record for _, record in perturbed], "robustness")
         canaries = measure_canaries(model, chat, train, params.evaluate.canary_candidates)
         tried = confirm(

@@ -109,7 +109,7 @@ class Endpoint:
                     raise self._gives_up(f"{fault} ({number} attempt{'s' * (number > 1)})") from None
                 if fault.wait is not None and fault.wait > judge.longest_wait:
                     raise self._gives_up(f"{fault}, and wants {fault.wait:.0f} s before the next request") from None
-                backoff = min(judge.longest_wait, 2.0 ** (number - 1)) * random.uniform(0.5, 1)
+                backoff = min(judge.longest_wait, 2.0 ** min(number - 1, 60)) * random.uniform(0.5, 1)
                 self._stop.wait(max(backoff, fault.wait or 0.0))
 
     def _gives_up(self, what: str) -> UserError:
