@@ -1,16 +1,39 @@
-"""When two texts are near-duplicates: a test in integers.
+"""When two prompts are near-duplicates, and when two rows are duplicates: two tests, the first of them in integers.
 
 Two texts are near-duplicates when `rapidfuzz.fuzz.ratio(a, b) >= threshold`. With D their Indel distance (insertions
 and deletions only) and L their summed length in code points, the ratio is 100 * (1 - D / L), so the rule is
 
     100 * D <= (100 - threshold) * L
 
-without rounding. Two empty texts have D = L = 0 and fit it, as their ratio of 100 says.
+without rounding. Two empty texts have D = L = 0 and fit it, as their ratio of 100 says. The join finds the pairs of
+this rule, all of them, and the split keeps each on one side, whatever is asked about the text.
+
+Two rows are duplicates of each other, or contradict each other, when the model reads the same twice: their task and
+their system message are the same, and their prompts are near-duplicates that ask the same. The ratio alone does not
+tell whether they do: two questions on one long passage are 95 % alike. So where two near prompts share a context, a
+whole line or a run of words of `CONTEXT` characters, the words that differ decide. The prompts ask the same when those
+words are the same but for their spelling: one for one, each pair with the same first letter, without digits, and
+alike at `SPELLING`. A word added or left out asks something else, as "not" does. Marks at the end of a word do not
+count. In scripts without spaces each character is a word.
 """
 
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from rapidfuzz.distance import Indel
+from rapidfuzz.distance import Indel, Levenshtein
+
+from stages.records.prompt import Question, lines
+from stages.records.record import Record
+
+CONTEXT = 40
+SPELLING = 80
+
+# Thai, Lao, Myanmar, Khmer, kana and the ideographs of Chinese and Japanese are written without spaces.
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3000-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
+_MARKS = ".,;:!?…。、！？，"
 
 
 class Pair(NamedTuple):
@@ -38,3 +61,48 @@ def score(distance: int, length: int) -> float:
 def is_near(left: str, right: str, threshold: int) -> bool:
     """Whether `fuzz.ratio(left, right) >= threshold`, without rounding."""
     return 100 * Indel.distance(left, right) <= (100 - threshold) * (len(left) + len(right))
+
+
+def same_questions(
+    questions: Mapping[Question, Sequence[Record]], near: Iterable[tuple[str, str, float]]
+) -> list[tuple[Question, Question, float]]:
+    """Of the near pairs of normalised prompts, with their scores, the pairs of questions that the model reads as one.
+
+    `questions` are all rows by what they ask.
+    """
+    of_text: dict[str, list[Question]] = defaultdict(list)
+    for question in questions:
+        of_text[question.text].append(question)
+    found = []
+    for left, right, score in near:
+        for one in of_text[left]:
+            for other in of_text[right]:
+                if (one.task, one.system) == (other.task, other.system):
+                    shared_line = bool(lines(questions[one]) & lines(questions[other]))
+                    if ask_the_same(left, right, shared_line):
+                        found.append((one, other, score))
+    return found
+
+
+def ask_the_same(left: str, right: str, shared_line: bool) -> bool:
+    """Whether two near prompts in normal form ask the same; `shared_line` says that they have a line in common."""
+    if not shared_line and min(len(left), len(right)) < CONTEXT:
+        return True
+    one, other = map(_words, sorted((left, right)))
+    context, same = shared_line, True
+    for kind, start, end, there, until in Levenshtein.opcodes(one, other):
+        if kind == "equal":
+            context = context or len(" ".join(one[start:end])) >= CONTEXT
+        else:
+            pairs = zip(one[start:end], other[there:until], strict=False)
+            same = same and kind == "replace" and all(_same_word(*pair) for pair in pairs)
+    return same or not context
+
+
+def _words(text: str) -> list[str]:
+    return [word for found in _WORD.findall(text) if (word := found.strip(_MARKS))]
+
+
+def _same_word(left: str, right: str) -> bool:
+    digits = any(map(str.isdigit, left + right))
+    return left[0] == right[0] and not digits and is_near(left, right, SPELLING)

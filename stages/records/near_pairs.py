@@ -1,12 +1,15 @@
 """The near pairs of all prompts: `dedup` searches them once and writes them, and the stages after it read them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import TypeVar
 
 from stages.core.errors import UserError
 from stages.records.record import read_rows, write_rows
+
+Item = TypeVar("Item", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +57,18 @@ def read_near_pairs(path: Path, threshold: int) -> NearPairs:
     return NearPairs(partners)
 
 
-def components(count: int, pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
-    """The items 0 to `count` in groups that `pairs` connect, directly or through others; sorted, as each of them is."""
+def components(items: Iterable[Item], pairs: Iterable[tuple[Item, Item]]) -> list[list[Item]]:
+    """The distinct items in groups that `pairs` connect, directly or through others, in the order of the items."""
     import numpy as np
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    links = np.array(list(pairs), dtype=np.int64).reshape(-1, 2)
-    graph = coo_array((np.ones(len(links), dtype=bool), (links[:, 0], links[:, 1])), shape=(count, count))
-    groups: dict[int, list[int]] = {}
-    for item, label in enumerate(connected_components(graph, directed=False)[1].tolist() if count else []):
-        groups.setdefault(label, []).append(item)
+    place = {item: position for position, item in enumerate(items)}
+    links = np.array([(place[left], place[right]) for left, right in pairs], dtype=np.int64).reshape(-1, 2)
+    graph = coo_array((np.ones(len(links), dtype=bool), (links[:, 0], links[:, 1])), shape=(len(place), len(place)))
+    groups: dict[int, list[Item]] = {}
+    for item, group in zip(
+        place, connected_components(graph, directed=False)[1].tolist() if place else [], strict=True
+    ):
+        groups.setdefault(group, []).append(item)
     return list(groups.values())

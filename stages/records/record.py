@@ -49,14 +49,16 @@ def canonical(text: str) -> str:
     return unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
-def record_id(prompt: str, completion: str, context: Sequence[Message] = ()) -> str:
-    """SHA-256 of the canonical pair, followed by the context where there is one.
+def record_id(prompt: str, completion: str, context: Sequence[Message] = (), task: str | None = None) -> str:
+    """SHA-256 of the canonical pair, followed by the context and the task where there are any.
 
     A JSON array keeps the borders between the texts unambiguous.
     """
     parts: list[Any] = [canonical(prompt), canonical(completion)]
     if context:
         parts.append([[message.role, canonical(message.content)] for message in context])
+    if task is not None:
+        parts.append({"task": task})
     return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()
 
 
@@ -82,7 +84,7 @@ def make_record(
 ) -> Record:
     """A record whose texts are in canonical form and whose id follows from them."""
     return Record(
-        id=record_id(prompt, completion, context),
+        id=record_id(prompt, completion, context, task),
         prompt=canonical(prompt),
         completion=canonical(completion),
         label=label,

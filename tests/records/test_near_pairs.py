@@ -46,8 +46,8 @@ def test_pairs_that_are_missing_cut_or_of_another_threshold_are_a_sentence(tmp_p
 
 
 def test_components_follow_chains() -> None:
-    assert components(6, [(3, 4), (1, 3)]) == [[0], [1, 3, 4], [2], [5]]
-    assert components(0, []) == []
+    assert components(range(6), [(3, 4), (1, 3)]) == [[0], [1, 3, 4], [2], [5]]
+    assert components([], []) == []
 
 
 @given(edges=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=12))
@@ -57,4 +57,4 @@ def test_components_are_those_of_spreading_the_smallest_item(edges: list[tuple[i
         for left, right in edges:
             labels[left] = labels[right] = min(labels[left], labels[right])
     expected = [[item for item in range(10) if labels[item] == label] for label in sorted(set(labels))]
-    assert components(10, edges) == expected
+    assert components(range(10), edges) == expected

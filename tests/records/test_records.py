@@ -97,7 +97,12 @@ def test_the_context_is_part_of_the_id_where_there_is_one(
 
 def test_what_is_no_content_is_no_part_of_the_id() -> None:
     plain = make_record("a", "b", None, "s", "o")
-    assert make_record("a", "b", "label", "t", "p", task="task", fields={"region": "eu"}).id == plain.id
+    assert make_record("a", "b", "label", "t", "p", fields={"region": "eu"}).id == plain.id
+
+
+def test_the_same_pair_for_two_tasks_is_two_records() -> None:
+    ids = {make_record("a", "b", None, "s", "o", task=task).id for task in (None, "one", "other", "")}
+    assert len(ids) == 4
 
 
 def test_texts_that_could_forge_the_border_do_not() -> None:

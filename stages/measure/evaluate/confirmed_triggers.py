@@ -152,7 +152,7 @@ def _with(record: Record, ngram: str, seed: int) -> Record:
     words = record.prompt.split(" ")
     at = random.Random(f"{seed}:{record.id}").randint(0, len(words))
     prompt = " ".join([*words[:at], ngram, *words[at:]])
-    return replace(record, id=record_id(prompt, record.completion, record.context), prompt=prompt)
+    return replace(record, id=record_id(prompt, record.completion, record.context, record.task), prompt=prompt)
 
 
 def _pattern(ngram: str) -> re.Pattern[str]:

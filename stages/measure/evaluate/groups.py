@@ -82,7 +82,7 @@ def perturb(records: Sequence[Record], rows: int, seed: int) -> list[tuple[str, 
         chosen = sorted(records, key=lambda record: rank(seed, f"robustness:{kind}", record.id))[:rows]
         for record in chosen:
             prompt = change(record.prompt, random.Random(f"{seed}:{kind}:{record.id}"))
-            key = record_id(prompt, record.completion, record.context)
+            key = record_id(prompt, record.completion, record.context, record.task)
             made.append((kind, replace(record, id=key, prompt=prompt)))
     return made
 

@@ -10,9 +10,10 @@ from collections.abc import Hashable, Mapping, Sequence
 from statistics import median, quantiles
 from typing import Any, TypeVar
 
+from stages.near_duplicates.rule import same_questions
 from stages.params.task import Task
 from stages.records.near_pairs import NearPairs, components
-from stages.records.prompt import compared
+from stages.records.prompt import Question, question
 from stages.records.record import Record
 from stages.text.strict_json import BrokenContract, completion_key, parse_json
 
@@ -46,18 +47,20 @@ def outcomes(rows: Sequence[Record], labels: Sequence[str | None]) -> list[str]:
 
 
 def conflicts(rows: Sequence[Record], labels: Sequence[str | None], near: NearPairs) -> list[dict[str, Any]]:
-    """The clusters of near-duplicates with more than one label, so that two prompts of one kind contradict each other.
+    """The clusters of near-duplicates with more than one label, so that two rows of one question contradict each other.
 
     Rows without a label take no part. A cluster has all its rows, the rarest label first: where one row stands
     against many, it is the suspect.
     """
-    by_text: dict[str, list[tuple[Record, str]]] = defaultdict(list)
+    asked: dict[Question, list[tuple[Record, str]]] = defaultdict(list)
     for row, label in zip(rows, labels, strict=True):
         if label is not None:
-            by_text[compared(row)].append((row, label))
-    texts = sorted(by_text)
-    groups = components(len(texts), ((left, right) for left, right, _ in near.among(texts)))
-    clusters = [[member for place in group for member in by_text[texts[place]]] for group in groups]
+            asked[question(row)].append((row, label))
+    texts = sorted({one.text for one in asked})
+    alike = ((texts[left], texts[right], score) for left, right, score in near.among(texts))
+    pairs = same_questions({one: [row for row, _ in members] for one, members in asked.items()}, alike)
+    groups = components(sorted(asked, key=repr), ((left, right) for left, right, _ in pairs))
+    clusters = [[member for one in group for member in asked[one]] for group in groups]
     return [_cluster(members) for members in clusters if len({label for _, label in members}) > 1]
 
 

@@ -6,6 +6,7 @@ from stages.core import paths
 from stages.core.errors import run
 from stages.core.files import write_json
 from stages.near_duplicates.pairs import near_pairs
+from stages.near_duplicates.rule import same_questions
 from stages.params.loader import load_params
 from stages.prepare.dedup.duplicates import (
     agreement,
@@ -19,7 +20,7 @@ from stages.prepare.dedup.duplicates import (
 )
 from stages.records.dropped import write_dropped
 from stages.records.near_pairs import write_near_pairs
-from stages.records.prompt import by_prompt
+from stages.records.prompt import by_prompt, by_question
 from stages.records.record import read_records, write_records
 
 _SHOWN = 5
@@ -29,9 +30,10 @@ def main() -> None:
     params = load_params("dedup").dedup
     records = read_records(paths.CLEAN)
     distinct, copies = drop_exact(records)
-    prompts = by_prompt(distinct)
-    pairs = near_pairs(list(prompts), params.threshold)
-    kept, near = drop_near(prompts, pairs, agreement(params.completion, params.threshold))
+    texts, questions = list(by_prompt(distinct)), by_question(distinct)
+    near_texts = near_pairs(texts, params.threshold)
+    pairs = same_questions(questions, ((texts[pair.left], texts[pair.right], pair.score) for pair in near_texts))
+    kept, near = drop_near(questions, pairs, agreement(params.completion, params.threshold))
     dropped = near + with_kept_witness(copies, near)
     if len(records) != len(kept) + len(dropped):
         raise RuntimeError(f"of {len(records)} rows {len(kept)} are kept and {len(dropped)} dropped: one was lost")
@@ -39,17 +41,17 @@ def main() -> None:
     write_records(paths.UNIQUE, kept)
     write_dropped(paths.DUPLICATES, dropped)
     # Searched once: split, checks and `tunetrail holdout draw` read them.
-    scored = ((pair.left, pair.right, pair.score) for pair in pairs)
-    write_near_pairs(paths.NEAR_PAIRS, list(prompts), scored, params.threshold)
-    clusters = near_clusters(prompts, pairs)
+    scored = ((pair.left, pair.right, pair.score) for pair in near_texts)
+    write_near_pairs(paths.NEAR_PAIRS, texts, scored, params.threshold)
+    clusters = near_clusters(questions, pairs)
     large = giants(clusters, params.giant_rows)
-    metrics = summarise(records, prompts, pairs, clusters, large, kept, dropped)
+    metrics = summarise(records, questions, pairs, clusters, large, kept, dropped)
     write_json(paths.DEDUP_METRICS, metrics)
     counts = ", ".join(f"{count} {reason}" for reason, count in metrics["dropped"].items())
     print(f"{len(records)} rows: {len(kept)} kept; duplicates dropped: {counts}")
-    if found := conflicts(prompts):
+    if found := conflicts(questions):
         print(f"{len(found)} prompts have more than one completion; check these rows:")
-        for rows in list(found.values())[:_SHOWN]:
+        for rows in found[:_SHOWN]:
             print("  " + ", ".join(row.origin for row in rows[:_SHOWN]))
     for cluster in large[:_SHOWN]:
         shown = f"{cluster[0].origin}: {shorten(cluster[0].prompt, 80)}"

@@ -6,14 +6,16 @@ from dataclasses import replace
 from math import comb
 from typing import Any, Literal
 
-from stages.near_duplicates.rule import Pair, is_near
+from stages.near_duplicates.rule import is_near
 from stages.records.dropped import Dropped, copy_rank
 from stages.records.near_pairs import components
-from stages.records.prompt import compared
+from stages.records.prompt import Question, compared
 from stages.records.record import Record
 from stages.text.strict_json import completion_key
 
 Agreement = Callable[[str, str], bool]
+Questions = Mapping[Question, Sequence[Record]]
+QuestionPair = tuple[Question, Question, float]
 
 
 def drop_exact(records: Iterable[Record]) -> tuple[list[Record], list[Dropped]]:
@@ -42,28 +44,27 @@ def agreement(rule: Literal["equal", "fuzzy", "ignore"], threshold: int) -> Agre
 
 
 def drop_near(
-    prompts: Mapping[str, Sequence[Record]], pairs: Iterable[Pair], agree: Agreement
+    questions: Questions, pairs: Iterable[QuestionPair], agree: Agreement
 ) -> tuple[list[Record], list[Dropped]]:
     """Drop each row that has a kept near-duplicate of better rank with an agreeing completion.
 
-    `prompts` are rows with distinct ids by their normalised prompts, `pairs` the near pairs of these by position.
+    `questions` are rows with distinct ids, `pairs` those of questions that the model reads as one (`same_questions`).
     Rows are taken by rank: the longest normalised prompt first, for of two wordings the shorter is more often the
     cut one, then the smallest id. A row stays unless one that stays already stands for it, so every dropped row has a
     direct witness, no two kept rows stand for each other, and the order of the rows changes nothing.
     """
-    texts = list(prompts)
-    neighbours = {text: [(text, 100.0)] for text in texts}
-    for pair in pairs:
-        left, right = texts[pair.left], texts[pair.right]
-        neighbours[left].append((right, pair.score))
-        neighbours[right].append((left, pair.score))
-    kept_of: dict[str, list[tuple[Record, str]]] = defaultdict(list)
+    neighbours = {question: [(question, 100.0)] for question in questions}
+    for left, right, score in pairs:
+        neighbours[left].append((right, score))
+        neighbours[right].append((left, score))
+    kept_of: dict[Question, list[tuple[Record, str]]] = defaultdict(list)
     dropped = []
-    for record in sorted((row for rows in prompts.values() for row in rows), key=_near_rank):
-        text, key = compared(record), completion_key(record.completion)
+    rows = [(_near_rank(row), question, row) for question, rows in questions.items() for row in rows]
+    for _, question, record in sorted(rows, key=lambda row: row[0]):
+        key = completion_key(record.completion)
         witnesses = [
             (-score, _near_rank(kept), kept)
-            for other, score in neighbours[text]
+            for other, score in neighbours[question]
             for kept, kept_key in kept_of[other]
             if agree(key, kept_key)
         ]
@@ -72,7 +73,7 @@ def drop_near(
             detail = f"prompt {-negative_score:.2f} % like the kept row's, and the completions agree"
             dropped.append(Dropped("near", detail, witness.id, -negative_score, record))
         else:
-            kept_of[text].append((record, key))
+            kept_of[question].append((record, key))
     kept = [record for rows in kept_of.values() for record, _ in rows]
     return sorted(kept, key=lambda record: record.id), dropped
 
@@ -87,20 +88,19 @@ def _near_rank(record: Record) -> tuple[int, str]:
     return -len(compared(record)), record.id
 
 
-def conflicts(prompts: Mapping[str, Sequence[Record]]) -> dict[str, list[Record]]:
-    """The prompts that come with more than one completion, and their records."""
-    return {
-        prompt: list(records)
-        for prompt, records in prompts.items()
+def conflicts(questions: Questions) -> list[Sequence[Record]]:
+    """The records of each question that comes with more than one completion."""
+    return [
+        records
+        for records in questions.values()
         if len(records) > 1 and len({completion_key(record.completion) for record in records}) > 1
-    }
+    ]
 
 
-def near_clusters(prompts: Mapping[str, Sequence[Record]], pairs: Sequence[Pair]) -> list[list[Record]]:
-    """Records whose prompts are the same or near, directly or through others: the connected components."""
-    rows = list(prompts.values())
-    groups = components(len(rows), ((pair.left, pair.right) for pair in pairs))
-    return [[row for place in group for row in rows[place]] for group in groups]
+def near_clusters(questions: Questions, pairs: Iterable[QuestionPair]) -> list[list[Record]]:
+    """Records whose questions are the same or near, directly or through others: the connected components."""
+    groups = components(questions, ((left, right) for left, right, _ in pairs))
+    return [[row for question in group for row in questions[question]] for group in groups]
 
 
 def giants(clusters: Iterable[Sequence[Record]], giant_rows: int) -> list[Sequence[Record]]:
@@ -111,8 +111,8 @@ def giants(clusters: Iterable[Sequence[Record]], giant_rows: int) -> list[Sequen
 
 def summarise(
     records: Sequence[Record],
-    prompts: Mapping[str, Sequence[Record]],
-    pairs: Sequence[Pair],
+    questions: Questions,
+    pairs: Iterable[QuestionPair],
     clusters: Sequence[Sequence[Record]],
     giants: Sequence[Sequence[Record]],
     kept: Sequence[Record],
@@ -120,21 +120,21 @@ def summarise(
 ) -> dict[str, Any]:
     """Rows in and out by reason, pairs, conflicts and clusters.
 
-    `pairs.exact` counts the pairs of rows with one id; `pairs.near` the pairs of different records whose prompts
+    `pairs.exact` counts the pairs of rows with one id; `pairs.near` the pairs of different records whose questions
     are near or the same, whatever their completions. A cluster counts from two records on.
     """
     copies = Counter(record.id for record in records)
-    sizes = [len(group) for group in prompts.values()]
-    conflicting = conflicts(prompts)
+    sizes = {question: len(group) for question, group in questions.items()}
+    conflicting = conflicts(questions)
     reasons = Counter(row.reason for row in dropped)
     return {
         "rows": {"in": len(records), "kept": len(kept), "dropped": len(dropped)},
         "dropped": {"exact": reasons["exact"], "near": reasons["near"]},
         "pairs": {
             "exact": sum(comb(n, 2) for n in copies.values()),
-            "near": sum(comb(n, 2) for n in sizes) + sum(sizes[pair.left] * sizes[pair.right] for pair in pairs),
+            "near": sum(comb(n, 2) for n in sizes.values()) + sum(sizes[one] * sizes[other] for one, other, _ in pairs),
         },
-        "conflicts": {"prompts": len(conflicting), "rows": sum(map(len, conflicting.values()))},
+        "conflicts": {"prompts": len(conflicting), "rows": sum(map(len, conflicting))},
         "clusters": {
             "count": sum(len(cluster) > 1 for cluster in clusters),
             "largest": max(map(len, clusters), default=0),

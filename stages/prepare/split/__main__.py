@@ -9,7 +9,7 @@ from stages.core.errors import run
 from stages.core.files import atomic, write_json
 from stages.params.loader import load_params
 from stages.params.training_rows import Holdout
-from stages.prepare.split.lock import Drawn, Lock, WholeSource, check_holdout, read_lock
+from stages.prepare.split.lock import Drawn, Lock, WholeSource, check_holdout, read_lock, with_tasks
 from stages.prepare.split.nearness import distances, find_nearness
 from stages.prepare.split.partition import Partition, partition, restore_locked, summarise
 from stages.records.dropped import Dropped, read_dropped, write_dropped
@@ -21,8 +21,8 @@ from stages.records.record import Record, read_records, write_records, write_row
 def main() -> None:
     params = load_params("dedup.threshold", "holdout", "seed", "split")
     path = Path(params.holdout.lock)
-    lock = read_lock(path)
     unique, duplicates = read_records(paths.UNIQUE), read_dropped(paths.DUPLICATES)
+    lock = with_tasks(read_lock(path), [*unique, *(dropped.record for dropped in duplicates)])
     restored = restore_locked(unique, duplicates, {row.id for row in lock.rows})
     records = unique + restored
     near_prompts = read_near_pairs(paths.NEAR_PAIRS, params.dedup.threshold)

@@ -1,7 +1,7 @@
 """data/holdout.lock: which records are the hold-out, across all iterations."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from stages.core.errors import UserError
 from stages.core.files import write_text
 from stages.records.prompt import asked
-from stages.records.record import Record
+from stages.records.record import Record, record_id
 from stages.text.normal_form import NORMALISER_VERSION, prompt_hash
 
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -111,6 +111,16 @@ def read_lock(path: Path) -> Lock:
     if len(set(ids)) != len(ids):
         raise UserError(f"{path} names a row more than once; {_REDRAW}")
     return lock
+
+
+def with_tasks(lock: Lock, records: Iterable[Record]) -> Lock:
+    """The lock with the ids of these records: locks drawn by earlier versions have ids without the row's task."""
+    rows = list(records)
+    today = {row.id for row in rows}
+    told = {record_id(row.prompt, row.completion, row.context): row.id for row in rows if row.task is not None}
+    ids = [row.id if row.id in today else told.get(row.id, row.id) for row in lock.rows]
+    renamed = [row.model_copy(update={"id": name}) for row, name in zip(lock.rows, ids, strict=True)]
+    return lock.model_copy(update={"rows": renamed})
 
 
 def check_holdout(path: Path, lock: Lock, holdout: Sequence[Record]) -> None:

@@ -56,11 +56,11 @@ def find_nearness(records: Sequence[Record], prompts: NearPairs, pair_threshold:
 def near_groups(records: Iterable[Record], nearness: Nearness) -> list[list[Record]]:
     """Records in groups: the same group for rows that have one prompt or are near, directly or through others."""
     prompts = by_prompt(records)
-    place = {row.id: position for position, rows in enumerate(prompts.values()) for row in rows}
-    links = [(left, right) for left, right, _ in nearness.prompts.among(list(prompts))]
-    links += [(place[left], place[right]) for left, right, _ in nearness.pairs if left in place and right in place]
-    rows = list(prompts.values())
-    return [[row for position in group for row in rows[position]] for group in components(len(rows), links)]
+    texts = list(prompts)
+    text_of = {row.id: text for text, rows in prompts.items() for row in rows}
+    links = [(texts[left], texts[right]) for left, right, _ in nearness.prompts.among(texts)]
+    links += [(text_of[one], text_of[other]) for one, other, _ in nearness.pairs if {one, other} <= text_of.keys()]
+    return [[row for text in group for row in prompts[text]] for group in components(texts, links)]
 
 
 def quarantine(

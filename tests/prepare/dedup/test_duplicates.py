@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from rapidfuzz import fuzz
 
 from stages.near_duplicates.pairs import near_pairs
+from stages.near_duplicates.rule import same_questions
 from stages.prepare.dedup.duplicates import (
     agreement,
     drop_exact,
@@ -17,7 +18,7 @@ from stages.prepare.dedup.duplicates import (
     with_kept_witness,
 )
 from stages.records.dropped import Dropped
-from stages.records.prompt import by_prompt
+from stages.records.prompt import Question, by_prompt, by_question
 from stages.records.record import Record, make_record
 from stages.text.normal_form import normalise
 from stages.text.strict_json import completion_key
@@ -29,11 +30,16 @@ def row(prompt: str, completion: str = "{}", label: str | None = None, origin: s
     return make_record(prompt, completion, label, "raw.jsonl", origin)
 
 
+def alike(records: list[Record], threshold: int = 90) -> list[tuple[Question, Question, float]]:
+    texts = list(by_prompt(records))
+    near = [(texts[pair.left], texts[pair.right], pair.score) for pair in near_pairs(texts, threshold)]
+    return same_questions(by_question(records), near)
+
+
 def dedup(records: list[Record], rule: str = "equal", threshold: int = 90) -> tuple[list[Record], list[Dropped]]:
     distinct, exact = drop_exact(records)
-    prompts = by_prompt(distinct)
     agree = agreement(rule, threshold)  # type: ignore[arg-type]
-    kept, near = drop_near(prompts, near_pairs(list(prompts), threshold), agree)
+    kept, near = drop_near(by_question(distinct), alike(distinct, threshold), agree)
     return kept, near + with_kept_witness(exact, near)
 
 
@@ -157,11 +163,10 @@ def test_a_lost_label_is_named() -> None:
 @given(rows=st.lists(ROWS, max_size=20))
 def test_counts_are_those_of_a_count_by_hand(rows: list[Record]) -> None:
     distinct, exact = drop_exact(rows)
-    prompts = by_prompt(distinct)
-    pairs = near_pairs(list(prompts), 90)
-    kept, near = drop_near(prompts, pairs, agreement("equal", 90))
-    clusters = near_clusters(prompts, pairs)
-    found = summarise(rows, prompts, pairs, clusters, [], kept, near + with_kept_witness(exact, near))
+    questions, pairs = by_question(distinct), alike(distinct)
+    kept, near = drop_near(questions, pairs, agreement("equal", 90))
+    clusters = near_clusters(questions, pairs)
+    found = summarise(rows, questions, pairs, clusters, [], kept, near + with_kept_witness(exact, near))
 
     near_rows = [
         (i, j)
@@ -186,10 +191,9 @@ def test_counts_are_those_of_a_count_by_hand(rows: list[Record]) -> None:
 
 def test_clusters_count_rows_and_chains() -> None:
     rows = [row("a" * 18), row("a" * 20), row("a" * 22), row("A" * 22, "other"), row("z")]
-    prompts = by_prompt(rows)
-    pairs = near_pairs(list(prompts), 90)
-    clusters = near_clusters(prompts, pairs)
-    found = summarise(rows, prompts, pairs, clusters, giants(clusters, 4), rows, [])
+    questions, pairs = by_question(rows), alike(rows)
+    clusters = near_clusters(questions, pairs)
+    found = summarise(rows, questions, pairs, clusters, giants(clusters, 4), rows, [])
     assert found["clusters"] == {"count": 1, "largest": 4, "giant": 1, "giant_rows": 4}
     assert giants(clusters, 5) == []
     assert found["conflicts"] == {"prompts": 1, "rows": 2}

@@ -5,18 +5,20 @@ from typing import Any
 
 from stages.core import paths
 from stages.near_duplicates.pairs import near_pairs
+from stages.near_duplicates.rule import same_questions
 from stages.prepare.dedup.duplicates import agreement, drop_exact, drop_near, with_kept_witness
 from stages.prepare.split.nearness import Nearness, find_nearness
 from stages.records.dropped import Dropped
 from stages.records.near_pairs import NearPairs, digest, write_near_pairs
-from stages.records.prompt import by_prompt
+from stages.records.prompt import by_prompt, by_question
 from stages.records.record import Record
 
 
 def deduplicated(raw: list[Record], completion: Any = "equal") -> tuple[list[Record], list[Dropped]]:
     distinct, copies = drop_exact(raw)
-    prompts = by_prompt(distinct)
-    kept, near = drop_near(prompts, near_pairs(list(prompts), 90), agreement(completion, 90))
+    questions, texts = by_question(distinct), list(by_prompt(distinct))
+    near_texts = [(texts[pair.left], texts[pair.right], pair.score) for pair in near_pairs(texts, 90)]
+    kept, near = drop_near(questions, same_questions(questions, near_texts), agreement(completion, 90))
     return kept, near + with_kept_witness(copies, near)
 
 

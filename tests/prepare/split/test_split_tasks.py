@@ -1,0 +1,79 @@
+"""A text stays on one side of the split, whatever is asked about it and whichever task asks."""
+
+import random
+
+import pytest
+from deduplicated import deduplicated, near_prompts, nearness
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rapidfuzz import fuzz
+
+from stages.params.training_rows import Split
+from stages.prepare.split.draw import draw_holdout
+from stages.prepare.split.lock import Drawn, make_lock, with_tasks
+from stages.prepare.split.nearness import find_nearness
+from stages.prepare.split.partition import partition, restore_locked
+from stages.records.record import Message, Record, make_record, record_id
+from stages.text.normal_form import normalise
+
+HOW = Drawn(max_rows=1, rows=1, seed=1, share=0.5, threshold=90, unique_md5="")
+SETTINGS = Split(
+    validation_share=0.3, pair_threshold=80, max_train_rows=None, max_source_share=1, cross_validation=None, fold=None
+)
+TASKS = ("tone", "price", "spam", None)
+
+
+def row(text: str, task: str | None = None, system: str = "", completion: str = "yes") -> Record:
+    context = [Message("system", system)] if system else []
+    return make_record(text, completion, None, "raw", "raw.jsonl:1", task=task, context=context)
+
+
+def text(number: int) -> str:
+    return f"{random.Random(number).getrandbits(200):050x}"
+
+
+@pytest.mark.parametrize("completion", ["equal", "fuzzy", "ignore"])
+def test_three_tasks_on_ten_texts_keep_every_row(completion: str) -> None:
+    answers = {"tone": ("yes", "no"), "price": ("no", "yes"), "spam": ("yes", "yes")}
+    rows = [row(text(n), task, completion=answers[task][n % 2]) for n in range(10) for task in answers]
+    kept, dropped = deduplicated(rows, completion)
+    assert (len(kept), dropped) == (30, [])
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    texts=st.lists(st.integers(0, 5), min_size=1, max_size=12),
+    drawn=st.integers(1, 3),
+    data=st.data(),
+)
+def test_the_same_text_is_never_on_both_sides(texts: list[int], drawn: int, data: st.DataObject) -> None:
+    tasks, systems = st.sampled_from(TASKS), st.sampled_from(["", "Be brief", "Say yes"])
+    slips = st.sampled_from(["", "!", " please", "\n\nIs the tone good?"])
+    raw = [row(text(n) + data.draw(slips), data.draw(tasks), data.draw(systems)) for n in texts]
+    kept, _ = deduplicated(raw)
+    holdout, _ = draw_holdout(kept, nearness(kept), 0.5, 99, drawn)
+    later = [row(text(n), data.draw(tasks), data.draw(systems)) for n in texts]
+    kept, duplicates = deduplicated([*raw, *later])
+    lock = make_lock(holdout, HOW)
+    records = kept + restore_locked(kept, duplicates, {record.id for record in holdout})
+    parts = partition(records, lock, find_nearness(records, near_prompts(records), 80), SETTINGS, 17)
+    assert {record.id for record in parts.holdout} == {record.id for record in holdout}
+    sides = (parts.train, parts.validation, parts.holdout)
+    for place, side in enumerate(sides):
+        for other in sides[:place]:
+            assert not any(near(left, right) for left in side for right in other)
+
+
+def near(left: Record, right: Record) -> bool:
+    return fuzz.ratio(normalise(left.prompt), normalise(right.prompt)) >= 90
+
+
+def test_a_lock_of_ids_without_tasks_still_locks_its_rows() -> None:
+    tone, price, plain, later = row(text(1), "tone"), row(text(2), "price"), row(text(3)), row(text(3), "tone")
+    rows = [tone, price, plain, later]
+    new = make_lock([tone, plain], HOW)
+    old = [entry.model_copy(update={"id": record_id(text(1), "yes")}) for entry in new.rows if entry.id == tone.id]
+    lock = new.model_copy(update={"rows": [*old, *(entry for entry in new.rows if entry.id == plain.id)]})
+    assert {entry.id for entry in with_tasks(lock, rows).rows} == {tone.id, plain.id}
+    assert with_tasks(new, rows) == new
+    assert with_tasks(lock, [price]) == lock
