@@ -90,12 +90,12 @@ def ask_the_same(left: str, right: str, shared_line: bool) -> bool:
         return True
     one, other = map(_words, sorted((left, right)))
     context, same = shared_line, True
-    for kind, start, end, there, until in Levenshtein.opcodes(one, other):
-        if kind == "equal":
-            context = context or len(" ".join(one[start:end])) >= CONTEXT
+    for step in Levenshtein.opcodes(one, other):
+        here, there = one[step.src_start : step.src_end], other[step.dest_start : step.dest_end]
+        if step.tag == "equal":
+            context = context or len(" ".join(here)) >= CONTEXT
         else:
-            pairs = zip(one[start:end], other[there:until], strict=False)
-            same = same and kind == "replace" and all(_same_word(*pair) for pair in pairs)
+            same = same and step.tag == "replace" and all(map(_same_word, here, there))
     return same or not context
 
 

@@ -96,3 +96,16 @@ def test_the_label_is_what_the_completion_teaches() -> None:
     assert label("x ", tag="triage") == "x"
     assert label("Hello!", tag="chat") == "refund"
     assert outcomes([row("a", None, "[1,  2]"), row("b", None)], [None, "x"]) == ["[1,2]", "x"]
+
+
+def test_the_same_text_for_another_task_is_no_conflict() -> None:
+    texts = ["Where is it?", "The ferry to the northern islands left the harbour at seven, an hour late for the fog."]
+    rows = [
+        make_record(text, answer, answer, "raw", "raw.jsonl:1", task=task)
+        for text in texts
+        for task, answer in (("tone", "yes"), ("price", "no"), (None, "maybe"))
+    ]
+    questions = ("Was it late?", "Was it early?", "Was there fog?")
+    rows += [row(f"{texts[1]} {question}", label) for question, label in zip(questions, "yny", strict=True)]
+    assert find(rows) == []
+    assert find([*rows, row(f"{texts[1]} Was it late", "n")]) == [["n", "y"]]
