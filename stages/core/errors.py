@@ -16,6 +16,8 @@ EXIT_BAD_INPUT = 2
 # The stages show progress of their own. Set before a library is imported, for that is when they read it.
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+# No stage compiles, but bitsandbytes calls torch.compile while it is imported, which loads the compiler: seconds.
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", category=FutureWarning)
 
