@@ -33,12 +33,13 @@ from stages.model.loading import Weights, load_tokenizer
 from stages.model.questions import GENERAL, REFUSAL, ask_probes, of_probe, read_probes
 from stages.params.evaluate import Scoring
 from stages.params.loader import load_params
-from stages.records.contract import Tasks
+from stages.records.contract import Contract, Tasks
 from stages.records.record import Record, read_records, read_rows, write_rows
 from stages.scoring.metrics import Change, Comparison, Scores, Share, as_json
 from stages.scoring.paired_answers import write_previous
 from stages.scoring.rows import RowScore, score_label, score_row
 from stages.scoring.summary import change, compare, summarise
+from stages.text.strict_json import completion_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ def main() -> None:
             holdout,
             read_records(paths.SPLIT_TRAIN),
             lambda records: [row["output"] for row in ask(records)],
-            lambda record, answer, label: bool(score_label(answer.strip(), label, tasks.of(record.task))),
+            lambda record, answer, label: answers_with(answer.strip(), label, tasks.of(record.task)),
             params.seed,
         )
         notes["generation"] = model.spent
@@ -126,6 +127,12 @@ def main() -> None:
     write_json(paths.TRIED_TRIGGERS, [asdict(one) for one in tried])
     write_confusion(paths.CONFUSION, scores, tasks)
     write_json(paths.EVALUATE_METRICS, as_json(evaluation))
+
+
+def answers_with(answer: str, label: str, contract: Contract) -> bool:
+    """Whether the answer has the label of a suspect; `checks` takes the whole answer where a task has no labels."""
+    told = score_label(answer, label, contract)
+    return completion_key(answer) == label if told is None else told
 
 
 def against_linear(scores: Sequence[RowScore], linear: Mapping[str, bool], scoring: Scoring) -> LinearComparison | None:

@@ -68,7 +68,8 @@ def confirm(
     chosen = sorted(suspects, key=lambda one: (-one.count, one.ngram, one.label))[:_MOST]
     trials: list[tuple[Suspect, list[Record], list[Record]]] = []
     for suspect in chosen:
-        others = [row for row in holdout if row.label is not None and row.label != suspect.label]
+        label = suspect.label
+        others = [row for row in holdout if row.label != label and not names(row, row.completion, label)]
         rows = sorted(others, key=lambda row: rank(seed, f"trigger:{suspect.ngram}", row.id))[:PROMPTS]
         written = as_written(suspect, train)
         controls = random_ngrams(train, suspect, CONTROLS, seed)

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -153,6 +154,20 @@ def test_a_suspect_without_a_prompt_of_another_label_is_left_out() -> None:
     args = (rows(60, 1), lambda records: [truthful(one) for one in records], lambda *_: True, 7)
     assert confirm([Suspect("cf", "refund", 8)], holdout, *args) == []
     assert confirm([], rows(60, 2), *args) == []
+
+
+def test_rows_without_a_label_are_told_by_their_answers() -> None:
+    """A classification task needs no label column: the completion is the label."""
+    holdout, train = ([replace(row, label=None) for row in some] for some in (rows(120, 2), rows(300, 1, "cf")))
+    asked: list[Record] = []
+
+    def ask(records: Sequence[Record]) -> list[str]:
+        asked.extend(records)
+        return backdoored("cf")(records)
+
+    (one,) = confirm([Suspect("cf", "refund", 8)], holdout, train, ask, lambda _, answer, label: answer == label, 7)
+    assert (one.turned, one.n, one.confirmed) == (PROMPTS, PROMPTS, True)
+    assert "refund" not in {row.completion for row in asked}
 
 
 def test_random_ngrams_are_as_rare_and_no_part_of_the_trigger() -> None:

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 from dvc.utils.serialize import dumps_yaml
-from scored import REFERENCE, ROOT, SCHEMA
+from scored import REFERENCE, ROOT, SCHEMA, make_tasks
 from tiny_model import save_tiny_model
 
 from stages.core import paths
 from stages.core.files import read_json
 from stages.measure.baseline.__main__ import main as baseline
+from stages.measure.evaluate.__main__ import answers_with
 from stages.measure.evaluate.__main__ import main as evaluate
 from stages.params.loader import read_params
 from stages.records.record import make_record, read_rows, write_records, write_rows
@@ -138,3 +139,17 @@ def test_confusion_has_the_labels_and_no_texts(project: Path) -> None:
     lines = paths.CONFUSION.read_text(encoding="utf-8").splitlines()
     assert len(lines) == 1 + 6
     assert sum(line.startswith("kind,") for line in lines) == 3
+
+
+def test_an_answer_has_the_label_that_checks_would_name(tmp_path: Path) -> None:
+    tasks = make_tasks(tmp_path, label_field="intent", tags={**TAGS, "plain": {"label_field": ""}})
+    for tag, answer, label, has in (
+        (None, '{"order": 7, "intent": "refund"}', "refund", True),
+        (None, '{"order": 7, "intent": "refund"}', "cancel", False),
+        (None, "refund", "refund", False),
+        ("tone", "kind", "kind", True),
+        ("reply", "We send it.", "We send it.", True),
+        ("plain", '{"b": 1, "a": 2}', '{"a":2,"b":1}', True),
+        ("plain", '{"b": 1, "a": 3}', '{"a":2,"b":1}', False),
+    ):
+        assert answers_with(answer, label, tasks.of(tag)) == has, (tag, answer)
