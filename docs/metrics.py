@@ -37,6 +37,8 @@ _CLEANED = {
     "rows.rejected": "rows that are none; in = kept + rejected",
     "rejected.REASON": "rows rejected for the reason; data/rejected/clean.jsonl has each with file and line",
     "changed.KIND": "kept rows in which something was changed: encoding, markup, white space, personal data",
+    "completions_changed.rows": "kept rows whose completion is not to the letter that of the raw row",
+    "completions_changed.share": "their share of the kept rows",
 }
 COUNTED: Mapping[str, Meanings] = {
     "clean": {

@@ -58,8 +58,13 @@ class Clean(Section):
     )
     max_line_bytes: Count = Field(1_000_000, description="a longer line is rejected")
     fix_mojibake: bool = Field(True, description="repair text that was decoded with the wrong character set")
-    strip_html: bool = Field(True, description="take HTML tags out of prompts and completions")
-    normalise_whitespace: bool = Field(True, description="one space where there are several, no space at the ends")
+    strip_html: bool = Field(True, description="take the tags out of texts that are written in HTML")
+    normalise_whitespace: bool = Field(
+        True, description="plain spaces and line ends, nothing unseen that no script needs, no space at the ends"
+    )
+    clean_completions: list[Literal["mojibake", "html", "whitespace"]] = Field(
+        [], description="which of these repairs answers get, too; [] leaves answers as they are but for personal data"
+    )
     mask_personal_data: list[PersonalData] = Field(
         ["secret", "email", "iban", "card", "ip", "phone"],
         description="what is replaced by a mark; person and location need the extra names; [] for nothing",

@@ -5,9 +5,10 @@ Numbers with a checksum are masked only when it holds, so order numbers and amou
 
 import ipaddress
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import get_args
 
@@ -22,9 +23,7 @@ _LEAST_SCORE = 0.5  # of 1; Presidio gives what a spaCy model finds 0.85, and le
 # Published prefixes of access keys and tokens; a digit is asked for where words could follow the prefix.
 _SECRET = re.compile(
     r"""
-    -----BEGIN[ ](?P<kind>[A-Z ]*PRIVATE[ ]KEY(?:[ ]BLOCK)?)-----
-        (?: .*?-----END[ ](?P=kind)----- | \s*[A-Za-z0-9+/=]{40,}(?:\s+[A-Za-z0-9+/=]{40,})* )
-    | (?<=://) [^\s/:@]+:[^\s/:@]+ (?=@[\w.-]+)
+    (?<=://) [^\s/:@]+:[^\s/:@]+ (?=@[\w.-]+)
     | https://hooks\.slack\.com/services/[\w/]{20,}
     | (?<![\w-]) (?:
         (?:AKIA|ASIA)[0-9A-Z]{16}
@@ -54,9 +53,15 @@ _SECRET = re.compile(
         | eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}
     ) (?![\w-])
     """,
-    re.VERBOSE | re.DOTALL,
+    re.VERBOSE,
 )
-_EMAIL = re.compile(r"(?<![\w.+%-])[\w.+%-]{1,64}@(?:[^\W_](?:[\w-]{0,62})\.){1,8}[^\W\d_]{2,24}(?![\w-])")
+# Of few kinds, so that an end that is missing is looked for once.
+_KEY = re.compile("-----BEGIN ((?:(?:RSA|EC|DSA|OPENSSH|ENCRYPTED|SSH2 ENCRYPTED|PGP) )?PRIVATE KEY(?: BLOCK)?)-----")
+_KEY_LINES = re.compile(r"\s*[A-Za-z0-9+/=]{40,}(?:\s+[A-Za-z0-9+/=]{40,})*")
+# A product of matrices, `a@b.sum()`, and a remote of git are no addresses.
+_EMAIL = re.compile(
+    r"(?<![\w.+%-])(?!git@[\w.-]+:)[\w.+%-]{1,64}@(?:[^\W_](?:[\w-]{0,62})\.){1,8}[^\W\d_]{2,24}(?![\w(-])"
+)
 # Lookaheads, so that candidates may overlap: "2 x 4111..." and "4111... 123" both hold a card number.
 _IBAN = re.compile(r"(?<![A-Za-z0-9])(?=([A-Za-z]{2}[0-9]{2}(?:[ -]?[A-Za-z0-9]){11,30}))", re.ASCII)
 _CARD = re.compile(r"(?<![\w-])(?=([2-6](?:[ -]?[0-9]){12,18}))", re.ASCII)
@@ -72,78 +77,92 @@ _DIGIT = re.compile(r"\d")
 _SEVEN_DIGITS = re.compile(r"\d(?:\W{0,4}\d){6}")
 
 
-def masker(types: Collection[str], region: str, ner_model: str) -> Callable[[str], str]:
-    """A function that masks until nothing of `types` is found.
+Span = tuple[int, int, str]  # start, end, type
+Values = list[tuple[str, str]]  # type and what was masked
+
+
+def finder(types: Collection[str], region: str, ner_model: str) -> Callable[[str], tuple[str, Values]]:
+    """A function that masks until nothing of `types` is found, and gives the text and what was masked in it.
 
     `region` is the country of phone numbers without a country code; `ner_model` finds names, if they are asked for.
 
     Raises:
         UserError: when names are asked for and the libraries or the model for them are not installed.
     """
-    steps: list[Callable[[str], str]] = [step for kind, step in _STEPS.items() if kind in types]
+    steps: list[Callable[[str], Iterable[Span]]] = [step for kind, step in _STEPS.items() if kind in types]
     if "phone" in types:
-        steps.append(partial(_mask_phones, region=region))
+        steps.append(partial(_phones, region=region))
     if names := [kind for kind in NAMES if kind in types]:
-        steps.append(name_masker(names, ner_model))
+        steps.append(name_finder(names, ner_model))
 
-    def once(text: str) -> str:
-        for step in steps:
-            text = step(text)
-        return text
+    def find(text: str) -> tuple[str, Values]:
+        values: Values = []
 
-    return partial(settle, once)
+        def once(text: str) -> str:
+            for step in steps:
+                text = _mask(text, step(text), values)
+            return text
 
+        return settle(once, text), values
 
-def placeholder(kind: str) -> str:
-    return f"[{kind.upper()}]"
-
-
-def _mask_secrets(text: str) -> str:
-    return _SECRET.sub(placeholder("secret"), text)
+    return find
 
 
-def _mask_emails(text: str) -> str:
-    return _EMAIL.sub(placeholder("email"), text) if "@" in text else text
+def masker(types: Collection[str], region: str, ner_model: str) -> Callable[[str], str]:
+    """As `finder`, without what was masked."""
+    find = finder(types, region, ner_model)
+    return lambda text: find(text)[0]
 
 
-def _mask_ibans(text: str) -> str:
-    return _mask(text, _IBAN, _is_iban, placeholder("iban"))
-
-
-def _mask_cards(text: str) -> str:
-    return _mask(text, _CARD, _is_card, placeholder("card"))
-
-
-def _mask_ips(text: str) -> str:
-    text = _mask(text, _IP4, _is_ip, placeholder("ip")) if "." in text else text
-    return _mask(text, _IP6, _is_ip, placeholder("ip")) if ":" in text else text
-
-
-# In this order: a key may hold what looks like a number of another kind, and a card's number like a phone's.
-_STEPS: dict[str, Callable[[str], str]] = {
-    "secret": _mask_secrets,
-    "email": _mask_emails,
-    "iban": _mask_ibans,
-    "card": _mask_cards,
-    "ip": _mask_ips,
-}
-
-
-def _mask(text: str, candidates: re.Pattern[str], valid: Callable[[str, str], bool], mask: str) -> str:
-    """Replace, wherever a candidate starts, its longest whole part that is valid (given a few characters before it)."""
-    if not _DIGIT.search(text):
-        return text
+def _mask(text: str, spans: Iterable[Span], values: Values) -> str:
     pieces, done = [], 0
-    for match in candidates.finditer(text):
+    for start, end, kind in spans:
+        if start >= done:
+            values.append((kind, text[start:end]))
+            pieces += [text[done:start], f"[{kind.upper()}]"]
+            done = end
+    return "".join([*pieces, text[done:]]) if pieces else text
+
+
+def _secrets(text: str) -> Iterator[Span]:
+    return ((*match.span(), "secret") for match in _SECRET.finditer(text))
+
+
+def _keys(text: str) -> Iterator[Span]:
+    endless = set()
+    for match in _KEY.finditer(text):
+        marker = f"-----END {match[1]}-----"
+        end = -1 if marker in endless else text.find(marker, match.end())
+        if end >= 0:
+            yield match.start(), end + len(marker), "secret"
+        elif lines := _KEY_LINES.match(text, match.end()):
+            yield match.start(), lines.end(), "secret"
+        if end < 0:
+            endless.add(marker)
+
+
+def _emails(text: str) -> Iterator[Span]:
+    return ((*match.span(), "email") for match in _EMAIL.finditer(text)) if "@" in text else iter(())
+
+
+def _phones(text: str, region: str) -> Iterator[Span]:
+    if _SEVEN_DIGITS.search(text):
+        from phonenumbers import Leniency, PhoneNumberMatcher
+
+        for match in PhoneNumberMatcher(text, region, leniency=Leniency.VALID):
+            yield match.start, match.end, "phone"
+
+
+def _numbers(text: str, kind: str, candidates: re.Pattern[str], valid: Callable[[str, str], bool]) -> Iterator[Span]:
+    """Wherever a candidate starts, its longest whole part that is valid (given a few characters before it)."""
+    done = 0
+    for match in candidates.finditer(text) if _DIGIT.search(text) else ():
         start = match.start()
-        if start < done:
-            continue
-        for end in range(match.end(1), start, -1):
+        for end in range(match.end(1), start, -1) if start >= done else ():
             if not text[end : end + 1].isalnum() and valid(text[start:end], text[max(0, start - _BEFORE) : start]):
-                pieces += [text[done:start], mask]
+                yield start, end, kind
                 done = end
                 break
-    return "".join([*pieces, text[done:]])
 
 
 def _is_iban(number: str, _before: str) -> bool:
@@ -160,30 +179,28 @@ def _is_card(number: str, _before: str) -> bool:
 
 
 def _is_ip(address: str, before: str) -> bool:
-    """A valid address; four numbers after "version" or the like are none."""
+    """The address of a host; four numbers after "version" or the like are none, nor is `[1::2]` of a program."""
     if not any(character.isdigit() for character in address) or _VERSION.search(before):
         return False
     try:
-        ipaddress.ip_address(address)
+        found = ipaddress.ip_address(address)
     except ValueError:
         return False
-    return True
+    return not (found.is_loopback or found.is_unspecified or found.is_reserved)
 
 
-def _mask_phones(text: str, region: str) -> str:
-    if not _SEVEN_DIGITS.search(text):
-        return text
-    from phonenumbers import Leniency, PhoneNumberMatcher
-
-    pieces, done = [], 0
-    for match in PhoneNumberMatcher(text, region, leniency=Leniency.VALID):
-        pieces += [text[done : match.start], placeholder("phone")]
-        done = match.end
-    return "".join([*pieces, text[done:]])
+# In this order: a key may hold what looks like a number of another kind, and a card's number like a phone's.
+_STEPS: dict[str, Callable[[str], Iterable[Span]]] = {
+    "secret": lambda text: chain(_keys(text), _secrets(text)),
+    "email": _emails,
+    "iban": partial(_numbers, kind="iban", candidates=_IBAN, valid=_is_iban),
+    "card": partial(_numbers, kind="card", candidates=_CARD, valid=_is_card),
+    "ip": lambda text: chain(_numbers(text, "ip", _IP4, _is_ip), _numbers(text, "ip", _IP6, _is_ip)),
+}
 
 
-def name_masker(kinds: Collection[str], model: str) -> Callable[[str], str]:
-    """A function that replaces the names of `kinds` by their placeholders.
+def name_finder(kinds: Collection[str], model: str) -> Callable[[str], Iterable[Span]]:
+    """A function that finds the names of `kinds`.
 
     `model` is a spaCy model, installed as a package or a folder; the first two letters of its name are its language.
 
@@ -206,18 +223,13 @@ def name_masker(kinds: Collection[str], model: str) -> Callable[[str], str]:
     analyzer = AnalyzerEngine(nlp_engine=engine, supported_languages=[language])
     entities = [kind.upper() for kind in kinds]
 
-    def mask(text: str) -> str:
+    def find(text: str) -> list[Span]:
         found = analyzer.analyze(text, language, entities=entities, score_threshold=_LEAST_SCORE)
-        spans = sorted((span.start, span.end, f"[{span.entity_type}]") for span in found)
-        pieces, done = [], 0
-        for start, end, name in spans:
-            # A placeholder, also a part of one, is no name.
-            if start >= done and not _in_placeholder(text, start, end):
-                pieces += [text[done:start], name]
-                done = end
-        return "".join([*pieces, text[done:]])
+        # A placeholder, also a part of one, is no name.
+        spans = [(span.start, span.end, span.entity_type.lower()) for span in found]
+        return sorted(span for span in spans if not _in_placeholder(text, *span[:2]))
 
-    return mask
+    return find
 
 
 def _in_placeholder(text: str, start: int, end: int) -> bool:

@@ -2,8 +2,15 @@
 
 import json
 import math
+import re
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
+
+_STRING = r'"(?:[^"\\]|\\.)*"'
+_TOKEN = re.compile(_STRING + r'|[{}\[\],:]|[^\s{}\[\],:"]+')
+_SCALAR = re.compile(rf"(?:(?P<string>{_STRING})|(?P<number>-?[0-9][0-9.eE+-]*))(?P<colon>(?:\s*:)?)")
+_SPACED = {",": ", ", ":": ": "}
 
 
 class BrokenContract(ValueError):
@@ -39,6 +46,28 @@ def completion_key(completion: str) -> str:
     except BrokenContract:
         return completion
     return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
+def one_form(text: str) -> str:
+    """JSON in one layout, with strings in their shortest spelling; numbers keep their digits, keys their order."""
+    tokens = (json.dumps(json.loads(t), ensure_ascii=False) if t[0] == '"' else t for t in _TOKEN.findall(text))
+    return "".join(_SPACED.get(token, token) for token in tokens)
+
+
+def rewrite(text: str, change: Callable[[str, str], str]) -> str:
+    """JSON in which `change` was asked for each string, key and number; what it leaves is left to the letter.
+
+    It is given "string", "key" or "number" and the value as text, and returns the text to stand in its place.
+    """
+
+    def one(match: re.Match[str]) -> str:
+        token = match["string"] or match["number"]
+        value = json.loads(token) if match["string"] else token
+        kind = "number" if match["number"] else "key" if match["colon"] else "string"
+        changed = change(kind, value)
+        return token + match["colon"] if changed == value else json.dumps(changed, ensure_ascii=False) + match["colon"]
+
+    return _SCALAR.sub(one, text)
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.core.errors import UserError
-from stages.text.personal_data import masker, name_masker
+from stages.text.personal_data import masker, name_finder
 
 pytest.importorskip("presidio_analyzer", reason="the extra `names` is not installed")
 
@@ -32,7 +32,7 @@ def mask(model: str) -> Callable[[str], str]:
 
 def test_names_are_masked_as_what_they_are(mask: Callable[[str], str], model: str) -> None:
     assert mask("Ask Jane Doe <jane@example.com> in Berlin.") == "Ask [PERSON] <[EMAIL]> in [LOCATION]."
-    assert name_masker(["location"], model)("Jane Doe in Berlin") == "Jane Doe in [LOCATION]"
+    assert masker(["location"], "US", model)("Jane Doe in Berlin") == "Jane Doe in [LOCATION]"
 
 
 PIECES = st.sampled_from(["Jane Doe", "Berlin", "[", "]", "[PERSON]", "[Berlin]", " ", "x", "jane@example.com"])
@@ -46,4 +46,4 @@ def test_twice_is_once(mask: Callable[[str], str], text: str) -> None:
 
 def test_a_model_that_is_not_there_is_no_reason_to_download_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no folder and not installed"):
-        name_masker(["person"], "en_core_none_lg")
+        name_finder(["person"], "en_core_none_lg")

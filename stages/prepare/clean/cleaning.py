@@ -1,17 +1,18 @@
 """One raw row to one record: its shape, the text operators, the contract of the completion, the filters."""
 
-import json
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from decimal import Decimal
+from functools import lru_cache, partial
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from stages.core.errors import UserError
 from stages.params.clean import Clean
 from stages.params.task import Task
-from stages.prepare.clean.operators import Step, chosen_operators, cleaner
+from stages.prepare.clean.operators import Step, chosen_operators, cleaner, has_tags
 from stages.prepare.clean.rejected_rows import Rejected, Row
 from stages.prepare.clean.shapes import Pair, read_pair
 from stages.prepare.clean.sources import RawFile
@@ -19,12 +20,19 @@ from stages.records.contract import Tasks
 from stages.records.prompt import asked
 from stages.records.record import Message, Record, make_record
 from stages.text.json_schema import Schema
-from stages.text.normal_form import Unsettled, settle
-from stages.text.personal_data import TYPES, placeholder
-from stages.text.strict_json import BrokenContract, parse_json
+from stages.text.normal_form import Unsettled
+from stages.text.personal_data import NAMES, TYPES, Values, finder, masker
+from stages.text.strict_json import BrokenContract, one_form, parse_json, rewrite
 
 # Markup may take most of a raw text. What is longer even so is rejected before the operators spend time on it.
 _RAW_PER_CLEAN = 4
+_LONGEST_NAME = 500  # characters of a label, source or task, before the operators
+_LONGEST_FIELD = 10_000  # of a kept column
+LONGEST_DETAIL = 300
+_DIGITS = 7  # from which the digits of a number alone say whose it is
+_NUMBER = re.compile(r"\d(?:[\s()./-]{0,3}\d){6,}")  # of as many digits
+
+Cleaned = tuple[str, tuple[Step, ...]]
 
 Filter = Callable[[Record], None]
 
@@ -50,107 +58,183 @@ class Kept:
     personal_data: Counter[str]
     shape: str
     left_out: tuple[str, ...]
+    completion_changed: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Rules:
     """What a row must be, read once for all rows."""
 
     params: Clean
     tasks: Tasks
-    clean: Callable[[str], tuple[str, tuple[Step, ...]]]
     filters: Sequence[Filter]
+    find: Callable[[str], tuple[str, Values]]  # personal data
+    questions: Callable[[str], Cleaned]
+    about_markup: Callable[[str], Cleaned]  # questions, of which the answers have tags
+    answers: Callable[[str], Cleaned]
+    shown: Callable[[str], str]
 
     @classmethod
     def of(cls, params: Clean, task: Task) -> "Rules":
-        return cls(params, Tasks(task), cleaner(chosen_operators(params)), chosen_filters(params))
+        find = finder(params.mask_personal_data, params.phone_region, params.ner_model)
+        operators = chosen_operators(params, lambda text: find(text)[0])
+        plain, of_answers = (
+            {
+                name: operators[name]
+                for name in operators
+                if name
+                not in ({"html"} if questions else {"mojibake", "html", "whitespace"} - {*params.clean_completions})
+            }
+            for questions in (True, False)
+        )
+        every = masker([kind for kind in TYPES if kind not in NAMES], params.phone_region, "")
+        return cls(
+            params,
+            Tasks(task),
+            chosen_filters(params),
+            find,
+            cleaner(operators),
+            cleaner(plain),
+            cleaner(of_answers),
+            lru_cache(partial(shown, every)),
+        )
 
 
 def clean_row(row: Row, file: RawFile, rules: Rules) -> Kept | Rejected:
-    """The record of a raw row, or why there is none. Every row gives exactly one of the two."""
+    """The record of a raw row, or why there is none. Every row gives exactly one of the two.
+
+    What a reason quotes of the row is masked: it is printed and reported.
+    """
     try:
         if isinstance(row.values, Rejected):
-            return row.values
+            raise row.values
         pair = read_pair(row.values, file.shape, rules.params.keep_columns, rules.params.ignore_columns)
-        return clean_pair(pair, file.source, f"{row.file}:{row.number}", rules)
+        return _clean_pair(pair, file.source, f"{row.file}:{row.number}", rules)
     except Rejected as rejected:
-        return rejected
+        return Rejected(rejected.reason, rules.shown(rejected.detail))
     except Unsettled as error:
         return Rejected("unsettled", str(error))
     except RecursionError:  # a kept column may hold what can just be read, but not be written any more
         return Rejected("not_json", "nested too deeply")
 
 
-def clean_pair(pair: Pair, source: str, origin: str, rules: Rules) -> Kept:
+def shown(mask: Callable[[str], str], text: str) -> str:
+    """A piece of a raw row as it may be shown: without personal data, and short."""
+    try:
+        # What is cut off before must not leave half of a number.
+        text = mask(text[: 8 * LONGEST_DETAIL])
+    except Unsettled:
+        return "…"
+    return text if len(text) <= LONGEST_DETAIL else text[: LONGEST_DETAIL - 1] + "…"
+
+
+def _clean_pair(pair: Pair, source: str, origin: str, rules: Rules) -> Kept:
     """Clean one pair, of which no column names the source if `source` does not.
 
     Raises:
-        Rejected: empty_turn, prompt_too_short, prompt_too_long, empty_completion, completion_too_long,
-            completion_not_json, breaks_schema, not_a_label, or the reason of a filter.
+        Rejected: column_too_long, empty_turn, prompt_too_short, prompt_too_long, empty_completion,
+            completion_too_long, completion_not_json, breaks_schema, not_a_label, personal_data, or the reason of a
+            filter.
         Unsettled: when a text does not come to rest.
     """
-    changes = _Changes(rules.clean)
+    names = {name: getattr(pair, name) or "" for name in ("label", "source", "task")}
+    for columns, longest in ((names, _LONGEST_NAME), (pair.fields, _LONGEST_FIELD)):
+        for column, text in columns.items():
+            if len(text) > longest:
+                raise Rejected("column_too_long", f"{column!r} has {len(text)} characters; {longest} are allowed")
+    answers = [pair.completion, *(message.content for message in pair.context if message.role == "assistant")]
+    changes = _Changes(rules, rules.about_markup if any(map(has_tags, answers)) else rules.questions)
     context, prompt = _clean_question(pair, rules.params, changes)
-    label, named, task = (changes.text(name, getattr(pair, name) or "") for name in ("label", "source", "task"))
-    completion = _clean_completion(pair.completion, task or None, rules, changes)
+    masked = list(changes.masked)
+    named = {column: changes.text(column, text) for column, text in names.items()}
+    completion = _clean_completion(pair.completion, named["task"] or None, rules, changes)
+    for kind, value in masked:
+        if _says(completion, value):
+            raise Rejected("personal_data", f"the answer has the {kind} that is masked in its prompt")
     fields = {column: changes.text(column, value) for column, value in pair.fields.items()}
     record = make_record(
-        prompt, completion, label or None, named or source, origin, task=task or None, context=context, fields=fields
+        prompt,
+        completion,
+        named["label"] or None,
+        named["source"] or source,
+        origin,
+        task=named["task"] or None,
+        context=context,
+        fields=fields,
     )
     for keep_out in rules.filters:
         keep_out(record)
-    return Kept(record, changes.made, changes.personal_data, pair.shape, pair.left_out)
+    changed = any(change.column == "completion" for name, change in changes.made.items())
+    kinds = Counter(kind for kind, _ in changes.masked)
+    left_out = tuple(map(rules.shown, pair.left_out))
+    return Kept(record, changes.made, kinds, pair.shape, left_out, changed)
 
 
 @dataclass(slots=True)
 class _Changes:
     """Applies the operators and keeps what they changed."""
 
-    clean: Callable[[str], tuple[str, tuple[Step, ...]]]
+    rules: Rules
+    clean: Callable[[str], Cleaned]
     made: dict[str, Change] = field(default_factory=dict)
-    personal_data: Counter[str] = field(default_factory=Counter)
+    masked: Values = field(default_factory=list)
+    odd: bool = False  # whether a key or number was masked
 
     def text(self, column: str, text: str) -> str:
-        text, steps = self.clean(text)
-        for step in steps:
-            self._note(column, step)
-        return text
+        return self._note(column, *self.clean(text))
 
     def answer(self, column: str, text: str) -> str:
-        """Clean an answer: of a JSON object or array the strings, in its one form; else the text."""
-        return settle(partial(self._answer_once, column), text)
-
-    def json(self, column: str, value: Any) -> Any:
-        """`value` with the operators applied to its strings; keys belong to the schema and stay."""
-        if isinstance(value, str):
-            return self.text(column, value)
-        if isinstance(value, list):
-            return [self.json(column, item) for item in value]
-        if isinstance(value, dict):
-            return {key: self.json(column, item) for key, item in value.items()}
-        return value
-
-    def form(self, column: str, before: str, after: str) -> None:
-        """Note the one form of a structured completion, where it had another."""
-        if before != after:
-            self.made.setdefault("completion_form", Change(column, before, after))
-
-    def _answer_once(self, column: str, text: str) -> str:
+        """An answer: of a JSON object or array the values, else the text."""
         try:
             value = parse_json(text) if text.lstrip()[:1] in ("{", "[") else None
-            if not isinstance(value, dict | list):
-                return self.text(column, text)
-            self.form(column, text, dump(value))
-            return dump(self.json(column, value))
-        except (BrokenContract, RecursionError):
-            return self.text(column, text)
+        except BrokenContract:
+            value = None
+        if isinstance(value, dict | list):
+            return self.json(column, text)
+        return self._note(column, *self.rules.answers(text))
 
-    def _note(self, column: str, step: Step) -> None:
-        self.made.setdefault(step.operator, Change(column, step.before, step.after))
-        if step.operator == "personal_data":
-            for kind in TYPES:
-                mask = placeholder(kind)
-                self.personal_data[kind] += step.after.count(mask) - step.before.count(mask)
+    def json(self, column: str, text: str) -> str:
+        """JSON with its strings clean, and personal data masked in keys and numbers, too."""
+
+        def change(kind: str, value: str) -> str:
+            if kind == "string":
+                return self._note(column, *self.rules.answers(value))
+            masked, values = self.rules.find(value if kind == "key" else _written_out(value))
+            if not values:
+                return value
+            self.odd = True
+            return self._note(column, masked, (Step("personal_data", value, masked),), values)
+
+        return rewrite(text, change)
+
+    def form(self, column: str, before: str, after: str) -> str:
+        """Note the one form of an answer, where it had another."""
+        if before != after:
+            self.made.setdefault("completion_form", Change(column, before, after))
+        return after
+
+    def _note(self, column: str, text: str, steps: tuple[Step, ...], values: Values | None = None) -> str:
+        for step in steps:
+            self.made.setdefault(step.operator, Change(column, step.before, step.after))
+            if step.operator == "personal_data":
+                self.masked += self.rules.find(step.before)[1] if values is None else values
+        return text
+
+
+def _written_out(number: str) -> str:
+    """A JSON number as a card's or telephone's would be written: -4.1e3 is 4100."""
+    if abs(float(number)) > 1e6 and (value := abs(Decimal(number))) == value.to_integral_value():
+        return f"{value.to_integral_value():f}"
+    return number
+
+
+def _says(text: str, value: str) -> bool:
+    """Whether a text has a value, also where a number has other separators or lacks its first digits."""
+    if re.search(rf"(?<!\w){re.escape(value)}(?!\w)", text, re.IGNORECASE):
+        return True
+    digits = re.sub(r"\D", "", value)
+    found = (re.sub(r"\D|^0+", "", run) for run in _NUMBER.findall(text))
+    return len(digits) >= _DIGITS and any(run in digits or digits in run for run in found)
 
 
 def _clean_question(pair: Pair, params: Clean, changes: _Changes) -> tuple[list[Message], str]:
@@ -158,10 +242,15 @@ def _clean_question(pair: Pair, params: Clean, changes: _Changes) -> tuple[list[
     shortest, longest = params.min_prompt_characters, params.max_prompt_characters
     raw = sum(len(message.content) for message in pair.context) + len(pair.prompt)
     _check_raw_length("prompt", raw, longest)
-    context = [_clean_turn(message, changes) for message in pair.context]
+    context = [
+        Message(
+            message.role, (changes.answer if message.role == "assistant" else changes.text)("context", message.content)
+        )
+        for message in pair.context
+    ]
     if context and context[0].role == "system" and not context[0].content:
         del context[0]
-    if not all(message.content for message in context):
+    if not all(message.content.strip() for message in context):
         raise Rejected("empty_turn", "a turn before the prompt has no text")
     prompt = changes.text("prompt", pair.prompt)
     if len(prompt) < shortest:
@@ -171,11 +260,6 @@ def _clean_question(pair: Pair, params: Clean, changes: _Changes) -> tuple[list[
         what = "characters with all that comes before it" if context else "characters"
         raise Rejected("prompt_too_long", f"{length} {what}; clean.max_prompt_characters is {longest}")
     return context, prompt
-
-
-def _clean_turn(message: Message, changes: _Changes) -> Message:
-    clean = changes.answer if message.role == "assistant" else changes.text
-    return Message(message.role, clean("context", message.content))
 
 
 def _clean_completion(completion: str, task: str | None, rules: Rules, changes: _Changes) -> str:
@@ -190,8 +274,10 @@ def _clean_completion(completion: str, task: str | None, rules: Rules, changes: 
         cleaned = changes.answer("completion", completion)
     if not cleaned.strip():
         raise Rejected("empty_completion", "the completion has no text once it is clean")
-    if contract and contract.settings.kind == "classification" and cleaned not in contract.settings.labels:
-        raise Rejected("not_a_label", f"{cleaned!r} is none of the labels that the task names")
+    if contract and contract.settings.kind == "classification":
+        cleaned = changes.form("completion", cleaned, cleaned.strip())
+        if cleaned not in contract.settings.labels:
+            raise Rejected("not_a_label", f"{cleaned!r} is none of the labels that the task names")
     if len(cleaned) > longest:
         detail = f"{len(cleaned)} characters; clean.max_completion_characters is {longest}"
         raise Rejected("completion_too_long", detail)
@@ -201,28 +287,24 @@ def _clean_completion(completion: str, task: str | None, rules: Rules, changes: 
 def _fitting(completion: str, schema: Schema, changes: _Changes) -> str:
     """The completion, clean and in its one form, if it is JSON that fits the schema."""
     try:
-        value = parse_json(completion)
-        cleaned = changes.json("completion", value)
-        problem = schema.problem(cleaned)
-        form, result = dump(value), dump(cleaned)
+        parse_json(completion)
+        cleaned = changes.json("completion", changes.form("completion", completion, one_form(completion)))
     except BrokenContract as error:
         raise Rejected("completion_not_json", str(error)) from None
-    except RecursionError:
-        raise Rejected("completion_not_json", "nested too deeply") from None
+    try:
+        problem = schema.problem(parse_json(cleaned))
+    except BrokenContract as error:  # two keys that are the same once they are masked
+        problem = str(error)
+    if problem and changes.odd:
+        raise Rejected("personal_data", f"in a key or a number, where a mask does not fit: {problem}")
     if problem:
         raise Rejected("breaks_schema", problem)
-    changes.form("completion", completion, form)
-    return result
+    return cleaned
 
 
 def _check_raw_length(column: str, length: int, longest: int) -> None:
     if length > _RAW_PER_CLEAN * longest:
         raise Rejected(f"{column}_too_long", f"{length} raw characters; clean.max_{column}_characters is {longest}")
-
-
-def dump(value: Any) -> str:
-    """The one form of a completion. The order of its keys is the author's: a model may reason in it."""
-    return json.dumps(value, ensure_ascii=False)
 
 
 def chosen_filters(params: Clean) -> list[Filter]:

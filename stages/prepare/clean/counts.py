@@ -9,7 +9,7 @@ from typing import Any
 from stages.core.errors import UserError
 from stages.prepare.clean import operators
 from stages.prepare.clean.cleaning import Kept
-from stages.prepare.clean.rejected_rows import Rejected, Row, short
+from stages.prepare.clean.rejected_rows import Rejected, Row
 from stages.prepare.clean.shapes import SHAPES
 from stages.prepare.clean.sources import RawFile
 from stages.text.normal_form import Unsettled
@@ -33,6 +33,7 @@ class Counts:
     personal_data: Counter[str] = field(default_factory=Counter)
     shapes: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
+    completions: int = 0
 
     def add(self, outcome: Kept | Rejected) -> None:
         if isinstance(outcome, Rejected):
@@ -40,6 +41,7 @@ class Counts:
             return
         self.kept += 1
         self.changed.update(outcome.changed.keys())
+        self.completions += outcome.completion_changed
         self.personal_data.update(outcome.personal_data)
         self.shapes[outcome.shape] += 1
         for column in outcome.left_out:
@@ -52,6 +54,7 @@ class Counts:
             "rows": {"in": self.kept + rejected, "kept": self.kept, "rejected": rejected},
             "rejected": dict(sorted(self.rejected.items())),
             "changed": {operator: self.changed[operator] for operator in _OPERATORS},
+            "completions_changed": {"rows": self.completions, "share": round(self.completions / max(1, self.kept), 4)},
         }
 
     def of_source(self) -> dict[str, Any]:
@@ -79,7 +82,7 @@ class Tally:
         if row.doubt:
             self.doubts.append(f"{row.file}:{row.number}: {row.doubt}")
         if isinstance(outcome, Rejected) and len(self.places[outcome.reason]) < _PLACES:
-            self.places[outcome.reason].append(f"{row.file}:{row.number}: {short(outcome.detail)}")
+            self.places[outcome.reason].append(f"{row.file}:{row.number}: {outcome.detail}")
 
     def metrics(self) -> dict[str, Any]:
         """Counts of all rows and by source; `data_sets` has the SHA-256 over the rows of each, as JSON lines."""
@@ -130,6 +133,7 @@ class Tally:
             self._reasons() if rows["rejected"] else "",
             _table(sources, ("source", "rows", "fit", "shapes", "columns left out")),
             f"rows that cleaning changes: {_listed(self.total.changed) or 'none'}",
+            f"rows whose completion it changes: {self.total.completions}" if self.total.completions else "",
         ]
         if masked := _listed(+self.total.personal_data):
             parts.append(f"personal data that it masks: {masked}")
@@ -199,7 +203,7 @@ class Examples:
 
     def _of_rejected(self, row: Row, rejected: Rejected) -> dict[str, str | None]:
         before = self._shown(row.raw()[:_READ].decode("utf-8", "backslashreplace"))
-        return {"column": None, "before": before, "after": None, "detail": short(rejected.detail)}
+        return {"column": None, "before": before, "after": None, "detail": rejected.detail}
 
     def _of_change(self, operator: str, kept: Kept) -> dict[str, str | None] | None:
         change = kept.changed[operator]

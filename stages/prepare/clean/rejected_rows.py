@@ -7,7 +7,6 @@ from typing import IO, Any
 
 from stages.records.record import row_line
 
-_LONGEST_DETAIL = 300
 _KINDS = {
     dict: "an object",
     list: "an array",
@@ -71,7 +70,7 @@ def write_rejected(handle: IO[str], source: str, row: Row, rejected: Rejected) -
     head: dict[str, Any] = {"file": row.file, "line": row.number, "source": source, "reason": rejected.reason}
     if row.group is not None:
         head["group"] = row.group
-    head["detail"] = short(rejected.detail)
+    head["detail"] = rejected.detail
     if row.span:
         head |= {"offset": row.span.offset, "length": row.span.length, "sha256": row.span.sha256}
     else:
@@ -81,7 +80,3 @@ def write_rejected(handle: IO[str], source: str, row: Row, rejected: Rejected) -
         except UnicodeDecodeError:
             head["raw_base64"] = base64.b64encode(raw).decode("ascii")
     handle.write(row_line(head))
-
-
-def short(detail: str) -> str:
-    return detail if len(detail) <= _LONGEST_DETAIL else detail[: _LONGEST_DETAIL - 1] + "…"

@@ -1,10 +1,12 @@
 """The text operators: what each changes, what it leaves, and that twice is once."""
 
 import contextlib
+import sys
 import time
+import unicodedata
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from stages.prepare.clean.operators import Operator, apply, fix_mojibake, normalise_whitespace, strip_html
@@ -105,15 +107,15 @@ def test_what_is_no_mojibake_stays_as_typed(text: str) -> None:
     [
         ("<p>Hi <b>you</b></p><p>there</p>", "Hi you\nthere"),
         ("a<br/>b<BR>\nc", "a\nb\nc"),
-        ('<a href="https://example.com?a=1&b=2">link</a> text', "link text"),
+        ('<p><a href="https://example.com?a=1&b=2">link</a> text</p>', "link text"),
         ("<p>fish &amp; chips &euro;5</p>", "fish & chips €5"),
-        ("<!-- hidden --> shown", " shown"),
+        ("<!-- hidden --><p>shown</p>", "shown"),
         ("<style>p {color: red}</style><p>text</p><script>if (a < b) {}</script>", "text"),
         ("<table><tr><td>a</td><td>b</td></tr><tr><td>c</td></tr></table>", "a b\nc"),
         ("<p>1 < 2 and 3 > 2</p>", "1 < 2 and 3 > 2"),
         ("<p>use `<b>` for bold</p>", "use `<b>` for bold"),
         ("<div>```\n<p>&amp;</p>\n```</div>", "```\n<p>&amp;</p>\n```"),
-        ("<p>write &lt;br&gt; here</p>", "write &lt;br> here"),
+        ("<p>write &lt;br&gt; here</p>", "write <br> here"),
         ("<i>one</i>", "one"),
         ("<title>Mail</title>text", "Mail\ntext"),
     ],
@@ -138,10 +140,122 @@ def test_tags_go_and_text_stays(markup: str, plain: str) -> None:
         "an arrow <- and <= and <>",
         "#include <vector>",
         "a <!-- that never ends",
+        "<p>&lt;b&gt;bold&lt;/b&gt;</p>",
+        "a <!-- comment --> is written like this",
+        "What does <p>Hello</p> show?",
+        "Use <br> or <hr>, not <p>.",
+        "使用<br>换行，<b>标签</b>加粗",
+        "HTML: (<b>x</b>)",
+        'I <b>never</b> said "<i>yes</i>"',
+        "<p>see <tool>x</tool></p>",
+        "<p>half",
+        "half</p>",
+        "<b><i>crossed</b></i>",
+        "<think>two steps</think><answer>4</answer>",
+        "<p>mail <jane@example.com></p>",
     ],
 )
 def test_what_only_looks_like_a_tag_stays(text: str) -> None:
     assert strip_html(text) == text
+
+
+CODE = {
+    "python": "    def f(a, b: dict[str, int] | None = None):\n        return a @ b.sum() if a < b else a[1::2]\n",
+    "c++": "#include <vector>\nstd::vector<std::pair<int, b>> v; v.push_back({1 << 2, a->b}); // x<y>z\n",
+    "java": "List<A> a = new ArrayList<>(); Map<A, B> m; if (a < b && b > c) { f(a::b); }",
+    "typescript": "const f = <T,>(x: T): Array<T> => [x]; // &amp; &lt;\ntype A = Promise<Record<s, u>>;",
+    "jsx": "function App() {\n  return (\n    <div className='a'>\n      <p>Hello, {name}</p>\n    </div>\n  );\n}",
+    "rust": "fn f<'a>(x: &'a str) -> Result<Vec<u8>, Box<dyn Error>> { x.parse::<i64>()?; Ok(vec![0xff]) }",
+    "go": "ch <- v\nfor i := 0; i < 10; i++ {\n\tfmt.Println(i, a&b)\n}",
+    "php": '<?php if ($a < $b) { echo "<b>$a</b>"; } ?>\n<p><?= $b ?></p>',
+    "sql": "SELECT a FROM t WHERE a <> 'x' AND b <= 3 AND c LIKE '%<b>%' -- <p>",
+    "bash": "cat <<EOF > a.txt\nhost 127.0.0.1\nEOF\nsort < a.txt 2>&1; git clone git@github.com:owner/name.git",
+    "haskell": "f :: (a -> b) -> [a]\nf x = x <$> y <*> z <|> w",
+    "regex": "(?P<year>\\d{4})-(?<b>[^<>]+)</(?P=tag)>|<[^>]+>",
+    "latex": "\\begin{tabular}{c} a & b \\\\ 1 < 2 \\end{tabular}",
+    "make": "all: a.o\n\tcc -o $@ $<",
+    "xml": "<order id='7'><title>Lamp</title><p>red</p><x:note/></order>",
+    "svg": '<svg viewBox="0 0 1 1"><a><title>t</title></a></svg>',
+    "vue": "<template>\n  <p v-if='a < b'>{{ a }}</p>\n</template>",
+    "jinja": "{% for a in b %}<a href='{{ a }}'>{{ a }}</a> {% endfor %}",
+}
+
+
+@pytest.mark.parametrize("language", CODE)
+def test_code_is_left_alone(language: str) -> None:
+    code = CODE[language].rstrip("\n")
+    assert apply(OPERATORS, code) == (code, ())
+
+
+TAG = st.sampled_from(["answer", "think", "order", "tool_call", "Item", "x:y", "T"])
+XML = st.recursive(
+    st.sampled_from(["red", "a & b", "", "<br/>", "<p>text</p>"]),
+    lambda inner: st.builds(lambda tag, parts: f"<{tag}>{''.join(parts)}</{tag}>", TAG, st.lists(inner, max_size=3)),
+).filter(lambda text: any(f"<{tag}>" in text for tag in ("answer", "think", "order", "tool_call", "Item", "x:y", "T")))
+
+
+@given(before=st.sampled_from(["", "<p>", "Answer in XML: "]), xml=XML)
+def test_a_text_with_one_foreign_tag_is_stripped_of_none(before: str, xml: str) -> None:
+    assert strip_html(before + xml) == before + xml
+
+
+SCRIPTS = {
+    "arabic": "\u2067مرحبا بالعالم\u2069 ه\u200d. ق",
+    "persian": "می\u200cخواهم خانه\u200cها",
+    "hebrew": "שָׁלוֹם \u202bעולם\u202c",
+    "devanagari": "क्\u200dष र्\u200d नमस्ते क्\u200cष",
+    "bengali": "র\u200d্যাব বাংলা",
+    "tamil": "தமிழ் க்\u200cஷ",
+    "malayalam": "അവന്\u200d മലയാളം",
+    "sinhala": "ශ්\u200dරී ලංකා",
+    "kannada": "ಕ್ರ್\u200dಯ ಕನ್ನಡ",
+    "telugu": "క్\u200cష తెలుగు",
+    "thai": "ภาษา\u200bไทย",
+    "lao": "ພາສາ\u200bລາວ",
+    "khmer": "ភាសា\u200bខ្មែរ",
+    "burmese": "မြန်မာ\u200bဘာသာ",
+    "tibetan": "བོད་ཡིག། ཤིས།",
+    "mongolian": "ᠮᠣᠩᠭᠣᠯ\u202fᠤᠨ ᠬᠡᠯᠡ\u180e",
+    "chinese": "葛\U000e0100城市，　中文",
+    "japanese": "日本語、ひらがな カタカナ",
+    "korean": "한국어 \u1112\u119e\u11ab",
+    "ethiopic": "አማርኛ ፤ ሰላም",
+    "georgian": "ქართული ენა",
+    "armenian": "հայերեն՝ լեզու",
+    "greek": "Ελληνικά: ἄνθρωπος",
+    "cyrillic": "Ёлка и церковнославѧнскїй",
+    "french": "L’été à Noël, façade œuvre",
+    "portuguese": "NÃO, CORAÇÃO À MÃE",
+    "vietnamese": "Tiếng Việt được ưa chuộng",
+    "yoruba": "Ẹ kú àárọ̀",
+    "emoji": "👩\u200d👧 🏃\u200d♀️ 👁️\u200d🗨️ 🏴\U000e0067\U000e0062\U000e007f",
+    "cuneiform": "𒀀𒁀 𓀀𓐱𓁐",
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_no_character_that_a_script_needs_is_taken_away(script: str) -> None:
+    text = unicodedata.normalize("NFC", SCRIPTS[script])
+    assert apply(OPERATORS, text) == (text, ())
+
+
+def test_every_letter_mark_number_sign_and_symbol_of_unicode_stays() -> None:
+    kept = [chr(code) for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code))[0] in "LMNPS"]
+    assert len(kept) > 100_000
+    text = unicodedata.normalize("NFC", "x".join(kept).strip())
+    assert normalise_whitespace(text) == text
+
+
+LETTERS_OF = st.characters(categories=["Lo", "Lm", "Mn", "Mc", "Nd", "Nl"], min_codepoint=0x370)
+
+
+@given(words=st.lists(st.text(LETTERS_OF, min_size=1, max_size=6), min_size=1, max_size=5))
+@pytest.mark.parametrize("joiner", ["\u200c", "\u200d", "\u200b", "\u2060"])
+def test_joiners_stay_where_they_have_an_effect(words: list[str], joiner: str) -> None:
+    text = unicodedata.normalize("NFC", joiner.join(words))
+    assume(all(word[0] >= "\u0590" and word[-1] >= "\u0590" for word in text.split(joiner)))
+    assert normalise_whitespace(text) == text
+    assert normalise_whitespace(f"word{joiner} word{joiner}") == "word word"
 
 
 @pytest.mark.parametrize(
@@ -157,6 +271,8 @@ def test_what_only_looks_like_a_tag_stays(text: str) -> None:
         ("stray\u200d joiner\u200c", "stray joiner"),
         ("👩\u200d👧 می\u200cخواهم", "👩\u200d👧 می\u200cخواهم"),
         ("tab\tstays, “quotes” stay", "tab\tstays, “quotes” stay"),
+        ("\n    def f():\n        pass\n", "    def f():\n        pass"),
+        ("  one line", "one line"),
     ],
 )
 def test_whitespace_and_unseen_characters(before: str, after: str) -> None:

@@ -1,6 +1,7 @@
 """What becomes of one raw line: a record, or a reason."""
 
 import json
+import unicodedata
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -155,10 +156,12 @@ def test_every_completion_has_one_form(spacing: str, schema: Path) -> None:
 
 def test_operators_reach_the_strings_of_a_completion_but_not_its_keys(schema: Path) -> None:
     completion = {"<b>k</b>": ["<b>x</b>", {"mail": "a@example.com"}], "n": 1.5}
-    result = kept(row("<p>Write to a@example.com</p>", completion), schema)
+    prompt = "<p>Write to a@example.com</p>"
+    result = kept(row(prompt, completion), schema, clean_completions=["html"])
     assert json.loads(result.record.completion) == {"<b>k</b>": ["x", {"mail": "[EMAIL]"}], "n": 1.5}
-    assert result.record.prompt == "Write to [EMAIL]"
+    assert result.record.prompt == prompt.replace("a@example.com", "[EMAIL]")  # tags are what the answer is about
     assert set(result.changed) == {"html", "personal_data"}
+    assert result.completion_changed
     assert +result.personal_data == {"email": 2}
 
 
@@ -180,7 +183,7 @@ def test_a_switch_turns_its_operator_off_and_no_other(switch: str, prompt: str, 
 
 
 def test_a_text_that_never_rests_is_rejected(schema: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cleaning, "chosen_operators", lambda params: {"grow": lambda text: text + "x"})
+    monkeypatch.setattr(cleaning, "chosen_operators", lambda params, mask: {"grow": lambda text: text + "x"})
     result = outcome(row(), schema)
     assert isinstance(result, Rejected)
     assert result.reason == "unsettled"
@@ -188,7 +191,7 @@ def test_a_text_that_never_rests_is_rejected(schema: Path, monkeypatch: pytest.M
 
 def test_no_depth_of_nesting_ends_the_run(schema: Path) -> None:
     reasons = set()
-    for depth in range(100, 1000, 50):
+    for depth in range(100, 1500, 50):
         completion = '{"":' * depth + "1" + "}" * depth
         result = outcome(row(completion=completion), schema, max_completion_characters=10**5)
         reasons.add("kept" if isinstance(result, Kept) else result.detail)
@@ -202,6 +205,114 @@ def test_no_depth_of_a_kept_column_ends_the_run(schema: Path) -> None:
         result = outcome(raw, schema, keep_columns=["deep"])
         reasons.add("kept" if isinstance(result, Kept) else result.detail)
     assert reasons == {"kept", "nested too deeply"}
+
+
+NUMBER = st.from_regex(r"-?(0|[1-9][0-9]{0,30})([.][0-9]{1,30})?([eE][+-]?[0-9]{1,2})?", fullmatch=True)
+
+
+@given(
+    numbers=st.lists(NUMBER, min_size=1, max_size=4),
+    keys=st.lists(st.text("zyxab<>& \u00e9\u200d", min_size=1, max_size=5), min_size=4, max_size=4, unique=True),
+    texts=st.lists(st.text('aé <b>/\\"\n\t\u00a0\u200b&lt;', max_size=8), min_size=4, max_size=4),
+    check=st.booleans(),
+)
+def test_json_is_what_its_author_wrote(
+    numbers: list[str], keys: list[str], texts: list[str], check: bool, schema: Path
+) -> None:
+    pairs = [(key, f"[{number}, {json.dumps(text)}]") for key, number, text in zip(keys, numbers, texts, strict=False)]
+    written = "{" + ", ".join(f"{json.dumps(key)}: {value}" for key, value in pairs) + "}"
+    result = outcome(row(completion=written), schema, check_contract=check, mask_personal_data=[])
+    if isinstance(result, Rejected):
+        assert "too large a number" in result.detail
+        return
+    found = json.JSONDecoder(object_pairs_hook=list, parse_float=str, parse_int=str).decode(result.record.completion)
+    canonical = unicodedata.normalize
+    assert found == [
+        (key, [number, canonical("NFC", text)]) for (key, _), number, text in zip(pairs, numbers, texts, strict=False)
+    ]
+
+
+CARD, PHONE = "4111111111111111", "2025550143"
+
+
+@pytest.mark.parametrize(
+    ("completion", "cleaned"),
+    [
+        ({"card": int(CARD)}, {"card": "[CARD]"}),
+        ({"deep": [{"n": int(PHONE)}]}, {"deep": [{"n": "[PHONE]"}]}),
+        ('{"n": 4.111111111111111e15}', {"n": "[CARD]"}),
+        ('{"n": 4111111111111111.0, "m": -2025550143}', {"n": "[CARD]", "m": "[PHONE]"}),
+        ({"jane@example.com": 1}, {"[EMAIL]": 1}),
+        ({"a@example.com": 1, "b@example.com": 2}, "personal_data"),
+        ({"urgent": int(PHONE)}, "personal_data"),
+        ({"order": int(CARD)}, "personal_data"),
+        (
+            {"n": 12.5, "order": "K-4821", "year": 2024, "ms": 1726531200000},
+            {"n": 12.5, "order": "K-4821", "year": 2024, "ms": 1726531200000},
+        ),
+    ],
+)
+def test_personal_data_in_numbers_and_keys_are_masked_or_reject_the_row(
+    completion: Any, cleaned: Any, schema: Path
+) -> None:
+    result = outcome(row(completion=completion), schema)
+    if isinstance(result, Rejected):
+        assert (result.reason, cleaned) == ("personal_data", "personal_data")
+        assert CARD not in result.detail
+        assert PHONE not in result.detail
+    else:
+        assert json.loads(result.record.completion) == cleaned
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion"),
+    [
+        ("call +1 202-555-0143", '{"phone": 12025550143}'),
+        ("call +44 20 7946 0958 now", '{"phone": "020 7946 0958"}'),
+        ("my card 4111 1111 1111 1111", '{"card": ["4111-1111-1111-1111-9"]}'),
+        ("my card 4111 1111 1111 1111", '{"last": "1111 1111 1111"}'),
+        ("mail jane@example.com", '{"file": "jane@example.com(1)"}'),
+        ("host 192.0.2.44", '{"host": "version 192.0.2.44"}'),
+    ],
+)
+@pytest.mark.parametrize("check", [True, False])
+def test_an_answer_never_has_a_value_that_is_masked_in_its_prompt(
+    prompt: str, completion: str, check: bool, schema: Path
+) -> None:
+    result = outcome(row(prompt, completion), schema, check_contract=check)
+    digits = "".join(filter(str.isdigit, prompt))[-7:]
+    if isinstance(result, Rejected):
+        assert result.reason == "personal_data"
+    else:
+        assert digits not in "".join(filter(str.isdigit, result.record.completion))
+        assert "[" in result.record.completion
+
+
+def test_what_a_reason_quotes_of_a_row_is_masked(schema: Path) -> None:
+    secret = "gh" + "p_" + "a1B2" * 9
+    column: dict[str, Any] = {secret: 1}
+    for raw in (
+        row(**column),
+        row(completion={"urgent": secret}),
+        row(completion={"order": "x", secret: {}, "urgent": int(CARD)}),
+        row(completion="{" + secret),
+        json.dumps({"messages": [{"role": secret, "content": "x"}]}).encode(),
+        json.dumps({"messages": [{"role": "user", "content": "x", secret: 1}]}).encode(),
+        b'{"' + secret.encode() + b'": 1, "' + secret.encode() + b'": 2}',
+        row(label="x" * 600 + secret),
+    ):
+        result = outcome(raw, schema, mask_personal_data=[])
+        assert isinstance(result, Rejected)
+        assert secret not in result.detail
+    assert kept(row(**column), schema, ignore_columns=["*"]).left_out == ("[SECRET]",)
+
+
+def test_names_and_columns_have_a_length_before_any_operator_looks_at_them(schema: Path) -> None:
+    hostile = "-----BEGIN " + "PRIVATE KEY-----"
+    for column in ("label", "source", "task", "kept"):
+        result = outcome(row(**{column: hostile * 7000}), schema, keep_columns=["kept"])
+        assert isinstance(result, Rejected)
+        assert (result.reason, repr(column) in result.detail) == ("column_too_long", True)
 
 
 PIECES = ["<b>", "</b>", "&lt;", "Ã©", "\u200b", "a@b.co", " ", "\r\n", "`", "x"]
@@ -247,13 +358,16 @@ def test_a_clean_conversation_is_clean(
 
 def test_answers_in_words_are_cleaned_as_text_and_json_among_them_as_json(schema: Path) -> None:
     answers = [
-        ("<b>Yes</b>, a@example.com", "Yes, [EMAIL]"),
-        ('{"a":"<b>x</b>","b":1}', '{"a": "x", "b": 1}'),
-        ("[1] is it", "[1] is it"),
+        ("<b>Yes, a@example.com</b> ", "<b>Yes, [EMAIL]</b> ", "Yes, [EMAIL]"),
+        ('{"a":"<b>x</b>","b":1}', '{"a":"<b>x</b>","b":1}', '{"a":"x","b":1}'),
+        ("[1] is it", "[1] is it", "[1] is it"),
     ]
-    for raw, clean in answers:
-        assert kept(row(completion=raw), schema, check_contract=False).record.completion == clean
-    empty = outcome(row(completion="<br>"), schema, check_contract=False)
+    every = ["mojibake", "html", "whitespace"]
+    for raw, alone, clean in answers:
+        assert kept(row(completion=raw), schema, check_contract=False).record.completion == alone
+        found = kept(row(completion=raw), schema, check_contract=False, clean_completions=every)
+        assert found.record.completion == clean
+    empty = outcome(row(completion="<br>"), schema, check_contract=False, clean_completions=every)
     assert isinstance(empty, Rejected)
     assert empty.reason == "empty_completion"
 

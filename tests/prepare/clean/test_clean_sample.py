@@ -76,7 +76,8 @@ def test_metrics_count_what_was_planted(project: CleanProject) -> None:
             "unknown_column": 2,
             "wrong_type": 1,
         },
-        "changed": {"mojibake": 10, "html": 12, "whitespace": 4, "personal_data": 20, "completion_form": 2},
+        "changed": {"mojibake": 10, "html": 12, "whitespace": 2, "personal_data": 20, "completion_form": 2},
+        "completions_changed": {"rows": 2, "share": 0.0019},
         "personal_data": {
             "secret": 0,
             "email": 4,
