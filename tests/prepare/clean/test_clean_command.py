@@ -10,7 +10,7 @@ from clean_project import GOOD, ROOT, CleanProject, raw_bytes, row
 from stages.core import paths
 
 TRAINING = {"torch", "transformers", "tokenizers", "datasets"}
-HEAVY = TRAINING | {"numpy", "pandas", "pyarrow", "ftfy", "phonenumbers", "selectolax", "stdnum", "lingua"}
+HEAVY = TRAINING | {"numpy", "pandas", "pyarrow", "ftfy", "phonenumbers", "stdnum", "lingua"}
 
 
 def refused(project: CleanProject) -> str:

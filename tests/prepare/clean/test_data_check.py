@@ -33,7 +33,7 @@ def run(project: CleanProject, monkeypatch: pytest.MonkeyPatch, *arguments: str)
 
 def test_a_fit_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     project = CleanProject(tmp_path, max_rejected_share=0.5, ignore_columns=["*"])
-    project.write(b"\n".join([GOOD, row("<b>x</b> to jane@example.com", priority=1), b"{"]))
+    project.write(b"\n".join([GOOD, row("<b>x to jane@example.com</b>", priority=1), b"{"]))
     assert run(project, monkeypatch, "raw.jsonl") == 0
     said = capsys.readouterr().out
     assert "data/raw/raw.jsonl: 3 rows, 2 fit, 1 rejected" in said
@@ -98,7 +98,7 @@ def examples(project: CleanProject) -> list[dict[str, Any]]:
 
 def test_examples_show_a_few_rows_of_each_reason_before_and_after(tmp_path: Path) -> None:
     project = CleanProject(tmp_path, max_rejected_share=0.9)
-    lines = [row(f"<b>number</b> {number}") for number in range(9)] + [b"{ cut", row("CafÃ© <i>x</i>")]
+    lines = [row(f"<b>number {number}</b>") for number in range(9)] + [b"{ cut", row("<i>CafÃ© x</i>")]
     project.write(b"\n".join(lines))
     project.clean()
     found = examples(project)
@@ -107,7 +107,7 @@ def test_examples_show_a_few_rows_of_each_reason_before_and_after(tmp_path: Path
         ("rejected", "not_json", 10),
         ("changed", "mojibake", 11),
     ]
-    assert (found[0]["column"], found[0]["before"], found[0]["after"]) == ("prompt", "<b>number</b> 0", "number 0")
+    assert (found[0]["column"], found[0]["before"], found[0]["after"]) == ("prompt", "<b>number 0</b>", "number 0")
     assert (found[5]["before"], found[5]["after"]) == ("{ cut", None)
     assert found[5]["detail"].startswith("Expecting property name")
 
