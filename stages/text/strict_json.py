@@ -3,8 +3,9 @@
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 _STRING = r'"(?:[^"\\]|\\.)*"'
@@ -73,8 +74,7 @@ def rewrite(text: str, change: Callable[[str, str], str]) -> str:
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        keys = [key for key, _ in pairs]
-        repeated = next(key for key in keys if keys.count(key) > 1)
+        repeated, _ = Counter(key for key, _ in pairs).most_common(1)[0]
         raise BrokenContract(f"key {repeated!r} occurs more than once")
     return result
 
@@ -90,7 +90,10 @@ class ExactNumber(float):
 
     def __new__(cls, written: str) -> "ExactNumber":
         number = super().__new__(cls, written)
-        number.exact = Decimal(written)
+        try:
+            number.exact = Decimal(written)
+        except InvalidOperation:
+            raise BrokenContract(f"{written} has too long an exponent") from None
         if math.isinf(number) or (not number and number.exact):
             raise BrokenContract(f"{written} is too {'large' if number else 'small'} a number")
         return number

@@ -55,6 +55,7 @@ def test_every_text_is_a_value_that_can_be_written_or_a_broken_contract(text: st
         ("1" * 5000, "digits"),
         ("\ufeff{}", "."),
         ("0123", "."),
+        ("0e99999999999999999999", "too long an exponent"),
     ],
 )
 def test_what_is_no_json_is_refused(text: str, why: str) -> None:
