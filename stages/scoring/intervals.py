@@ -188,5 +188,8 @@ def _acceleration(corpus: Corpus) -> float:
     """How the metric's spread changes with its value, from leaving out each row once."""
     left_out = corpus.value(corpus.rows.sum(axis=0) - corpus.rows)
     distance = left_out.mean() - left_out
-    spread = float((distance**2).sum())
-    return float((distance**3).sum()) / (6 * spread**1.5) if spread > 0 else 0.0
+    largest = float(np.abs(distance).max())
+    if not largest:
+        return 0.0
+    distance = distance / largest  # the measure has no scale, and the cube of a large perplexity is no float
+    return float((distance**3).sum()) / (6 * float((distance**2).sum()) ** 1.5)

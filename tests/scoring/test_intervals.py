@@ -15,6 +15,7 @@ from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
 from stages.params.evaluate import Scoring
+from stages.scoring.corpora import perplexity
 from stages.scoring.intervals import (
     Corpus,
     bootstrap,
@@ -219,3 +220,34 @@ def test_rows_that_are_all_alike_have_an_interval_without_width_where_there_are_
     assert astuple(bootstrap(mean_of([2.0]), scoring(0.95, 200, 1))) == (2.0, 2.0, 2.0)
     with pytest.raises(ValueError, match="no rows"):
         bootstrap(Corpus(np.zeros((0, 2)), lambda sums: sums[:, 0]), scoring(0.95, 200, 1))
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 690), st.floats(0, 690), st.integers(1, 500)), min_size=1, max_size=12),
+    st.sampled_from([0.500001, 0.95, 0.9999]),
+)
+@pytest.mark.filterwarnings("error")
+def test_of_a_model_that_diverged_every_number_is_finite(
+    rows: list[tuple[float, float, int]], confidence: float
+) -> None:
+    """JSON has no word for infinity, so that one overflow would lose all that was measured."""
+    before, after = (perplexity([row[side] * row[2] for row in rows], [row[2] for row in rows]) for side in (0, 1))
+    settings = scoring(confidence, 100)
+    for corpus in (before, after, paired(before, after, np.divide), paired(before, after)):
+        value, low, high = astuple(bootstrap(corpus, settings))
+        assert all(map(math.isfinite, (value, low, high)))
+        assert low <= high
+
+
+@given(counts, counts, st.sampled_from([0.500001, 0.9999, 1 - 1e-12]))
+@pytest.mark.filterwarnings("error")
+def test_intervals_are_finite_at_every_confidence_that_can_be_set(
+    one: tuple[int, int], other: tuple[int, int], confidence: float
+) -> None:
+    """The largest is what many groups make of it: theirs is the confidence of all pairs together."""
+    low, high = independent_difference(*one, *other, confidence)
+    assert -1 <= low <= one[0] / one[1] - other[0] / other[1] <= high <= 1
+    for method in ("exact", "wilson"):
+        low, high = proportion_interval(*one, confidence, method)
+        assert -1e-12 <= low <= one[0] / one[1] + 1e-12
+        assert one[0] / one[1] - 1e-12 <= high <= 1 + 1e-12
