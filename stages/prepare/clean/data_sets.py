@@ -126,8 +126,8 @@ def _class_names(features: Any) -> dict[str, list[str]]:
 def _batch_rows(
     batch: Any, names: dict[str, list[str]], file: str, before: int, group: int | None = None
 ) -> Iterator[Row]:
-    for index, values in enumerate(_values(batch)):
-        raw = partial(_raw, batch, index, values)
+    for index, (values, said) in enumerate(_values(batch)):
+        raw = partial(_raw, batch, index, said)
         named = _named(values, names) if isinstance(values, dict) else values
         yield Row(file, before + index + 1, named, raw, group=group)
 
@@ -140,22 +140,41 @@ def _named(values: dict[str, Any], names: dict[str, list[str]]) -> dict[str, Any
     }
 
 
-def _values(batch: Any) -> Iterator[dict[str, Any] | Rejected]:
+def _values(batch: Any) -> Iterator[tuple[dict[str, Any] | Rejected, Any]]:
+    """Each row's values, and those again if JSON may say all of them."""
     try:
-        yield from batch.to_pylist()
-    except UnicodeDecodeError:  # one text spoils the whole list
-        for index in range(batch.num_rows):
-            try:
-                yield batch.slice(index, 1).to_pylist()[0]
-            except UnicodeDecodeError as error:
-                yield Rejected("not_utf8", f"a text holds byte 0x{error.object[error.start]:02x}, which is not UTF-8")
+        yield from ((values, values) for values in batch.to_pylist())
+        return
+    except Exception:  # of many libraries: one value spoils the whole list
+        rows = range(batch.num_rows)
+    for index in rows:
+        try:
+            read = {name: _value(name, batch.column(name)[index]) for name in batch.schema.names}
+            yield read, None
+        except Rejected as rejected:
+            yield rejected, None
 
 
-def _raw(batch: Any, index: int, values: dict[str, Any] | Rejected) -> bytes:
+def _value(column: str, scalar: Any) -> Any:
+    """A value, or its number and type as text where it is a time that Python cannot hold or of an unknown zone."""
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise Rejected("not_utf8", f"a text holds byte 0x{byte:02x}, which is not UTF-8") from None
+    except Exception as error:
+        if isinstance(number := getattr(scalar, "value", None), int):
+            return f"{number} {scalar.type}"
+        raise Rejected(
+            "unreadable_value", f"{column!r} holds what Python cannot ({error or type(error).__name__})"
+        ) from None
+
+
+def _raw(batch: Any, index: int, values: dict[str, Any] | None) -> bytes:
     """The row as JSON where that says all of it, else as an Arrow stream of one row."""
     try:
         text = json.dumps(values, ensure_ascii=False, allow_nan=False)
-        if json.loads(text) == values:
+        if values is not None and json.loads(text) == values:
             return text.encode()
     except (TypeError, ValueError):
         pass

@@ -126,6 +126,45 @@ def test_a_text_of_a_binary_file_that_is_not_utf8_spoils_its_own_row_alone(tmp_p
     assert getattr(rows[1].values, "reason", None) == "not_utf8"
 
 
+HUGE = 2**62
+ODD_TIMES: dict[str, tuple[Any, list[Any]]] = {
+    "date": (pa.date32(), [0, 2**31 - 1, -(2**31)]),
+    "date64": (pa.date64(), [0, 86_400_000 * 10**8, -86_400_000 * 10**8]),
+    "seconds": (pa.timestamp("s"), [0, 10**13, -(10**13)]),
+    "milliseconds": (pa.timestamp("ms", tz="UTC"), [0, HUGE, -HUGE]),
+    "duration": (pa.duration("s"), [0, HUGE, -HUGE]),
+    "unknown zone": (pa.timestamp("us", tz="Mars/Olympus_Mons"), [0, 1, None]),
+}
+
+
+@pytest.mark.parametrize("kind", ODD_TIMES)
+@pytest.mark.parametrize("use", ["ignore_columns", "keep_columns", None])
+def test_a_time_that_python_cannot_hold_costs_no_row_but_its_own(kind: str, use: str | None, tmp_path: Path) -> None:
+    form, numbers = ODD_TIMES[kind]
+    integers = pa.int32() if kind == "date" else pa.int64()
+    prompts = [f"question {number}" for number in range(3)]
+    times = pa.array(numbers, integers).cast(form) if kind != "date64" else pa.array(numbers, integers).view(form)
+    table = pa.table({"prompt": prompts, "completion": [COMPLETION] * 3, "at": times})
+    project = CleanProject(tmp_path, max_rejected_share=1, mask_personal_data=[], **({use: ["at"]} if use else {}))
+    pq.write_table(table, project.raw / "rows.parquet")
+    written = pq.read_table(project.raw / "rows.parquet")
+    if use is None:
+        with pytest.raises(UserError, match="3 of 3 raw rows rejected"):
+            project.clean()
+        for number, row in enumerate(project.rejected()):
+            assert row["reason"] == "unknown_column"
+            raw = base64.b64decode(row.get("raw_base64") or row["raw"].encode())
+            if raw[:1] != b"{":
+                with pa.ipc.open_stream(io.BytesIO(raw)) as stream:
+                    assert stream.read_all().column("at").equals(written.slice(number, 1).column("at"))
+        return
+    project.clean()
+    assert [record.prompt for record in project.kept()] == prompts
+    if use == "keep_columns" and kind != "unknown zone":
+        integer = written.column("at")[1].value
+        assert project.kept()[1].fields["at"].startswith(f"{integer} ")
+
+
 def test_numbered_classes_have_the_names_that_the_data_set_gives_them(tmp_path: Path) -> None:
     features = datasets.Features(
         prompt=datasets.Value("string"),
