@@ -192,4 +192,4 @@ def _acceleration(corpus: Corpus) -> float:
     if not largest:
         return 0.0
     distance = distance / largest  # the measure has no scale, and the cube of a large perplexity is no float
-    return float((distance**3).sum()) / (6 * float((distance**2).sum()) ** 1.5)
+    return float((distance**3).sum() / (6 * (distance**2).sum() ** 1.5))
