@@ -66,6 +66,7 @@ COUNTED: Mapping[str, Meanings] = {
     "split": {
         "rows.PART": "records in, and in each part of the split",
         "labels.LABEL.PART": "records by label and part",
+        "without.PART": "labels that have no record in the part",
         "kept_back_by_groups.PART.LABEL": "records fewer than wanted, because near-duplicates stay together",
         "quarantined.REASON": "records kept out of training because of the hold-out",
         "locked.rows": "rows of the lock",

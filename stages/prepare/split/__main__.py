@@ -17,6 +17,8 @@ from stages.records.near_pairs import read_near_pairs
 from stages.records.prompt import refuse_overlap
 from stages.records.record import Record, read_records, write_records, write_rows
 
+_SHOWN = 10
+
 
 def main() -> None:
     params = load_params("dedup.threshold", "holdout", "seed", "split")
@@ -71,6 +73,12 @@ def _write_parts(parts: Partition) -> None:
 
 def _show(metrics: dict[str, Any], lock: Lock, params: Holdout, later: int) -> None:
     print(", ".join(f"{name} {count}" for name, count in metrics["rows"].items()))
+    if lost := [label for label, count in metrics["labels"].items() if not count["train"]]:
+        more = f" and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else ""
+        print(
+            f"warning: {len(lost)} labels have no training row: {', '.join(lost[:_SHOWN])}{more}; all of theirs are in "
+            "the hold-out, in quarantine or beyond split.max_train_rows; add rows of them"
+        )
     locked = metrics["locked"]
     if locked["missing"]:
         print(f"warning: {locked['missing']} of {locked['rows']} locked rows are no longer in the data")

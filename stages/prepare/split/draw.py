@@ -52,7 +52,7 @@ def _share(records: list[Record], params: Params) -> tuple[list[Record], Drawn, 
     if not drawn:
         raise UserError(
             f"no row can be drawn from the {len(records)} of {paths.UNIQUE}; add rows that are not near-duplicates "
-            "of each other, or raise holdout.share"
+            "of each other (training keeps one of each label), or raise holdout.share"
         )
     how = Drawn(
         labels=[DrawnLabel(label=s.label, rows=s.rows, quota=s.quota, drawn=s.drawn) for s in strata],
@@ -64,7 +64,12 @@ def _share(records: list[Record], params: Params) -> tuple[list[Record], Drawn, 
         threshold=params.dedup.threshold,
         unique_md5=file_digest(paths.UNIQUE, "md5"),
     )
-    return drawn, how, strata_table(strata)
+    lines = strata_table(strata)
+    if none := [label_name(s.label) for s in strata if not s.drawn]:
+        more = f" and {len(none) - _SHOWN} more" if len(none) > _SHOWN else ""
+        few = ", ".join(none[:_SHOWN])
+        lines.append(f"{len(none)} labels have no row in the hold-out, for training keeps one of each: {few}{more}")
+    return drawn, how, lines
 
 
 def draw_holdout(

@@ -48,26 +48,29 @@ def stratified_draw(
     """Draw `share` of the records by label and in whole groups.
 
     Returns the drawn records sorted by id, and one line for each label. A label without near-duplicates is drawn to
-    within one row of its share. Where `drawn` is below `quota`, no group that is left fits.
+    within one row of its share, and never whole: one row of it stays. Where `drawn` is below `quota`, no group that is
+    left fits.
     """
     rows = Counter(record.label for group in groups for record in group)
     ideal = {label: count * share for label, count in rows.items()}
-    quota = quotas(ideal, seed, purpose)
+    quota = quotas(ideal, rows, seed, purpose)
     drawn = take_groups(groups, quota, seed, purpose)
     found = Counter(row.label for row in drawn)
     labels = sorted(rows, key=lambda label: (label is None, label or ""))
     return drawn, [Stratum(label, rows[label], ideal[label], quota[label], found[label]) for label in labels]
 
 
-def quotas(ideal: Mapping[Label, Fraction], seed: int, purpose: str) -> dict[Label, int]:
+def quotas(ideal: Mapping[Label, Fraction], rows: Mapping[Label, int], seed: int, purpose: str) -> dict[Label, int]:
     """Whole numbers within one of `ideal`, whose sum is the rounded sum of `ideal` (largest remainders, Hamilton).
 
+    Each is below `rows`, the label's number of rows; what a label cannot give for that, the next remainder gives, or
+    none where none is left.
     Equal remainders go by the seed, so that no label wins by its name.
     """
     whole = {label: int(amount) for label, amount in ideal.items()}
     left = int(sum(ideal.values()) + Fraction(1, 2)) - sum(whole.values())
     first = sorted(ideal, key=lambda label: (whole[label] - ideal[label], rank(seed, f"{purpose} label", repr(label))))
-    for label in first[:left]:
+    for label in [label for label in first if whole[label] < ideal[label] and whole[label] + 1 < rows[label]][:left]:
         whole[label] += 1
     return whole
 
@@ -183,9 +186,8 @@ def partition(records: Iterable[Record], lock: Lock, nearness: Nearness, setting
 
 def sample_train(records: Sequence[Record], max_rows: int | None, seed: int) -> tuple[list[Record], list[Dropped]]:
     """A seeded sample of at most `max_rows` records, and the rest."""
-    first = sorted(records, key=lambda record: rank(seed, "train", record.id))[:max_rows]
-    detail = f"training takes {max_rows} rows (split.max_train_rows)"
-    return _parted(records, {record.id for record in first}, "beyond_max", detail)
+    kept = _sample(records, {"": len(records) if max_rows is None else max_rows}, lambda _: "", seed, "train")
+    return _parted(records, kept, "beyond_max", f"training takes {max_rows} rows (split.max_train_rows)")
 
 
 def cap_sources(records: Sequence[Record], share: float, seed: int) -> tuple[list[Record], list[Dropped]]:
@@ -204,14 +206,27 @@ def cap_sources(records: Sequence[Record], share: float, seed: int) -> tuple[lis
             f"split.max_source_share is {share}, but the training rows come from {len(sources)} sources, of which one "
             f"must have more; raise it to {1 / len(sources):.3g} at least, or add sources"
         )
-    left = Counter(dict.fromkeys(sources, most))
-    kept = set()
-    for record in sorted(records, key=lambda record: rank(seed, "source", record.id)):
-        if left[record.source]:
-            left[record.source] -= 1
-            kept.add(record.id)
+    kept = _sample(records, dict.fromkeys(sources, most), lambda record: record.source, seed, "source")
     detail = f"its source may have {most} rows, {share:g} of the training rows (split.max_source_share)"
     return _parted(records, kept, "beyond_source_cap", detail)
+
+
+def _sample(
+    records: Sequence[Record], room: Mapping[str, int], pool: Callable[[Record], str], seed: int, purpose: str
+) -> set[str]:
+    """The ids of the first records in a seeded order, as many as each pool has room for, one of every label before all.
+
+    A label has none where there are more labels than room.
+    """
+    ordered = sorted(records, key=lambda record: rank(seed, purpose, record.id))
+    left, kept, labels = Counter(room), set[str](), set[Label]()
+    for every_label in (True, False):
+        for record in ordered:
+            if left[pool(record)] and record.id not in kept and not (every_label and record.label in labels):
+                left[pool(record)] -= 1
+                kept.add(record.id)
+                labels.add(record.label)
+    return kept
 
 
 def _parted(records: Sequence[Record], kept: Set[str], reason: str, detail: str) -> tuple[list[Record], list[Dropped]]:
@@ -220,7 +235,7 @@ def _parted(records: Sequence[Record], kept: Set[str], reason: str, detail: str)
 
 
 def summarise(rows_in: int, parts: Partition, restored: int, lock: Lock) -> dict[str, Any]:
-    """Rows in and out, labels in each part, quarantined rows by reason, locked rows, folds, and what the parts share.
+    """Rows in and out, labels in each part and how many each is without, quarantined rows, locked rows, folds, overlap.
 
     `rows.in` counts the unique rows and the `restored` locked ones; `locked.missing` those in neither.
     `kept_back_by_groups` are the rows of each label that were wanted and that no whole groups added up to, in the
@@ -233,6 +248,8 @@ def summarise(rows_in: int, parts: Partition, restored: int, lock: Lock) -> dict
         part: Counter(label_name(record.label) for record in records)
         for part, records in (("train", parts.train), ("validation", parts.validation), ("holdout", parts.holdout))
     }
+    out = [rejected.record for rejected in parts.quarantined + parts.beyond_max]
+    names = sorted({label_name(row.label) for row in out}.union(*labels.values()))
     seen = parts.train + parts.validation
     reasons = Counter(row.reason for row in parts.quarantined)
     hashes, held_hashes = ({prompt_hash(asked(row)) for row in rows} for rows in (seen, parts.holdout))
@@ -249,10 +266,8 @@ def summarise(rows_in: int, parts: Partition, restored: int, lock: Lock) -> dict
             "quarantined": len(parts.quarantined),
             "beyond_max": len(parts.beyond_max),
         },
-        "labels": {
-            label: {part: counts[label] for part, counts in labels.items()}
-            for label in sorted(set().union(*labels.values()))
-        },
+        "labels": {label: {part: counts[label] for part, counts in labels.items()} for label in names},
+        "without": {part: sum(not counts[label] for label in names) for part, counts in labels.items()},
         "kept_back_by_groups": {
             "holdout": {label_name(drawn.label): drawn.quota - drawn.drawn for drawn in lock.drawn.labels},
             "validation": {label_name(s.label): s.quota - s.drawn for s in parts.validation_strata},

@@ -305,3 +305,31 @@ def test_overlap_is_refused_and_named() -> None:
     with pytest.raises(Refusal, match="1 rows"):
         refuse([row("WHERE is  my order?", "[]")], lock)
     refuse([row("other")], lock)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    labels=st.lists(st.sampled_from(["a", "b", "c", "d", None]), min_size=2, max_size=30),
+    most=st.none() | st.integers(1, 8),
+    cap=st.sampled_from([0.5, 0.6, 1]),
+    seed=st.integers(0, 5),
+)
+def test_training_keeps_a_row_of_every_label_that_the_holdout_leaves(
+    labels: list[str | None], most: int | None, cap: float, seed: int
+) -> None:
+    prompts = [f"{random.Random(n).getrandbits(160):040x}" for n in range(len(labels))]
+    rows = [
+        make_record(text, "{}", label, f"s{n % 2}", f"r:{n}")
+        for n, (text, label) in enumerate(zip(prompts, labels, strict=True))
+    ]
+    drawn, _ = draw_holdout(rows, nearness(rows), 0.3, 99, seed)
+    free = {record.label for record in rows if record not in drawn}
+    assert free == set(labels), "no label is wholly held out"
+    lock = make_lock(drawn or rows[:1], HOW)
+    left = {record.label for record in rows if record.id not in {entry.id for entry in lock.rows}}
+    parts = split(rows, lock, SETTINGS.model_copy(update={"max_train_rows": most}))
+    trained = {record.label for record in parts.train}
+    assert len(trained) == min(len(left), most or len(left))
+    sampled, _ = cap_sources(rows, cap, seed)
+    room = len(sampled) // 2  # in one source, at the least
+    assert len({record.label for record in sampled}) >= min(len(set(labels)), room)

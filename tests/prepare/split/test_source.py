@@ -160,9 +160,11 @@ def test_the_command_says_what_became_of_each_row(capsys: pytest.CaptureFixture[
     printed = capsys.readouterr().out
     assert "1 locked rows came back" in printed
     assert "redraw" not in printed
+    assert "warning: 2 labels have no training row: (no label), b; all of theirs are in the hold-out" in printed
     assert {record.id for record in read_records(paths.HOLDOUT)} == {shared.id, dropped.id, raw[-1].id}
     metrics = json.loads(paths.SPLIT_METRICS.read_text())
     assert metrics["kept_back_by_groups"]["holdout"] == {"a": 0, "b": 0, "(no label)": 0}
+    assert metrics["without"]["train"] == 2
     assert metrics["quarantined"] == {"same_prompt": 0, "near_prompt": 1, "near_pair": 0}
 
 

@@ -78,6 +78,7 @@ def test_draw_and_split(capsys: pytest.CaptureFixture[str]) -> None:
             "(no label)": {"train": 5, "validation": 1, "holdout": 2},
             "even": {"train": 5, "validation": 1, "holdout": 2},
         },
+        "without": {"train": 0, "validation": 0, "holdout": 0},
         "kept_back_by_groups": {
             "holdout": {"(no label)": 0, "even": 0},
             "validation": {"(no label)": 0, "even": 0},

@@ -46,7 +46,7 @@ ROWS = st.lists(
 
 @given(ideal=st.dictionaries(LABELS, st.fractions(0, 50, max_denominator=40)), seed=st.integers(0, 99))
 def test_quotas_are_within_one_of_the_ideal_and_add_up(ideal: dict[str | None, Fraction], seed: int) -> None:
-    found = quotas(ideal, seed, "any")
+    found = quotas(ideal, Counter(dict.fromkeys(ideal, 100)), seed, "any")
     assert found.keys() == ideal.keys()
     assert all(abs(found[label] - ideal[label]) < 1 for label in ideal)
     assert abs(Fraction(sum(found.values())) - Fraction(sum(ideal.values()))) <= Fraction(1, 2)
@@ -54,7 +54,10 @@ def test_quotas_are_within_one_of_the_ideal_and_add_up(ideal: dict[str | None, F
 
 def test_equal_remainders_do_not_go_by_the_name_of_the_label() -> None:
     ideal: dict[str | None, Fraction] = {f"label {n}": Fraction(1, 4) for n in range(20)}
-    winners = {frozenset(label for label, n in quotas(ideal, seed, "any").items() if n) for seed in range(20)}
+    winners = {
+        frozenset(label for label, n in quotas(ideal, dict.fromkeys(ideal, 9), seed, "any").items() if n)
+        for seed in range(20)
+    }
     assert {len(labels) for labels in winners} == {5}
     assert len(winners) > 10
 
@@ -112,6 +115,23 @@ def test_rows_without_near_duplicates_fill_every_quota() -> None:
     assert {stratum.label: stratum.drawn for stratum in strata} == {"a": 9, "b": 5, None: 1}
 
 
+@settings(max_examples=100, deadline=None)
+@given(rows=ROWS, share=st.sampled_from([0.1, 0.4, 0.9]), seed=st.integers(0, 9))
+def test_no_draw_takes_the_last_row_of_a_label(rows: list[Record], share: float, seed: int) -> None:
+    drawn, strata = draw_holdout(rows, nearness(rows), share, 99, seed)
+    left = Counter(record.label for record in rows) - Counter(record.label for record in drawn)
+    assert left.keys() == {record.label for record in rows}
+    assert all(stratum.quota < stratum.rows for stratum in strata)
+
+
+def test_the_only_row_of_a_label_stays_and_another_label_gives_one() -> None:
+    rows = [row(unlike(n), label) for n, label in enumerate("aaab")]
+    assert [(s.label, s.quota) for s in draw_holdout(rows, nearness(rows), 0.4, 99, 17)[1]] == [("a", 2), ("b", 0)]
+    rows = [row(unlike(n), f"label {n}") for n in range(20)] + [row(unlike(100 + n), "common") for n in range(40)]
+    drawn, _ = draw_holdout(rows, nearness(rows), 0.15, 99, 17)
+    assert {record.label for record in drawn} == {"common"}
+
+
 def test_another_seed_draws_other_rows() -> None:
     rows = [row(unlike(n)) for n in range(50)]
     draws = {tuple(record.id for record in draw_holdout(rows, nearness(rows), 0.2, 99, seed)[0]) for seed in range(5)}
@@ -141,7 +161,7 @@ def test_a_group_that_is_too_large_is_kept_back_and_reported() -> None:
 def test_a_new_row_moves_at_most_one_row_out_and_one_in(count: int, new: int, share: Fraction, seed: int) -> None:
     def draw(rows: list[Record]) -> set[str]:
         groups = [[record] for record in rows]
-        quota = quotas({None: len(rows) * share}, seed, "any")
+        quota = quotas({None: len(rows) * share}, {None: 99}, seed, "any")
         return {record.id for record in take_groups(groups, quota, seed, "any")}
 
     rows = [row(unlike(n)) for n in range(count)]
