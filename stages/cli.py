@@ -45,6 +45,8 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("release", help="tag HEAD as a release, unless something is open")
     command.add_argument("version", metavar="VERSION", help="MAJOR.MINOR.PATCH")
     command.add_argument("--strict", action="store_true", help="refuse MARGINAL gates too")
+    command.add_argument("--sign", action="store_true", help="sign the tag with your key")
+    command.add_argument("--no-push-check", metavar="REASON", help="do not ask the DVC remote; the tag says why")
     command.set_defaults(call=_release)
 
     command = commands.add_parser("compare", help="show as Markdown what changed against a branch")
@@ -52,7 +54,11 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(call=_compare)
 
     command = commands.add_parser("lock-check", help="check that dvc.lock belongs to this code, data and parameters")
+    command.add_argument("--deep", action="store_true", help="hash the working tree and DVC's cache, too")
     command.set_defaults(call=_lock_check)
+
+    command = commands.add_parser("doctor", help="find damaged objects of DVC's cache and remote, and heal them")
+    command.set_defaults(call=_doctor)
 
     data = commands.add_parser("data", help="raw data").add_subparsers(required=True, metavar="COMMAND")
     command = data.add_parser("check", help="show what cleaning would do with a file; exit with 2 when it is unfit")
@@ -127,7 +133,7 @@ def _review(options: argparse.Namespace, root: Path, start: Path) -> None:
 def _release(options: argparse.Namespace, root: Path, start: Path) -> None:
     from stages.ship.release.tag import release
 
-    print(release(root, options.version, options.strict))
+    print(release(root, options.version, options.strict, options.no_push_check, options.sign))
 
 
 def _compare(options: argparse.Namespace, root: Path, start: Path) -> None:
@@ -145,7 +151,13 @@ def _compare(options: argparse.Namespace, root: Path, start: Path) -> None:
 def _lock_check(options: argparse.Namespace, root: Path, start: Path) -> None:
     from stages.ship.release.lock_check import lock_check
 
-    print(lock_check(root))
+    print(lock_check(root, options.deep))
+
+
+def _doctor(options: argparse.Namespace, root: Path, start: Path) -> None:
+    from stages.ship.release.doctor import doctor
+
+    print(doctor(root))
 
 
 def _check(options: argparse.Namespace, root: Path, start: Path) -> None:

@@ -4,6 +4,7 @@ Git is called as a program, so that a trace needs neither DVC nor a git library.
 """
 
 import hashlib
+import os
 import posixpath
 import subprocess
 from collections.abc import Iterable
@@ -17,6 +18,23 @@ from stages.core.errors import UserError
 from stages.core.files import file_digest
 
 LOCK = "dvc.lock"
+
+# What a person's configuration could change in what git prints or does here. Plumbing heeds no alias, colour, format or
+# pager; these it heeds.
+_SETTINGS = {
+    "core.quotePath": "false",
+    "core.fsmonitor": "false",
+    "core.hooksPath": os.devnull,
+    "core.attributesFile": os.devnull,
+    "diff.ignoreSubmodules": "none",
+    "i18n.logOutputEncoding": "UTF-8",
+    "log.showSignature": "false",
+    "submodule.recurse": "false",
+    "tag.forceSignAnnotated": "false",
+    "tag.gpgSign": "false",
+}
+# Git's variables that stay: who commits, and where its configuration lies (it names the folders that git may trust).
+_KEPT_VARIABLES = ("GIT_AUTHOR_", "GIT_COMMITTER_", "GIT_CONFIG_")
 
 
 def find_root(start: Path) -> Path:
@@ -70,9 +88,12 @@ class Repository:
         return done.stdout.decode(errors="replace").rstrip("\n") if done.returncode == 0 else ""
 
     def _run(self, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-        command = ["git", "-c", "core.quotePath=false", *arguments]
+        settings = [part for name, value in _SETTINGS.items() for part in ("-c", f"{name}={value}")]
+        command = ["git", "--no-pager", *settings, *arguments]
         try:
-            return subprocess.run(command, cwd=self.root, input=stdin, capture_output=True, check=False)
+            return subprocess.run(
+                command, cwd=self.root, env=git_environment(), input=stdin, capture_output=True, check=False
+            )
         except FileNotFoundError:
             raise UserError("git is not installed; the trail is read from its history") from None
 
@@ -86,8 +107,9 @@ class Repository:
     def lock_commits(self, everything: bool) -> list[str]:
         """The commits that changed dvc.lock, oldest first; with `everything` also those of experiments and stashes."""
         left_out = [] if everything else ["--exclude=refs/exps/*", "--exclude=refs/stash"]
-        order = ["--full-history", "--date-order", "--reverse", "--format=%H"]
-        return self.git("log", *order, *left_out, "--all", "--", LOCK, check=self.resolve("HEAD") is not None).split()
+        order = ["--full-history", "--date-order", "--reverse"]
+        known = self.resolve("HEAD") is not None
+        return self.git("rev-list", *order, *left_out, "--all", "--", LOCK, check=known).split()
 
     def object_ids(self, names: Iterable[str]) -> list[str | None]:
         """The object that each name (such as COMMIT:./dvc.lock) stands for, or None."""
@@ -119,11 +141,18 @@ class Repository:
 
     def describe(self, commit: str) -> dict[str, str]:
         """Hash, author, date and subject of a commit."""
-        sha, author, date, subject = self.git("log", "-1", "--format=%H%n%an%n%cI%n%s", commit).split("\n", 3)
+        form = "--format=%H%n%an%n%cI%n%s"
+        sha, author, date, subject = self.git("rev-list", "-1", "--no-commit-header", form, commit).split("\n", 3)
         return {"sha": sha, "author": author, "date": date, "subject": subject}
 
     def is_shallow(self) -> bool:
         return self.git("rev-parse", "--is-shallow-repository", check=False) == "true"
+
+
+def git_environment() -> dict[str, str]:
+    """The environment in English and without the variables that point git elsewhere, as a hook's do."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("GIT_") or k.startswith(_KEPT_VARIABLES)}
+    return {**kept, "GIT_NO_REPLACE_OBJECTS": "1", "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C.UTF-8", "LANGUAGE": "C"}
 
 
 @dataclass

@@ -39,7 +39,7 @@ class Checker:
             findings.broken += definition.differences(upstream, self.tree.label)
             findings.broken += self._parameters(upstream)
             self.check_links(upstream, findings)
-            self._check_sources(upstream, findings)
+            self.check_sources(upstream, findings)
         self._in_git(definition.in_git, findings)
         findings.broken = list(dict.fromkeys(findings.broken))
         findings.notes = list(dict.fromkeys(findings.notes))
@@ -51,10 +51,10 @@ class Checker:
             makers = [(maker, out) for maker, out in self.lock.makers(dep.path) if maker.name != stage.name]
             for maker, out in makers:
                 self._link(stage, dep, f"stage {maker.name} wrote", out, findings)
-            if not makers and (added := self._added(dep)):
-                self._link(stage, dep, f"{added.path}.dvc says", added, findings)
+            if not makers and (source := added(self.tree, dep)):
+                self._link(stage, dep, f"{source.path}.dvc says", source, findings)
 
-    def _check_sources(self, stage: Stage, findings: Findings) -> None:
+    def check_sources(self, stage: Stage, findings: Findings) -> None:
         """Check what no stage makes: code, and data that git holds."""
         for dep in stage.deps:
             if self.lock.makers(dep.path) or dep.md5 is None:
@@ -63,7 +63,7 @@ class Checker:
                 findings.notes.append(
                     f"{dep.path} lies outside the repository: its hash is recorded, its bytes are not"
                 )
-            elif self._added(dep) is None:
+            elif added(self.tree, dep) is None:
                 findings.broken += self._source(stage, dep)
 
     def _link(self, stage: Stage, dep: Entry, origin: str, out: Entry, findings: Findings) -> None:
@@ -100,18 +100,6 @@ class Checker:
             f"{names} in {self.tree.label} is not what stage {stage.name} ran with ({dep.path} was {short(dep.md5)})"
         ]
 
-    def _added(self, dep: Entry) -> Entry | None:
-        """The path, or the folder around it, that a .dvc file (`dvc add`) tracks."""
-        path = posixpath.normpath(dep.path)
-        while path and not is_outside(path):
-            if (text := self.tree.read(f"{path}.dvc")) is not None:
-                try:
-                    return Entry(path, str(load_yaml(text)["outs"][0]["md5"]), None, None)
-                except (ValueError, LookupError, TypeError):
-                    return None
-            path = posixpath.dirname(path)
-        return None
-
     def _changed(self, dep: Entry, files: Mapping[str, str]) -> list[str]:
         """The files that differ from what ran, known when the working tree or some other commit holds what ran."""
         for tree in self._other_trees(dep.path):
@@ -123,8 +111,8 @@ class Checker:
 
     def _other_trees(self, path: str) -> Iterator[Tree]:
         yield WorkingTree(self.repository.root)
-        recent = ["--all", "--full-history", f"-{_VERSIONS_SEARCHED}", "--format=%H"]
-        for commit in self.repository.git("log", *recent, "--", path, check=False).split():
+        recent = ["--all", "--full-history", f"-{_VERSIONS_SEARCHED}"]
+        for commit in self.repository.git("rev-list", *recent, "--", path, check=False).split():
             yield CommitTree(self.repository, commit)
 
     def _parameters(self, stage: Stage) -> Iterator[str]:
@@ -198,6 +186,20 @@ def part_hash(files: Mapping[str, str], path: str) -> str | None:
         return files[path]
     inside = {name[len(path) + 1 :]: md5 for name, md5 in files.items() if name.startswith(f"{path}/")}
     return folder_hash(inside) if inside else None
+
+
+def added(tree: Tree, dep: Entry) -> Entry | None:
+    """The path, or the folder around it, that a .dvc file (`dvc add`) tracks."""
+    path = posixpath.normpath(dep.path)
+    while path and not is_outside(path):
+        if (text := tree.read(f"{path}.dvc")) is not None:
+            try:
+                row = load_yaml(text)["outs"][0]
+                return Entry(path, str(row["md5"]), row.get("size"), row.get("nfiles"))
+            except (ValueError, LookupError, TypeError, AttributeError):
+                return None
+        path = posixpath.dirname(path)
+    return None
 
 
 def is_outside(path: str) -> bool:

@@ -1,16 +1,22 @@
 """DVC's own files: dvc.yaml, the hash of a folder, and the listings of folders that can be proved by it."""
 
-import configparser
 import hashlib
 import json
+import os
 import posixpath
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import platformdirs
+from configobj import ConfigObj, ConfigObjError
+
 from stages.core.dvc_lock import Lock, Stage
-from stages.core.git import Tree
+from stages.core.errors import UserError
+from stages.core.git import Tree, git_environment
 from stages.core.yaml_reader import load_yaml
 
 _KINDS = ("outs", "metrics", "plots")
@@ -107,15 +113,25 @@ def entry_hash(files: Mapping[str, str]) -> str | None:
 
 
 class Listings:
-    """What is in a folder whose hash is known: from DVC's cache, or from names that add up to that hash."""
+    """What is in a folder whose hash is known: from DVC's cache or remote, or from names that add up to that hash.
+
+    `remote` is the name of DVC's default remote, None without one; `remote_folder` where it lies, None for one that
+    is no folder of this machine. Nothing here asks a network.
+    """
 
     def __init__(self, root: Path) -> None:
-        self.cache = cache_folder(root)
+        settings = dvc_settings(root)
+        self.cache = Path(settings.get("cache", {}).get("dir") or root / ".dvc" / "cache")
+        self.remote = settings.get("core", {}).get("remote")
+        remote = settings.get(f'remote "{self.remote}"', {})
+        url = remote.get("url", "").removeprefix("file://")
+        versioned = {remote.get("version_aware"), remote.get("worktree")} & {"true", "True"}
+        self.remote_folder = Path(url) if url and "://" not in url and not versioned else None
         self._known: dict[str, dict[str, str] | None] = {}
 
     def cached_file(self, md5: str) -> Path:
         """Where DVC's cache keeps the bytes with this MD5, whether they are there or not."""
-        return self.cache / "files" / "md5" / md5[:2] / md5[2:]
+        return object_path(self.cache, md5)
 
     def get(self, md5: str) -> dict[str, str] | None:
         """Path below the folder to MD5, or None when nothing at hand says what was in it."""
@@ -125,12 +141,7 @@ class Listings:
 
     def holds(self, folder: str, md5: str) -> bool:
         """Whether a file with this MD5 is in the folder."""
-        if folder in self._known:
-            return md5 in (self._known[folder] or {}).values()
-        try:
-            return md5.encode() in self.cached_file(folder).read_bytes()
-        except OSError:
-            return False
+        return md5 in (self.get(folder) or {}).values()
 
     def add(self, files: Mapping[str, str]) -> None:
         """Learn a folder's listing. It needs no trust: it is only found under the hash that it adds up to."""
@@ -154,12 +165,20 @@ class Listings:
             self.add({path[len(out.path) + 1 :]: md5 for path, md5 in inside.items() if not md5.endswith(".dir")})
 
     def _read(self, md5: str) -> dict[str, str] | None:
-        try:
-            rows = json.loads(self.cached_file(md5).read_bytes())
-            files = {row["relpath"]: row["md5"] for row in rows}
-        except (OSError, ValueError, TypeError, KeyError):
-            return None
-        return files if folder_hash(files) == md5 else None
+        for store in (self.cache, self.remote_folder):
+            try:
+                rows = json.loads(object_path(store, md5).read_bytes() if store else b"")
+                files = {row["relpath"]: row["md5"] for row in rows}
+            except (OSError, ValueError, TypeError, KeyError):
+                continue
+            if folder_hash(files) == md5:
+                return files
+        return None
+
+
+def object_path(store: Path, md5: str) -> Path:
+    """Where a cache or a remote in a folder keeps the bytes with this MD5."""
+    return store / "files" / "md5" / md5[:2] / md5[2:]
 
 
 def manifest_files(manifest: Mapping[str, Any]) -> dict[str, dict[str, str]]:
@@ -180,20 +199,31 @@ def manifest_files(manifest: Mapping[str, Any]) -> dict[str, dict[str, str]]:
 def read_manifest(path: Path) -> dict[str, Any] | None:
     """A release's manifest, or None where the file is missing or something else of that name."""
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        content = json.loads(path.read_bytes() if path.is_file() else b"")
+    except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) and isinstance(content.get("files"), dict) else None
 
 
-def cache_folder(root: Path) -> Path:
-    """DVC's cache: `cache.dir` of .dvc/config.local or .dvc/config, or .dvc/cache."""
-    for name in ("config.local", "config"):
-        parser = configparser.ConfigParser(interpolation=None, strict=False)
+def dvc_settings(root: Path) -> dict[str, dict[str, str]]:
+    """DVC's configuration, section to key to value: the user's own and the repository's, paths resolved as DVC does."""
+    system = os.environ.get("DVC_SYSTEM_CONFIG_DIR") or platformdirs.site_config_dir("dvc", "iterative")
+    user = os.environ.get("DVC_GLOBAL_CONFIG_DIR") or platformdirs.user_config_dir("dvc", "iterative")
+    settings: dict[str, dict[str, str]] = {}
+    for file in (Path(system, "config"), Path(user, "config"), root / ".dvc/config", root / ".dvc/config.local"):
         try:
-            parser.read(root / ".dvc" / name, encoding="utf-8")
-        except (configparser.Error, UnicodeDecodeError):
-            continue
-        if folder := parser.get("cache", "dir", fallback="").strip("\"' "):
-            return root / ".dvc" / folder
-    return root / ".dvc" / "cache"
+            sections = ConfigObj(str(file), encoding="utf-8", file_error=False).dict()
+        except (ConfigObjError, OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{file} is no configuration that DVC reads: {error}") from None
+        for section, values in sections.items():
+            for key, value in values.items() if isinstance(values, dict) else []:
+                if key.lower() in ("dir", "url") and isinstance(value, str) and "://" not in value:
+                    value = os.path.normpath(file.parent / Path(value).expanduser())
+                settings.setdefault(section.lower(), {})[key.lower()] = value
+    return settings
+
+
+def run_dvc(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """DVC as a program, with the environment in which git is called."""
+    command = [sys.executable, "-P", "-m", "dvc", *arguments]
+    return subprocess.run(command, cwd=root, env=git_environment(), capture_output=True, text=True, check=False)

@@ -1,9 +1,9 @@
 """Where a hash stands: what is asked for, every version of dvc.lock in git, and the output that holds it."""
 
-import hashlib
 import json
 import posixpath
 import re
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import takewhile
@@ -15,8 +15,11 @@ from stages.core.dvc_lock import Entry, Lock, Stage, parse_lock
 from stages.core.errors import UserError
 from stages.core.files import file_digest
 from stages.core.git import LOCK, CommitTree, Repository, Tree, WorkingTree
+from stages.ship.release.checks import part_hash, short
 from stages.ship.release.dvc_files import Definition, Listings, folder_hash, manifest_files, read_manifest
 
+_NAME_SHOWN = 80
+_FILES_AT_MOST = 100_000
 _FOLDER = re.compile(rb"\b[0-9a-f]{32}\.dir\b")
 
 
@@ -42,20 +45,39 @@ def find_subject(repository: Repository, name: str, start: Path, listings: Listi
     Raises:
         UserError: when there is neither.
     """
-    path = start / name
-    if path.is_dir():
-        return _folder(repository, path)
-    if path.exists():
-        shown, place = _position(repository.root, path)
-        return Subject(shown, place, file_digest(path), file_digest(path, "md5"), path.stat().st_size)
+    try:
+        path = start / name
+        try:
+            mode = path.lstat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            mode = 0
+        if stat.S_ISLNK(mode) and not path.exists():
+            raise UserError(
+                f"{name} is a link to {path.readlink()}, which is not there; `dvc fetch` and `dvc checkout` bring it"
+            )
+        if path.is_dir():
+            return _folder(repository, path)
+        if mode and not path.is_file():
+            raise UserError(f"{name} is neither a file nor a folder, so no stage wrote it")
+        if mode:
+            shown, place = _position(repository.root, path)
+            return Subject(shown, place, file_digest(path), file_digest(path, "md5"), path.stat().st_size)
+    except (OSError, ValueError) as error:  # a name that is too long, NUL in it, no right to read
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{name[:_NAME_SHOWN]!r} cannot be read: {reason}") from None
     if commit := repository.tag_commit(name):
         return _tag(repository, name, commit, listings)
     raise UserError(
-        f"{name}: no such file or folder, and no tag of that name; `dvc checkout` or `dvc pull` brings outputs"
+        f"{name[:_NAME_SHOWN]}: no such file or folder, and no tag of that name; "
+        "`dvc checkout` or `dvc pull` brings outputs"
     )
 
 
 def _folder(repository: Repository, path: Path) -> Subject:
+    if repository.root.is_relative_to(path.resolve()):
+        raise UserError(f"{path} holds the whole repository; name a file, an output folder or a release tag")
+    if any(number >= _FILES_AT_MOST for number, _ in enumerate(path.rglob("*"))):
+        raise UserError(f"{path} holds over {_FILES_AT_MOST} files, more than any output; name one of them")
     shown, place = _position(repository.root, path)
     files = WorkingTree(path).md5s(".") if place is None else WorkingTree(repository.root).md5s(place)
     size = sum((path / name).stat().st_size for name in files)
@@ -74,8 +96,8 @@ def _tag(repository: Repository, name: str, commit: str, listings: Listings) -> 
     if out is None or out.md5 is None:
         raise UserError(f"tag {name}: no stage in its dvc.lock writes {path}, so it is no release")
     cached, sha256 = listings.cached_file(out.md5), read_record(repository, name).get("manifest_sha256")
-    if cached.is_file():
-        sha256 = hashlib.sha256(cached.read_bytes()).hexdigest()
+    if cached.is_file() and file_digest(cached, "md5") == out.md5:
+        sha256 = file_digest(cached)
     return Subject(path, path, sha256, out.md5, out.size, commit)
 
 
@@ -87,6 +109,25 @@ def read_record(repository: Repository, tag: str) -> dict[str, Any]:
     except ValueError:
         return {}
     return record if isinstance(record, dict) else {}
+
+
+def record_fault(repository: Repository, tag: str, commit: str) -> str | None:
+    """Why a tag in a release's form does not stand where `tunetrail release` put it; None when it does."""
+    recorded = read_record(repository, tag).get("commit")
+    if recorded is None and "@v" in tag:
+        return f"tag {tag} has a release's name without the record of `tunetrail release`: it was set by other means"
+    if recorded not in (None, commit):
+        return f"tag {tag} was moved: `tunetrail release` recorded commit {str(recorded)[:10]}, it is at {commit[:10]}"
+    return None
+
+
+def tagged_locks(repository: Repository) -> list[tuple[str, str, bytes]]:
+    """Every tag with a dvc.lock: name, commit and the lock's text."""
+    names = repository.git("for-each-ref", "--format=%(refname:strip=2)", "refs/tags", check=False).splitlines()
+    commits = repository.object_ids(f"refs/tags/{name}^{{commit}}" for name in names)
+    blobs = repository.object_ids(f"refs/tags/{name}^{{commit}}:./{LOCK}" for name in names)
+    texts = repository.blobs(i for i in blobs if i)
+    return [(n, c, texts[b]) for n, c, b in zip(names, commits, blobs, strict=True) if c and b and b in texts]
 
 
 def _position(root: Path, path: Path) -> tuple[str, str | None]:
@@ -209,6 +250,37 @@ class Finder:
 
     def here_by_manifest(self) -> Place | None:
         return self._by_manifest(self.here) if self.here else None
+
+    def other_bytes(self) -> str | None:
+        """The sentence for a file or folder where dvc.lock, or the manifest around it, names other bytes."""
+        place, here = self.subject.place, short(self.subject.md5)
+        if self.subject.commit:
+            return None
+        for stage, out in self.here.outs() if self.here and place else []:
+            if not place or not out.holds(place):
+                continue
+            files = {"": out.md5 or ""} if out.path == place else self.listings.get(out.md5 or "")
+            advice = f"run `dvc checkout` for the files of {LOCK}, or `git checkout {LOCK}` when {LOCK} was changed"
+            if files is None:
+                return (
+                    f"{out.path} is not what {LOCK} in the working tree says, and nothing at hand says which of its "
+                    f"files differ: {advice}"
+                )
+            expected = part_hash(files, place[len(out.path) + 1 :])
+            if expected is None:
+                return f"{LOCK} has no {place}: stage {stage.name} wrote {out.path} without it"
+            if expected != self.subject.md5:
+                wrote = f"stage {stage.name} wrote {short(expected)}, here are {short(self.subject.md5)}"
+                return f"{LOCK} names other bytes for {place}: {wrote}; {advice}"
+            return None
+        path = self.repository.root / self.subject.path
+        for manifest_path, _, manifest in self._manifests:
+            if manifest_path.parent in path.parents and path.name not in (paths.MANIFEST.name, paths.MODEL_CARD.name):
+                name = path.relative_to(manifest_path.parent).as_posix()
+                expected = part_hash(manifest_files(manifest)["files"], name)
+                if expected != self.subject.md5 and (expected or place):
+                    return f"{manifest_path.name} around it names {short(expected)} for {name}, here are {here}"
+        return None
 
     def recorded(self, here: Place | None) -> list[Recorded]:
         """The commits that record the hash, oldest first: of branches and tags, else of experiments and stashes."""

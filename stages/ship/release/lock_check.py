@@ -5,8 +5,6 @@
 """
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,14 +14,15 @@ from stages.core.dvc_lock import Lock
 from stages.core.errors import Refusal, UserError
 from stages.core.git import LOCK, Repository, WorkingTree
 from stages.ship.release.checks import Checker, Findings
-from stages.ship.release.dvc_files import Definition, Listings
+from stages.ship.release.dvc_files import Definition, Listings, entry_hash, run_dvc
 from stages.ship.release.finding import read_lock
+from stages.ship.release.objects import Kept, examine, trail_entries
 
 _NOT_PULLED = ("deleted", "not in cache")
 
 
-def lock_check(root: Path) -> str:
-    """Return the sentence that says all is fresh.
+def lock_check(root: Path, deep: bool = False) -> str:
+    """Return the sentence that says all is fresh; with `deep` after hashing all that it names.
 
     Raises:
         Refusal: naming each stale stage and what changed.
@@ -37,13 +36,37 @@ def lock_check(root: Path) -> str:
     if stale:
         lines = [f"{name}: {'; '.join(reasons)}" for name, reasons in stale.items()]
         raise Refusal(f"{LOCK} is stale; run `dvc repro` and commit it:\n  " + "\n  ".join(lines))
-    return f"{LOCK} is fresh: {len(lock.stages)} stages ran with this code, these data and parameters"
+    fresh = f"{LOCK} is fresh: {len(lock.stages)} stages ran with this code, these data and parameters"
+    if not deep:
+        return fresh
+    findings, kept = hash_all(root, lock, Listings(root))
+    if findings.broken:
+        raise Refusal(f"the files are not those of {LOCK}:\n  " + "\n  ".join(findings.broken))
+    hashed = f"{len(kept.objects)} objects hashed, {len(kept.not_cached)} of them are not in DVC's cache"
+    return "\n".join([fresh, hashed, *findings.notes])
+
+
+def hash_all(root: Path, lock: Lock, listings: Listings) -> tuple[Findings, Kept]:
+    """Hash all that a lock names, in the working tree and in DVC's cache: DVC itself trusts names and times."""
+    tree, findings = WorkingTree(root), Findings()
+    checker = Checker(Repository(root), listings, lock, tree)
+    for stage, out in lock.outs():
+        if entry_hash(tree.md5s(out.path)) not in (None, out.md5):
+            findings.broken.append(
+                f"{out.path} in the working tree is not what stage {stage.name} wrote: `tunetrail doctor` looks for "
+                "the cause, `dvc checkout --force` brings what the cache holds"
+            )
+    for stage in lock.stages.values():
+        checker.check_sources(stage, findings)
+    kept = examine(trail_entries(lock, lock.stages.values(), tree), listings, root, deep=True)
+    findings.broken += kept.broken(listings)
+    findings.notes += kept.notes(listings)
+    return findings, kept
 
 
 def dvc_status(root: Path) -> dict[str, list[Any]]:
     """`dvc status --json`. Raises UserError with DVC's words when it fails."""
-    command = [sys.executable, "-m", "dvc", "status", "--json"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    done = run_dvc(root, "status", "--json")
     try:
         status: dict[str, list[Any]] = json.loads(done.stdout)
     except ValueError:

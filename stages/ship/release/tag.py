@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from stages.core import paths
+from stages.core.dvc_lock import Lock
 from stages.core.errors import Refusal, UserError
 from stages.core.files import file_digest, read_json
 from stages.core.git import Repository, WorkingTree
 from stages.scoring.metrics import FAIL, MARGINAL, PASS
-from stages.ship.release.dvc_files import Definition
+from stages.ship.release.dvc_files import Definition, Listings
+from stages.ship.release.finding import read_lock
+from stages.ship.release.lock_check import hash_all
+from stages.ship.release.objects import missing_in_remote, names
 from stages.ship.release.trace import trace
 from stages.ship.release.verify import verify
 
@@ -23,28 +27,64 @@ VERSION = re.compile(
     rf"(?:-{_IDENTIFIER}(?:\.{_IDENTIFIER})*)?(?:\+[0-9a-zA-Z-]+(?:\.[0-9a-zA-Z-]+)*)?"
 )
 
+_NO_REMOTE = "No DVC remote is configured: this machine's cache alone can bring the files back."
+_PUSHED = {
+    True: "DVC's cache and remote hold every object.",
+    False: "Whether the DVC remote holds them was not checked.",
+}
 
-def release(root: Path, version: str, strict: bool) -> str:
+
+def release(root: Path, version: str, strict: bool, unpushed: str | None = None, sign: bool = False) -> str:
     """Tag HEAD as a release; return what to do next.
 
+    `unpushed` is the reason why the remote is not asked, which the tag records.
+
     Raises:
-        UserError: for a version or an artifact's name that GTO does not take.
+        UserError: for a version or an artifact's name that GTO does not take, or an empty reason.
         Refusal: with every reason at once.
     """
     repository = Repository(root)
     tag = f"{_artifact(root)}@v{_version(version)}"
-    if reasons := [*_open_points(repository, tag), *_audit(root), *_gates(root, strict)]:
-        raise Refusal(f"{tag} is not released:\n  " + "\n  ".join(reasons))
-    record = make_record(repository)
+    if unpushed is not None and not unpushed.strip():
+        raise UserError("--no-push-check needs a reason, which the tag records")
+    kept, remote = _kept(root, unpushed)
+    if reasons := [*_open_points(repository, tag), *kept, *_audit(root), *_gates(root, strict)]:
+        raise Refusal(f"{tag} is not released:\n  " + "\n  ".join(dict.fromkeys(reasons)))
+    record = {**make_record(repository), "remote": remote}
     message = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-    repository.git("tag", "--annotate", "--cleanup=verbatim", "--file=-", tag, "HEAD", stdin=message.encode())
+    repository.git(
+        "tag", "--sign" if sign else "--annotate", "--cleanup=verbatim", "--file=-", tag, "HEAD", stdin=message.encode()
+    )
     marginal = "The gates are MARGINAL: too few rows to be sure; see `tunetrail gates`.\n"
     return (
         f"Released {tag} at commit {record['commit'][:10]}, verdict {record['verdict']}.\n"
         f"{marginal if record['verdict'] == MARGINAL else ''}"
-        f"Publish:    dvc push && git push origin HEAD {tag}\n"
+        f"{_PUSHED[remote['checked']] if remote else _NO_REMOTE}\n"
+        f"Publish:    git push origin HEAD {tag}\n"
         f"Roll back:  git checkout {tag} && dvc checkout    (after `dvc pull` where the cache lacks it)"
     )
+
+
+def _kept(root: Path, unpushed: str | None) -> tuple[list[str], dict[str, Any] | None]:
+    """What cannot be brought back, and what the tag says of the remote: None where there is none."""
+    listings = Listings(root)
+    findings, kept = hash_all(root, read_lock(WorkingTree(root)) or Lock({}), listings)
+    reasons = findings.broken
+    if cold := [path for path in kept.not_cached if path not in kept.lost]:
+        reasons.append(
+            f"DVC's cache does not hold {names(cold)}, so `dvc checkout` could not bring it back; `dvc commit` puts "
+            "the files of the working tree there, `dvc fetch` those of the remote"
+        )
+    if listings.remote is None:
+        return reasons, None
+    if unpushed is not None:
+        return reasons, {"name": listings.remote, "checked": False, "reason": unpushed}
+    if missing := missing_in_remote(root, listings, kept):
+        reasons.append(
+            f"remote {listings.remote} does not hold {names(missing)}; run `dvc push` first, or give "
+            "--no-push-check REASON, which the tag records"
+        )
+    return reasons, {"name": listings.remote, "checked": True}
 
 
 def make_record(repository: Repository) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """trace: from a file's hash back to the data, parameters, code, metrics and base model that made it."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,20 @@ from stages.core.git import LOCK, CommitTree, Repository, Tree
 from stages.ship.release.checks import Checker, Findings
 from stages.ship.release.described import describe
 from stages.ship.release.dvc_files import Listings
-from stages.ship.release.finding import Finder, History, Place, Recorded, Subject, best, find_subject, read_lock
-from stages.ship.release.verify import differences
+from stages.ship.release.finding import (
+    Finder,
+    History,
+    Place,
+    Recorded,
+    Subject,
+    best,
+    find_subject,
+    read_lock,
+    record_fault,
+    tagged_locks,
+)
+from stages.ship.release.objects import examine, trail_entries
+from stages.ship.release.verify import differences, odd_entries
 
 NOT_COMMITTED = "not committed yet"
 _STATES_CHECKED = 20
@@ -32,10 +43,22 @@ def trace(root: Path, name: str, start: Path) -> dict[str, Any]:
     if not repository.git("rev-parse", "--git-dir", check=False):
         raise UserError(f"{root} is no git repository; the trail is read from git's history")
     subject = find_subject(repository, name, start, listings)
-    result = Tracer(Finder(repository, listings, subject)).result()
     manifest = start / name / paths.MANIFEST.name
+    finder = Finder(repository, listings, subject)
+    result = Tracer(finder).result()
     if result["stage"] is None and subject.commit is None and manifest.is_file():
         return _by_its_manifest(repository, listings, subject, manifest)
+    trail = result["file"]["trail"]
+    if said := finder.other_bytes():
+        made = result["stage"]
+        whose = "/".join(filter(None, (made["output"]["path"], made["within"]))) if made else ""
+        owner = f"the bytes here are those of {whose}, which stage {made['name']} wrote" if made else ""
+        trail["broken"][:0] = [said, *filter(None, [owner])]
+    if subject.commit is None:
+        trail["broken"] += odd_entries(start / name, listings)
+    if subject.commit and (fault := record_fault(repository, name, subject.commit)):
+        trail["broken"].insert(0, fault)
+    trail["complete"] = not trail["broken"]
     return result
 
 
@@ -44,7 +67,7 @@ def _by_its_manifest(repository: Repository, listings: Listings, folder: Subject
     subject = find_subject(repository, str(manifest), manifest.parent, listings)
     result = Tracer(Finder(repository, listings, subject)).result()
     trail = result["file"]["trail"]
-    trail["broken"] += differences(manifest.parent)
+    trail["broken"] += differences(manifest.parent, listings)
     trail["complete"] = not trail["broken"]
     trail["notes"].append(f"traced by its {manifest.name}")
     return {**result, "file": {**_facts(folder), "trail": trail}}
@@ -124,11 +147,8 @@ class Tracer:
     def _recorded(self, recorded: Recorded, findings: Findings) -> dict[str, Any]:
         if self.repository.is_shallow():
             findings.notes.append(_SHALLOW)
-        commit = {
-            **self.repository.describe(recorded.commit),
-            "status": "recorded",
-            "tags": self._tags(recorded.place),
-        }
+        tags = self._tags(recorded.place, findings)
+        commit = {**self.repository.describe(recorded.commit), "status": "recorded", "tags": tags}
         return self._assemble(recorded.place, CommitTree(self.repository, recorded.commit), findings, commit)
 
     def _compare_with_now(self, recorded: Recorded, findings: Findings, now: Recorded | None) -> None:
@@ -155,12 +175,7 @@ class Tracer:
         if lock is None or place.out.path not in here:
             return [f"{LOCK} in the working tree has no {place.out.path}; restore it: git checkout {LOCK}"]
         stage, out = here[place.out.path]
-        if out.md5 != place.out.md5:
-            return [
-                f"{place.out.path} is not what {LOCK} in the working tree says: run `dvc checkout` for the file of "
-                f"{LOCK}, or `git checkout {LOCK}` when {LOCK} was changed"
-            ]
-        if self.repository.git("status", "--porcelain", "--", LOCK):
+        if out.md5 == place.out.md5 and self.repository.git("status", "--porcelain", "--", LOCK):
             return self._check(Place(lock, stage, out, place.within), self.finder.working).broken
         return []
 
@@ -179,32 +194,35 @@ class Tracer:
         )
         place = self.subject.place
         notes: list[str] = []
-        broken = [sentence, *self._other_bytes(place)] if place else [sentence]
         if place and self.repository.git("ls-files", "--", place):
             notes.append(f"git itself tracks it: git log -- {place}")
         if self.repository.is_shallow():
             notes.append(_SHALLOW)
         nothing: dict[str, Any] = {"data": {}, "params": {}, "metrics": {}, "base": None, "code": {}}
         commit: dict[str, Any] = {"sha": None, "status": "unknown", "tags": []}
-        return {**self._file(broken, notes), "stage": None, **nothing, "commit": commit}
+        return {**self._file([sentence], notes), "stage": None, **nothing, "commit": commit}
 
-    def _other_bytes(self, place: str) -> Iterable[str]:
-        for stage, out in self.finder.here.outs() if self.finder.here else []:
-            if out.holds(place):
-                yield f"{LOCK} names other bytes for {out.path} (stage {stage.name}); restore: dvc checkout {out.path}"
-
-    def _tags(self, place: Place) -> list[str]:
-        """The tags whose dvc.lock holds the output."""
-        names = self.repository.git("for-each-ref", "--format=%(refname:short)", "refs/tags").splitlines()
-        ids = self.repository.object_ids(f"refs/tags/{name}^{{commit}}:./{LOCK}" for name in names)
-        texts = self.repository.blobs(i for i in ids if i)
+    def _tags(self, place: Place, findings: Findings) -> list[str]:
+        """The tags whose dvc.lock holds the output, without those that were moved since."""
         needle = (place.out.md5 or "").encode()
-        return [name for name, i in zip(names, ids, strict=True) if i and needle in texts.get(i, b"")]
+        found = []
+        for name, commit, text in tagged_locks(self.repository):
+            if needle in text:
+                fault = record_fault(self.repository, name, commit)
+                findings.notes += [fault] if fault else []
+                found += [] if fault else [name]
+        return found
 
     def _assemble(self, place: Place, tree: Tree, findings: Findings, commit: dict[str, Any]) -> dict[str, Any]:
+        listings, lock = self.finder.listings, place.lock
+        entries = trail_entries(lock, lock.upstream(place.stage.name), tree)
+        kept = examine(entries, listings, self.repository.root)
+        release = f" (release {commit['tags'][0]})" if commit["tags"] else ""
+        findings.broken += [sentence + release for sentence in kept.broken(listings)]
+        findings.notes += kept.notes(listings)
         return {
             **self._file(findings.broken, findings.notes),
-            **describe(place, tree, self.finder.listings),
+            **describe(place, tree, listings),
             "commit": commit,
         }
 

@@ -1,6 +1,8 @@
 """verify: is a release folder, byte for byte, what its manifest says, and is the manifest the one in dvc.lock?"""
 
+import stat
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from stages.core import paths
@@ -9,10 +11,12 @@ from stages.core.files import file_digest
 from stages.core.git import LOCK, Repository, WorkingTree
 from stages.ship.release.dvc_files import Listings, read_manifest
 from stages.ship.release.finding import History, read_lock
+from stages.ship.release.objects import lost_releases
 
 _NOT_IN_MANIFEST = {paths.MANIFEST.name, paths.MODEL_CARD.name}
 # Formats that run code when they are loaded: Python pickles, and archives that hold them.
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".h5", ".keras"}
+_NAME_SHOWN, _PATH_SHOWN = 80, 200
 _PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
 
 
@@ -24,32 +28,58 @@ def verify(root: Path, folder: Path) -> str:
         UserError: when there is no manifest.
     """
     shown = folder.relative_to(root) if folder.is_relative_to(root) else folder
-    if found := [*differences(folder), *_manifest_differences(root, folder)]:
+    listings = Listings(root)
+    if found := [*differences(folder, listings), *_manifest_differences(root, folder, listings)]:
         raise Refusal(f"{shown} is not what its manifest and {LOCK} say:\n  " + "\n  ".join(found))
     manifest = read_manifest(folder / paths.MANIFEST.name) or {}
-    return f"{shown}: {len(manifest['files'])} files are what the manifest says, and {LOCK} holds the manifest"
+    answer = f"{shown}: {len(manifest['files'])} files are what the manifest says, and {LOCK} holds the manifest"
+    return "\n".join([answer, *lost_releases(Repository(root), listings)])
 
 
-def differences(folder: Path) -> list[str]:
-    """Every way in which the files of a folder are not those of its manifest. Raises UserError without a manifest."""
+def differences(folder: Path, listings: Listings) -> list[str]:
+    """Every way in which a folder is not what its manifest says. Raises UserError without a sound manifest."""
     path = folder / paths.MANIFEST.name
     manifest = read_manifest(path)
     if manifest is None:
-        raise UserError(f"{path} is missing or no manifest; `dvc checkout` restores it, `dvc repro` makes it")
-    return [*_file_differences(folder, manifest["files"]), *_pickles(folder)]
+        raise UserError(
+            f"{str(path)[:_PATH_SHOWN]} is missing or no manifest; `dvc checkout` restores it, `dvc repro` makes it"
+        )
+    for name, row in manifest["files"].items():
+        if not isinstance(row, dict) or not {"sha256", "md5", "bytes"} <= row.keys():
+            raise UserError(
+                f"{path} has no sha256, md5 and bytes for {name[:_NAME_SHOWN]!r}; `dvc checkout` restores it"
+            )
+    return [*odd_entries(folder, listings), *_file_differences(folder, manifest["files"]), *_pickles(folder)]
+
+
+def odd_entries(folder: Path, listings: Listings) -> Iterator[str]:
+    """What is neither a plain file, a folder with files in it, nor DVC's link of a file into its cache."""
+    for path in sorted(folder.rglob("*")):
+        mode, name = path.lstat().st_mode, path.relative_to(folder).as_posix()
+        if stat.S_ISLNK(mode):
+            cached = path.resolve().is_relative_to(listings.cache.resolve())
+            if not path.exists():
+                yield f"{name} is a link to {path.readlink()}, which is not there; `dvc fetch` and `dvc checkout` help"
+            elif not (cached and path.is_file()):
+                yield f"{name} is a link to {path.readlink()}; only files ship, or links of files into DVC's cache"
+        elif stat.S_ISDIR(mode):
+            if not any(path.iterdir()):
+                yield f"{name} is an empty folder, which no manifest can name"
+        elif not stat.S_ISREG(mode):
+            yield f"{name} is neither a file nor a folder"
 
 
 def _file_differences(folder: Path, files: dict[str, dict[str, object]]) -> Iterator[str]:
-    there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()}
+    there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     for name in sorted(files.keys() - there):
-        yield f"{name} is missing"
+        yield f"{name[:_NAME_SHOWN]} is missing"
     for name in sorted(there - files.keys() - _NOT_IN_MANIFEST):
         yield f"{name} is not in the manifest"
     for name in sorted(files.keys() & there):
         size, expected = (folder / name).stat().st_size, files[name]
         if size != expected["bytes"]:
             yield f"{name} has {size} bytes, the manifest says {expected['bytes']}"
-        elif file_digest(folder / name) != expected["sha256"]:
+        elif any(file_digest(folder / name, kind) != expected[kind] for kind in ("sha256", "md5")):
             yield f"{name} has other bytes than the manifest says"
 
 
@@ -75,11 +105,12 @@ def _is_safetensors(path: Path) -> bool:
         return False
 
 
-def _manifest_differences(root: Path, folder: Path) -> Iterator[str]:
+def _manifest_differences(root: Path, folder: Path, listings: Listings) -> Iterator[str]:
     """The manifest and the model card must be outputs of dvc.lock; for a copy elsewhere, of any of its versions."""
     folder = folder.absolute()
     place = folder.relative_to(root).as_posix() if folder.is_relative_to(root) else None
     lock = read_lock(WorkingTree(root))
+    history = partial(History, Repository(root), everything=True)
     outs = {out.path: out.md5 for _, out in lock.outs()} if lock else {}
     for name in sorted(_NOT_IN_MANIFEST):
         path = folder / name
@@ -90,9 +121,5 @@ def _manifest_differences(root: Path, folder: Path) -> Iterator[str]:
         md5 = file_digest(path, "md5")
         if place is not None and outs.get(f"{place}/{name}") != md5:
             yield f"{name} is not the one in {LOCK}"
-        elif place is None and md5 not in outs.values() and not _in_history(root, md5, name):
+        elif place is None and md5 not in outs.values() and not history().search(md5, listings, name):
             yield f"{name} is in no version of {LOCK}"
-
-
-def _in_history(root: Path, md5: str, name: str) -> bool:
-    return bool(History(Repository(root), everything=True).search(md5, Listings(root), name))

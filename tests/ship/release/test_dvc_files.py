@@ -11,7 +11,7 @@ from scratch import Scratch
 
 from stages.core.dvc_lock import parse_lock
 from stages.core.git import CommitTree, Repository, WorkingTree
-from stages.ship.release.dvc_files import Listings, cache_folder, entry_hash, folder_hash
+from stages.ship.release.dvc_files import Listings, entry_hash, folder_hash
 
 pytest_plugins = ["scratch_fixtures"]
 
@@ -69,8 +69,8 @@ def test_damaged_listing_in_the_cache_is_no_listing(tmp_path: Path) -> None:
 
 
 def test_cache_folder_of_the_configuration(scratch: Scratch, tmp_path: Path) -> None:
-    assert cache_folder(scratch.root).resolve() == scratch.root / ".dvc/cache"
+    assert Listings(scratch.root).cache.resolve() == scratch.root / ".dvc/cache"
     scratch.dvc("cache", "dir", "../shared")
-    assert cache_folder(scratch.root).resolve() == tmp_path / "shared"
+    assert Listings(scratch.root).cache.resolve() == tmp_path / "shared"
     scratch.dvc("cache", "dir", "--local", str(tmp_path / "mine"))
-    assert cache_folder(scratch.root) == tmp_path / "mine"
+    assert Listings(scratch.root).cache == tmp_path / "mine"

@@ -125,7 +125,10 @@ def test_cache_wiped_and_copy_elsewhere_is_proved_by_the_manifest(scratch: Scrat
         ("nf4/model.safetensors", MODEL),
         ("merged/tokenizer.json", "models/release/merged/tokenizer.json"),
     ):
-        stage = whole(scratch, str(tmp_path / "served" / name))["stage"]
+        _, trail = trace(scratch, str(tmp_path / "served" / name))
+        (lost,) = trail["file"]["trail"]["broken"]
+        assert "can no longer be brought back" in lost
+        stage = trail["stage"]
         assert f"{stage['output']['path']}/{stage['within']}" == place
 
 

@@ -60,11 +60,11 @@ def test_two_releases_and_back_in_a_fresh_clone(scratch: Scratch, tmp_path: Path
     scratch.dvc("remote", "add", "--default", "store", str(tmp_path / "store"))
     first = scratch.commit("Remote")
     shipped = contents(scratch)
+    scratch.dvc("push")
     assert scratch.tunetrail("release", "1.0.0").code == 0
-    scratch.dvc("push")
     second_run(scratch)
-    assert scratch.tunetrail("release", "1.1.0").code == 0
     scratch.dvc("push")
+    assert scratch.tunetrail("release", "1.1.0").code == 0
     scratch.git("clone", "--quiet", str(scratch.root), str(tmp_path / "clone"))
     clone = Scratch(tmp_path / "clone")
     clone.dvc("pull")
