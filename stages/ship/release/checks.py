@@ -8,9 +8,13 @@ from typing import Any
 from stages.core.dvc_lock import Entry, Lock, Stage
 from stages.core.git import CommitTree, Repository, Tree, WorkingTree
 from stages.core.yaml_reader import load_yaml
-from stages.ship.release.dvc_files import Definition, Listings, entry_hash, folder_hash
+from stages.ship.release.dvc_files import Definition, Listings, entry_hash, folder_hash, md5
 
 _VERSIONS_SEARCHED = 50
+AUTOCRLF = (
+    "git changed them on checkout (core.autocrlf); put `* -text` into .gitattributes, commit your changes, then "
+    "`git rm -rq --cached . && git reset --hard` checks the right bytes out, and a stage that read others runs again"
+)
 
 
 @dataclass
@@ -95,6 +99,10 @@ class Checker:
             return []
         if found is None:
             return [f"{dep.path}, which stage {stage.name} read, is not in {self.tree.label}: it cannot be restored"]
+        if line_ends_alone(self.repository, self.tree, dep):
+            return [
+                f"{dep.path} in {self.tree.label} differs by line ends alone from what {stage.name} read: {AUTOCRLF}"
+            ]
         names = ", ".join(self._changed(dep, files)) or dep.path
         return [
             f"{names} in {self.tree.label} is not what stage {stage.name} ran with ({dep.path} was {short(dep.md5)})"
@@ -186,6 +194,28 @@ def part_hash(files: Mapping[str, str], path: str) -> str | None:
         return files[path]
     inside = {name[len(path) + 1 :]: md5 for name, md5 in files.items() if name.startswith(f"{path}/")}
     return folder_hash(inside) if inside else None
+
+
+def line_ends_alone(repository: Repository, tree: Tree, dep: Entry) -> bool:
+    """Whether a dependency is what a stage read but for line ends, as git's core.autocrlf changes them on checkout."""
+    head = CommitTree(repository, "HEAD") if repository.resolve("HEAD") else tree
+
+    def lf(content: bytes) -> bytes:
+        return content.replace(b"\r\n", b"\n")
+
+    def committed(path: str, content: bytes) -> bytes:
+        known = head.read(path)
+        return known if known is not None and lf(known) == lf(content) else lf(content)
+
+    def crlf(_: str, content: bytes) -> bytes:
+        return content if b"\0" in content else lf(content).replace(b"\n", b"\r\n")
+
+    files = {name: posixpath.join(dep.path, name) if name else dep.path for name in tree.md5s(dep.path)}
+    contents = {name: tree.read(path) or b"" for name, path in files.items()}
+    return any(
+        dep.md5 == entry_hash({name: md5(convert(files[name], content)) for name, content in contents.items()})
+        for convert in (committed, crlf)
+    )
 
 
 def added(tree: Tree, dep: Entry) -> Entry | None:

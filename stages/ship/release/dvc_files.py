@@ -102,7 +102,11 @@ def folder_hash(files: Mapping[str, str]) -> str:
     The same as `dvc_data.hashfile.tree.Tree`; `files` maps the path below the folder to the file's MD5.
     """
     rows = [{"md5": files[name], "relpath": name} for name in sorted(files)]
-    return hashlib.md5(json.dumps(rows).encode(), usedforsecurity=False).hexdigest() + ".dir"
+    return md5(json.dumps(rows).encode()) + ".dir"
+
+
+def md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
 def entry_hash(files: Mapping[str, str]) -> str | None:
@@ -123,7 +127,7 @@ class Listings:
         settings = dvc_settings(root)
         self.cache = Path(settings.get("cache", {}).get("dir") or root / ".dvc" / "cache")
         self.remote = settings.get("core", {}).get("remote")
-        remote = settings.get(f'remote "{self.remote}"', {})
+        remote = settings.get(f'remote "{self.remote}"'.lower(), {})
         url = remote.get("url", "").removeprefix("file://")
         versioned = {remote.get("version_aware"), remote.get("worktree")} & {"true", "True"}
         self.remote_folder = Path(url) if url and "://" not in url and not versioned else None
@@ -226,4 +230,4 @@ def dvc_settings(root: Path) -> dict[str, dict[str, str]]:
 def run_dvc(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """DVC as a program, with the environment in which git is called."""
     command = [sys.executable, "-P", "-m", "dvc", *arguments]
-    return subprocess.run(command, cwd=root, env=git_environment(), capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=root, env=git_environment(), capture_output=True, encoding="utf-8", check=False)

@@ -13,7 +13,7 @@ from stages.core import paths
 from stages.core.dvc_lock import Lock
 from stages.core.errors import Refusal, UserError
 from stages.core.git import LOCK, Repository, WorkingTree
-from stages.ship.release.checks import Checker, Findings
+from stages.ship.release.checks import AUTOCRLF, Checker, Findings, line_ends_alone
 from stages.ship.release.dvc_files import Definition, Listings, entry_hash, run_dvc
 from stages.ship.release.finding import read_lock
 from stages.ship.release.objects import Kept, examine, trail_entries
@@ -33,9 +33,15 @@ def lock_check(root: Path, deep: bool = False) -> str:
     for name, sentence in [*_unseen_by_dvc(root, lock), *_read_unhashed(root, lock)]:
         stale.setdefault(name, []).append(sentence)
     stale |= {name: ["never ran"] for name in Definition.read(WorkingTree(root)).never_ran(lock)}
+    repository, tree, advice = Repository(root), WorkingTree(root), ""
+    for name, reasons in stale.items():
+        for dep in lock.stages[name].deps if name in lock.stages else ():
+            if (modified := f"{dep.path} modified") in reasons and line_ends_alone(repository, tree, dep):
+                reasons[reasons.index(modified)] = f"{dep.path} differs by line ends alone"
+                advice = f"\n  line ends: {AUTOCRLF}"
     if stale:
         lines = [f"{name}: {'; '.join(reasons)}" for name, reasons in stale.items()]
-        raise Refusal(f"{LOCK} is stale; run `dvc repro` and commit it:\n  " + "\n  ".join(lines))
+        raise Refusal(f"{LOCK} is stale; run `dvc repro` and commit it:\n  " + "\n  ".join(lines) + advice)
     fresh = f"{LOCK} is fresh: {len(lock.stages)} stages ran with this code, these data and parameters"
     if not deep:
         return fresh
