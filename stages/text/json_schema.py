@@ -4,6 +4,7 @@ Where the `jsonschema` package leaves a meaning to Python, it is given here as E
 of a pattern, digits and word characters, and numbers by their decimal digits.
 """
 
+import datetime
 import re
 from collections.abc import Iterator
 from fractions import Fraction
@@ -19,16 +20,26 @@ from referencing.exceptions import Unresolvable
 from referencing.jsonschema import specification_with
 
 from stages.core.errors import UserError
-from stages.text.strict_json import BrokenContract, ExactNumber, parse_json
+from stages.text.strict_json import ExactNumber, parse_json
 
 _DRAFTS = [f"http://json-schema.org/draft-0{number}/schema#" for number in (3, 4, 6, 7)]
 _NEWER = ["https://json-schema.org/draft/2019-09/schema", "https://json-schema.org/draft/2020-12/schema"]
 # Those that need no further package, so that one schema means the same on every machine.
 _FORMATS = FormatChecker(["date", "email", "idn-email", "ipv4", "ipv6", "regex", "uuid"])
+_CLOCK = r"([01]\d|2[0-3]):([0-5]\d:[0-5]\d|59:60)(\.\d+)?(z|[+-]([01]\d|2[0-3]):[0-5]\d)"  # RFC 3339
+_TIME, _DATE_TIME = (re.compile(before + _CLOCK, re.ASCII | re.IGNORECASE) for before in ("", r"\d{4}-\d\d-\d\dt"))
+_FORMATS.checks("time")(lambda text: not isinstance(text, str) or bool(_TIME.fullmatch(text)))
 _IN_PLACE = ("allOf", "anyOf", "oneOf", "extends", "not", "if", "then", "else", "dependentSchemas", "dependencies")
 # What Python reads in another way: escapes, empty classes, the start of a named group, bounds of a class, an end.
 _TOKEN = re.compile(r"\\.|\[\^?\]|\(\?<(?=[A-Za-z_])|[\[\]$]", re.DOTALL)
 _ASCII = {"d": "0-9", "w": "A-Za-z0-9_"}
+
+
+@_FORMATS.checks("date-time", raises=ValueError)
+def _is_date_time(text: object) -> bool:
+    if not isinstance(text, str):
+        return True
+    return bool(_DATE_TIME.fullmatch(text) and datetime.date.fromisoformat(text[:10]))
 
 
 class Schema:
@@ -49,7 +60,9 @@ class Schema:
             raise UserError(
                 f"{path} is missing; task.schema_file must name the JSON Schema of the completion"
             ) from None
-        except (OSError, BrokenContract, UnicodeDecodeError) as error:
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror}); task.schema_file must name a file") from None
+        except ValueError as error:  # no UTF-8, no JSON, no name that a file can have
             raise UserError(f"{path}: not JSON: {error}") from None
         try:
             draft, formats = _draft(schema)

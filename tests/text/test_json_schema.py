@@ -103,6 +103,28 @@ def test_the_draft_is_that_of_the_schema(draft: str, schema: Any, right: str, wr
     assert not fits(checked, wrong)
 
 
+@pytest.mark.parametrize(
+    ("name", "right", "wrong"),
+    [
+        ("date-time", ["2024-02-29T23:59:60Z", "1990-12-31t15:59:59.5-08:00"], ["2023-02-29T00:00:00Z", "2024-01-01"]),
+        ("date-time", ["0001-01-01T00:00:00z"], ["2024-01-01T24:00:00Z", "2024-01-01 00:00:00Z", "2024-1-1T00:00:00Z"]),
+        ("time", ["08:30:06Z", "23:59:60+00:00"], ["08:30", "24:00:00Z", "08:60:00Z", "٠8:30:06Z", "08:30:06Z\\n"]),
+        ("email", ["a@example.com"], ["a"]),
+        ("ipv6", ["::1"], ["12345::"]),
+        ("uuid", ["2eb8aa08-aa98-11ea-b4aa-73b441d16380"], ["2eb8aa08"]),
+        ("a-format-of-the-house", ["whatever"], []),
+    ],
+)
+def test_a_format_is_asserted_where_the_draft_asserts_it(
+    name: str, right: list[str], wrong: list[str], folder: Path
+) -> None:
+    asserted, noted = (read(folder, {"$schema": DRAFTS[draft], "format": name}) for draft in ("draft7", "draft2020-12"))
+    assert [text for text in right if not fits(asserted, f'"{text}"')] == []
+    assert [text for text in wrong if fits(asserted, f'"{text}"')] == []
+    assert all(fits(noted, f'"{text}"') for text in wrong)
+    assert fits(asserted, "7")
+
+
 @pytest.mark.parametrize("draft", ["draft2019-09", "draft2020-12", None])
 def test_newer_drafts_take_a_format_as_a_note(draft: str | None, folder: Path) -> None:
     schema = {"format": "date"} | ({"$schema": DRAFTS[draft]} if draft else {})
@@ -139,6 +161,12 @@ def test_newer_drafts_take_a_format_as_a_note(draft: str | None, folder: Path) -
 def test_what_cannot_be_held_against_is_a_sentence_when_it_is_read(schema: Any, words: str, folder: Path) -> None:
     with pytest.raises(UserError, match=re.escape(words)):
         read(folder, schema)
+
+
+@pytest.mark.parametrize(("name", "words"), [("", "Is a directory"), ("n" * 300, "too long"), ("a\0b", "null byte")])
+def test_what_is_no_file_is_a_sentence(name: str, words: str, folder: Path) -> None:
+    with pytest.raises(UserError, match=words):
+        Schema(folder / name)
 
 
 def test_what_only_looks_like_a_reference_is_none(folder: Path) -> None:
