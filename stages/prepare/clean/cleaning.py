@@ -148,9 +148,8 @@ def _clean_pair(pair: Pair, source: str, origin: str, rules: Rules) -> Kept:
     masked = list(changes.masked)
     named = {column: changes.text(column, text) for column, text in names.items()}
     completion = _clean_completion(pair.completion, named["task"] or None, rules, changes)
-    for kind, value in masked:
-        if _says(completion, value):
-            raise Rejected("personal_data", f"the answer has the {kind} that is masked in its prompt")
+    if kind := _said(completion, masked):
+        raise Rejected("personal_data", f"the answer has the {kind} that is masked in its prompt")
     fields = {column: changes.text(column, value) for column, value in pair.fields.items()}
     record = make_record(
         prompt,
@@ -228,13 +227,17 @@ def _written_out(number: str) -> str:
     return number
 
 
-def _says(text: str, value: str) -> bool:
-    """Whether a text has a value, also where a number has other separators or lacks its first digits."""
-    if re.search(rf"(?<!\w){re.escape(value)}(?!\w)", text, re.IGNORECASE):
-        return True
-    digits = re.sub(r"\D", "", value)
-    found = (re.sub(r"\D|^0+", "", run) for run in _NUMBER.findall(text))
-    return len(digits) >= _DIGITS and any(run in digits or digits in run for run in found)
+def _said(text: str, values: Values) -> str | None:
+    """The type of a value that a text has, also where a number has other separators or lacks its first digits."""
+    folded = text.casefold()
+    runs = [re.sub(r"\D|^0+", "", run) for run in _NUMBER.findall(text)]
+    for kind, value in dict.fromkeys(values):
+        if value.casefold() in folded and re.search(rf"(?<!\w){re.escape(value)}(?!\w)", text, re.IGNORECASE):
+            return kind
+        digits = re.sub(r"\D", "", value) if runs else ""
+        if len(digits) >= _DIGITS and any(run in digits or digits in run for run in runs):
+            return kind
+    return None
 
 
 def _clean_question(pair: Pair, params: Clean, changes: _Changes) -> tuple[list[Message], str]:
