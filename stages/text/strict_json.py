@@ -51,7 +51,7 @@ def completion_key(completion: str) -> str:
 
 def one_form(text: str) -> str:
     """JSON in one layout, with strings in their shortest spelling; numbers keep their digits, keys their order."""
-    tokens = (json.dumps(json.loads(t), ensure_ascii=False) if t[0] == '"' else t for t in _TOKEN.findall(text))
+    tokens = (json.dumps(json.loads(t), ensure_ascii=False) if "\\" in t else t for t in _TOKEN.findall(text))
     return "".join(_SPACED.get(token, token) for token in tokens)
 
 
@@ -63,7 +63,7 @@ def rewrite(text: str, change: Callable[[str, str], str]) -> str:
 
     def one(match: re.Match[str]) -> str:
         token = match["string"] or match["number"]
-        value = json.loads(token) if match["string"] else token
+        value = token if match["number"] else json.loads(token) if "\\" in token else token[1:-1]
         kind = "number" if match["number"] else "key" if match["colon"] else "string"
         changed = change(kind, value)
         return token + match["colon"] if changed == value else json.dumps(changed, ensure_ascii=False) + match["colon"]

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import lru_cache, partial
@@ -76,27 +76,22 @@ class Rules:
 
     @classmethod
     def of(cls, params: Clean, task: Task) -> "Rules":
-        find = finder(params.mask_personal_data, params.phone_region, params.ner_model)
+        find = lru_cache(1024)(finder(params.mask_personal_data, params.phone_region, params.ner_model))
         operators = chosen_operators(params, lambda text: find(text)[0])
-        plain, of_answers = (
-            {
-                name: operators[name]
-                for name in operators
-                if name
-                not in ({"html"} if questions else {"mojibake", "html", "whitespace"} - {*params.clean_completions})
-            }
-            for questions in (True, False)
-        )
-        every = masker([kind for kind in TYPES if kind not in NAMES], params.phone_region, "")
+        patterns = masker([kind for kind in TYPES if kind not in NAMES], params.phone_region, "")
+
+        def only(names: Collection[str]) -> Callable[[str], Cleaned]:
+            return cleaner({name: operators[name] for name in operators if name in names})
+
         return cls(
             params,
             Tasks(task),
             chosen_filters(params),
             find,
-            cleaner(operators),
-            cleaner(plain),
-            cleaner(of_answers),
-            lru_cache(partial(shown, every)),
+            questions=only(operators),
+            about_markup=only(operators.keys() - {"html"}),
+            answers=only(["personal_data", *params.clean_completions]),
+            shown=lru_cache(partial(shown, patterns)),
         )
 
 
@@ -290,12 +285,13 @@ def _clean_completion(completion: str, task: str | None, rules: Rules, changes: 
 def _fitting(completion: str, schema: Schema, changes: _Changes) -> str:
     """The completion, clean and in its one form, if it is JSON that fits the schema."""
     try:
-        parse_json(completion)
-        cleaned = changes.json("completion", changes.form("completion", completion, one_form(completion)))
+        value = parse_json(completion)
+        form = changes.form("completion", completion, one_form(completion))
     except BrokenContract as error:
         raise Rejected("completion_not_json", str(error)) from None
+    cleaned = changes.json("completion", form)
     try:
-        problem = schema.problem(parse_json(cleaned))
+        problem = schema.problem(value if cleaned == form else parse_json(cleaned))
     except BrokenContract as error:  # two keys that are the same once they are masked
         problem = str(error)
     if problem and changes.odd:
