@@ -48,7 +48,7 @@ NO_RESULT = {
     "urllib3",
 }
 # Not tracked by DVC: parameters and the pipeline are watched by other means, the rest lies outside the trail.
-OUTSIDE = {"PARAMS", "PIPELINE", "ENVIRONMENT", "CHECKPOINTS", "CONSTRAINTS", "JUDGE_REPLIES"}
+OUTSIDE = {"PARAMS", "PIPELINE", "ENVIRONMENT", "CHECKPOINTS", "CONSTRAINTS", "JOINS", "JUDGE_REPLIES"}
 
 
 @pytest.mark.parametrize("stage", STAGES)
