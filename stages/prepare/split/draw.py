@@ -50,9 +50,11 @@ def _share(records: list[Record], params: Params) -> tuple[list[Record], Drawn, 
     nearness = find_nearness(records, read_near_pairs(paths.NEAR_PAIRS, params.dedup.threshold), threshold)
     drawn, strata = draw_holdout(records, nearness, share, max_rows, params.seed)
     if not drawn:
+        largest = max(map(len, near_groups(records, nearness)), default=0)
         raise UserError(
-            f"no row can be drawn from the {len(records)} of {paths.UNIQUE}; add rows that are not near-duplicates "
-            "of each other (training keeps one of each label), or raise holdout.share"
+            f"no row can be drawn from the {len(records)} of {paths.UNIQUE}: rows with near prompts stay together, the "
+            f"largest group has {largest}, and training keeps one row of each label; add rows, or raise holdout.share; "
+            "an instruction that all prompts repeat belongs into task.instruction or a system message"
         )
     how = Drawn(
         labels=[DrawnLabel(label=s.label, rows=s.rows, quota=s.quota, drawn=s.drawn) for s in strata],
