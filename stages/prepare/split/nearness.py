@@ -4,11 +4,13 @@ Near at prompt level: the prompts are alike at `dedup.threshold`, whatever is an
 Near at pair level: the prompts are alike at the lower `split.pair_threshold`, and the completions are the same and
 rarely shared: at most `SHARED_BY` rows of the data have them. Then one row may be the other in other words. A
 completion of more rows is the answer of a class, and resemblance within a class is what a class looks like.
+The same text: a line that few rows have, at most `SHARED_BY`, and that is not short is what those rows are about, and
+the question or instruction beside it is another. Of several such lines the longest for its number of rows counts.
 The similarity of the joined texts would not do: where answers are long and few, it would call all short prompts with
 one answer near; where they repeat the prompt's words in JSON, it would call two prompts from one template near.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -19,19 +21,21 @@ from stages.near_duplicates.rule import is_near, pair_of
 from stages.prepare.split.lock import Lock
 from stages.records.dropped import Dropped
 from stages.records.near_pairs import NearPairs, components, digest
-from stages.records.prompt import by_prompt, compared
+from stages.records.prompt import by_prompt, compared, lines
 from stages.records.record import Record
 from stages.text.strict_json import completion_key
 
 SHARED_BY = 10
+_SHORT = 20  # characters of a line, such as a greeting, that says nothing of what a row is about
 
 
 @dataclass(frozen=True, slots=True)
 class Nearness:
-    """The near prompts, and the near pairs of rows: the ids of two rows and the score of their prompts."""
+    """The near prompts, the near pairs of rows (two ids and the score of their prompts), and rows of one text by id."""
 
     prompts: NearPairs
     pairs: list[tuple[str, str, float]]
+    texts: dict[str, str]
 
 
 def find_nearness(records: Sequence[Record], prompts: NearPairs, pair_threshold: int) -> Nearness:
@@ -50,7 +54,19 @@ def find_nearness(records: Sequence[Record], prompts: NearPairs, pair_threshold:
         if texts[one] != texts[other] and is_near(texts[one], texts[other], pair_threshold):
             score = pair_of(one, other, texts[one], texts[other]).score
             found.append((records[one].id, records[other].id, score))
-    return Nearness(prompts, found)
+    return Nearness(prompts, found, _shared_texts(records))
+
+
+def _shared_texts(records: Sequence[Record]) -> dict[str, str]:
+    """By id the line that tells what a row is about, where other rows have it: the longest for so many rows."""
+    own = {row.id: lines([row]) for row in records}
+    count = Counter(line for found in own.values() for line in found)
+    shared: dict[str, str] = {}
+    for name, found in own.items():
+        few = [line for line in found if 1 < count[line] <= SHARED_BY and len(line) >= _SHORT]
+        if few:
+            shared[name] = max(few, key=lambda line: (len(line) / count[line], line))
+    return shared
 
 
 def near_groups(records: Iterable[Record], nearness: Nearness) -> list[list[Record]]:
@@ -59,6 +75,10 @@ def near_groups(records: Iterable[Record], nearness: Nearness) -> list[list[Reco
     texts = list(prompts)
     text_of = {row.id: text for text, rows in prompts.items() for row in rows}
     links = [(texts[left], texts[right]) for left, right, _ in nearness.prompts.among(texts)]
+    first: dict[str, str] = {}
+    for name, text in text_of.items():
+        if line := nearness.texts.get(name):
+            links.append((text, first.setdefault(line, text)))
     links += [(text_of[one], text_of[other]) for one, other, _ in nearness.pairs if {one, other} <= text_of.keys()]
     return [[row for text in group for row in prompts[text]] for group in components(texts, links)]
 
@@ -79,6 +99,7 @@ def quarantine(
         for one, other in ((left, right), (right, left)):
             if other in ids:
                 by_answer[one].append((-score, other))
+    held_texts = {nearness.texts[row.id]: row for row in reversed(holdout) if row.id in nearness.texts}
     free, rejected = [], []
     for record in records:
         name = digest(compared(record))
@@ -90,6 +111,9 @@ def quarantine(
             score, witness = min(by_words)
             detail = f"the prompt is {-score:.2f} % like a locked row's"
             rejected.append(Dropped("near_prompt", detail, witness, -score, record))
+        elif same := held_texts.get(nearness.texts.get(record.id, "")):
+            score = pair_of(0, 1, compared(record), compared(same)).score
+            rejected.append(Dropped("same_text", "a locked row asks about the same text", same.id, score, record))
         elif record.id in by_answer:
             score, witness = min(by_answer[record.id])
             detail = f"the completion is a locked row's, and the prompt is {-score:.2f} % like its"

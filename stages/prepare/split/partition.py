@@ -19,7 +19,7 @@ from stages.records.prompt import asked
 from stages.records.record import Record, rank
 from stages.text.normal_form import normalise, prompt_hash
 
-_QUARANTINE = ("same_prompt", "near_prompt", "near_pair")
+_QUARANTINE = ("same_prompt", "near_prompt", "same_text", "near_pair")
 _N = 13
 _WORD = re.compile(r"\w+")
 

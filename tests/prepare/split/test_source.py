@@ -165,7 +165,7 @@ def test_the_command_says_what_became_of_each_row(capsys: pytest.CaptureFixture[
     metrics = json.loads(paths.SPLIT_METRICS.read_text())
     assert metrics["kept_back_by_groups"]["holdout"] == {"a": 0, "b": 0, "(no label)": 0}
     assert metrics["without"]["train"] == 2
-    assert metrics["quarantined"] == {"same_prompt": 0, "near_prompt": 1, "near_pair": 0}
+    assert metrics["quarantined"] == {"same_prompt": 0, "near_prompt": 1, "same_text": 0, "near_pair": 0}
 
 
 @pytest.mark.usefixtures("project")

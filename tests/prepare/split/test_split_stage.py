@@ -83,7 +83,7 @@ def test_draw_and_split(capsys: pytest.CaptureFixture[str]) -> None:
             "holdout": {"(no label)": 0, "even": 0},
             "validation": {"(no label)": 0, "even": 0},
         },
-        "quarantined": {"same_prompt": 0, "near_prompt": 0, "near_pair": 0},
+        "quarantined": {"same_prompt": 0, "near_prompt": 0, "same_text": 0, "near_pair": 0},
         "locked": {"rows": 4, "missing": 0, "restored": 0},
         "overlap": {"shared_ids": 0, "shared_prompts": 0},
         "shared_13_grams": {"prompt": NO_RUNS, "completion": NO_RUNS},

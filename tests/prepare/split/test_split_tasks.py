@@ -68,6 +68,22 @@ def near(left: Record, right: Record) -> bool:
     return fuzz.ratio(normalise(left.prompt), normalise(right.prompt)) >= 90
 
 
+@pytest.mark.parametrize("asks", [("Sports?", "Is it about music? Answer with yes or no."), ("A", "B", "C", "D", "E")])
+@pytest.mark.parametrize("words", [4, 9, 60])
+def test_a_text_below_other_instructions_stays_on_one_side(asks: tuple[str, ...], words: int) -> None:
+    texts = [f"{text(n)} " * (words // 4) + text(n)[:20] for n in range(12)]
+    rows = [row(f"{ask}\n\n{one}", completion=f"{ask} {n}") for n, one in enumerate(texts) for ask in asks]
+    kept, duplicates = deduplicated(rows)
+    assert (len(kept), duplicates) == (len(rows), [])
+    groups = [{record.prompt.split("\n")[-1] for record in group} for group in near_groups(kept, nearness(kept))]
+    assert sorted(map(len, groups)) == [1] * 12
+    lock = make_lock([rows[0]], HOW)
+    parts = partition(kept, lock, find_nearness(kept, near_prompts(kept), 80), SETTINGS, 17)
+    assert parts.holdout == [rows[0]]
+    assert {r.record.id for r in parts.quarantined} == {record.id for record in rows[1 : len(asks)]}
+    assert {r.reason for r in parts.quarantined} <= {"same_text", "near_prompt"}
+
+
 def test_a_lock_of_ids_without_tasks_still_locks_its_rows() -> None:
     tone, price, plain, later = row(text(1), "tone"), row(text(2), "price"), row(text(3)), row(text(3), "tone")
     rows = [tone, price, plain, later]
