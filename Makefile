@@ -20,7 +20,7 @@ $(READY): pyproject.toml $(PINS)
 	@touch $@
 
 repro: $(READY)
-	@dvc repro
+	@tunetrail repro
 	@tunetrail gates || true
 
 test: check $(AXE)

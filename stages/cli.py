@@ -24,6 +24,16 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="tunetrail", description="From a deployed file back to all that made it.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
+    # Every argument is dvc's, also one that begins with a dash.
+    command = commands.add_parser(
+        "repro",
+        help="run `dvc repro` after mending what a kill left",
+        prefix_chars="\0",
+        add_help=False,
+    )
+    command.add_argument("arguments", metavar="ARGUMENT", nargs="*", help="of `dvc repro`")
+    command.set_defaults(call=_repro)
+
     command = commands.add_parser("trace", help="show what made a file, folder or release tag")
     command.add_argument("name", metavar="PATH_OR_TAG")
     command.add_argument("--json", action="store_true", help="print one JSON object")
@@ -91,6 +101,12 @@ def _in_root(options: argparse.Namespace) -> None:
     root = find_root(start)
     os.chdir(root)
     options.call(options, root, start)
+
+
+def _repro(options: argparse.Namespace, root: Path, start: Path) -> None:
+    from stages.repro import repro
+
+    raise SystemExit(repro(root, options.arguments))
 
 
 def _trace(options: argparse.Namespace, root: Path, start: Path) -> None:

@@ -36,11 +36,13 @@ DRAWN_WITH = {Path("stages/prepare/split/draw.py")}
 PINS = {file.name: pins(file) for file in sorted((ROOT / "constraints").glob("*.txt"))}
 # Of constraints/tools.txt: they read, check, ask or show, and no result depends on their version.
 NO_RESULT = {
+    "configobj",
     "dvc",
     "dvc-data",
     "dvclive",
     "openai",
     "pathspec",
+    "platformdirs",
     "pydantic",
     "requests",
     "rich",

@@ -35,15 +35,29 @@ class Refusal(UserError):
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call `main`; end a `UserError` with its message and exit code, without a traceback."""
+    """Call `main`; end a `UserError`, a full disk or an interruption with a sentence and an exit code, no traceback.
+
+    What a stage reads is held against the trail, before and after (`stages.core.dependencies`).
+    """
     try:
-        main()
+        from stages.core.dependencies import held
+
+        spec = main.__globals__.get("__spec__")
+        with held(spec.name.removesuffix(".__main__") if spec else ""):
+            main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         raise SystemExit(130) from None
+    except Exception as error:
+        from stages.core.disk import when_full
+
+        if (said := when_full(error)) is None:
+            raise
+        print(f"error: {said}", file=sys.stderr)
+        raise SystemExit(EXIT_BAD_INPUT) from None
 
 
 def _another_python(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

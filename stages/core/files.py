@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from stages.core.errors import UserError
+
 PARTIALS = Path(".tunetrail/partial")  # neither git nor DVC looks there
 
 
@@ -22,15 +24,22 @@ def atomic(path: Path) -> Iterator[Path]:
 
     The block creates a file or a folder there. It lies in a new folder of .tunetrail/partial, never in an output:
     a killed process leaves it there, and the next that writes clears it away. Of two that write the same path at
-    the same time, the later one stands.
+    the same time, the later one stands. Raises UserError where the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with _private_folder(path) as folder:
         partial = folder / path.name
-        yield partial
-        if partial.is_file():
-            with partial.open("rb") as handle:
-                os.fsync(handle.fileno())
+        try:
+            yield partial
+            if partial.is_file():
+                with partial.open("rb") as handle:
+                    os.fsync(handle.fileno())
+        except Exception as error:  # told before what was written is removed, which makes room
+            from stages.core.disk import when_full
+
+            if said := when_full(error, path):
+                raise UserError(said) from error
+            raise
         while True:
             try:
                 partial.replace(path)

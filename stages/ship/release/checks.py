@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from stages.core.dvc_lock import Entry, Lock, Stage
+from stages.core.dvc_lock import Entry, Lock, Stage, entry_hash, folder_hash, md5
 from stages.core.git import CommitTree, Repository, Tree, WorkingTree
 from stages.core.yaml_reader import load_yaml
-from stages.ship.release.dvc_files import Definition, Listings, entry_hash, folder_hash, md5
+from stages.ship.release.dvc_files import Definition, Listings
 
 _VERSIONS_SEARCHED = 50
 AUTOCRLF = (

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from stages.core import paths
-from stages.core.dvc_lock import Entry, Stage
+from stages.core.dvc_lock import Entry, Stage, entry_hash
 from stages.core.git import Tree
 from stages.ship.release.checks import flatten
-from stages.ship.release.dvc_files import Listings, entry_hash
+from stages.ship.release.dvc_files import Listings
 from stages.ship.release.finding import Place
 
 _MODELS = paths.BASE.parent.as_posix()

@@ -9,12 +9,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from stages.core.dvc_lock import Lock
+from stages.core.dvc_lock import Lock, entry_hash
 from stages.core.errors import Refusal
 from stages.core.files import file_digest
 from stages.core.git import Repository, WorkingTree
 from stages.core.progress import track
-from stages.ship.release.dvc_files import Listings, entry_hash
+from stages.ship.release.dvc_files import Listings
 from stages.ship.release.finding import read_lock
 from stages.ship.release.objects import (
     DAMAGED,

@@ -1,8 +1,6 @@
 """DVC's own files: dvc.yaml, the hash of a folder, and the listings of folders that can be proved by it."""
 
-import hashlib
 import json
-import os
 import posixpath
 import subprocess
 import sys
@@ -11,11 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-from configobj import ConfigObj, ConfigObjError
-
-from stages.core.dvc_lock import Lock, Stage
-from stages.core.errors import UserError
+from stages.core.dvc_lock import Lock, Stage, cached_listing, dvc_settings, folder_hash, object_path
 from stages.core.git import Tree, git_environment
 from stages.core.yaml_reader import load_yaml
 
@@ -96,26 +90,6 @@ def _paths(rows: Any) -> list[str]:
     return [str(row if isinstance(row, str) else next(iter(row), "")) for row in rows or []]
 
 
-def folder_hash(files: Mapping[str, str]) -> str:
-    """DVC's hash of a folder: MD5 over the JSON of its files' names and MD5s in the order of the names, then ".dir".
-
-    The same as `dvc_data.hashfile.tree.Tree`; `files` maps the path below the folder to the file's MD5.
-    """
-    rows = [{"md5": files[name], "relpath": name} for name in sorted(files)]
-    return md5(json.dumps(rows).encode()) + ".dir"
-
-
-def md5(content: bytes) -> str:
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
-
-
-def entry_hash(files: Mapping[str, str]) -> str | None:
-    """The hash that dvc.lock would give to what `Tree.md5s` found: a file (key ""), a folder, or nothing (None)."""
-    if not files:
-        return None
-    return files[""] if "" in files else folder_hash(files)
-
-
 class Listings:
     """What is in a folder whose hash is known: from DVC's cache or remote, or from names that add up to that hash.
 
@@ -140,7 +114,7 @@ class Listings:
     def get(self, md5: str) -> dict[str, str] | None:
         """Path below the folder to MD5, or None when nothing at hand says what was in it."""
         if md5 not in self._known:
-            self._known[md5] = self._read(md5)
+            self._known[md5] = cached_listing([self.cache, *([self.remote_folder] if self.remote_folder else [])], md5)
         return self._known[md5]
 
     def holds(self, folder: str, md5: str) -> bool:
@@ -168,22 +142,6 @@ class Listings:
             inside = {d.path: d.md5 for s in lock.stages.values() for d in s.deps if d.md5 and out.holds(d.path)}
             self.add({path[len(out.path) + 1 :]: md5 for path, md5 in inside.items() if not md5.endswith(".dir")})
 
-    def _read(self, md5: str) -> dict[str, str] | None:
-        for store in (self.cache, self.remote_folder):
-            try:
-                rows = json.loads(object_path(store, md5).read_bytes() if store else b"")
-                files = {row["relpath"]: row["md5"] for row in rows}
-            except (OSError, ValueError, TypeError, KeyError):
-                continue
-            if folder_hash(files) == md5:
-                return files
-        return None
-
-
-def object_path(store: Path, md5: str) -> Path:
-    """Where a cache or a remote in a folder keeps the bytes with this MD5."""
-    return store / "files" / "md5" / md5[:2] / md5[2:]
-
 
 def manifest_files(manifest: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     """The file lists of a manifest, path to MD5: "files" (paths below models/release), "adapter" and "base"."""
@@ -207,24 +165,6 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) and isinstance(content.get("files"), dict) else None
-
-
-def dvc_settings(root: Path) -> dict[str, dict[str, str]]:
-    """DVC's configuration, section to key to value: the user's own and the repository's, paths resolved as DVC does."""
-    system = os.environ.get("DVC_SYSTEM_CONFIG_DIR") or platformdirs.site_config_dir("dvc", "iterative")
-    user = os.environ.get("DVC_GLOBAL_CONFIG_DIR") or platformdirs.user_config_dir("dvc", "iterative")
-    settings: dict[str, dict[str, str]] = {}
-    for file in (Path(system, "config"), Path(user, "config"), root / ".dvc/config", root / ".dvc/config.local"):
-        try:
-            sections = ConfigObj(str(file), encoding="utf-8", file_error=False).dict()
-        except (ConfigObjError, OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{file} is no configuration that DVC reads: {error}") from None
-        for section, values in sections.items():
-            for key, value in values.items() if isinstance(values, dict) else []:
-                if key.lower() in ("dir", "url") and isinstance(value, str) and "://" not in value:
-                    value = os.path.normpath(file.parent / Path(value).expanduser())
-                settings.setdefault(section.lower(), {})[key.lower()] = value
-    return settings
 
 
 def run_dvc(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -11,12 +11,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from stages.core import paths
-from stages.core.dvc_lock import Entry, Lock, Stage, parse_lock
+from stages.core.dvc_lock import Entry, Lock, Stage, folder_hash, parse_lock
 from stages.core.errors import UserError
 from stages.core.files import file_digest
 from stages.core.git import LOCK, CommitTree, Repository, Tree, WorkingTree
 from stages.ship.release.checks import part_hash, short
-from stages.ship.release.dvc_files import Definition, Listings, folder_hash, manifest_files, read_manifest
+from stages.ship.release.dvc_files import Definition, Listings, manifest_files, read_manifest
 
 _NAME_SHOWN = 80
 _FILES_AT_MOST = 100_000

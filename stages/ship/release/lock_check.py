@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from stages.core import paths
-from stages.core.dvc_lock import Lock
+from stages.core.dvc_lock import Lock, entry_hash
 from stages.core.errors import Refusal, UserError
 from stages.core.git import LOCK, Repository, WorkingTree
 from stages.ship.release.checks import AUTOCRLF, Checker, Findings, line_ends_alone
-from stages.ship.release.dvc_files import Definition, Listings, entry_hash, run_dvc
+from stages.ship.release.dvc_files import Definition, Listings, run_dvc
 from stages.ship.release.finding import read_lock
 from stages.ship.release.objects import Kept, examine, trail_entries
 

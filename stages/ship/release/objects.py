@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stages.core.dvc_lock import Entry, Lock, Stage, parse_lock
+from stages.core.dvc_lock import Entry, Lock, Stage, entry_hash, object_path, parse_lock
 from stages.core.errors import UserError
 from stages.core.files import file_digest
 from stages.core.git import CommitTree, Repository, Tree, WorkingTree
 from stages.core.progress import track
 from stages.ship.release.checks import added, is_outside
-from stages.ship.release.dvc_files import Definition, Listings, entry_hash, object_path
+from stages.ship.release.dvc_files import Definition, Listings
 from stages.ship.release.finding import tagged_locks
 
 _EMPTY = "d41d8cd98f00b204e9800998ecf8427e"

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from stages.core import paths
+from stages.core.dependencies import confirm
 from stages.core.files import atomic, write_json
 from stages.core.run_notes import measured
 from stages.model.loading import refuse_not_finite
@@ -66,6 +67,7 @@ def train_stage() -> None:
             save_trained(trainer.model, chat.tokenizer, partial, weights)
         write_rows(paths.TRAINING_SAMPLES, samples.rows)
         write_json(paths.TRAIN_METRICS, summarise(trainer, train))
+        confirm()  # a run that is refused for what changed meanwhile must be able to go on from here
         shutil.rmtree(folder)
     devices.leave()
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scratch import Scratch
 
-from stages.core.dvc_lock import parse_lock
+from stages.core.dvc_lock import entry_hash, folder_hash, parse_lock
 from stages.core.git import CommitTree, Repository, WorkingTree
-from stages.ship.release.dvc_files import Listings, entry_hash, folder_hash
+from stages.ship.release.dvc_files import Listings
 
 pytest_plugins = ["scratch_fixtures"]
 

@@ -1,0 +1,158 @@
+"""`tunetrail repro`: `dvc repro` after what a killed or failed run has left behind is mended.
+
+DVC writes dvc.lock and its rwlock in place, so a kill or a full disk in that moment leaves them cut, and DVC then
+refuses to start. A plain `dvc repro` does as well wherever nothing is to be mended.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from stages.core import disk
+from stages.core.dvc_lock import cache_folder, recorded_outputs
+from stages.core.errors import UserError
+from stages.core.files import clear_partials, write_text
+from stages.core.git import LOCK, CommitTree, Repository
+from stages.core.yaml_reader import load_yaml
+
+TORN = Path(".tunetrail/dvc.lock.torn")
+_CLOCKS_DIFFER = 10.0  # seconds, at most, between the time of a process and that of a file
+
+
+def repro(root: Path, arguments: Sequence[str]) -> int:
+    """Mend, run `dvc repro` with these arguments, and return its exit code. `root` is the current folder.
+
+    Raises:
+        UserError: when dvc.lock is in a merge conflict, or another DVC process holds what is to be mended.
+    """
+    clear_partials()
+    for said in (*mend_lock(root), *mend_rwlock(root)):
+        print(said, file=sys.stderr, flush=True)
+    code = subprocess.run([sys.executable, "-m", "dvc", "repro", *arguments], cwd=root, check=False).returncode
+    if code:
+        say_full_disks(root)
+    return code
+
+
+def mend_lock(root: Path) -> Iterator[str]:
+    """Bring dvc.lock back from git where it is cut, and say so; the cut one is kept."""
+    lock = root / LOCK
+    if not lock.is_file() or is_whole(lock.read_bytes()):
+        return
+    with _held_by_us(root, "lock"):
+        if is_whole(lock.read_bytes()):  # another process wrote it just now
+            return
+        (root / TORN).parent.mkdir(exist_ok=True)
+        shutil.copy(lock, root / TORN)
+        committed = CommitTree(Repository(root), "HEAD").read(LOCK)
+        if committed is not None and is_whole(committed):
+            write_text(lock, committed.decode())
+            now = "it is that of the last commit again"
+        else:
+            lock.unlink()
+            now = "the last commit has no whole one, so it is removed"
+        yield (
+            f"{LOCK} was cut, as by a kill or a full disk while DVC wrote it: {now}; the cut one is {TORN}. Finished "
+            "stages come back from DVC's run cache."
+        )
+
+
+def is_whole(lock: bytes) -> bool:
+    """Whether dvc.lock is as DVC writes it, to the end of its last line."""
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+    from voluptuous import Invalid
+
+    if b"\n<<<<<<< " in b"\n" + lock:
+        raise UserError(f"{LOCK} is in a merge conflict; take one side (`git checkout --ours {LOCK}`) and run again")
+    try:
+        content = COMPILED_LOCKFILE_SCHEMA(load_yaml(lock))
+        stages = content.get("stages", {}).values()
+    except (ValueError, AttributeError, Invalid):
+        return False
+    rows = [row for stage in stages for kind in ("deps", "outs") for row in stage.get(kind, [])]
+    return lock.endswith(b"\n") and all(row.keys() - {"path", "hash"} for row in rows)
+
+
+def mend_rwlock(root: Path) -> Iterator[str]:
+    """Take the dead out of DVC's list of who reads and writes what; DVC itself waits for a zombie for ever."""
+    path = root / ".dvc/tmp/rwlock"
+    if not path.is_file() or path.read_bytes() == b"{}":
+        return
+    with _held_by_us(root, "rwlock.lock"):
+        written = path.stat().st_mtime
+        try:
+            modes: dict[str, dict[str, Any]] = json.loads(path.read_bytes())
+            entries = {mode: {file: as_list(who) for file, who in files.items()} for mode, files in modes.items()}
+            dead = {one["pid"]: one["cmd"] for files in entries.values() for who in files.values() for one in who}
+        except (ValueError, TypeError, KeyError, AttributeError):
+            write_text(path, "{}")
+            yield f"{path.relative_to(root)} was cut, as by a kill while DVC wrote it: it is empty again."
+            return
+        dead = {pid: command for pid, command in dead.items() if is_dead(pid, written)}
+        for mode, files in entries.items():
+            left = {file: [one for one in who if one["pid"] not in dead] for file, who in files.items()}
+            modes[mode] = {file: who if mode == "read" else who[0] for file, who in left.items() if who}
+        if dead:
+            write_text(path, json.dumps({mode: files for mode, files in modes.items() if files}))
+        for pid, command in dead.items():
+            yield f"`{command}` (PID {pid}) was killed: the files that it held in DVC's rwlock are free again."
+
+
+def as_list(who: Any) -> list[dict[str, Any]]:
+    """The readers of a file are a list, its writer is one."""
+    return who if isinstance(who, list) else [who]
+
+
+def is_dead(pid: int, written: float) -> bool:
+    """Whether the process that was in the list when it was written (seconds since 1970) is no more.
+
+    A zombie is dead, and so is one whose number a younger process has got.
+    """
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        return bool(process.status() == psutil.STATUS_ZOMBIE or process.create_time() > written + _CLOCKS_DIFFER)
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.AccessDenied:
+        return False
+
+
+@contextmanager
+def _held_by_us(root: Path, name: str) -> Iterator[None]:
+    """Keep other DVC processes out, by the lock that they use themselves."""
+    from dvc.config import Config
+    from dvc.lock import LockError, make_lock
+
+    folder = root / ".dvc/tmp"
+    folder.mkdir(exist_ok=True)
+    hardlink = Config(str(root / ".dvc"))["core"].get("hardlink_lock", False)
+    lock = make_lock(str(folder / name), tmp_dir=str(folder), hardlink_lock=hardlink)
+    try:
+        lock.lock()
+    except LockError:
+        raise UserError(f"another DVC process is at work in {root}; run again when it has ended") from None
+    try:
+        yield
+    finally:
+        lock.unlock()
+
+
+def say_full_disks(root: Path) -> None:
+    """Where a disk is too full for what a stage of dvc.lock takes: DVC speaks of cache link types then."""
+    sizes: dict[str, int] = {}
+    try:
+        for stage, out in recorded_outputs((root / LOCK).read_text(encoding="utf-8")):
+            sizes[stage] = sizes.get(stage, 0) + (out.size or 0)
+    except (OSError, ValueError):
+        pass
+    stage, needed = max(sizes.items(), key=lambda row: row[1], default=("a stage", 1 << 20))
+    what = f"{stage} takes {disk.size(needed)}; make room and run again: what is finished is kept"
+    disk.say_little_room([root, cache_folder(root), Path(tempfile.gettempdir())], needed, what)
