@@ -85,7 +85,10 @@ def an_adapter(model: Path, ran: Path) -> None:
 
 
 def no_object(file: str, content: Any) -> Callable[[Path, Path], None]:
-    return lambda model, ran: (model / file).write_text(json.dumps(content)) and None
+    def write(model: Path, ran: Path) -> None:
+        (model / file).write_text(json.dumps(content))
+
+    return write
 
 
 HOSTILE = {
