@@ -1,14 +1,39 @@
-"""Prompts and completions as token ids: one rendering for training, scoring and generation."""
+"""Prompts and completions as token ids: one rendering for training, scoring and generation.
 
+What a row says is text, whatever it looks like: where it has the words of a special token, such as `<|im_end|>` or
+`<filename>`, they are encoded as any other words. Only the template writes special tokens.
+"""
+
+import multiprocessing
+import random
+import re
+import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
+from functools import lru_cache
+from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from stages.core.errors import UserError
 from stages.params.task import Task
 from stages.records.record import REPLAY, Message, Record
 
-_SENTINEL, _ANSWER = "Xq7", "Zk4"
+# What a template is tried with, at most so many seconds and bytes.
+_QUESTION, _ANSWER = "Xq7", "Zk4"
+_LONG = "\n".join(f'{n}. "Lines" of <b>text</b> & {{{{ more }}}}, as people write it.' for n in range(400))
+_TALK = [("user", "Hi Ab1?"), ("assistant", "Yes Cd2."), ("user", _LONG), ("assistant", "No Ef3."), ("user", "Gh4?")]
+_SECONDS, _BYTES = 20, 2 << 30
+
+# A template that writes the date gets this one, in which Llama's templates stand when nobody tells them another.
+_DAY = datetime(2024, 7, 26)
+_DIRECTIVES = [*"aAbBcdeDFhHIjmMpSTuUVwWxXyY", "-d", "-m"]
+_FIXED_DAY = (
+    "{%- macro strftime_now(format) %}{{ format"
+    + "".join(f" | replace('%{d}', '{_DAY.strftime(f'%{d}')}')" for d in _DIRECTIVES)
+    + " }}{%- endmacro %}{{ '' }}"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,19 +62,82 @@ class Chat:
 
     def prompt_ids(self, record: Record) -> list[int]:
         """Token ids up to the point where the assistant's answer begins."""
-        turns = [message for message in record.context if message.role != "system"]
-        turns.append(Message("user", record.prompt))
-        messages = _messages(turns, self.instruction_for(record), self.takes_system)
-        ids: list[int] = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        return ids
+        return self._ids(self._prompt(record))
 
     def completion_ids(self, completion: str) -> list[int]:
         """Token ids of the answer, ended by the stop token."""
-        return [*self.tokenizer(completion, add_special_tokens=False)["input_ids"], self.stop_id]
+        return [*self._ids(special_texts(self.tokenizer).split(completion)), self.stop_id]
 
     def text(self, ids: list[int]) -> str:
         """The answer in words, without special tokens."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def encoded(self, record: Record) -> tuple[list[int], list[int], list[str]]:
+        """Ids of prompt and completion, and what keeps the model from learning just what the row says: faults.
+
+        A fault goes on from "rows". Where the template takes no such row, there are no ids.
+        """
+        faults, completion = [], self.completion_ids(record.completion)
+        if self.text(completion[:-1]) != record.completion:
+            faults.append("have a completion that the tokenizer cannot write: it comes back as another text")
+        try:
+            parts = self._prompt(record)
+        except UserError as error:
+            return [], [], [*faults, f"have turns of which {error}"]
+        prompt, shown, at = self._ids(parts), "".join(parts), 0
+        for text in (message["content"].strip() for message in self._messages(record)):
+            at = shown.find(text, at) + len(text) if text in shown[at:] else len(shown) + 1
+        if at > len(shown):
+            faults.append("are not shown to the model in full, turn after turn, by the chat template")
+        special = {*self.tokenizer.all_special_ids} - {self.tokenizer.unk_token_id}
+        written = len(special_texts(self.tokenizer).findall("".join(parts[::2])))
+        if sum(token in special for token in prompt) > written:
+            faults.append("have words that the tokenizer takes for a special token")
+        return prompt, completion, faults
+
+    def has_special_texts(self, record: Record) -> bool:
+        texts = (record.completion, *(message["content"] for message in self._messages(record)))
+        return any(special_texts(self.tokenizer).search(text) for text in texts)
+
+    def _messages(self, record: Record) -> list[dict[str, str]]:
+        turns = [message for message in record.context if message.role != "system"]
+        turns.append(Message("user", record.prompt))
+        return _messages(turns, self.instruction_for(record), self.takes_system)
+
+    def _prompt(self, record: Record) -> list[str]:
+        """The rendered prompt; every second part is the text of a special token that the row itself has."""
+        messages, special = self._messages(record), special_texts(self.tokenizer)
+        # The template gets a mark in their place, of a character that nobody uses.
+        said = "".join(message["content"] for message in messages)
+        mark = next(chr(code) for code in range(0xE000, 0xF900) if chr(code) not in said)
+        found: list[str] = []
+        for message in messages:
+            parts = special.split(message["content"])
+            for index in range(1, len(parts), 2):
+                found.append(parts[index])
+                parts[index] = f"{mark}{len(found) - 1}{mark}"
+            message["content"] = "".join(parts)
+        shown = _rendered(self.tokenizer, messages, add_generation_prompt=True)
+        pieces = re.split(f"{mark}([0-9]+){mark}", shown)
+        pieces[1::2] = [found[int(index)] for index in pieces[1::2]]
+        return pieces
+
+    def _ids(self, parts: Sequence[str]) -> list[int]:
+        """Ids of the parts end to end; in every second one special tokens are plain text."""
+        ids: list[int] = []
+        for index, part in enumerate(parts):
+            if part:
+                plain = {"split_special_tokens": True} if index % 2 else {}
+                ids += self.tokenizer(part, add_special_tokens=False, **plain)["input_ids"]
+        return ids
+
+
+@lru_cache(maxsize=8)
+def special_texts(tokenizer: Any) -> re.Pattern[str]:
+    """Finds the text of each special token, as a group of its own."""
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    names = sorted({*added, *tokenizer.all_special_tokens}, key=len, reverse=True)
+    return re.compile("(" + "|".join(map(re.escape, filter(None, names))) + ")" if names else "((?!))")
 
 
 def task_chat(tokenizer: Any, task: Task) -> Chat:
@@ -60,21 +148,33 @@ def task_chat(tokenizer: Any, task: Task) -> Chat:
 def make_chat(tokenizer: Any, instruction: str, by_task: Mapping[str, str] | None = None) -> Chat:
     """Find out how the template takes a system message and ends a turn.
 
-    `by_task` are the instructions of rows with a tag; all other rows have `instruction`.
+    `by_task` are the instructions of rows with a tag; all other rows have `instruction`. A template that writes the
+    date writes the same one from here on, in this tokenizer and where it is saved.
 
     Raises:
-        UserError: when there is no template, it cannot be rendered, does not show the model what the user says, has no
-            special token after the answer, or does not begin a full conversation with the very text that it shows
-            the model before the answer.
+        UserError: when there is no template, it cannot be rendered or does not end, draws random words, does not show
+            the model all turns of a conversation in full, has no special token after the answer, or does not begin a
+            full conversation with the very text that it shows the model before the answer.
     """
-    if not tokenizer.chat_template:
+    template = tokenizer.chat_template
+    if isinstance(template, dict):  # several by name
+        template = template.get("default")
+    if not template:
         raise UserError("the tokenizer has no chat template, so nobody knows how the model is to be asked")
-    takes_system = _takes_system(tokenizer)
-    messages = _messages([Message("user", _SENTINEL)], instruction, takes_system)
-    before = _rendered(tokenizer, messages, add_generation_prompt=True)
-    whole = _rendered(tokenizer, [*messages, {"role": "assistant", "content": _ANSWER}])
-    if _SENTINEL not in before:
+    tokenizer.chat_template = template.removeprefix("\ufeff")
+    tried = _try_apart(tokenizer, instruction)
+    if tried["asks_for_the_time"]:
+        tokenizer.chat_template = _FIXED_DAY + tokenizer.chat_template
+        tried = _try_apart(tokenizer, instruction)
+    before, whole, talk = tried["before"], tried["whole"], tried["talk"]
+    if tried["draws"] or re.search(" at 0x[0-9a-f]{6}", before + whole + talk):
+        raise UserError("the chat template writes other words each time; no run of it could be repeated")
+    if _QUESTION not in before:
         raise UserError("the chat template does not show the model what the user says")
+    at = 0
+    for _, text in _TALK:
+        if (at := talk.find(text, at)) < 0:
+            raise UserError("the chat template does not show the model all turns of a conversation in full, in order")
     if not whole.startswith(before + _ANSWER):
         raise UserError(
             "the chat template shows the model another text before an answer than in a full conversation; training on "
@@ -84,7 +184,60 @@ def make_chat(tokenizer: Any, instruction: str, by_task: Mapping[str, str] | Non
     special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
     if not tail or tail[0] not in special:
         raise UserError("the chat template ends an answer without a stop token; generation would not end")
-    return Chat(tokenizer, instruction, tail[0], takes_system, by_task or {})
+    return Chat(tokenizer, instruction, tail[0], tried["takes_system"], by_task or {})
+
+
+def _try_apart(tokenizer: Any, instruction: str) -> dict[str, Any]:
+    """What `_try` finds, in a process of its own: a template can go on for ever, or fill the memory."""
+    fork = multiprocessing.get_context("fork")
+    receiver, sender = fork.Pipe(duplex=False)
+    child = fork.Process(target=_try, args=(tokenizer, instruction, sender))
+    child.start()
+    sender.close()
+    try:
+        if not receiver.poll(_SECONDS):
+            raise UserError(f"the chat template does not end; it was stopped after {_SECONDS} seconds")
+        found: dict[str, Any] | str = receiver.recv()
+    except EOFError:
+        raise UserError("the chat template cannot be rendered: its process died, as one without memory does") from None
+    finally:
+        child.kill()
+        child.join()
+        receiver.close()
+    if isinstance(found, str):
+        raise UserError(found)
+    return found
+
+
+def _try(tokenizer: Any, instruction: str, sender: Connection) -> None:
+    """Send what the template makes of conversations, or the sentence that says why nothing."""
+    from transformers.utils import chat_template_utils
+
+    asked = []
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            asked.append(tz)
+            return _DAY
+
+    chat_template_utils.datetime = Clock  # the template's one way to the time
+    memory = Path("/proc/self/statm")
+    if memory.exists():
+        taken = int(memory.read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (taken + _BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    state = random.getstate()
+    try:
+        takes_system = _takes_system(tokenizer)
+        turns = _messages([Message("user", _QUESTION)], instruction, takes_system)
+        talk = _messages([Message(role, text) for role, text in _TALK], instruction, takes_system)
+        before = _rendered(tokenizer, turns, add_generation_prompt=True)
+        whole = _rendered(tokenizer, [*turns, {"role": "assistant", "content": _ANSWER}])
+        found = {"before": before, "whole": whole, "talk": _rendered(tokenizer, talk, add_generation_prompt=True)}
+        draws = random.getstate() != state
+        sender.send({**found, "takes_system": takes_system, "asks_for_the_time": bool(asked), "draws": draws})
+    except UserError as error:
+        sender.send(str(error))
 
 
 def _rendered(tokenizer: Any, messages: list[dict[str, str]], **options: Any) -> str:
@@ -108,8 +261,8 @@ def _messages(turns: Sequence[Message], instruction: str, takes_system: bool) ->
 
 def _takes_system(tokenizer: Any) -> bool:
     """Some templates (Gemma's) refuse the role, some leave it out without a word."""
-    probe = [{"role": "system", "content": _SENTINEL}, {"role": "user", "content": "hello"}]
+    probe = [{"role": "system", "content": _QUESTION}, {"role": "user", "content": "hello"}]
     try:
-        return _SENTINEL in tokenizer.apply_chat_template(probe, tokenize=False)
+        return _QUESTION in tokenizer.apply_chat_template(probe, tokenize=False)
     except Exception:  # a template raises what it likes
         return False

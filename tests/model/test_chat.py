@@ -1,8 +1,17 @@
+from dataclasses import replace
+from datetime import datetime
+from functools import cache
+from typing import Any
+
 import pytest
-from tiny_model import CHAT_TEMPLATE, tiny_tokenizer
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_model import CHAT_TEMPLATE, SPECIAL, tiny_tokenizer
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from stages.core.errors import UserError
-from stages.model.chat import make_chat
+from stages.model.chat import Chat, make_chat
 from stages.records.record import REPLAY, Message, Record, make_record
 
 NO_SYSTEM = (
@@ -94,3 +103,157 @@ def test_a_template_that_cannot_be_used_is_a_sentence(template: str, sentence: s
 def test_a_template_that_shows_another_prompt_in_training_is_refused() -> None:
     with pytest.raises(UserError, match="would not match generation"):
         make_chat(tiny_tokenizer(THINKS), "")
+
+
+LLAMA_DATE = (
+    "{%- if not date_string is defined %}{%- if strftime_now is defined %}"
+    '{%- set date_string = strftime_now("%d %b %Y") %}{%- else %}{%- set date_string = "26 Jul 2024" %}'
+    '{%- endif %}{%- endif %}{{- "Today Date: " + date_string + "\n" }}'
+)
+ASKS_LATE = CHAT_TEMPLATE.replace(
+    "{% endfor %}", "{% if loop.index > 2 %}{{ strftime_now('%A %H:%M %-d/%m/%y') }}{% endif %}{% endfor %}"
+)
+ALL = "does not show the model all turns of a conversation in full, in order"
+TURN = "{{ message['content'] }}"
+
+
+@pytest.mark.parametrize(
+    ("template", "written"),
+    [
+        (LLAMA_DATE + CHAT_TEMPLATE, "Today Date: 26 Jul 2024\n<|im_start|>"),
+        ("{{ strftime_now('%Y-%m-%d') }}" + CHAT_TEMPLATE, "2024-07-26<|im_start|>"),
+        (ASKS_LATE, "Friday 00:00 26/07/24"),
+        ("\n|" + LLAMA_DATE + CHAT_TEMPLATE, "\n|Today Date: 26 Jul 2024\n"),
+    ],
+)
+def test_a_template_that_writes_the_date_writes_one_date_for_ever(
+    template: str, written: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = []
+    for year in (2031, 2047):
+        chat = make_chat(tiny_tokenizer(template), "Answer.")
+        clock = type("Clock", (datetime,), {"now": classmethod(lambda cls, tz=None, y=year: datetime(y, 3, 4, 5))})
+        monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", clock)
+        shown.append(chat.tokenizer.decode(chat.prompt_ids(asking("hello", *TALK))))
+        again = tiny_tokenizer(chat.tokenizer.chat_template)
+        assert make_chat(again, "Answer.").tokenizer.chat_template == chat.tokenizer.chat_template
+    assert shown[0] == shown[1]
+    assert written in shown[0]
+    assert "2031" not in shown[0]
+
+
+@pytest.mark.parametrize(
+    ("template", "sentence"),
+    [
+        ("{{ ['Hi', 'Hello'] | random }}" + CHAT_TEMPLATE, "other words each time"),
+        ("{{ lipsum(n=1) }}" + CHAT_TEMPLATE, "other words each time"),
+        ("{{ messages | map(attribute='role') }}" + CHAT_TEMPLATE, "other words each time"),
+        (CHAT_TEMPLATE.replace(TURN, "{{ message['content'][:200] }}"), ALL),
+        (CHAT_TEMPLATE.replace(TURN, "{{ message['content'] | truncate(900) }}"), ALL),
+        (CHAT_TEMPLATE.replace(TURN, "{{ message['content'] | escape }}"), ALL),
+        (CHAT_TEMPLATE.replace(TURN, "{{ message['content'] | lower }}"), "does not show .* what the user says"),
+        (CHAT_TEMPLATE.replace("in messages", "in messages[-2:]"), ALL),
+        (CHAT_TEMPLATE.replace("in messages", "in messages | reverse"), ALL),
+        (
+            CHAT_TEMPLATE.replace(TURN, "{% if loop.last or loop.first %}" + TURN + "{% endif %}"),
+            ALL,
+        ),
+    ],
+)
+def test_a_template_that_does_not_show_what_rows_say_is_refused(template: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        make_chat(tiny_tokenizer(template), "Answer.")
+
+
+@pytest.mark.parametrize(
+    ("template", "sentence"),
+    [
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "does not end"),
+        ("{{ 9 ** (9 ** 9) }}", "does not end"),
+        ("{% macro again() %}{{ again() }}{{ again() }}{% endmacro %}{{ again() }}", "does not end|cannot be rendered"),
+        ("{{ 'a' * 9999999999 }}", "cannot be rendered"),
+        (
+            "{% set n = namespace(t='ab') %}{% for a in range(99) %}{% set n.t = n.t + n.t %}{% endfor %}",
+            "does not end|be rendered",
+        ),
+    ],
+)
+def test_a_template_that_never_ends_is_stopped(template: str, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.model.chat._SECONDS", 2)
+    with pytest.raises(UserError, match=sentence):
+        make_chat(tiny_tokenizer(template + CHAT_TEMPLATE), "Answer.")
+
+
+def test_a_byte_order_mark_is_no_text_and_of_several_templates_the_default_is_taken() -> None:
+    marked = make_chat(tiny_tokenizer("\ufeff" + CHAT_TEMPLATE), "")
+    named = tiny_tokenizer()
+    named.chat_template = {"default": CHAT_TEMPLATE, "tools": "{{ tools }}"}
+    plain = make_chat(tiny_tokenizer(), "").prompt_ids(asking("hello"))
+    assert marked.prompt_ids(asking("hello")) == make_chat(named, "").prompt_ids(asking("hello")) == plain
+    named.chat_template = {"tools": CHAT_TEMPLATE}
+    with pytest.raises(UserError, match="no chat template"):
+        make_chat(named, "")
+
+
+WORDS = st.lists(st.sampled_from([*SPECIAL, "<file>", "<|im_", "end|>", "a", " ", "\n", "ü", "</s>"]), max_size=6)
+TEXTS = st.one_of(st.text(max_size=20), WORDS.map("".join)).filter(str.strip)
+
+
+def with_a_file_token() -> Any:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([AddedToken("<file>", special=True)])
+    return tokenizer
+
+
+@given(prompt=TEXTS, completion=TEXTS, earlier=st.lists(st.tuples(TEXTS, TEXTS), max_size=2), system=st.none() | TEXTS)
+def test_what_a_row_says_is_never_a_special_token(
+    prompt: str, completion: str, earlier: list[tuple[str, str]], system: str | None
+) -> None:
+    chat = make_special_chat()
+    context = [Message(role, text) for pair in earlier for role, text in zip(("user", "assistant"), pair, strict=True)]
+    if system is not None:
+        context.insert(0, Message("system", system))
+    record = asking(prompt, *context)
+    ids = chat.prompt_ids(record)
+    turns = 2 * len(earlier) + 2  # the instruction, or the row's own, and the prompt
+    special = set(chat.tokenizer.all_special_ids) | {chat.tokenizer.convert_tokens_to_ids("<file>")}
+    assert sum(token in special for token in ids) == 2 * turns + 1
+    decoded = chat.tokenizer.decode(ids)
+    at = 0
+    for text in [*(m.content for m in record.context), record.prompt]:
+        at = decoded.index(text, at) + len(text)
+    assert chat.text(chat.completion_ids(completion)) == completion
+    assert sum(token in special for token in chat.completion_ids(completion)) == 1, "the stop token"
+    assert chat.encoded(replace(record, completion=completion))[2] == []
+    texts = (record.prompt, completion, *(m.content for m in record.context))
+    assert chat.has_special_texts(replace(record, completion=completion)) == any(
+        token in text for token in (*SPECIAL, "<file>") for text in texts
+    )
+
+
+@cache
+def make_special_chat() -> Chat:
+    return make_chat(with_a_file_token(), "Answer.")
+
+
+@given(prompt=st.text(max_size=30))
+def test_a_row_without_such_words_is_encoded_as_its_rendered_text_is(prompt: str) -> None:
+    chat = make_special_chat()
+    record = asking(prompt or "x")
+    messages = [{"role": "system", "content": "Answer."}, {"role": "user", "content": record.prompt}]
+    whole = chat.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert chat.prompt_ids(record) == whole
+
+
+def test_a_completion_that_the_tokenizer_cannot_write_is_a_fault() -> None:
+    """A vocabulary without the letters of an answer writes the unknown token in their place."""
+    backend = Tokenizer(models.WordLevel({"<unk>": 0, "<|im_start|>": 1, "<|im_end|>": 2, "yes": 3}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    few = PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="<unk>", bos_token="<|im_start|>", eos_token="<|im_end|>"
+    )
+    few.chat_template = CHAT_TEMPLATE
+    chat = make_chat(few, "")
+    assert chat.encoded(replace(asking("who"), completion="yes"))[2] == []
+    (fault,) = chat.encoded(replace(asking("who"), completion="no"))[2]
+    assert "cannot write" in fault

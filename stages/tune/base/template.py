@@ -13,7 +13,7 @@ _INSTRUCTION = "Answer."
 def read_template(file: Path) -> str:
     """The text of the file; empty where it is white space and comments alone. Raises UserError when unreadable."""
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise UserError(
@@ -42,3 +42,7 @@ def set_template(tokenizer: Any, template: str) -> None:
             f"model.source: {error}; take an instruction-tuned model, or write a template and name its file in "
             "model.chat_template"
         ) from None
+    if "strftime_now" in tokenizer.chat_template:
+        print(
+            "the chat template is changed: where it writes the date it now writes 26 July 2024, in each run and release"
+        )

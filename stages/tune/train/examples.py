@@ -17,12 +17,16 @@ _OPEN, _CLOSE = "⟦", "⟧"
 class Examples:
     """Rows of equal-length `input_ids` and `completion_mask` (1 for a token of the completion, else 0).
 
-    Rows over the token limit are left out, never cut; `left_out` has the number of tokens of each.
+    Rows over the token limit are left out, never cut; `left_out` has the number of tokens of each. `faults` has the
+    ids of the rows that the model could not learn as they are, by the reason; `special` those of the rows in which the
+    text of a special token stands.
     """
 
     input_ids: list[list[int]]
     completion_mask: list[list[int]]
     left_out: list[int] = field(default_factory=list)
+    faults: dict[str, list[str]] = field(default_factory=dict)
+    special: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -62,16 +66,19 @@ class Examples:
 
 def make_examples(chat: Chat, records: Sequence[Record], max_tokens: int) -> Examples:
     """Encode records as generation shows them to the model."""
-    inputs, masks, left_out = [], [], []
+    examples = Examples([], [])
     for record in records:
-        prompt = chat.prompt_ids(record)
-        completion = chat.completion_ids(record.completion)
+        prompt, completion, faults = chat.encoded(record)
+        for fault in faults:
+            examples.faults.setdefault(fault, []).append(record.id)
+        if chat.has_special_texts(record):
+            examples.special.append(record.id)
         if len(prompt) + len(completion) > max_tokens:
-            left_out.append(len(prompt) + len(completion))
-            continue
-        inputs.append(prompt + completion)
-        masks.append([0] * len(prompt) + [1] * len(completion))
-    return Examples(inputs, masks, left_out)
+            examples.left_out.append(len(prompt) + len(completion))
+        elif prompt:
+            examples.input_ids.append(prompt + completion)
+            examples.completion_mask.append([0] * len(prompt) + [1] * len(completion))
+    return examples
 
 
 class SeededBatches:

@@ -69,6 +69,11 @@ def _facts(chat: Chat, settings: Train, train: Examples, validation: Examples) -
         f"{1 - seen:.1%} are masked"
     )
     for name, examples in (("training", train), ("validation", validation)):
+        if examples.special:
+            yield (
+                f"{len(examples.special)} rows of {name} hold the text of a special token, which is encoded as plain "
+                f"text, such as {', '.join(examples.special[:3])}"
+            )
         lost, all_tokens = sum(examples.left_out), max(1, sum(examples.left_out) + examples.tokens)
         yield (
             f"left out of {name}, longer than {limit} tokens: {len(examples.left_out)} rows, "
@@ -80,6 +85,7 @@ def _facts(chat: Chat, settings: Train, train: Examples, validation: Examples) -
 
 def _problems(chat: Chat, settings: Train, train: Examples, validation: Examples) -> Iterator[str]:
     yield from _left_out(settings, train, validation)
+    yield from _faults(train, validation)
     if len(train):
         yield from _stop_token(chat, train)
         yield from _double_bos(chat, train)
@@ -110,14 +116,18 @@ def _left_out(settings: Train, train: Examples, validation: Examples) -> Iterato
             )
 
 
+def _faults(train: Examples, validation: Examples) -> Iterator[str]:
+    for name, examples in ((paths.TRAIN, train), (paths.VALIDATION, validation)):
+        for fault, ids in examples.faults.items():
+            yield f"{len(ids)} rows of {name} {fault}; take them out or change them, such as {', '.join(ids[:3])}"
+
+
 def _stop_token(chat: Chat, train: Examples) -> Iterator[str]:
-    """The loss must see the stop token at the end of each answer, and nowhere within."""
+    """The loss must see the stop token at the end of each answer, and nothing of the prompt."""
     stop = f"the stop token {chat.tokenizer.decode([chat.stop_id])!r}"
     answers = list(train.answers())
     if missing := sum(answer[-1:] != [chat.stop_id] for answer in answers):
         yield f"{missing} rows do not end with {stop} in the loss; the model would not learn to stop"
-    if early := sum(chat.stop_id in answer[:-1] for answer in answers):
-        yield f"{early} rows of {paths.TRAIN} hold {stop} within the completion; the model would learn to stop there"
     if whole := sum(len(answer) == len(ids) for answer, ids in zip(answers, train.input_ids, strict=True)):
         yield f"{whole} rows have no masked prompt; the model would be trained to say what it is asked"
 

@@ -18,7 +18,7 @@ from stages.core.files import read_json, write_json
 from stages.core.yaml_reader import load_yaml
 from stages.model.chat import make_chat
 from stages.params.loader import load_params
-from stages.records.record import make_record, write_records
+from stages.records.record import make_record, read_records, write_records
 from stages.tune.train.examples import make_examples, show_example
 from stages.tune.train.preflight import main
 
@@ -123,16 +123,43 @@ def test_no_rows_are_a_problem_where_rows_are_needed(tmp_path: Path) -> None:
 
 
 def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
-    pairs = [*PAIRS, ("Say it", "a <|im_end|> within"), ("Why? " * 100, "{}"), ("Why? " * 101, "{}")]
+    pairs = [*PAIRS, ("Why? " * 100, "{}"), ("Why? " * 101, "{}")]
     lay_out(tmp_path, "<|im_start|>" + CHAT_TEMPLATE, pairs, max_tokens=600, max_left_out_share=0.0)
     with pytest.raises(UserError) as caught:
         main()
     told = problems(str(caught.value))
-    assert len(told) == 4
+    assert len(told) == 3
     assert "2 rows of data/train.jsonl" in told[0]
-    assert "1 rows of data/train.jsonl hold the stop token '<|im_end|>' within the completion" in told[1]
-    assert "twice" in told[2]
-    assert "train.max_tokens = 600, but the model has 512 positions" in told[3]
+    assert "twice" in told[1]
+    assert "train.max_tokens = 600, but the model has 512 positions" in told[2]
+
+
+def test_special_tokens_as_text_are_counted_and_teach_neither_to_stop_nor_a_turn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lay_out(tmp_path, pairs=[*PAIRS, ("Say it", "a <|im_end|> within"), ("<|im_end|>\n<|im_start|>assistant", "{}")])
+    main()
+    assert (
+        "2 rows of training hold the text of a special token, which is encoded as plain text" in capsys.readouterr().out
+    )
+    chat = make_chat(tiny_tokenizer(), "")
+    train = make_examples(chat, read_records(paths.TRAIN), 400)
+    assert all(answer.count(chat.stop_id) == 1 and answer[-1] == chat.stop_id for answer in train.answers())
+
+
+def test_rows_that_the_model_could_not_learn_as_they_are_are_counted_and_named(tmp_path: Path) -> None:
+    fussy = "{% if 'twice' in messages[-1]['content'] %}{{ raise_exception('never twice') }}{% endif %}"
+    shorter = CHAT_TEMPLATE.replace("message['content']", "message['content'].replace('secret', '')")
+    lay_out(tmp_path, fussy + shorter, [*PAIRS, ("Say it twice", "{}"), ("a secret word", "{}"), ("the secret", "{}")])
+    ids = {record.prompt: record.id for record in read_records(paths.TRAIN)}
+    with pytest.raises(UserError) as caught:
+        main()
+    told = problems(str(caught.value))
+    assert len(told) == 2
+    assert "1 rows of data/train.jsonl have turns of which the chat template cannot be rendered: never twice" in told[0]
+    assert ids["Say it twice"] in told[0]
+    assert "2 rows of data/train.jsonl are not shown to the model in full" in told[1]
+    assert f"{ids['a secret word']}, {ids['the secret']}" in told[1]
 
 
 NAMES = "its layers have down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"
