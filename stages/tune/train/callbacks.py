@@ -1,6 +1,5 @@
 """What happens beside the optimiser's steps: curves, sample answers, progress, whole checkpoints."""
 
-import json
 import math
 import sys
 import time
@@ -17,9 +16,10 @@ from stages.core.errors import Refusal
 from stages.model.answers import answer_rows
 from stages.model.chat import Chat
 from stages.params.model import Generation
-from stages.records.record import Record
+from stages.records.record import Record, read_rows, write_rows
 
 _SECONDS_BETWEEN_LINES = 10.0
+_SAMPLES = "samples.jsonl"
 
 # The trainer's name of a value, and the curve that shows it.
 _CURVES = {
@@ -62,21 +62,18 @@ class Curves(TrainerCallback):  # type: ignore[misc]
 
 
 class Samples(TrainerCallback):  # type: ignore[misc]
-    """At each validation, the model's answers to the same few prompts, to see it learn."""
+    """At each validation, the model's answers to the same few prompts, to see it learn; a checkpoint keeps its own."""
 
-    def __init__(self, chat: Chat, records: Sequence[Record], file: Path) -> None:
-        self._chat, self.records, self._file = chat, records, file
+    def __init__(self, chat: Chat, records: Sequence[Record]) -> None:
+        self._chat, self.records = chat, records
         self.rows: list[dict[str, Any]] = []
         # As long as the longest reference: what an evaluation allows would make training depend on it.
         limit = max((len(chat.completion_ids(record.completion)) for record in records), default=1)
         self._generation = Generation(max_new_tokens=limit)
         self.around: Callable[[], AbstractContextManager[None]] = nullcontext  # in which the model can answer
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # What was sampled after the checkpoint that training resumes from will be sampled again.
-        lines = self._file.read_text("utf-8").splitlines(keepends=True) if self._file.is_file() else []
-        rows = [json.loads(line) for line in lines if line.endswith("\n")]
-        self.rows = [row for row in rows if row["step"] <= state.global_step]
+    def go_on_from(self, checkpoint: Path) -> None:
+        self.rows = list(read_rows(checkpoint / _SAMPLES))
 
     def on_evaluate(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         if not self.records or not state.is_world_process_zero:
@@ -84,7 +81,10 @@ class Samples(TrainerCallback):  # type: ignore[misc]
         with self.around():
             answers = answer_rows(model, self._chat, self.records, self._generation, "samples")
         self.rows += [{"step": state.global_step, **row} for row in answers]
-        self._file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows), "utf-8")
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            write_rows(Path(args.output_dir) / f"checkpoint-{state.global_step}" / _SAMPLES, self.rows)
 
 
 class Progress(TrainerCallback):  # type: ignore[misc]
@@ -128,7 +128,8 @@ class StopsAtNaN(TrainerCallback):  # type: ignore[misc]
         if wrong:
             raise Refusal(
                 f"training stopped at step {state.global_step} of {state.max_steps}: {wrong[0]} is {logs[wrong[0]]}. "
-                + (self._zero_tokens(model) or "Try a lower train.learning_rate or train.precision: float32")
+                "Try a lower train.learning_rate, a lower train.alpha or train.precision: float32"
+                + self._zero_tokens(model)
             )
 
     def _zero_tokens(self, model: Any) -> str:
@@ -136,5 +137,5 @@ class StopsAtNaN(TrainerCallback):  # type: ignore[misc]
         used = torch.tensor(sorted({token for row in self._rows for token in row}))
         embedding = model.get_input_embeddings().weight
         zero = used[(embedding[used.to(embedding.device)] == 0).all(1).cpu()].tolist()
-        said = f"The training rows hold tokens whose embedding is zero, which makes gradients overflow: {zero}"
-        return said if zero else ""
+        also = f". The training rows hold tokens whose embedding is zero, which makes gradients overflow, too: {zero}"
+        return also if zero else ""

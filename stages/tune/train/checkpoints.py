@@ -2,20 +2,20 @@
 
 import hashlib
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
 from stages.core import paths
-from stages.core.files import tree_digest
+from stages.core.files import read_json, remove, tree_digest, write_text
 from stages.core.run_notes import library_versions
 from stages.core.yaml_reader import load_yaml
 from stages.params.loader import read_params
 from stages.tune.train import devices
 
-_COMPLETE = "complete"  # written last into a checkpoint: without it, the process died while saving
+# Written last, beside a checkpoint: the hash of its files. Without it, the process died while saving.
+_MARK = ".sha256"
 
 
 def run_key(stage: str = "train") -> str:
@@ -41,37 +41,56 @@ def _value(params: Any, key: str) -> Any:
 
 
 def checkpoint_folder(key: str) -> Path:
-    """The folder of this exact run; says so when only other runs have left checkpoints."""
+    """The folder of this exact run. Of other unfinished runs the latest is kept, which somebody may go back to."""
     folder = paths.CHECKPOINTS / key
-    others = [p for p in paths.CHECKPOINTS.glob("*") if p != folder]
-    if others and not folder.exists():
-        print(f"{len(others)} unfinished run(s) with other data, parameters or code in {paths.CHECKPOINTS}: not used")
     folder.mkdir(parents=True, exist_ok=True)
+    others = sorted((p for p in paths.CHECKPOINTS.iterdir() if p != folder), key=lambda p: (p.stat().st_mtime_ns, p))
+    if others and not devices.rank():
+        for other in others[:-1]:
+            remove(other)
+        gone = f"; {len(others) - 1} older deleted" if len(others) > 1 else ""
+        print(f"1 unfinished run with other data, parameters or code in {paths.CHECKPOINTS}: not used{gone}")
     return folder
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint, the same for all processes; the first one deletes what was written by half."""
-    if devices.rank():
-        devices.wait_for_all()
-    whole = []
-    for checkpoint in folder.glob("checkpoint-*"):
-        if (checkpoint / _COMPLETE).is_file():
-            whole.append(checkpoint)
-        elif not devices.rank():
-            shutil.rmtree(checkpoint)
+    """The newest whole checkpoint, the same for all processes; the first one deletes what is not whole.
+
+    Whole is one whose files are as they were written, and those of the best one before it, which the run ends with.
+    """
     if not devices.rank():
-        devices.wait_for_all()
-    newest = max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-    if newest:
-        print(f"going on from {newest}")
+        found = {path: _is_whole(path) for path in folder.glob("checkpoint-*") if path.is_dir()}
+        for path, whole in found.items():
+            if not (whole and found.get(_best(path), True)):
+                print(f"{path} is damaged or written by half: deleted")
+                remove(path)
+    devices.wait_for_all()
+    numbers = [int(path.name.rpartition("-")[2]) for path in folder.glob("checkpoint-*") if path.is_dir()]
+    if not numbers:
+        return None
+    newest = folder / f"checkpoint-{max(numbers)}"
+    print(f"going on from {newest}")
     return newest
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    mark = checkpoint.with_name(checkpoint.name + _MARK)
+    return mark.is_file() and mark.read_bytes() == tree_digest(checkpoint).encode()
+
+
+def _best(checkpoint: Path) -> Path:
+    """The best checkpoint when this one was written."""
+    try:
+        best = read_json(checkpoint / "trainer_state.json")["best_model_checkpoint"]
+    except (OSError, ValueError, KeyError):
+        best = None
+    return checkpoint.with_name(Path(best).name) if best else checkpoint
 
 
 class WholeCheckpoints(TrainerCallback):  # type: ignore[misc]
     """Log the loss with each checkpoint, which keeps no running mean of it, and at the end, however short the run.
 
-    A checkpoint is marked once it is written.
+    A checkpoint is marked once it is written, with the hash of its files.
     """
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -79,5 +98,7 @@ class WholeCheckpoints(TrainerCallback):  # type: ignore[misc]
             control.should_log = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        devices.wait_for_all()  # each process writes files of its own into it
         if state.is_world_process_zero:
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _COMPLETE).touch()
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            write_text(checkpoint.with_name(checkpoint.name + _MARK), tree_digest(checkpoint))

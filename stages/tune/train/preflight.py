@@ -1,7 +1,7 @@
 """What can be known of a training run before it costs anything: tokenizer, template, data and layers, no weights."""
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from stages.core import paths
@@ -9,26 +9,10 @@ from stages.core.errors import UserError
 from stages.core.files import read_json
 from stages.model.chat import Chat, task_chat
 from stages.model.loading import load_tokenizer
-from stages.params.loader import load_params
 from stages.params.model import Train
 from stages.params.task import Task
-from stages.records.record import read_records
 from stages.tune.train.adapters import adapter_problems
-from stages.tune.train.examples import Examples, make_examples, optimiser_steps, show_example
-
-
-def main() -> None:
-    """`tunetrail preflight`: all checks, and one example with its loss mask.
-
-    Raises:
-        UserError: with a sentence for each problem.
-    """
-    params = load_params("task.instruction", "task.instructions", "train")
-    chat = checked_chat(params.task)
-    train = make_examples(chat, read_records(paths.TRAIN), params.train.max_tokens)
-    validation = make_examples(chat, read_records(paths.VALIDATION), params.train.max_tokens)
-    check(chat, params.train, train, validation)
-    print("preflight: nothing found that would spoil the run")
+from stages.tune.train.examples import Examples, optimiser_steps, show_example
 
 
 def checked_chat(task: Task) -> Chat:
@@ -45,8 +29,8 @@ def checked_chat(task: Task) -> Chat:
         raise UserError(f"{paths.BASE}: {error}; model.chat_template can name another template") from None
 
 
-def check(chat: Chat, settings: Train, train: Examples, validation: Examples) -> None:
-    """Print what the run will train on and show one example.
+def check(chat: Chat, settings: Train, train: Examples, validation: Examples, others: Sequence[str] = ()) -> None:
+    """Print what the run will train on and show one example; `others` are problems found elsewhere.
 
     Raises:
         UserError: with a sentence for each problem.
@@ -54,7 +38,7 @@ def check(chat: Chat, settings: Train, train: Examples, validation: Examples) ->
     print("\n".join(_facts(chat, settings, train, validation)), flush=True)
     if len(train):
         show_example(chat, train.input_ids[0], train.completion_mask[0])
-    problems = list(_problems(chat, settings, train, validation))
+    problems = [*_problems(chat, settings, train, validation), *others]
     if problems:
         count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
         raise UserError(f"preflight found {count}:\n  " + "\n  ".join(problems))

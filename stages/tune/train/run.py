@@ -48,7 +48,7 @@ def train_stage() -> None:
     check(chat, params.train, train, validation)
 
     folder = checkpoint_folder(run_key())
-    samples = Samples(chat, held[: params.train.sample_prompts], folder / "samples.jsonl")
+    samples = Samples(chat, held[: params.train.sample_prompts])
     notes: dict[str, object]
     with measured("train") if first else nullcontext(dict[str, object]()) as notes:
         trainer = make_trainer(params, chat, train, validation, folder, samples)
@@ -57,6 +57,8 @@ def train_stage() -> None:
         for name, reason in chosen["why"].items():
             print(f"{name}: {chosen[name]} ({reason})")
         checkpoint = newest_checkpoint(folder) if trainer.args.save_strategy != "no" else None
+        if checkpoint and first:
+            samples.go_on_from(checkpoint)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         notes |= run_notes(trainer, train, params.train.batch_size)
 

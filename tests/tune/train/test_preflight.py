@@ -19,8 +19,8 @@ from stages.core.yaml_reader import load_yaml
 from stages.model.chat import make_chat
 from stages.params.loader import load_params
 from stages.records.record import make_record, read_records, write_records
+from stages.tune.limits import main
 from stages.tune.train.examples import make_examples, show_example
-from stages.tune.train.preflight import main
 
 ROOT = Path(__file__).parents[3]
 PAIRS = [(f"Where is order {number}?", f'{{"order": "{number}"}}') for number in range(20)]
@@ -40,10 +40,13 @@ WRONG = {
 }
 
 
-def lay_out(folder: Path, template: str | None = CHAT_TEMPLATE, pairs: Any = PAIRS, **train: Any) -> None:
+def lay_out(
+    folder: Path, template: str | None = CHAT_TEMPLATE, pairs: Any = PAIRS, answer_tokens: int = 60, **train: Any
+) -> None:
     """A folder where base and augment have run; parameters as the project's but for `train`."""
     params = load_yaml((ROOT / "params.yaml").read_text())
     params["train"] |= {"max_tokens": 400, "layers_to_transform": None} | train
+    params["generation"] = {"max_new_tokens": answer_tokens}
     (folder / "params.yaml").write_text(dumps_yaml(params))
     tokenizer = tiny_tokenizer(template or "")
     tokenizer.chat_template = template

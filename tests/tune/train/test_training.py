@@ -2,6 +2,8 @@
 
 import functools
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ from stage_process import die_saving_a_checkpoint, die_training, run_stage
 from training_project import curve, lay_out, train
 
 from stages.core import paths
-from stages.core.files import read_json
+from stages.core.files import read_json, tree_digest, write_json
+from stages.tune.train.checkpoints import checkpoint_folder
 
 EIGHT_ROWS = {"batch_size": 8, "learning_rate": 1e-2, "early_stopping_patience": None}
 
@@ -181,8 +184,75 @@ def test_a_killed_run_goes_on_and_ends_the_same(project: Path, tmp_path: Path, e
 def test_a_run_of_other_parameters_starts_anew(project: Path) -> None:
     assert run_stage(project, "train", die_training)[0] < 0
     text = train(project, learning_rate=2e-3)["printed"]
-    assert "1 unfinished run(s)" in text
+    assert "1 unfinished run" in text
     assert "going on from" not in text
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+DAMAGES = {
+    "weights flipped": ("adapter_model.safetensors", flip),
+    "optimiser cut": ("optimizer.pt", lambda file: os.truncate(file, file.stat().st_size // 2)),
+    "state emptied": ("trainer_state.json", lambda file: os.truncate(file, 0)),
+    "random state lost": ("rng_state.pth", Path.unlink),
+    "samples flipped": ("samples.jsonl", flip),
+}
+
+
+@pytest.fixture(scope="module")
+def killed_and_whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run that was killed after two checkpoints, and one that was not."""
+    folder = tmp_path_factory.mktemp("damage")
+    killed, whole = lay_out(folder / "killed"), lay_out(folder / "whole")
+    assert run_stage(killed, "train", die_training)[0] < 0
+    train(whole)
+    return killed, whole
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_of_a_damaged_checkpoint_the_one_before_it_is_taken(
+    killed_and_whole: tuple[Path, Path], tmp_path: Path, damage: str
+) -> None:
+    killed, whole = killed_and_whole
+    project = tmp_path / "project"
+    shutil.copytree(killed, project)
+    name, spoil = DAMAGES[damage]
+    (folder,) = (project / paths.CHECKPOINTS).iterdir()
+    spoil(folder / "checkpoint-8" / name)
+    text = train(project)["printed"]
+    assert "checkpoint-8 is damaged or written by half: deleted" in text
+    assert "checkpoint-4" in text
+    assert curve(project) == curve(whole)
+    for file in (paths.ADAPTER / "adapter_model.safetensors", paths.TRAINING_SAMPLES):
+        assert (project / file).read_bytes() == (whole / file).read_bytes()
+
+
+def test_a_run_whose_best_checkpoint_is_damaged_starts_anew(
+    killed_and_whole: tuple[Path, Path], tmp_path: Path
+) -> None:
+    project = tmp_path / "project"
+    shutil.copytree(killed_and_whole[0], project)
+    (folder,) = (project / paths.CHECKPOINTS).iterdir()
+    flip(folder / "checkpoint-4" / "adapter_model.safetensors")
+    state = read_json(folder / "checkpoint-8" / "trainer_state.json")
+    write_json(folder / "checkpoint-8" / "trainer_state.json", state | {"best_model_checkpoint": "x/checkpoint-4"})
+    (folder / "checkpoint-8.sha256").write_text(tree_digest(folder / "checkpoint-8"))
+    text = train(project)["printed"]
+    assert "going on from" not in text
+    assert curve(project) == curve(killed_and_whole[1])
+
+
+def test_of_other_unfinished_runs_the_latest_alone_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for age, key in enumerate(["a", "b", "c"]):
+        (tmp_path / paths.CHECKPOINTS / key / "checkpoint-4").mkdir(parents=True)
+        os.utime(tmp_path / paths.CHECKPOINTS / key, (1e9 - age, 1e9 - age))
+    folder = checkpoint_folder("now")
+    assert {path.name for path in folder.parent.iterdir()} == {"now", "a"}
 
 
 @pytest.mark.parametrize("engine", ["trl", "fused"])
