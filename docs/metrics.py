@@ -150,6 +150,12 @@ def page() -> str:
         ("artefacts.ARTEFACT.bytes", "number", "size of its files"),
         ("artefacts.ARTEFACT.scores", "Scores", "of the artefact, as it ships, on the hold-out"),
         ("artefacts.ARTEFACT.against_adapter", "Comparison", "the adapter to the artefact"),
+        (
+            "artefacts.merged.divergence",
+            "number",
+            "Kullback-Leibler divergence of the merged model's next tokens from the adapter's, in nats a token of 64 "
+            "references; a gate's `divergence`",
+        ),
     ]
     lines += ["## quantize", "", *_table(artefacts)]
     for name, meanings in COUNTED.items():

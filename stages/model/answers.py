@@ -310,6 +310,26 @@ def with_likelihood(rows: Sequence[dict[str, Any]], found: Sequence[Likelihood])
 
 
 @torch.inference_mode()
+def divergence(before: Any, after: Any, chat: Chat, records: Sequence[Record]) -> float:
+    """How far the second loaded model's next tokens are from the first's: in nats a token of the references.
+
+    The Kullback-Leibler divergence of the whole distribution at each token, the first model's being the truth.
+    """
+    total, tokens = 0.0, 0
+    for record in records:
+        prompt, completion = chat.prompt_ids(record), chat.completion_ids(record.completion)
+        said = []
+        for causal in (causal_of(before), causal_of(after)):
+            ids = torch.tensor([prompt + completion], device=causal.device)
+            said.append(causal(input_ids=ids).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1))
+        total += (said[0].exp() * (said[0] - said[1])).sum().item()
+        tokens += len(completion)
+    if not math.isfinite(total):
+        raise Refusal("the model's logits are no numbers; it must not be used")
+    return max(total / max(1, tokens), 0.0)
+
+
+@torch.inference_mode()
 def _measure(causal: Any, pairs: Sequence[Pair], pad: int) -> list[list[Any]]:
     """[nats, agreed] of each of the (prompt, completion) pairs, longest first."""
     result: list[list[Any]] = []

@@ -84,6 +84,8 @@ def _entries(files: Mapping[str, Any]) -> Iterator[tuple[Key, Number]]:
     for name, artefact in files.get("quantize", {}).get("artefacts", {}).items():
         yield from _of_model(name, artefact.get("scores", {}))
         yield from _of_model(name, artefact.get("against_adapter", {}), "adapter")
+        if "divergence" in artefact:
+            yield Key(name, "divergence", "adapter"), artefact["divergence"]
     yield from _beyond(evaluate)
     for name in ("judge", "review"):
         for part, node in files.get(name, {}).items():

@@ -9,7 +9,7 @@ from stages.core import paths
 from stages.core.errors import run
 from stages.core.files import atomic, files_under, write_json
 from stages.core.run_notes import measured
-from stages.model.answers import rows_with_likelihood
+from stages.model.answers import divergence, rows_with_likelihood
 from stages.model.chat import task_chat
 from stages.model.loading import (
     Weights,
@@ -29,6 +29,8 @@ from stages.scoring.metrics import as_json
 from stages.scoring.rows import RowScore, score_row
 from stages.scoring.summary import compare, summarise
 
+_COMPARED = 64  # rows of the hold-out on which the logits of adapter and merged model are held together
+
 
 def main() -> None:
     params = load_params("generation", "model", "quantize", "scoring", "task")
@@ -40,6 +42,7 @@ def main() -> None:
         quantise(paths.MERGED, paths.INT8, "int8")
         shipped = [Weights(path) for path in (paths.MERGED, paths.NF4, paths.INT8)]
         artefacts = {weights.folder.name: judge(weights, params, tasks, adapter) for weights in shipped}
+        artefacts["merged"]["divergence"] = _divergence(shipped[0], params)
         notes["generation"] = {name: spent for weights in shipped for name, spent in weights.spent.items()}
     write_json(paths.QUANTIZE_METRICS, as_json({"artefacts": artefacts}))
 
@@ -84,6 +87,12 @@ def _output_layers(folder: Path) -> list[str]:
     model = empty_model(folder)
     head = model.get_output_embeddings()
     return [name for name, module in model.named_modules() if module is head]
+
+
+def _divergence(merged: Weights, params: Params) -> float:
+    """How far the merged file's logits are from those of base and adapter; exact match can stay when they do not."""
+    chat, records = task_chat(load_tokenizer(merged.folder), params.task), read_records(paths.HOLDOUT)
+    return divergence(load_tuned(paths.BASE, paths.ADAPTER), merged.model, chat, records[:_COMPARED])
 
 
 def judge(weights: Weights, params: Params, tasks: Tasks, adapter: list[RowScore]) -> dict[str, Any]:

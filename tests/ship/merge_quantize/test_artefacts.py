@@ -9,8 +9,11 @@ from safetensors.torch import load_file
 from tiny_model import save_tiny_model
 
 from stages.core.errors import Refusal
-from stages.model.loading import load_model
+from stages.model.answers import divergence
+from stages.model.chat import make_chat
+from stages.model.loading import load_model, load_tokenizer
 from stages.params.model import Nf4
+from stages.records.record import make_record
 from stages.ship.merge_quantize.__main__ import merge, quantise
 from stages.tune.train.adapters import save_trained
 
@@ -44,6 +47,25 @@ def test_merged_weights_are_base_plus_scaled_product_rounded_once(trained: Path,
         if f"{stem}.lora_A.weight" in adapter:
             expected = weight + 8 / 4 * adapter[f"{stem}.lora_B.weight"] @ adapter[f"{stem}.lora_A.weight"]
         torch.testing.assert_close(merged[name], expected.to(torch.bfloat16), rtol=2**-8, atol=1e-6)
+
+
+def test_a_merge_that_is_not_the_adapter_diverges_from_it(trained: Path, tmp_path: Path) -> None:
+    """Half the adapter, or one of its layers lost, says the same words as yet and other numbers."""
+    from stages.model.loading import load_tuned
+
+    merge(trained / "base", trained / "adapter", tmp_path / "merged", "bfloat16")
+    chat = make_chat(load_tokenizer(trained / "base"), "Answer.")
+    records = [make_record(f"order {number}", f'{{"n": {number}}}', None, "s", f"s:{number}") for number in range(4)]
+    tuned, merged = load_tuned(trained / "base", trained / "adapter"), load_model(tmp_path / "merged")
+    rounding = divergence(tuned, merged, chat, records)
+    assert 0 < rounding < 1e-4
+    layers = [module for module in tuned.modules() if isinstance(getattr(module, "scaling", None), dict)]
+    for wrong, of in ((0.5, layers), (0.0, layers[:1]), (2.0, layers)):
+        for layer in of:
+            layer.scaling["default"] *= wrong
+        assert divergence(tuned, merged, chat, records) > 3 * rounding
+        for layer in of:
+            layer.scaling["default"] = 2.0
 
 
 @pytest.mark.parametrize(("form", "size"), [("nf4", 0.45), ("int8", 0.6)])
