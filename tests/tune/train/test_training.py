@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +195,7 @@ def flip(file: Path) -> None:
     file.write_bytes(content)
 
 
-DAMAGES = {
+DAMAGES: dict[str, tuple[str, Callable[[Path], None]]] = {
     "weights flipped": ("adapter_model.safetensors", flip),
     "optimiser cut": ("optimizer.pt", lambda file: os.truncate(file, file.stat().st_size // 2)),
     "state emptied": ("trainer_state.json", lambda file: os.truncate(file, 0)),
