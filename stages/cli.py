@@ -193,7 +193,7 @@ def _params(options: argparse.Namespace, root: Path, start: Path) -> None:
 
 
 def _preflight(options: argparse.Namespace, root: Path, start: Path) -> None:
-    from stages.tune.limits import main
+    from stages.limits import main
 
     main()
 

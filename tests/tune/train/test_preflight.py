@@ -16,10 +16,10 @@ from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.files import read_json, write_json
 from stages.core.yaml_reader import load_yaml
+from stages.limits import main
 from stages.model.chat import make_chat
 from stages.params.loader import load_params
 from stages.records.record import make_record, read_records, write_records
-from stages.tune.limits import main
 from stages.tune.train.examples import make_examples, show_example
 
 ROOT = Path(__file__).parents[3]

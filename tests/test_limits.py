@@ -11,11 +11,11 @@ from tiny_model import tiny_tokenizer
 
 from stages.core import paths
 from stages.core.files import write_json
+from stages.limits import unanswerable, unreachable_gates
 from stages.model.chat import make_chat
 from stages.params.gates import Gate
 from stages.records.record import Record, make_record
 from stages.scoring.intervals import proportion_interval
-from stages.tune.limits import unanswerable, unreachable_gates
 
 CHAT = make_chat(tiny_tokenizer(), "")
 FRAME = len(CHAT.prompt_ids(make_record("p", "c", None, "s", "s:1"))) - 1
