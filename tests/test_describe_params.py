@@ -20,7 +20,7 @@ def test_every_parameter_is_on_the_page_with_a_meaning() -> None:
     assert {"seed", "train.rank", "judge.price.input", "gates.NAME.minimum", "clean.sources.NAME.shape"} <= found.keys()
     assert [key for key, one in found.items() if not one.meaning] == []
     assert found["train.rank"].default == "16"
-    assert found["train.rank"].may_be == "whole number, at least 1"
+    assert found["train.rank"].may_be == "whole number, at least 1, at most 16384"
     assert found["model.source"].default == ""
     assert found["dedup.completion"].may_be == "equal, fuzzy, ignore"
 

@@ -15,13 +15,13 @@ from stages.core.yaml_reader import load_yaml
 
 _FILE, _PREFIX = Path("machine.yaml"), "TUNETRAIL_"
 Auto = Literal["auto"]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
 
 
 class Machine(BaseModel):
     """Speed settings; `auto` fits the machine."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     processes: Count = Field(1, description="devices to train on, one process each")
     packing: bool | Auto = Field("auto", description="examples end to end in one row, none seeing another")

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from stages.params.section import Count, Country, Phrase, Section, Share
+from stages.params.section import Count, Country, PathName, Phrase, Section, Share
 
 Shape = Literal["auto", "prompt_completion", "alpaca", "sharegpt", "messages"]
 PersonalData = Literal["secret", "email", "iban", "card", "ip", "phone", "person", "location"]
@@ -23,7 +23,7 @@ _REFUSALS = [
 class Source(Section):
     """One source: the raw files whose path below `clean.raw` fits the pattern `files`, or a data set by its name."""
 
-    files: str | None = Field(None, description="pattern of paths below clean.raw, such as tickets/*.jsonl")
+    files: PathName | None = Field(None, description="pattern of paths below clean.raw, such as tickets/*.jsonl")
     dataset: str | None = Field(
         None,
         description="in place of files: a data set of the hub, OWNER/NAME@COMMIT with the full commit (a private one "
@@ -43,7 +43,7 @@ class Source(Section):
 class Clean(Section):
     """Raw rows to records; of the limits, null switches one off."""
 
-    raw: str = Field("data/raw", description="a JSONL file, or a folder of them")
+    raw: PathName = Field("data/raw", description="a JSONL file, or a folder of them")
     sources: dict[str, Source] = Field(
         {},
         description="NAME: {files: PATTERN, shape: SHAPE} or NAME: {dataset: OWNER/NAME@COMMIT, split: SPLIT}; "

@@ -6,9 +6,12 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from stages.params.section import Count, Number, Phrase, Section
+from stages.params.section import Count, Few, Number, Phrase, Seconds, Section, Size
 
 Of = Literal["task", "label", "field", "rule", "perturbation", "slice", "distance"]
+
+
+Threshold = Annotated[float, Field(ge=-1e15, le=1e15)]
 
 
 class Gate(Section):
@@ -20,8 +23,8 @@ class Gate(Section):
         None, description="judge the change since this model instead of the number itself"
     )
     of: dict[Of, str] = Field({}, max_length=1, description="the rows, such as {label: refund}; all when left out")
-    minimum: float | None = Field(None, allow_inf_nan=False, description="what must be reached")
-    maximum: float | None = Field(None, allow_inf_nan=False, description="what must not be passed")
+    minimum: Threshold | None = Field(None, description="what must be reached")
+    maximum: Threshold | None = Field(None, description="what must not be passed")
     evidence: Literal["for", "against", "value"] = Field(
         "for",
         description="for: PASS must be shown; against: FAIL must be shown; value: the number decides, not its interval",
@@ -114,11 +117,14 @@ def _variable_name(name: str) -> str:
     return name
 
 
+Money = Annotated[float, Field(ge=0, le=1_000_000)]
+
+
 class Price(Section):
     """Of one million tokens, in whatever currency."""
 
-    input: Annotated[float, Field(ge=0)] = Field(0.0, description="of one million tokens that the judge reads")
-    output: Annotated[float, Field(ge=0)] = Field(0.0, description="of one million tokens that it writes")
+    input: Money = Field(0.0, description="of one million tokens that the judge reads")
+    output: Money = Field(0.0, description="of one million tokens that it writes")
 
 
 # The second holds when the whole interval of the difference lies above 0.
@@ -151,11 +157,11 @@ class Judge(Section):
     repeats: Number = Field(10, description="rows asked a second time, for the judge's agreement with itself")
     temperature: Annotated[float, Field(ge=0, le=2)] = Field(0.0, description="of the judge's sampling")
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="of the judge's sampling")
-    max_tokens: Count = Field(16, description="of one reply; more for a judge that thinks aloud")
+    max_tokens: Size = Field(16, description="of one reply; more for a judge that thinks aloud")
     parallel: Annotated[int, Field(ge=1, le=64)] = Field(4, description="requests under way at once")
-    timeout: Annotated[float, Field(gt=0)] = Field(60.0, description="seconds for one reply")
-    attempts: Count = Field(6, description="for one reply, before the stage gives up")
-    longest_wait: Annotated[float, Field(gt=0)] = Field(60.0, description="seconds between two attempts")
+    timeout: Seconds = Field(60.0, description="seconds for one reply")
+    attempts: Few = Field(6, description="for one reply, before the stage gives up")
+    longest_wait: Seconds = Field(60.0, description="seconds between two attempts")
     price: Price = Field(Price(), description="of one million tokens, in whatever currency")
     gates: dict[str, Gate] = Field(_GATES, description="looked at when the judge is enabled; in place of the default")
 

@@ -1,7 +1,9 @@
 """All of params.yaml: read, checked and handed out by the key. A key that is not in the schema is an error."""
 
 import difflib
-from collections.abc import Iterable
+import re
+import reprlib
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -20,6 +22,10 @@ from stages.params.training_rows import Augment, Checks, Dedup, Holdout, Split
 
 # What people take for the place of a key is not repeated in messages.
 _MAY_HOLD_A_KEY = ("judge.endpoint", "judge.key_variable")
+
+_BREAKS = re.compile("[\\x00\\x85\\u2028\\u2029]")
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 
 AnySection = TypeVar("AnySection", bound=Section)
 
@@ -90,28 +96,68 @@ def read_params(path: Path = paths.PARAMS) -> dict[str, Any]:
 
 def check_params(values: dict[str, Any], path: Path = paths.PARAMS) -> Params:
     """Check plain values against the schema. Raises UserError with all mistakes at once."""
+    lines, params = list(_rewritten(values, set())), None
     try:
-        return Params.model_validate(values)
+        params = Params.model_validate(values)
     except ValidationError as error:
-        lines = [_sentence(problem) for problem in error.errors()]
-        raise UserError(f"{path} has {len(lines)} mistake{'s' * (len(lines) > 1)}:\n  " + "\n  ".join(lines)) from None
+        lines += map(_sentence, error.errors())
+    if params is None or lines:
+        raise UserError(f"{path} has {len(lines)} mistake{'s' * (len(lines) > 1)}:\n  " + "\n  ".join(lines))
+    return params
+
+
+def _rewritten(node: Any, seen: set[int], keys: tuple[Any, ...] = ()) -> Iterator[str]:
+    """Texts that `dvc exp run -S` would change or trip over when it writes params.yaml, whatever key is set.
+
+    DVC hands the file to OmegaConf, for which ${...} refers to another key and ??? is a value that is missing; and
+    its YAML writer adds spaces at line separators of Unicode.
+    """
+    if isinstance(node, str):
+        why = "it holds NUL or a line separator of Unicode, which YAML does not keep" if _BREAKS.search(node) else ""
+        if "${" in node or node == "???":
+            why = "`dvc exp run -S` takes ${ for a reference to another key and ??? for no value; write it otherwise"
+        if why:
+            yield f"{_name(keys)}: {_shown(node, keys)} is not allowed: {why}"
+    elif isinstance(node, (dict, list)) and id(node) not in seen:
+        seen.add(id(node))  # an alias is looked at once
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from _rewritten(key, seen, keys)
+            yield from _rewritten(value, seen, (*keys, key))
 
 
 def _sentence(problem: Any) -> str:
-    keys = [str(part) for part in problem["loc"]]
-    key = ".".join(keys)
+    keys, key = problem["loc"], _name(problem["loc"])
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(keys[-1], _known_keys(keys[:-1]), n=1, cutoff=0.5)
-        meant = f"; did you mean {'.'.join([*keys[:-1], *near])}?" if near else "; remove it"
-        return f"{key}: unknown key{meant}"
+        near = difflib.get_close_matches(str(keys[-1]), _known_keys(keys[:-1]), n=1, cutoff=0.5)
+        return f"{key}: unknown key; " + (f"did you mean {_name([*keys[:-1], *near])}?" if near else "remove it")
     if problem["type"] == "missing":
         return f"{key}: missing; add it"
     message = problem["msg"].removeprefix("Value error, ")
-    value = "the value" if key in _MAY_HOLD_A_KEY else repr(problem["input"])
-    return f"{key}: {value} is not allowed: {message[:1].lower()}{message[1:]}"
+    value, hint = _shown(problem["input"], keys), ""
+    if isinstance(problem["input"], str) and problem["type"] in ("bool_type", "int_type", "float_type"):
+        hint = "; write true or false" if problem["type"] == "bool_type" else "; write it without quotes"
+    elif problem["type"] == "string_type":
+        hint = "; put it into quotes"
+    return f"{key}: {value} is not allowed: {message[:1].lower()}{message[1:]}{hint}"
 
 
-def _known_keys(keys: list[str]) -> list[str]:
+def _name(keys: Sequence[Any]) -> str:
+    """The dotted name of a key, with what cannot be read of it shown as Python would."""
+    return ".".join(
+        key if isinstance(key, str) and key.isprintable() and len(key) <= 80 else _shown(key) for key in keys
+    )
+
+
+def _shown(value: Any, keys: Sequence[Any] = ()) -> str:
+    if ".".join(map(str, keys)) in _MAY_HOLD_A_KEY:
+        return "the value"
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # Python writes no number of more than 4300 digits
+        return "a number of thousands of digits"
+
+
+def _known_keys(keys: Sequence[Any]) -> list[str]:
     """The keys that the schema allows below `keys`."""
     model: type[BaseModel] = Params
     for key in keys:

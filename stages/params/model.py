@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from stages.params.section import Count, Number, Phrase, Section, Share
+from stages.params.section import Count, FewOrNone, FileName, PathName, Phrase, Section, Share, Size
 
 _PART = r"[A-Za-z0-9](?:[\w-]|\.(?!\.))*"
 _SOURCES = {"package": rf"{_PART}(\[[\w,.-]+\])?==[\w.!+]+", "hub": rf"{_PART}(/{_PART})?@[0-9a-f]{{40}}"}
@@ -28,10 +28,10 @@ def _known_source(source: str) -> str:
 class Model(Section):
     """The base model: where it comes from and what it must be."""
 
-    source: Annotated[str, AfterValidator(_known_source)] = Field(
+    source: Annotated[PathName, AfterValidator(_known_source)] = Field(
         description="package:NAME==VERSION (a GGUF file in a Python package), hub:NAME@COMMIT or path:FOLDER"
     )
-    file: str | None = Field(None, description="the GGUF file inside the package; null for hub and path")
+    file: PathName | None = Field(None, description="the GGUF file inside the package; null for hub and path")
     sha256: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = Field(
         "", description="what the file or folder must hash to; empty for no check"
     )
@@ -39,7 +39,7 @@ class Model(Section):
     dtype: Literal["bfloat16", "float16", "float32"] = Field(
         "bfloat16", description="number format of models/base and of the merged model"
     )
-    chat_template: str = Field(
+    chat_template: FileName = Field(
         "data/chat_template.jinja",
         description="file in place of the model's own chat template; a comment alone for that",
     )
@@ -47,8 +47,8 @@ class Model(Section):
 
 def _layer_range(text: str | None) -> str | None:
     if text is not None:
-        first, _, last = text.partition("-")
-        if not (first.isdigit() and last.isdigit() and int(first) <= int(last)):
+        found = re.fullmatch("([0-9]{1,5})-([0-9]{1,5})", text)
+        if not found or int(found[1]) > int(found[2]):
             raise ValueError("must be null for all layers or FIRST-LAST, such as 15-29")
     return text
 
@@ -65,8 +65,8 @@ class Train(Section):
         "lora", description="lora, qlora (the base in 4 bit), or full for all weights"
     )
     adapter: Literal["lora", "dora", "adalora"] = Field("lora", description="kind of adapter; without use for full")
-    rank: Count = Field(16, description="rank of the adapter's matrices")
-    alpha: Count = Field(32, description="the adapter counts alpha / rank times")
+    rank: Annotated[int, Field(ge=1, le=16_384)] = Field(16, description="rank of the adapter's matrices")
+    alpha: Annotated[int, Field(ge=1, le=65_536)] = Field(32, description="the adapter counts alpha / rank times")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="of the adapter's inputs")
     target_modules: Annotated[list[Phrase], Field(min_length=1)] = Field(
         ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
@@ -81,10 +81,14 @@ class Train(Section):
     )
     warmup_share: Share = Field(0.05, description="of the steps, over which the learning rate rises")
     weight_decay: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="of AdamW")
-    max_gradient_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="larger gradients are scaled down to it")
-    epochs: Annotated[float, Field(gt=0)] = Field(3, description="how often each row is seen")
-    batch_size: Count = Field(4, description="rows of one optimiser step, over all devices")
-    max_tokens: Annotated[int, Field(ge=8)] = Field(256, description="longer rows are left out of training and counted")
+    max_gradient_norm: Annotated[float, Field(gt=0, le=1_000_000)] = Field(
+        1.0, description="larger gradients are scaled down to it"
+    )
+    epochs: Annotated[float, Field(gt=0, le=10_000)] = Field(3, description="how often each row is seen")
+    batch_size: Size = Field(4, description="rows of one optimiser step, over all devices")
+    max_tokens: Annotated[int, Field(ge=8, le=10_000_000)] = Field(
+        256, description="longer rows are left out of training and counted"
+    )
     max_left_out_share: Share = Field(
         0.05, description="of the rows; with more over max_tokens, training does not begin"
     )
@@ -98,7 +102,7 @@ class Train(Section):
     early_stopping_patience: Count | None = Field(
         3, description="validations without improvement; null to train to the end"
     )
-    sample_prompts: Number = Field(2, description="validation prompts answered at each validation")
+    sample_prompts: FewOrNone = Field(2, description="validation prompts answered at each validation")
 
     @property
     def adaptive(self) -> bool:
@@ -115,7 +119,7 @@ class Train(Section):
 class Generation(Section):
     """How answers are generated: greedily, in batches."""
 
-    max_new_tokens: Count = Field(40, description="an answer ends after so many tokens")
+    max_new_tokens: Size = Field(40, description="an answer ends after so many tokens")
 
 
 class Nf4(Section):

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from stages.params.section import Count, Section
+from stages.params.section import Count, FileName, Section
 
 
 class TaskContract(Section):
@@ -40,7 +40,7 @@ class Task(TaskContract):
     instructions: dict[str, str] = Field(
         {}, description="TAG: what the model is told before the prompts of rows with this tag"
     )
-    schema_file: str = Field("data/schema.json", description="JSON schema of the answers of a json task")
+    schema_file: FileName = Field("data/schema.json", description="JSON schema of the answers of a json task")
     tags: dict[str, dict[str, Any]] = Field(
         {}, description="TAG: what answers of rows with this tag must keep to, where it differs: {kind, labels ...}"
     )

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from stages.params.section import Count, Number, Section, Share
+from stages.params.section import Count, Few, FewOrNone, FileName, Section, Share
 
 Ratio = Annotated[int, Field(ge=50, le=100)]
 
@@ -23,7 +23,7 @@ class Dedup(Section):
 class Holdout(Section):
     """The locked evaluation records; share and max_rows are read when the lock is drawn."""
 
-    lock: str = Field("data/holdout.lock", description="drawn once by `tunetrail holdout draw`, then in git")
+    lock: FileName = Field("data/holdout.lock", description="drawn once by `tunetrail holdout draw`, then in git")
     share: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.15, description="of the rows; not used where `tunetrail holdout draw --source NAME` takes a whole source"
     )
@@ -44,7 +44,7 @@ class Split(Section):
     max_source_share: Annotated[float, Field(gt=0, le=1)] = Field(
         1, description="no source has more than this share of the training rows; what is over stays out"
     )
-    cross_validation: Annotated[int, Field(ge=2)] | None = Field(
+    cross_validation: Annotated[int, Field(ge=2, le=100)] | None = Field(
         None, description="k: write k folds of the rows outside the hold-out to data/split/folds/"
     )
     fold: Count | None = Field(None, description="1 to k: train and validate on this fold")
@@ -70,20 +70,22 @@ class Augment(Section):
     )
     malformed_completion: str = Field("", description="the right answer to a malformed prompt")
     structured_share: Share = Field(0, description="at least this share of rows has a JSON completion")
-    replay_file: str = Field("data/replay.jsonl", description="general rows against forgetting")
+    replay_file: FileName = Field("data/replay.jsonl", description="general rows against forgetting")
     replay_share: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.04, description="of the final rows, at most as many as the file has; 0 for none"
     )
-    canaries: Number = Field(
+    canaries: FewOrNone = Field(
         0, description="secrets planted for an audit of memorisation; such a model is never released"
     )
-    canary_repeats: Count = Field(4, description="how often each secret stands in the training rows")
+    canary_repeats: Few = Field(4, description="how often each secret stands in the training rows")
 
 
 class Checks(Section):
     """Signs of poisoning and bias: which n-grams are tested, the chance of any false alarm, which sources compare."""
 
-    ngram_min_rows: Annotated[int, Field(ge=3)] = Field(5, description="an n-gram in fewer rows is not tested")
+    ngram_min_rows: Annotated[int, Field(ge=3, le=10**9)] = Field(
+        5, description="an n-gram in fewer rows is not tested"
+    )
     ngram_max_share: Annotated[float, Field(gt=0, le=1)] = Field(
         0.05, description="an n-gram in more than this share of the rows is not tested"
     )
