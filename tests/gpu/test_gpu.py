@@ -73,7 +73,7 @@ def examples() -> Any:
     return Examples(ids, [[0] * (size // 2) + [1] * (size - size // 2) for size in sizes])
 
 
-def trainer_of(engine: str, base: Path, method: str, folder: Path) -> Any:
+def trainer_of(engine: str, base: Path, method: Any, folder: Path) -> Any:
     from tiny_model import tiny_tokenizer
 
     from stages.params.model import Train

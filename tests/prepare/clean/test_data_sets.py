@@ -110,7 +110,7 @@ def test_a_data_set_that_cannot_be_opened_is_told(settings: dict[str, str], what
     (raw / "pointer").mkdir()
     (raw / "pointer" / "train.parquet").write_text("version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(UserError, match=what) as caught:
-        data_sets.open_source("mail", Source(**settings), raw)
+        data_sets.open_source("mail", Source.model_validate(settings), raw)
     assert str(caught.value).startswith("clean.sources.mail: ")
 
 
