@@ -6,7 +6,7 @@ PINS := $(wildcard constraints/*.txt)
 AXE := tests/node_modules/axe-core/package.json
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-.PHONY: setup repro test test-gpu check
+.PHONY: setup repro test test-gpu drill check
 
 setup: $(READY)
 
@@ -25,6 +25,12 @@ repro: $(READY)
 
 test: check $(AXE)
 	@python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+
+# Kills, flips, full disks and histories, for so long and from this seed: make drill SECONDS=600 SEED=7
+SECONDS ?= 60
+SEED ?= 0
+drill: $(READY)
+	@python tests/drills/drill.py --seed $(SEED) --seconds $(SECONDS)
 
 # What only a CUDA card can show, in the Python that is there; the table goes to benchmarks/results/gpu_tests.md.
 test-gpu:
