@@ -100,7 +100,10 @@ def _in_root(options: argparse.Namespace) -> None:
     start = Path.cwd()
     root = find_root(start)
     os.chdir(root)
-    options.call(options, root, start)
+    try:
+        options.call(options, root, start)
+    except PermissionError as error:
+        raise UserError(f"{error.filename}: {error.strerror}; give yourself the right to read it") from None
 
 
 def _repro(options: argparse.Namespace, root: Path, start: Path) -> None:

@@ -122,8 +122,11 @@ def object_state(file: Path, md5: str, deep: bool) -> str:
         return ABSENT
     if not stat.S_ISREG(found.st_mode):
         return DAMAGED
-    if deep or md5.endswith(".dir"):
-        return RIGHT if file_digest(file, "md5") == md5.removesuffix(".dir") else DAMAGED
+    try:
+        if deep or md5.endswith(".dir"):
+            return RIGHT if file_digest(file, "md5") == md5.removesuffix(".dir") else DAMAGED
+    except OSError:  # no right to read it, or a broken disk
+        return DAMAGED
     return RIGHT if (found.st_size == 0) == (md5 == _EMPTY) else DAMAGED
 
 
