@@ -59,7 +59,8 @@ def test_every_other_command_runs(page: Path, pipeline: Path, tmp_path: Path) ->
     params = load_yaml((repository / "params.yaml").read_text(encoding="utf-8"))
     (repository / "params.yaml").write_text(dumps_yaml(params | {"gates": dict.fromkeys(STANDING)}), encoding="utf-8")
     run(repository, "dvc", "repro")
-    commit(repository, "No gates")
+    run(repository, "dvc", "remote", "add", "--default", "store", str(tmp_path / "remote"))
+    commit(repository, "No gates, and a remote to push to")
     for command in todo:
         run(repository, "bash", "-c", command)
 
