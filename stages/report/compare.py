@@ -43,7 +43,7 @@ def compare(root: Path, base: str, lock: str) -> str:
     gates = [_json(tree, paths.GATES) for tree in trees]
     params = [dict(_leaves(_yaml(tree))) for tree in trees]
     then, now = (dict(Catalogue(_json(tree, paths.DETAILS)).items()) for tree in trees)
-    moved, tests, rest = _compared(then, now)
+    moved, tests, rest, unseen = _compared(then, now)
     first = [*_differ(*params), *_states(*(one.get("gates", {}) for one in gates)), *moved[:MOST], *tests]
     return render(
         "compare.md.j2",
@@ -53,14 +53,18 @@ def compare(root: Path, base: str, lock: str) -> str:
             "verdicts": [one.get("verdict") for one in gates],
             "changed": _frame(first, base),
             "hidden": max(0, len(moved) - MOST),
+            "unseen": unseen,
             "rest": _frame([*moved[MOST:], *rest], base),
             "gates": gate_table(gates[1]) if gates[1] else None,
         },
     )
 
 
-def _compared(then: Mapping[Key, Number], now: Mapping[Key, Number]) -> tuple[list[_Row], list[_Row], list[_Row]]:
-    """Metrics that moved beyond their interval, those of all rows first; paired tests of main metrics; the rest."""
+def _compared(then: Mapping[Key, Number], now: Mapping[Key, Number]) -> tuple[list[_Row], list[_Row], list[_Row], int]:
+    """Metrics that moved beyond their interval, those of all rows first; paired tests of main metrics; the rest; and
+    how many differ in digits alone that are not shown, as another processor rounds them.
+    """
+    unseen = 0
     groups: list[_Row] = []
     moved: list[_Row] = []
     tests: list[_Row] = []
@@ -70,14 +74,14 @@ def _compared(then: Mapping[Key, Number], now: Mapping[Key, Number]) -> tuple[li
         row = _Row(str(key), _text(old), _text(new))
         if key.against and key.metric in _MAIN and not key.of and new is not None:
             tests.append(row._replace(reading="paired test on the same rows"))
-        elif old == new:
-            continue
+        elif row.then == row.now:
+            unseen += old != new
         elif isinstance(old, Mapping) and isinstance(new, Mapping) and not key.against and _is_beyond(old, new):
             reading = f"{'▲' if new['value'] > old['value'] else '▼'} beyond the interval"
             (groups if key.of else moved).append(row._replace(reading=reading))
         else:
             rest.append(row)
-    return moved + groups, tests, rest
+    return moved + groups, tests, rest, unseen
 
 
 def _is_beyond(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
@@ -111,7 +115,7 @@ def _leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 def _text(found: Any) -> str:
     """A metric for a reader: a share in per cent, a change of one in points with the rows and the test."""
     if not isinstance(found, Mapping):
-        return "" if found is None else number(found) if isinstance(found, float) else str(found)
+        return "" if found is None else number(round(found, 9) + 0.0) if isinstance(found, float) else str(found)
     value, low, high = centre(found), found["low"], found["high"]
     if "won" in found:
         return f"{points(value)} ({found['won']} won, {found['lost']} lost, {p_value(found['p_value'])})"

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 _EXCERPT = 700
+_JOINER = "\u2060"
 _SPAN = 80  # characters of a text in a cell of Markdown
 
 
@@ -109,9 +110,15 @@ def markdown_code(text: str) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """The text as one line of Markdown in which nothing is read as markup, also where it is escaped once more."""
+    """The text as one line of Markdown in which nothing is read as markup, also where it is escaped once more.
+
+    GitHub finds mentions, issues and addresses in text that is escaped, too: a word joiner (U+2060), which nobody
+    sees, parts them.
+    """
     plain = " ".join(visible(text).split()).replace("&", "&amp;").replace("<", "&lt;")
-    return re.sub(r"([\\`*_{}\[\]>#|~])", r"\\\1", plain)
+    escaped = re.sub(r"([\\`*_{}\[\]>#|~])", r"\\\1", plain)
+    live = re.compile(r"(@|:(?=//)|w(?=ww\.)|G(?=H-\d)|#(?=\d))", re.IGNORECASE)
+    return live.sub(rf"\1{_JOINER}", escaped)
 
 
 def render(template: str, values: dict[str, Any]) -> str:

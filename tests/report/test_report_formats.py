@@ -5,6 +5,7 @@ import re
 
 from hypothesis import given
 from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 
 from stages.report import formats
 
@@ -58,3 +59,18 @@ def test_markdown_text_holds_no_markup(text: str) -> None:
     assert "<" not in said
     assert not re.search(r"(?<!\\)[`|*\[_]", said.replace("\\\\", ""))
     assert html.unescape(re.sub(r"\\(.)", r"\1", said)) == " ".join(text.split())
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            ["@team", "https://a.example/x", "www.a.example", "#12", "GH-3", "a@b.example", "<!--", "a", " "]
+        )
+    )
+)
+def test_nothing_in_markdown_text_becomes_a_mention_or_a_link(parts: list[str]) -> None:
+    text = "".join(parts)
+    said = formats.markdown_text(text)
+    assert not re.search(r"@\w|://|www\.|#\d|GH-\d", said, re.IGNORECASE)
+    shown = MarkdownIt("gfm-like", {"linkify": False}).renderInline(said.replace("\u2060", ""))
+    assert html.unescape(re.sub("<[^>]*>", "", shown)).strip() == " ".join(text.split())

@@ -1,0 +1,22 @@
+"""What `compare` takes for a change."""
+
+import pytest
+
+from stages.report.compare import _compared
+from stages.scoring.catalogue import Key
+
+
+@pytest.mark.parametrize(
+    ("then", "now"),
+    [(0.0, -0.0), (0.0, 1e-17), (12.34561, 12.34562), ({"value": 1e-12, "low": -1e-13, "high": 0.0},) * 2],
+)
+def test_what_differs_in_digits_that_are_not_shown_is_counted_and_not_listed(then: float, now: float) -> None:
+    key = Key("adapter", "perplexity")
+    moved, tests, rest, unseen = _compared({key: then}, {key: now})
+    assert not moved + tests + rest
+    assert unseen == (then != now)
+
+
+def test_what_differs_in_digits_that_are_shown_is_listed() -> None:
+    key = Key("adapter", "perplexity")
+    assert len(_compared({key: 1.0}, {key: 1.1})[2]) == 1
