@@ -48,7 +48,7 @@ def held(module: str) -> Iterator[None]:
     for name, definition in stages.items():
         if module in str(definition.get("cmd")).split() and os.environ.get("RANK", "0") == "0":
             clear_partials()
-            _read.append(Dependencies(name, definition))
+            _read.append(Dependencies(name, stages))
     try:
         yield
     except SystemExit as end:
@@ -68,8 +68,9 @@ def confirm() -> None:
 class Dependencies:
     """The files and parameters that a stage reads, as they are when it starts."""
 
-    def __init__(self, stage: str, definition: dict[str, Any]) -> None:
-        self.stage = stage
+    def __init__(self, stage: str, stages: dict[str, Any]) -> None:
+        self.stage, self.stages = stage, stages
+        definition = stages[stage]
         self.keys = [key for key in definition.get("params") or [] if isinstance(key, str)]
         self.values = _values(self.keys)
         self.deps = [Entry(_filled_in(dep), None, None, None) for dep in definition.get("deps") or []]
@@ -93,13 +94,25 @@ class Dependencies:
         for file in [Path(LOCK), *sorted(above | {Path(path) for path in self.files if path.endswith(".dvc")})]:
             try:
                 if file.is_file() and file.name == LOCK:
-                    yield from recorded_outputs(file.read_text(encoding="utf-8"))
+                    outputs = recorded_outputs(file.read_text(encoding="utf-8"))
+                    yield from ((maker, out) for maker, out in outputs if self._writes(maker, out.path))
                 elif file.is_file():
                     yield from ((file.as_posix(), out) for out in tracked_file(file))
             except ValueError as error:
                 raise UserError(
                     f"{file} is damaged: {error}; bring it back from git, or run `tunetrail repro`"
                 ) from None
+
+    def _writes(self, maker: str, path: str) -> bool:
+        """Whether dvc.yaml still has the stage and this output: DVC keeps the entries of those that are gone."""
+        definition = self.stages.get(maker.partition("@")[0]) or {}
+        definition = definition.get("do", definition)
+        outs = [
+            next(iter(out), "") if isinstance(out, dict) else str(out)
+            for kind in ("outs", "metrics", "plots")
+            for out in definition.get(kind) or []
+        ]
+        return any("${" in out or Path(out).as_posix() == path for out in outs)
 
     def _hold(self, maker: str, out: Entry) -> None:
         here = {path: md5 for path, md5 in self.files.items() if out.holds(path)}

@@ -180,3 +180,23 @@ def test_a_disk_that_gets_full_is_a_sentence_and_costs_nothing(repository: Scrat
     assert "; out/two.txt took " in said
     assert {file: file.read_bytes() for file in files_under(repository.root / "out")} == before
     assert not list((repository.root / ".tunetrail/partial").iterdir())
+
+
+@pytest.mark.parametrize("gone", ["stage", "output"])
+def test_what_a_stage_that_is_gone_wrote_holds_nobody(repository: Scratch, gone: str) -> None:
+    """DVC keeps entries of stages that were renamed, and of outputs that another stage writes now."""
+    lock = (repository.root / "dvc.lock").read_text()
+    start = lock.index("  first:\n")
+    end = next((at for at in (lock.find(f"\n  {name}:\n", start) for name in ("second", "third")) if at > 0), len(lock))
+    old = lock[start : end + 1]
+    md5 = next(line for line in old[old.index("outs:") :].splitlines() if "md5: " in line)
+    old = old[: old.index("outs:")] + old[old.index("outs:") :].replace(md5.split()[1], "0" * 32)
+    if gone == "stage":
+        (repository.root / "dvc.lock").write_text(lock + old.replace("  first:", "  renamed:", 1))
+    else:
+        (repository.root / "dvc.lock").write_text(lock + old.replace("  first:", "  apart:", 1))
+        pipeline = (repository.root / "dvc.yaml").read_text()
+        (repository.root / "dvc.yaml").write_text(pipeline + "  apart:\n    cmd: true\n    outs:\n    - out/apart\n")
+    set_param(repository, "second", "seed", "b")
+    code, said = by_hand(repository, "second")
+    assert code == 0, said
