@@ -25,6 +25,13 @@ def _known_source(source: str) -> str:
     return source
 
 
+def _licence(name: str) -> str:
+    """A name that no reader of the card's front matter takes for a number or for more than a name."""
+    if not name.isprintable() or not re.search("[A-Za-z]{2}", name):
+        raise ValueError("must be the licence's name in one line, such as Apache-2.0")
+    return name
+
+
 class Model(Section):
     """The base model: where it comes from and what it must be."""
 
@@ -35,7 +42,9 @@ class Model(Section):
     sha256: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = Field(
         "", description="what the file or folder must hash to; empty for no check"
     )
-    licence: str = Field(description="of the base model; the model card repeats it")
+    licence: Annotated[str, AfterValidator(_licence)] = Field(
+        description="of the base model; the model card repeats it"
+    )
     dtype: Literal["bfloat16", "float16", "float32"] = Field(
         "bfloat16", description="number format of models/base and of the merged model"
     )

@@ -1,17 +1,16 @@
-"""How numbers and untrusted text are put on a page, and the templates that do it."""
+"""How numbers and texts are put on a page, and the templates that do it."""
 
 import json
 import re
-import unicodedata
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from stages.text.markdown import markdown_code, markdown_text, visible
+
 _EXCERPT = 700
-_JOINER = "\u2060"
-_SPAN = 80  # characters of a text in a cell of Markdown
 
 
 def percent(share: float) -> str:
@@ -88,37 +87,9 @@ def excerpt(text: str, limit: int = _EXCERPT) -> str:
     return shown if len(text) <= limit else f"{shown} … (the first {limit} of {len(text):,} characters)"
 
 
-def visible(text: str) -> str:
-    """Controls, marks of text direction and other invisible characters by their code points."""
-    return "".join(
-        f"⟨U+{ord(char):04X}⟩" if unicodedata.category(char) in ("Cc", "Cf", "Cs") and char not in "\n\t" else char
-        for char in text
-    )
-
-
 def value_text(value: Any) -> str:
     """A JSON value as one line of text."""
     return excerpt(json.dumps(value, ensure_ascii=False))
-
-
-def markdown_code(text: str) -> str:
-    """The text as a code span for a cell of a Markdown table, where nothing in it is read as markup."""
-    short = visible(text[:_SPAN]) + "…" * (len(text) > _SPAN)
-    one_line = " ".join(short.split()).replace("|", "\\|")
-    fence = "`" * (max(map(len, re.findall("`+", one_line)), default=0) + 1)
-    return f"{fence} {one_line} {fence}" if "`" in one_line else f"{fence}{one_line}{fence}"
-
-
-def markdown_text(text: str) -> str:
-    """The text as one line of Markdown in which nothing is read as markup, also where it is escaped once more.
-
-    GitHub finds mentions, issues and addresses in text that is escaped, too: a word joiner (U+2060), which nobody
-    sees, parts them.
-    """
-    plain = " ".join(visible(text).split()).replace("&", "&amp;").replace("<", "&lt;")
-    escaped = re.sub(r"([\\`*_{}\[\]>#|~])", r"\\\1", plain)
-    live = re.compile(r"(@|:(?=//)|w(?=ww\.)|G(?=H-\d)|#(?=\d))", re.IGNORECASE)
-    return live.sub(rf"\1{_JOINER}", escaped)
 
 
 def render(template: str, values: dict[str, Any]) -> str:

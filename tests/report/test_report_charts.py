@@ -6,10 +6,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from page_check import Page
 
-from stages.report import formats
 from stages.report.charts import BOTTOM, LEFT, RIGHT, TOP, WIDTH, interval_chart, loss_chart
 from stages.report.formats import environment
 from stages.report.tables import main_metric
+from stages.text.markdown import visible
 
 finite = st.floats(-50, 1e6, allow_nan=False)
 curves = st.lists(st.tuples(st.integers(0, 10_000).map(float), finite), max_size=20).map(sorted)
@@ -19,7 +19,7 @@ curves = st.lists(st.tuples(st.integers(0, 10_000).map(float), finite), max_size
 @settings(max_examples=60, deadline=None)
 def test_no_text_changes_the_structure_of_a_chart(name: str) -> None:
     share = {"value": 0.5, "low": 0.4, "high": 0.6}
-    scores = {formats.visible(name): {"exact_match": share}}
+    scores = {visible(name): {"exact_match": share}}
     chart = interval_chart(scores, main_metric(scores), None, 0.95)
     source = str(environment().get_template("sections/charts.html.j2").module.interval_svg(chart))  # type: ignore[attr-defined]
     assert len(Page(source).root.all("text")) == len(chart.ticks) + 2

@@ -12,13 +12,20 @@ from typing import Any
 
 from stages.core import paths
 from stages.core.errors import run
-from stages.core.files import file_digest, files_under, write_json, write_text
+from stages.core.files import file_digest, files_under, read_json, write_json, write_text
 from stages.core.run_notes import library_versions
 from stages.core.yaml_reader import load_yaml
 from stages.params.loader import Params, load_params, read_params
 from stages.ship.manifest.model_card import model_card
 
 FORMAT = 1
+_METRICS = (
+    paths.BASELINE_METRICS,
+    paths.TRAIN_METRICS,
+    paths.EVALUATE_METRICS,
+    paths.QUANTIZE_METRICS,
+    paths.GATES,
+)
 _SHIPPED = (paths.MERGED, paths.NF4, paths.INT8)
 
 
@@ -30,8 +37,9 @@ def main() -> None:
     )
     # fmt: on
     manifest = build_manifest(params)
+    metrics = {path.stem: read_json(path) for path in _METRICS}
     write_json(paths.MANIFEST, manifest)
-    write_text(paths.MODEL_CARD, model_card(params, manifest))
+    write_text(paths.MODEL_CARD, model_card(params, manifest, metrics))
     print(f"wrote {paths.MANIFEST}: {len(manifest['files'])} files that ship")
 
 

@@ -1,74 +1,54 @@
 """The model card: what is in the folder, what it can do, where it comes from, how to go on from here."""
 
+import re
+from pathlib import Path
 from typing import Any
 
-from stages.core import paths
-from stages.core.files import read_json
+from huggingface_hub import ModelCard, ModelCardData
+
 from stages.params.loader import Params
-from stages.params.task import Task
-
-_TEMPLATE = """\
----
-base_model: {base}
-license: {licence}
-pipeline_tag: text-generation
----
-
-# {base}, fine-tuned
-
-Base model: `{base}` (SHA-256 `{sha256}`), licence {licence}. Trained with `{method}` on {rows} rows.
-
-Every prompt is given in the tokenizer's chat template after this instruction:
-
-{instructions}
-
-Decode greedily and stop at the template's end-of-turn token; the numbers below hold for that.
-
-## Measured on the hold-out ({holdout} rows never trained on)
-
-| model | folder | MB | exact match | {percent} % interval | valid |
-|---|---|---:|---:|---|---:|
-{table}
-
-Verdict of the gates: {verdict}. {reason}
-
-## Trail
-
-`manifest.json` has the hashes of these files and of the data, parameters, code and metrics that made them.
-`tunetrail trace FILE` names the commit that recorded a file; `tunetrail verify` checks the folder.
-"""
+from stages.text.markdown import markdown_block, markdown_code, markdown_text
 
 
-def model_card(params: Params, manifest: dict[str, Any]) -> str:
-    """The card in Markdown, with the front matter that model hubs read."""
-    evaluate, quantize, gates = (
-        read_json(path) for path in (paths.EVALUATE_METRICS, paths.QUANTIZE_METRICS, paths.GATES)
-    )
-    base = read_json(paths.BASELINE_METRICS)["base"]
-    rows = [_row("base", "", None, base), _row("adapter", "", None, evaluate["adapter"])]
-    for name, artefact in quantize["artefacts"].items():
+def model_card(params: Params, manifest: dict[str, Any], metrics: dict[str, Any]) -> str:
+    """The card in Markdown, with the front matter that model hubs read; `metrics` are those of the stages by name."""
+    base, gates = metrics["baseline"]["base"], metrics["gates"]
+    rows = [_row("base", "", None, base), _row("adapter", "", None, metrics["evaluate"]["adapter"])]
+    for name, artefact in metrics["quantize"]["artefacts"].items():
         rows.append(_row(name, f"`{name}/`", artefact["bytes"], artefact["scores"]))
-    return _TEMPLATE.format(
+    train = params.train
+    data = ModelCardData(
+        base_model=hub_name(params.model.source),
+        base_model_relation="finetune",
+        license=params.model.licence,
+        pipeline_tag="text-generation",
+    )
+    card = ModelCard.from_template(
+        data,
+        template_path=str(Path(__file__).with_name("model_card.md.j2")),
+        block=markdown_block,
+        code=markdown_code,
+        text=markdown_text,
         base=params.model.source.partition(":")[2],
         licence=params.model.licence,
         sha256=manifest["base"]["sha256"],
-        method=params.train.method
-        if params.train.method == "full"
-        else f"{params.train.method}, {params.train.adapter}",
-        rows=read_json(paths.TRAIN_METRICS)["rows"]["train"],
-        instructions=instructions(params.task),
+        method=train.method if train.method == "full" else f"{train.method}, {train.adapter}",
+        trained=metrics["train"]["rows"]["train"],
+        task=params.task,
         holdout=base["rows"],
         percent=f"{params.scoring.confidence:.0%}".rstrip("%"),
-        table="\n".join(rows),
+        rows=rows,
         verdict=gates["verdict"],
         reason=gates["reason"],
     )
+    return f"{card}\n"
 
 
-def instructions(task: Task) -> str:
-    """The instruction as a quotation; those of tagged rows below it, each with its tag."""
-    tagged = [f"Rows tagged `{tag}`:\n\n> {text}" for tag, text in task.instructions.items()]
-    return "\n\n".join([f"> {task.instruction}", *tagged])
+def hub_name(source: str) -> str:
+    """The base model's name in the characters that a hub takes: OWNER/NAME, a package or a folder, without version."""
+    kind, _, rest = source.partition(":")
+    name = Path(rest).name if kind == "path" else re.split("@|==", rest)[0]
+    return re.sub("[^A-Za-z0-9/._-]+", "-", name).strip("-.") or "base"
 
 
 def _row(name: str, folder: str, size: int | None, scores: dict[str, Any]) -> str:

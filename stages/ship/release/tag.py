@@ -51,7 +51,7 @@ def release(root: Path, version: str, strict: bool, unpushed: str | None = None,
     if reasons := [*_open_points(repository, tag), *kept, *_audit(root), *_gates(root, strict)]:
         raise Refusal(f"{tag} is not released:\n  " + "\n  ".join(dict.fromkeys(reasons)))
     record = {**make_record(repository), "remote": remote}
-    message = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    message = json.dumps(record, indent=2) + "\n"  # in ASCII: names of gates hold nothing that a terminal would obey
     repository.git(
         "tag", "--sign" if sign else "--annotate", "--cleanup=verbatim", "--file=-", tag, "HEAD", stdin=message.encode()
     )
