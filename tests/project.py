@@ -22,6 +22,7 @@ _COPIED = [
     ".dvcignore",
     ".gitignore",
     "constraints/data.txt",
+    "constraints/engines.txt",
     "constraints/model.txt",
     "constraints/tools.txt",
     "data/.gitignore",

@@ -226,7 +226,7 @@ def test_no_two_files_have_one_name() -> None:
     assert [name for name, count in names.items() if count > 1] == []
 
 
-LAYERS = ("core", "params", "text", "records", "near_duplicates", "model", "scoring")  # docs/architecture.md
+LAYERS = ("core", "params", "text", "records", "near_duplicates", "model", "engines", "scoring")  # docs/architecture.md
 CHAPTERS = ("prepare", "tune", "measure", "ship", "report")
 
 

@@ -35,6 +35,8 @@ class Machine(BaseModel):
     micro_batch_tokens: Count | Auto = Field("auto", description="tokens trained on at once")
     sharding: bool | Auto = Field("auto", description="spread a base model that does not fit over all devices (FSDP)")
     generation_tokens: Count | Auto = Field("auto", description="prompt and answer tokens in memory at once")
+    engine_threads: Count | Auto = Field("auto", description="of an engine's server; auto: one for each core")
+    vllm_python: str = Field("", description="the Python of vLLM's own environment, which is started from there")
 
 
 def machine_settings() -> Machine:

@@ -85,7 +85,7 @@ class Chat:
         except UserError as error:
             return [], [], [*faults, f"have turns of which {error}"]
         prompt, shown, at = self._ids(parts), "".join(parts), 0
-        for text in (message["content"].strip() for message in self._messages(record)):
+        for text in (message["content"].strip() for message in self.messages(record)):
             at = shown.find(text, at) + len(text) if text in shown[at:] else len(shown) + 1
         if at > len(shown):
             faults.append("are not shown to the model in full, turn after turn, by the chat template")
@@ -96,17 +96,18 @@ class Chat:
         return prompt, completion, faults
 
     def has_special_texts(self, record: Record) -> bool:
-        texts = (record.completion, *(message["content"] for message in self._messages(record)))
+        texts = (record.completion, *(message["content"] for message in self.messages(record)))
         return any(special_texts(self.tokenizer).search(text) for text in texts)
 
-    def _messages(self, record: Record) -> list[dict[str, str]]:
+    def messages(self, record: Record) -> list[dict[str, str]]:
+        """The conversation as a chat API takes it: instruction, turns, prompt."""
         turns = [message for message in record.context if message.role != "system"]
         turns.append(Message("user", record.prompt))
         return _messages(turns, self.instruction_for(record), self.takes_system)
 
     def _prompt(self, record: Record) -> list[str]:
         """The rendered prompt; every second part is the text of a special token that the row itself has."""
-        messages, special = self._messages(record), special_texts(self.tokenizer)
+        messages, special = self.messages(record), special_texts(self.tokenizer)
         # The template gets a mark in their place, of a character that nobody uses.
         said = "".join(message["content"] for message in messages)
         mark = next(chr(code) for code in range(0xE000, 0xF900) if chr(code) not in said)

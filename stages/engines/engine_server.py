@@ -1,0 +1,255 @@
+"""An engine's server, from start to stop, and the requests it is sent: each says how its answer is to be decoded."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from stages.core.errors import UserError
+from stages.core.progress import track
+from stages.engines.commands import Place, launch
+from stages.params.model import Generation
+
+_SECONDS_TO_START, _SECONDS_TO_STOP, _SECONDS_TO_ANSWER = 600.0, 20.0, 600.0
+_LOOPBACK = "127.0.0.1"
+
+Messages = list[dict[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server that answers.
+
+    Attributes:
+        url: base of the OpenAI-compatible API, which ends in /v1.
+        model: the name that a request gives.
+        engine: transformers, llama.cpp or vllm.
+        api_key: what a request must bring, None where it need not.
+        slots: how many requests it works on at once.
+        process: the server's process, None when it runs elsewhere.
+        seconds_to_start: until it answered; 0.0 when it runs elsewhere.
+    """
+
+    url: str
+    model: str
+    engine: str
+    api_key: str | None = None
+    slots: int = 1
+    process: "subprocess.Popen[bytes] | None" = None
+    seconds_to_start: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What an engine said: its text, how many tokens, whether the stop token ended it, and their ids where it tells."""
+
+    output: str
+    tokens: int
+    stopped: bool
+    ids: tuple[int, ...] | None = None
+
+
+class EngineError(UserError):
+    """What a server said in place of an answer; `status` is that of HTTP, None when there was no reply."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@contextmanager
+def serving(
+    model: Path,
+    engine: str,
+    *,
+    name: str = "",
+    host: str = _LOOPBACK,
+    port: int | None = None,
+    api_key: str | None = None,
+    adapters: Mapping[str, Path] | None = None,
+    slots: int = 1,
+    context: int = 2048,
+) -> Iterator[Server]:
+    """The engine's own server on `model`, a folder or a GGUF file, until the block ends.
+
+    It listens on a free port when none is named. On a CPU several slots answer no faster than one, and what is answered
+    beside others is rounded otherwise: with one slot, the same requests in the same order get the same answers.
+
+    Raises:
+        UserError: when the engine is not installed, cannot serve that, or does not come up: with its last words.
+    """
+    name, port = name or model.stem, port or free_port()
+    started = launch(engine, Place(model, name, host, port, api_key, adapters or {}, slots, context))
+    at = time.perf_counter()
+    with tempfile.TemporaryFile() as log:
+        # A session of its own: whatever processes the engine starts end with it.
+        process = subprocess.Popen(
+            started.command,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **started.environment},
+            start_new_session=True,
+        )
+        try:
+            if process.stdin is not None:
+                with suppress(BrokenPipeError):  # it has died, which is said below
+                    process.stdin.write(started.stdin.encode())
+                    process.stdin.flush()
+            url = f"http://{_LOOPBACK if host in ('0.0.0.0', '::') else host}:{port}"
+            _wait_until_up(url, engine, process, log)
+            yield Server(f"{url}/v1", name, engine, api_key, slots, process, time.perf_counter() - at)
+        finally:
+            stop(process)
+
+
+def free_port() -> int:
+    """A port of the loopback address that nobody listens on."""
+    with socket.create_server((_LOOPBACK, 0)) as free:
+        return int(free.getsockname()[1])
+
+
+def stop(process: "subprocess.Popen[bytes]") -> None:
+    """End the server and all that it started."""
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, sign)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_SECONDS_TO_STOP)
+            break
+    if process.stdin is not None:
+        with suppress(BrokenPipeError):
+            process.stdin.close()
+
+
+def _wait_until_up(url: str, engine: str, process: "subprocess.Popen[bytes]", log: IO[bytes]) -> None:
+    until = time.monotonic() + _SECONDS_TO_START
+    while not healthy(url):
+        if process.poll() is not None or time.monotonic() > until:
+            log.seek(0)
+            said = log.read().decode("utf-8", "replace").strip().splitlines()
+            how = "ended" if process.poll() is not None else f"did not answer within {_SECONDS_TO_START:.0f} seconds"
+            raise EngineError(f"the server of {engine} {how}; its last words:\n  " + "\n  ".join(said[-5:]))
+        time.sleep(0.1)
+
+
+def healthy(url: str) -> bool:
+    """Whether the server, by its address without /v1, says that it answers."""
+    with suppress(OSError), _opener().open(f"{url}/health", timeout=5) as response:
+        return bool(response.status == 200)
+    return False
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    """Without a proxy: what goes to an engine goes to no one else."""
+    return urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def call(server: Server, path: str, body: Mapping[str, Any]) -> Any:
+    """POST to the server: `path` such as /v1/chat/completions; what it replies. Raises EngineError for all else."""
+    headers = {"Content-Type": "application/json"}
+    if server.api_key:
+        headers["Authorization"] = f"Bearer {server.api_key}"
+    address = server.url.removesuffix("/v1") + path
+    request = urllib.request.Request(address, json.dumps(body).encode(), headers)
+    try:
+        with _opener().open(request, timeout=_SECONDS_TO_ANSWER) as response:
+            return json.load(response)
+    except urllib.error.HTTPError as error:
+        said = error.read(2000).decode("utf-8", "replace")
+        raise EngineError(f"the server at {server.url} answers with HTTP {error.code}: {said}", error.code) from None
+    except (OSError, ValueError) as error:
+        raise EngineError(f"the server at {server.url} cannot be asked: {error}") from None
+
+
+def request(
+    server: Server, messages: Messages, generation: Generation, enforce: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The body of a request for a greedy answer: nothing is left to what the engine, or a file of the model's, has.
+
+    `enforce` is {"schema": JSON Schema} or {"labels": [...]}, which the answer is held to while it is decoded.
+
+    Raises:
+        UserError: when the engine cannot hold an answer to that.
+    """
+    body: dict[str, Any] = {
+        "model": server.model,
+        "messages": messages,
+        "max_tokens": generation.max_new_tokens,
+        "temperature": 0.0,
+        "seed": 0,
+        "top_p": 1.0,
+        "frequency_penalty": 0.0,
+        "presence_penalty": 0.0,
+        "n": 1,
+        "stream": False,
+    }
+    if server.engine == "llama.cpp":
+        body |= {"top_k": 0, "min_p": 0.0, "typical_p": 1.0, "repeat_penalty": 1.0, "dry_multiplier": 0.0}
+        body |= {"xtc_probability": 0.0, "mirostat": 0, "cache_prompt": True}
+    if server.engine == "vllm":
+        body |= {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "return_token_ids": True}
+    return body | (_enforced(server.engine, enforce) if enforce else {})
+
+
+def _enforced(engine: str, enforce: Mapping[str, Any]) -> dict[str, Any]:
+    if engine == "transformers":
+        raise UserError("generation.enforce: `transformers serve` cannot hold an answer to a contract; set it to none")
+    if "schema" in enforce:
+        wanted = {"name": "answer", "schema": enforce["schema"], "strict": True}
+        return {"response_format": {"type": "json_schema", "json_schema": wanted}}
+    if engine == "vllm":
+        return {"structured_outputs": {"choice": list(enforce["labels"])}}
+    return {"grammar": "root ::= " + " | ".join(json.dumps(label, ensure_ascii=False) for label in enforce["labels"])}
+
+
+def ask(
+    server: Server,
+    conversations: Sequence[Messages],
+    generation: Generation,
+    enforce: Sequence[Mapping[str, Any] | None] | None = None,
+    what: str = "answers",
+) -> list[Reply]:
+    """Greedy answers in the order of `conversations`, as many at once as the server has slots.
+
+    Raises:
+        EngineError: when one cannot be had.
+    """
+    held = enforce or [None] * len(conversations)
+    bodies = [request(server, m, generation, one) for m, one in zip(conversations, held, strict=True)]
+    with ThreadPoolExecutor(server.slots) as pool:
+        found = pool.map(lambda body: reply(call(server, "/v1/chat/completions", body)), bodies)
+        return list(track(found, len(bodies), what))
+
+
+def reply(body: Any) -> Reply:
+    """The answer in what a server replied. Raises EngineError when there is none."""
+    try:
+        choice, used = body["choices"][0], body["usage"]["completion_tokens"]
+        ids = choice.get("token_ids")
+        text = choice["message"]["content"] or ""
+        return Reply(text, int(used), choice["finish_reason"] == "stop", tuple(ids) if ids else None)
+    except (KeyError, IndexError, TypeError) as error:
+        raise EngineError(f"the server replied without {error}: {str(body)[:300]}") from None
+
+
+def prompt_ids(server: Server, messages: Messages) -> list[int]:
+    """The token ids that the engine's own template and tokenizer make of a conversation, up to the answer."""
+    if server.engine == "llama.cpp":
+        shown = call(server, "/apply-template", {"messages": messages})["prompt"]
+        body = {"content": shown, "add_special": True, "parse_special": True}
+        return list(call(server, "/tokenize", body)["tokens"])
+    if server.engine == "vllm":
+        return list(call(server, "/tokenize", {"model": server.model, "messages": messages})["tokens"])
+    raise UserError("`transformers serve` does not tell the ids of a prompt; it renders what training rendered")

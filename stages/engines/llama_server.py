@@ -1,0 +1,47 @@
+"""llama.cpp's own HTTP server, of the package xllamacpp, in a process of its own.
+
+It reads its settings from the first line of standard input, for a key in a command line is one that every user of the
+machine can see, and ends when standard input does, so that it never outlives who started it.
+"""
+
+import json
+import sys
+from typing import Any
+
+
+def parameters(settings: dict[str, Any]) -> Any:
+    """The server's parameters of what `stages.engines.commands` says.
+
+    `context` is the tokens of one slot; `adapters` are GGUF files, which a request turns on by their number ("lora").
+    """
+    import xllamacpp
+
+    found = xllamacpp.CommonParams()
+    found.model.path = settings["model"]
+    found.model_alias = {settings["name"]}
+    found.hostnames, found.port = [settings["host"]], settings["port"]
+    found.api_keys = [settings["api_key"]] if settings["api_key"] else []
+    found.n_parallel = settings["slots"]
+    found.n_ctx = settings["slots"] * settings["context"]
+    found.cpuparams.n_threads = found.cpuparams_batch.n_threads = settings["threads"]
+    found.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(file, 1.0) for file in settings["adapters"]]
+    found.lora_init_without_apply = True
+    # Nothing is cut, moved or warmed up unasked, and no slot sees what another one keeps.
+    found.ctx_shift, found.cache_ram_mib, found.warmup, found.ui = False, 0, False, False
+    found.use_jinja = True
+    return found
+
+
+def main() -> None:
+    import xllamacpp
+
+    try:
+        server = xllamacpp.Server(parameters(json.loads(sys.stdin.readline())))
+    except RuntimeError:  # llama.cpp has said why
+        raise SystemExit(1) from None
+    sys.stdin.read()
+    del server
+
+
+if __name__ == "__main__":
+    main()
