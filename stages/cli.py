@@ -39,8 +39,15 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--json", action="store_true", help="print one JSON object")
     command.set_defaults(call=_trace)
 
-    command = commands.add_parser("verify", help="check a release folder against its manifest and dvc.lock")
+    command = commands.add_parser("sign", help="sign the release folder with a key in a file")
+    command.add_argument("--key", metavar="PRIVATE.pem", required=True, help="ECDSA on P-256, P-384 or P-521, in PEM")
+    command.add_argument("--signature", metavar="FILE", help=f"default: {paths.SIGNATURE} beside {paths.PIPELINE}")
+    command.set_defaults(call=_sign)
+
+    command = commands.add_parser("verify", help="check a release folder against its manifest, dvc.lock and signature")
     command.add_argument("path", metavar="PATH", nargs="?", help=f"default: {paths.RELEASE}")
+    command.add_argument("--key", metavar="PUBLIC.pem", help="of whom the signature must be; needs no repository")
+    command.add_argument("--signature", metavar="FILE", help=f"default: {paths.SIGNATURE} beside dvc.yaml or PATH")
     command.set_defaults(call=_verify)
 
     command = commands.add_parser("gates", help="show the gates; exit with 1 when they fail")
@@ -98,7 +105,12 @@ def _in_root(options: argparse.Namespace) -> None:
     from stages.core.git import find_root
 
     start = Path.cwd()
-    root = find_root(start)
+    try:
+        root = find_root(start)
+    except UserError:
+        if options.call is not _verify or not options.path:
+            raise
+        root = start  # a release folder can be checked where there is no repository
     os.chdir(root)
     try:
         options.call(options, root, start)
@@ -122,10 +134,24 @@ def _trace(options: argparse.Namespace, root: Path, start: Path) -> None:
         raise Refusal(f"the trail of {trail['file']['path']} is broken in {len(broken)} place{'s' * (len(broken) > 1)}")
 
 
+def _sign(options: argparse.Namespace, root: Path, start: Path) -> None:
+    from stages.ship.release.signature import sign
+    from stages.ship.release.verify import verify
+
+    place = start / options.signature if options.signature else root / paths.SIGNATURE
+    verify(root, root / paths.RELEASE)
+    print(sign(root, root / paths.RELEASE, start / options.key, place))
+
+
 def _verify(options: argparse.Namespace, root: Path, start: Path) -> None:
     from stages.ship.release.verify import verify
 
-    print(verify(root, start / options.path if options.path else root / paths.RELEASE))
+    repository = root if (root / paths.PIPELINE).is_file() else None
+    folder = start / options.path if options.path else root / paths.RELEASE
+    key, signature = (start / name if name else None for name in (options.key, options.signature))
+    if signature and not key:
+        raise UserError("--signature needs --key: a signature says nothing without knowing of whom it must be")
+    print(verify(repository, folder, key, signature))
 
 
 def _gates(options: argparse.Namespace, root: Path, start: Path) -> None:

@@ -38,6 +38,10 @@ NF4 = RELEASE / "nf4"
 INT8 = RELEASE / "int8"
 MANIFEST = RELEASE / "manifest.json"
 MODEL_CARD = RELEASE / "README.md"
+BOM = RELEASE / "bom.cdx.json"
+PROVENANCE = RELEASE / "provenance.intoto.json"
+TEST_RESULT = RELEASE / "test_result.intoto.json"
+SIGNATURE = Path("release.sig")
 
 METRICS = Path("metrics")
 CLEAN_METRICS = METRICS / "clean.json"

@@ -1,39 +1,60 @@
-"""verify: is a release folder, byte for byte, what its manifest says, and is the manifest the one in dvc.lock?"""
+"""verify: is a release folder, byte for byte, what its manifest says, and does dvc.lock or a signature speak for it?"""
 
 import stat
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from stages.core import paths
 from stages.core.errors import Refusal, UserError
 from stages.core.files import file_digest
 from stages.core.git import LOCK, Repository, WorkingTree
+from stages.ship.release.changed_files import changes, digests, shown
 from stages.ship.release.dvc_files import Listings, read_manifest
 from stages.ship.release.finding import History, read_lock
 from stages.ship.release.objects import lost_releases
+from stages.ship.release.signature import signed_differences
 
 _NOT_IN_MANIFEST = {paths.MANIFEST.name, paths.MODEL_CARD.name}
 # Formats that run code when they are loaded: Python pickles, and archives that hold them.
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".h5", ".keras"}
-_NAME_SHOWN, _PATH_SHOWN = 80, 200
+_PATH_SHOWN = 200
 _PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
 
 
-def verify(root: Path, folder: Path) -> str:
-    """Check a release folder; return the sentence that says what holds.
+def verify(root: Path | None, folder: Path, key: Path | None = None, signature: Path | None = None) -> str:
+    """Check a release folder; return the sentences that say what holds.
+
+    Against its manifest always; against the signature with the public key; against dvc.lock in the repository `root`,
+    where that is known and the folder lies in it or no key speaks for the folder.
 
     Raises:
         Refusal: with every difference at once.
-        UserError: when there is no manifest.
+        UserError: when there is no manifest, or a key or signature that cannot be read.
     """
-    shown = folder.relative_to(root) if folder.is_relative_to(root) else folder
-    listings = Listings(root)
-    if found := [*differences(folder, listings), *_manifest_differences(root, folder, listings)]:
-        raise Refusal(f"{shown} is not what its manifest and {LOCK} say:\n  " + "\n  ".join(found))
+    label = folder.relative_to(root) if root and folder.is_relative_to(root) else folder
+    listings = Listings(root or folder.parent)
+    place = signature or (root or folder.absolute().parent) / paths.SIGNATURE
+    if key and (found := [*odd_entries(folder, listings), *signed_differences(folder, key, place)]):
+        raise Refusal(f"{label} is not what {place.name} signed:\n  " + "\n  ".join(found))
+    found = differences(folder, listings)
+    in_git = root is not None and (key is None or folder.is_relative_to(root))
+    if root and in_git:
+        found += _manifest_differences(root, folder, listings)
+    if found:
+        raise Refusal(
+            f"{label} is not what its manifest{f' and {LOCK} say' if in_git else ' says'}:\n  " + "\n  ".join(found)
+        )
     manifest = read_manifest(folder / paths.MANIFEST.name) or {}
-    answer = f"{shown}: {len(manifest['files'])} files are what the manifest says, and {LOCK} holds the manifest"
-    return "\n".join([answer, *lost_releases(Repository(root), listings)])
+    answer = f"{label}: {len(manifest['files'])} files are what the manifest says"
+    if root and in_git:
+        answer += f", and {LOCK} holds the manifest"
+    if key:
+        answer += f"\n{place.name} is the signature of these files by {key.name}"
+    elif not in_git:
+        answer += "; only a signature says whose manifest it is: give --key and --signature"
+    return "\n".join([answer, *(lost_releases(Repository(root), listings) if root and in_git else ())])
 
 
 def differences(folder: Path, listings: Listings) -> list[str]:
@@ -46,10 +67,8 @@ def differences(folder: Path, listings: Listings) -> list[str]:
         )
     for name, row in manifest["files"].items():
         if not isinstance(row, dict) or not {"sha256", "md5", "bytes"} <= row.keys():
-            raise UserError(
-                f"{path} has no sha256, md5 and bytes for {name[:_NAME_SHOWN]!r}; `dvc checkout` restores it"
-            )
-    return [*odd_entries(folder, listings), *_file_differences(folder, manifest["files"]), *_pickles(folder)]
+            raise UserError(f"{path} has no sha256, md5 and bytes for {shown(name)}; `dvc checkout` restores it")
+    return [*odd_entries(folder, listings), *_file_differences(folder, manifest), *_pickles(folder)]
 
 
 def odd_entries(folder: Path, listings: Listings) -> Iterator[str]:
@@ -69,18 +88,16 @@ def odd_entries(folder: Path, listings: Listings) -> Iterator[str]:
             yield f"{name} is neither a file nor a folder"
 
 
-def _file_differences(folder: Path, files: dict[str, dict[str, object]]) -> Iterator[str]:
-    there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-    for name in sorted(files.keys() - there):
-        yield f"{name[:_NAME_SHOWN]} is missing"
-    for name in sorted(there - files.keys() - _NOT_IN_MANIFEST):
-        yield f"{name} is not in the manifest"
-    for name in sorted(files.keys() & there):
-        size, expected = (folder / name).stat().st_size, files[name]
-        if size != expected["bytes"]:
-            yield f"{name} has {size} bytes, the manifest says {expected['bytes']}"
-        elif any(file_digest(folder / name, kind) != expected[kind] for kind in ("sha256", "md5")):
-            yield f"{name} has other bytes than the manifest says"
+def _file_differences(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
+    files = manifest["files"]
+    found = digests(folder)
+    for name in _NOT_IN_MANIFEST if manifest.get("format") == 1 else [paths.MANIFEST.name]:
+        found.pop(name, None)
+    yield from changes({name: row["sha256"] for name, row in files.items()}, found, "the manifest")
+    for name in sorted(name for name, row in files.items() if found.get(name) == row["sha256"]):
+        path = folder / name
+        if (path.stat().st_size, file_digest(path, "md5")) != (files[name]["bytes"], files[name]["md5"]):
+            yield f"{shown(name)} has another size or MD5 than the manifest says"
 
 
 def _pickles(folder: Path) -> Iterator[str]:
