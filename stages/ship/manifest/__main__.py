@@ -1,4 +1,4 @@
-"""manifest: hashes of every file that ships and of all that made it, and the model card.
+"""manifest: hashes of every file that ships and of all that made it; the model card, bill of materials, attestations.
 
 A stage of its own, so that a changed parameter or comment upstream that leaves the weights as they are costs a
 second here and not another round of merging, quantising and judging. It holds content hashes alone, so that the same
@@ -16,9 +16,11 @@ from stages.core.files import file_digest, files_under, read_json, write_json, w
 from stages.core.run_notes import library_versions
 from stages.core.yaml_reader import load_yaml
 from stages.params.loader import Params, load_params, read_params
+from stages.ship.manifest.attestations import provenance, test_result
+from stages.ship.manifest.bill_of_materials import bill_of_materials
 from stages.ship.manifest.model_card import model_card
 
-FORMAT = 1
+FORMAT = 2  # described by manifest.schema.json
 _METRICS = (
     paths.BASELINE_METRICS,
     paths.TRAIN_METRICS,
@@ -26,7 +28,7 @@ _METRICS = (
     paths.QUANTIZE_METRICS,
     paths.GATES,
 )
-_SHIPPED = (paths.MERGED, paths.NF4, paths.INT8)
+_DOCUMENTS = (paths.MODEL_CARD, paths.BOM, paths.PROVENANCE, paths.TEST_RESULT)
 
 
 def main() -> None:
@@ -36,24 +38,33 @@ def main() -> None:
         "probes", "quantize", "review", "scoring", "seed", "split", "task", "train",
     )
     # fmt: on
-    manifest = build_manifest(params)
     metrics = {path.stem: read_json(path) for path in _METRICS}
-    write_json(paths.MANIFEST, manifest)
+    manifest = build_manifest(params, metrics["quantize"]["artefacts"])
     write_text(paths.MODEL_CARD, model_card(params, manifest, metrics))
+    write_json(paths.BOM, bill_of_materials(manifest))
+    write_json(paths.PROVENANCE, provenance(manifest))
+    write_json(paths.TEST_RESULT, test_result(manifest, metrics["gates"]))
+    # They speak of what ships; that they are whole, the manifest says.
+    manifest["files"] |= {file.name: hashes(file) for file in _DOCUMENTS}
+    write_json(paths.MANIFEST, manifest)
     print(f"wrote {paths.MANIFEST}: {len(manifest['files'])} files that ship")
 
 
-def build_manifest(params: Params) -> dict[str, Any]:
-    """Hash what dvc.yaml names as dependencies, sorted by what it is.
+def build_manifest(params: Params, artefacts: dict[str, Any]) -> dict[str, Any]:
+    """Hash what dvc.yaml names as dependencies, sorted by what it is; say what each of `artefacts` was judged by.
 
     The dependencies in dvc.yaml are the one list of what makes a release; what is hashed is what DVC watches. The code
     is that of the stages before this one: another report changes no manifest.
     """
     deps = stage_dependencies("manifest")
+    shipped = _files(dep for dep in deps if paths.RELEASE in dep.parents)
+    files = {file.relative_to(paths.RELEASE).as_posix(): hashes(file) for file in shipped}
+    adapter = _hashed([paths.ADAPTER])
     return {
         "format": FORMAT,
-        "files": {file.relative_to(paths.RELEASE).as_posix(): hashes(file) for file in _files(_SHIPPED)},
-        "adapter": _hashed([paths.ADAPTER]),
+        "files": files,
+        "formats": {name: judged(name, artefact, params, {**files, **adapter}) for name, artefact in artefacts.items()},
+        "adapter": adapter,
         "base": {
             "source": params.model.source,
             "sha256": params.model.sha256,
@@ -65,6 +76,23 @@ def build_manifest(params: Params) -> dict[str, Any]:
         "params": params.model_dump(mode="json"),
         "metrics": _hashed(dep for dep in deps if dep.parts[0] == "metrics"),
         "libraries": library_versions(),
+    }
+
+
+def judged(name: str, artefact: dict[str, Any], params: Params, files: dict[str, Any]) -> dict[str, Any]:
+    """A format of the release: its files, the engine that was asked, how it decoded, and every score with its interval.
+
+    `folder` and `engine` of an artefact say where it lies and what serves it, when that is not the usual.
+    """
+    folder = artefact.get("folder", name)
+    return {
+        "folder": folder,
+        "files": {file: row["sha256"] for file, row in files.items() if file.startswith(f"{folder}/")},
+        "engine": artefact.get("engine", "transformers"),
+        "decoding": {"temperature": 0, **params.generation.model_dump(mode="json"), **artefact.get("decoding", {})},
+        "rows": artefact["scores"]["rows"],
+        "confidence": params.scoring.confidence,
+        "metrics": {key: one for key, one in artefact["scores"].items() if isinstance(one, dict) and "low" in one},
     }
 
 

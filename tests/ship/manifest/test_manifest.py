@@ -4,7 +4,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+from google.protobuf.json_format import ParseDict
+from huggingface_hub import ModelCard
+from in_toto_attestation.predicates.provenance.v1.provenance_pb2 import Provenance
+from in_toto_attestation.predicates.test_result.v0.test_result_pb2 import TestResult as InTotoTestResult
+from in_toto_attestation.v1.statement_pb2 import Statement
 from project import ROOT
 from stage_process import run_stage
 
@@ -26,14 +34,34 @@ def manifest(workspace: Path) -> dict[str, Any]:
 
 def test_every_file_that_ships_is_hashed(pipeline: Path) -> None:
     release = pipeline / "models" / "release"
-    beside = {"manifest.json", "README.md"}
-    shipped = {p.relative_to(release).as_posix() for p in files_under(release)} - beside
+    shipped = {p.relative_to(release).as_posix() for p in files_under(release)} - {"manifest.json"}
     assert manifest(pipeline)["files"].keys() == shipped
     for name, expected in manifest(pipeline)["files"].items():
         content = (release / name).read_bytes()
         assert expected["sha256"] == hashlib.sha256(content).hexdigest()
         assert expected["md5"] == hashlib.md5(content, usedforsecurity=False).hexdigest()
         assert expected["bytes"] == len(content)
+
+
+def test_the_manifest_fits_its_published_schema_and_says_what_each_format_was_judged_by(pipeline: Path) -> None:
+    jsonschema.validate(manifest(pipeline), read_json(ROOT / "stages/ship/manifest/manifest.schema.json"))
+    artefacts = read_json(pipeline / "metrics" / "quantize.json")["artefacts"]
+    for name, found in manifest(pipeline)["formats"].items():
+        assert found["files"].keys() == {file for file in manifest(pipeline)["files"] if file.startswith(f"{name}/")}
+        assert found["metrics"]["exact_match"] == artefacts[name]["scores"]["exact_match"]
+        assert (found["decoding"]["temperature"], found["decoding"]["max_new_tokens"]) == (0, 8)
+    assert manifest(pipeline)["formats"].keys() == artefacts.keys()
+
+
+def test_the_documents_of_the_release_fit_their_standards(pipeline: Path) -> None:
+    release = pipeline / "models" / "release"
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str((release / "bom.cdx.json").read_text()) is None
+    for name, predicate in (("provenance", Provenance()), ("test_result", InTotoTestResult())):
+        made = read_json(release / f"{name}.intoto.json")
+        ParseDict(made, Statement())
+        ParseDict(made["predicate"], predicate)
+        assert {one["name"] for one in made["subject"]} < manifest(pipeline)["files"].keys()
+    assert ModelCard.load(release / "README.md").data.eval_results[0].metric_type == "exact_match"
 
 
 def test_what_made_the_release_is_hashed_too(pipeline: Path) -> None:

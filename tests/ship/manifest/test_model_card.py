@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import example, given
+from cyclonedx.spdx import fixup_id
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from pydantic import ValidationError
-from scored import ROOT
+from release_example import make_manifest, make_metrics, make_params
 
 from stages.core.yaml_reader import load_yaml
-from stages.params.loader import Params, check_params, read_params
 from stages.params.model import Model
 from stages.ship.manifest.model_card import hub_name, model_card
 
@@ -20,29 +20,11 @@ HOSTILE = st.text(max_size=30) | st.text(alphabet="`~#-+=*_>|<&1.:{}%'\"\\\n\t\r
 LICENCES = st.text(max_size=30) | st.sampled_from(
     ["null", "no", "true", "0BSD", "---", "a: b #c", "{aa}", "0x1F", "1e3"]
 )
-PARAMS = check_params(read_params(ROOT / "params.yaml"))
 
 
 def make_card(text: str, licence: str = "MIT") -> str:
     """A card in which each text that is not ours is `text`."""
-    return model_card(make_params(text, licence), {"base": {"sha256": "0" * 64}}, make_metrics(text))
-
-
-def make_params(text: str, licence: str) -> Params:
-    told = {"instruction": text, "instructions": {text: text, f"{text}.": "Name the tone."}}
-    model = PARAMS.model.model_copy(update={"source": f"path:{text}", "licence": licence})
-    return PARAMS.model_copy(update={"model": model, "task": PARAMS.task.model_copy(update=told)})
-
-
-def make_metrics(text: str) -> dict[str, Any]:
-    scores = {"rows": 4, "exact_match": {"value": 0.5, "low": 0.1, "high": 0.9}, "valid": {"value": 1.0}}
-    return {
-        "baseline": {"base": scores},
-        "evaluate": {"adapter": scores},
-        "quantize": {"artefacts": {"int8": {"bytes": 7_000_000, "scores": scores}}},
-        "train": {"rows": {"train": 99}},
-        "gates": {"verdict": "PASS", "reason": text},
-    }
+    return model_card(make_params(text, licence), make_manifest(text, licence), make_metrics(text))
 
 
 def structure(card: str) -> list[Any]:
@@ -65,9 +47,10 @@ def test_no_text_changes_the_form_of_the_card(text: str) -> None:
 
 def test_the_card_has_its_table_and_its_blocks() -> None:
     kinds = [one[0] for one in HARMLESS if isinstance(one, tuple)]
-    assert [kinds.count(kind) for kind in ("table_open", "tr_open", "fence", "heading_open")] == [1, 4, 3, 3]
+    assert [kinds.count(kind) for kind in ("table_open", "tr_open", "fence", "heading_open")] == [1, 5, 3, 3]
 
 
+@settings(max_examples=40)
 @given(HOSTILE, LICENCES)
 def test_the_front_matter_holds_exactly_the_values(text: str, licence: str) -> None:
     try:
@@ -77,12 +60,23 @@ def test_the_front_matter_holds_exactly_the_values(text: str, licence: str) -> N
     front = re.match(r"---\n(.*?)\n---\n", make_card(text, licence), re.DOTALL)
     assert front is not None
     for found in (yaml.safe_load(front[1]), load_yaml(front[1])):  # as hubs read it, and as DVC does
+        (index,) = found.pop("model-index")
         assert found == {
             "base_model": hub_name(f"path:{text}"),
             "base_model_relation": "finetune",
-            "license": licence,
             "pipeline_tag": "text-generation",
+            **({"license": licence.lower()} if fixup_id(licence) else {"license": "other", "license_name": licence}),
         }
+        assert index["name"] == f"{hub_name(f'path:{text}')}-fine-tuned"
+        (result,) = index["results"]
+        assert result["dataset"]["revision"] == "1" * 64
+        assert [metric["name"] for metric in result["metrics"]] == [
+            f"{metric} of {name} by {engine}"
+            for name, engine in (("int8", "transformers"), ("gguf", "llama.cpp"))
+            for metric in ("exact_match", "valid", "perplexity")
+        ]
+        assert result["metrics"][0]["value"] == 0.5
+        assert result["metrics"][0]["args"] == {"low": 0.1, "high": 0.9, "confidence": 0.95}
 
 
 def test_each_task_has_its_instruction() -> None:
