@@ -61,7 +61,8 @@ def parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("release", help="tag HEAD as a release, unless something is open")
     command.add_argument("version", metavar="VERSION", help="MAJOR.MINOR.PATCH")
-    command.add_argument("--strict", action="store_true", help="refuse MARGINAL gates too")
+    command.add_argument("--stage", metavar="STAGE", help="assign it to this stage, too, such as prod")
+    command.add_argument("--accept-marginal", metavar="REASON", help="release MARGINAL gates; the tag says why")
     command.add_argument("--sign", action="store_true", help="sign the tag with your key")
     command.add_argument("--no-push-check", metavar="REASON", help="do not ask the DVC remote; the tag says why")
     command.set_defaults(call=_release)
@@ -178,7 +179,8 @@ def _review(options: argparse.Namespace, root: Path, start: Path) -> None:
 def _release(options: argparse.Namespace, root: Path, start: Path) -> None:
     from stages.ship.release.tag import release
 
-    print(release(root, options.version, options.strict, options.no_push_check, options.sign))
+    reasons = options.accept_marginal, options.no_push_check
+    print(release(root, options.version, options.stage, *reasons, options.sign))
 
 
 def _compare(options: argparse.Namespace, root: Path, start: Path) -> None:

@@ -103,7 +103,10 @@ def _tag(repository: Repository, name: str, commit: str, listings: Listings) -> 
 
 def read_record(repository: Repository, tag: str) -> dict[str, Any]:
     """The JSON record in a release tag's message, before a signature; empty for a tag that holds none."""
-    message = repository.git("for-each-ref", "--format=%(contents)", f"refs/tags/{tag}", check=False)
+    return parse_record(repository.git("for-each-ref", "--format=%(contents)", f"refs/tags/{tag}", check=False))
+
+
+def parse_record(message: str) -> dict[str, Any]:
     try:
         record, _ = json.JSONDecoder().raw_decode(message)
     except ValueError:
@@ -122,8 +125,11 @@ def record_fault(repository: Repository, tag: str, commit: str) -> str | None:
 
 
 def tagged_locks(repository: Repository) -> list[tuple[str, str, bytes]]:
-    """Every tag with a dvc.lock: name, commit and the lock's text."""
-    names = repository.git("for-each-ref", "--format=%(refname:strip=2)", "refs/tags", check=False).splitlines()
+    """Every tag with a dvc.lock: name, commit and the lock's text. An assignment of a stage (`NAME#STAGE#1`) says nothing
+    of a commit that the tag of its version does not say.
+    """
+    lines = repository.git("for-each-ref", "--format=%(refname:strip=2)", "refs/tags", check=False).splitlines()
+    names = [name for name in lines if "#" not in name]
     commits = repository.object_ids(f"refs/tags/{name}^{{commit}}" for name in names)
     blobs = repository.object_ids(f"refs/tags/{name}^{{commit}}:./{LOCK}" for name in names)
     texts = repository.blobs(i for i in blobs if i)

@@ -14,7 +14,7 @@ from stages.core.dvc_lock import Lock, entry_hash
 from stages.core.errors import Refusal, UserError
 from stages.core.git import LOCK, Repository, WorkingTree
 from stages.ship.release.checks import AUTOCRLF, Checker, Findings, line_ends_alone
-from stages.ship.release.dvc_files import Definition, Listings, run_dvc
+from stages.ship.release.dvc_files import Definition, Listings
 from stages.ship.release.finding import read_lock
 from stages.ship.release.objects import Kept, examine, trail_entries
 
@@ -71,12 +71,14 @@ def hash_all(root: Path, lock: Lock, listings: Listings) -> tuple[Findings, Kept
 
 
 def dvc_status(root: Path) -> dict[str, list[Any]]:
-    """`dvc status --json`. Raises UserError with DVC's words when it fails."""
-    done = run_dvc(root, "status", "--json")
+    """What `dvc status` says. Raises UserError with DVC's words when it fails."""
+    from dvc.repo import Repo
+
     try:
-        status: dict[str, list[Any]] = json.loads(done.stdout)
-    except ValueError:
-        raise UserError(f"dvc status failed in {root}: {done.stderr.strip()}") from None
+        with Repo(str(root)) as repo:
+            status: dict[str, list[Any]] = repo.status()
+    except Exception as error:  # DVC's own, and those of the YAML and the file systems that it reads
+        raise UserError(f"dvc status failed in {root}: {error}") from error
     return status
 
 

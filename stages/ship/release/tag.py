@@ -1,7 +1,6 @@
 """release: the annotated tag, in GTO's form, that says which commit ships; refused while anything is open."""
 
-import json
-import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,20 +11,13 @@ from stages.core.errors import Refusal, UserError
 from stages.core.files import file_digest, read_json
 from stages.core.git import Repository, WorkingTree
 from stages.scoring.metrics import FAIL, MARGINAL, PASS
-from stages.ship.release.dvc_files import Definition, Listings
-from stages.ship.release.finding import read_lock
-from stages.ship.release.lock_check import hash_all
+from stages.ship.release.dvc_files import Listings
+from stages.ship.release.finding import read_lock, record_fault
+from stages.ship.release.lock_check import hash_all, lock_check
 from stages.ship.release.objects import missing_in_remote, names
+from stages.ship.release.registry import Registry, Tag, artifact_name, parse_stage, parse_version, write_tag
 from stages.ship.release.trace import trace
 from stages.ship.release.verify import verify
-
-# GTO's forms: an artifact's name and a semantic version (semver.org, 2.0.0).
-ARTIFACT = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9-/_]*[a-zA-Z0-9])?")
-_IDENTIFIER = r"(?:0|[1-9]\d*|\d*[a-zA-Z-][0-9a-zA-Z-]*)"
-VERSION = re.compile(
-    r"(?:0|[1-9]\d*)\.(?:0|[1-9]\d*)\.(?:0|[1-9]\d*)"
-    rf"(?:-{_IDENTIFIER}(?:\.{_IDENTIFIER})*)?(?:\+[0-9a-zA-Z-]+(?:\.[0-9a-zA-Z-]+)*)?"
-)
 
 _NO_REMOTE = "No DVC remote is configured: this machine's cache alone can bring the files back."
 _PUSHED = {
@@ -34,35 +26,62 @@ _PUSHED = {
 }
 
 
-def release(root: Path, version: str, strict: bool, unpushed: str | None = None, sign: bool = False) -> str:
-    """Tag HEAD as a release; return what to do next.
+def release(
+    root: Path,
+    version: str,
+    stage: str | None = None,
+    accepted: str | None = None,
+    unpushed: str | None = None,
+    sign: bool = False,
+) -> str:
+    """Tag HEAD as a release and, with `stage`, assign it; return what to do next.
 
-    `unpushed` is the reason why the remote is not asked, which the tag records.
+    A run that was interrupted is completed by the next: what stands already is checked and left as it is.
+
+    Args:
+        accepted: the reason why MARGINAL gates are accepted, which the tag records.
+        unpushed: the reason why the remote is not asked, which the tag records.
 
     Raises:
-        UserError: for a version or an artifact's name that GTO does not take, or an empty reason.
-        Refusal: with every reason at once.
+        UserError: for a version, a stage or an artifact's name that GTO does not take, or an empty reason.
+        Refusal: with every reason at once, or when another run was quicker.
     """
-    repository = Repository(root)
-    tag = f"{_artifact(root)}@v{_version(version)}"
-    if unpushed is not None and not unpushed.strip():
-        raise UserError("--no-push-check needs a reason, which the tag records")
+    repository, tree = Repository(root), WorkingTree(root)
+    for option, reason in (("--no-push-check", unpushed), ("--accept-marginal", accepted)):
+        if reason is not None and not reason.strip():
+            raise UserError(f"{option} needs a reason, which the tag records")
+    registry = Registry(repository, artifact_name(tree))
+    tag = f"{registry.artifact}@{parse_version(version)}"
+    stage = stage and parse_stage(stage)
+    there = next((one for one in registry.tags if one.name == tag), None)
     kept, remote = _kept(root, unpushed)
-    if reasons := [*_open_points(repository, tag), *kept, *_audit(root), *_gates(root, strict)]:
+    marginal = accepted or (there and there.record.get("accepted_marginal"))
+    if reasons := [*_open_points(registry, tag), *kept, *_audit(root), *_fresh(root), *_gates(root, marginal)]:
         raise Refusal(f"{tag} is not released:\n  " + "\n  ".join(dict.fromkeys(reasons)))
     record = {**make_record(repository), "remote": remote}
-    message = json.dumps(record, indent=2) + "\n"  # in ASCII: names of gates hold nothing that a terminal would obey
-    repository.git(
-        "tag", "--sign" if sign else "--annotate", "--cleanup=verbatim", "--file=-", tag, "HEAD", stdin=message.encode()
-    )
-    marginal = "The gates are MARGINAL: too few rows to be sure; see `tunetrail gates`.\n"
-    return (
-        f"Released {tag} at commit {record['commit'][:10]}, verdict {record['verdict']}.\n"
-        f"{marginal if record['verdict'] == MARGINAL else ''}"
-        f"{_PUSHED[remote['checked']] if remote else _NO_REMOTE}\n"
-        f"Publish:    git push origin HEAD {tag}\n"
-        f"Roll back:  git checkout {tag} && dvc checkout    (after `dvc pull` where the cache lacks it)"
-    )
+    if record["verdict"] == MARGINAL:
+        record["accepted_marginal"] = marginal
+    if there is None:
+        write_tag(repository, tag, "HEAD", record, sign)
+        registry = Registry(repository, registry.artifact)
+    released = registry.versions[record["commit"]]
+    assigned = registry.assign(stage, released, {}, sign) if stage else None
+    before = f", which had {assigned.record['before'] or 'nothing'} before" if assigned else ""
+    stands = f"{tag} is released already, by {released.who!r}" if there else f"Released {tag}"
+    lines = [
+        f"{stands} at commit {record['commit'][:10]}, verdict {record['verdict']}.",
+        f"Stage {stage} has it{before}." if stage else "",
+        f"The gates are MARGINAL, accepted because: {marginal}" if record["verdict"] == MARGINAL else "",
+        _PUSHED[remote["checked"]] if remote else _NO_REMOTE,
+        f"Publish:    git push --atomic origin HEAD {publishable(tag, assigned)}",
+        f"Roll back:  git checkout {tag} && dvc checkout    (after `dvc pull` where the cache lacks it)",
+    ]
+    return "\n".join(filter(None, lines))
+
+
+def publishable(*tags: Tag | str | None) -> str:
+    """Tags as words of a shell."""
+    return " ".join(shlex.quote(one.name if isinstance(one, Tag) else one) for one in tags if one)
 
 
 def _kept(root: Path, unpushed: str | None) -> tuple[list[str], dict[str, Any] | None]:
@@ -122,31 +141,20 @@ def read_gates(root: Path) -> dict[str, Any]:
 def require(verdict: str, strict: bool) -> None:
     """Raises Refusal on FAIL, and on MARGINAL when `strict`."""
     if verdict == FAIL or (strict and verdict == MARGINAL):
-        doubt = ", which --strict does not let pass" if verdict == MARGINAL else ""
+        doubt = ": too few rows to be sure" if verdict == MARGINAL else ""
         raise Refusal(f"the gates are {verdict}{doubt}; `tunetrail gates` shows them")
 
 
-def _version(text: str) -> str:
-    version = text.removeprefix("v")
-    if not VERSION.fullmatch(version):
-        raise UserError(f"version {text!r} is no semantic version; give MAJOR.MINOR.PATCH, such as 1.2.0")
-    return version
-
-
-def _artifact(root: Path) -> str:
-    name = Definition.read(WorkingTree(root)).artifact(paths.MANIFEST.as_posix())
-    if name is None:
-        raise UserError(
-            f"dvc.yaml: `artifacts:` has no entry with path {paths.MANIFEST}; add one: its name names the tag"
-        )
-    if not ARTIFACT.fullmatch(name):
-        raise UserError(f"dvc.yaml: artifact name {name!r} may have only letters, digits, '-', '_' and '/'")
-    return name
-
-
-def _open_points(repository: Repository, tag: str) -> Iterator[str]:
-    if repository.git("rev-parse", "--verify", "--quiet", f"refs/tags/{tag}", check=False):
+def _open_points(registry: Registry, tag: str) -> Iterator[str]:
+    repository = registry.repository
+    head, there = repository.resolve("HEAD") or "", repository.tag_commit(tag)
+    if there and (there != head or registry.versions.get(head) is None):
         yield f"tag {tag} is there already; a release is never moved: take the next version"
+    elif there and (fault := record_fault(repository, tag, head)):
+        yield fault
+    other = registry.versions.get(head)
+    if other and other.name != tag:
+        yield f"HEAD is released as {other.version} already, and a commit has one version; commit a new run first"
     if changed := repository.git("status", "--porcelain", "--untracked-files=no").splitlines():
         names = ", ".join(line[3:] for line in changed[:10])
         yield f"{len(changed)} tracked files differ from HEAD ({names}); commit or restore them"
@@ -155,6 +163,14 @@ def _open_points(repository: Repository, tag: str) -> Iterator[str]:
     except UserError as error:
         yield str(error)
     yield from _trail(repository)
+
+
+def _fresh(root: Path) -> Iterator[str]:
+    """What `dvc status` has to say."""
+    try:
+        lock_check(root)
+    except UserError as error:
+        yield str(error)
 
 
 def _audit(root: Path) -> Iterator[str]:
@@ -173,8 +189,12 @@ def _trail(repository: Repository) -> Iterator[str]:
         yield f"the trail is broken: {sentence}"
 
 
-def _gates(root: Path, strict: bool) -> Iterator[str]:
+def _gates(root: Path, accepted: str | None) -> Iterator[str]:
     try:
-        require(read_gates(root)["verdict"], strict)
+        judged = read_gates(root)
+        require(judged["verdict"], strict=not accepted)
+    except Refusal as error:
+        marginal = judged["verdict"] == MARGINAL
+        yield f"{error}{'; --accept-marginal REASON releases it and records why' * marginal}"
     except UserError as error:
         yield str(error)

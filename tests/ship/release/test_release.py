@@ -165,12 +165,18 @@ def test_release_with_marginal_gates(scratch: Scratch) -> None:
     scratch.replace("stages/run.py", 'gates("PASS")', 'gates("MARGINAL")')
     scratch.dvc("repro", "--force", "--single-item", "evaluate")
     scratch.commit("Few rows")
-    strict = scratch.tunetrail("release", "1.0.0", "--strict")
-    assert strict.code == 1
-    assert "the gates are MARGINAL" in strict.err
-    answer = scratch.tunetrail("release", "1.0.0")
-    assert answer.code == 0
-    assert "MARGINAL" in answer.out
+    refused = scratch.tunetrail("release", "1.0.0")
+    assert refused.code == 1
+    assert "the gates are MARGINAL: too few rows to be sure" in refused.err
+    assert "--accept-marginal REASON" in refused.err
+    assert scratch.tunetrail("release", "1.0.0", "--accept-marginal", " ").code == 2
+    assert scratch.git("tag") == ""
+    answer = scratch.tunetrail("release", "1.0.0", "--accept-marginal", "a pilot of ten users")
+    assert answer.code == 0, answer.err
+    assert "accepted because: a pilot of ten users" in answer.out
+    record = json.loads(scratch.git("tag", "--list", "--format=%(contents)", TAG))
+    assert record["accepted_marginal"] == "a pilot of ten users"
+    assert scratch.tunetrail("release", "1.0.0").code == 0, "the reason stands in the tag"
 
 
 def test_release_of_a_run_that_is_not_committed(scratch: Scratch) -> None:

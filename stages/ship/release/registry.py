@@ -1,0 +1,197 @@
+"""The registry: which versions are released, and which one each stage has had since when, as GTO's tags say it.
+
+GTO names the tags and parses them. Git writes them: it makes a tag once or not at all, where GTO's own writer replaces
+one that came in between, and it can sign.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from gto.constants import Action
+from gto.tag import name_tag, parse_name
+
+from stages.core import paths
+from stages.core.errors import Refusal, UserError
+from stages.core.git import Repository, WorkingTree
+from stages.ship.release.dvc_files import Definition
+from stages.ship.release.finding import parse_record
+
+# GTO's forms: the name of an artifact or a stage, and a semantic version (semver.org, 2.0.0).
+NAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9-/_]*[a-zA-Z0-9])?")
+_IDENTIFIER = r"(?:0|[1-9]\d*|\d*[a-zA-Z-][0-9a-zA-Z-]*)"
+VERSION = re.compile(
+    r"(?:0|[1-9]\d*)\.(?:0|[1-9]\d*)\.(?:0|[1-9]\d*)"
+    rf"(?:-{_IDENTIFIER}(?:\.{_IDENTIFIER})*)?(?:\+[0-9a-zA-Z-]+(?:\.[0-9a-zA-Z-]+)*)?"
+)
+_TAGGER = re.compile(r"(.*) <.*> (\d+) [+-]\d+")
+
+
+@dataclass(frozen=True)
+class Tag:
+    """An annotated tag in one of GTO's forms: a version was registered or withdrawn, a stage assigned or taken away.
+
+    `time` is in seconds since 1970; `record` is what Tunetrail wrote into the message, empty for tags of others.
+    """
+
+    name: str
+    action: Action
+    version: str | None
+    stage: str | None
+    counter: int
+    commit: str
+    time: int
+    who: str
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Live:
+    """The time that a stage had one commit: from the tag that brought it until the one that ended it, if any."""
+
+    stage: str
+    commit: str
+    since: Tag
+    until: Tag | None
+
+
+class Registry:
+    """All tags of one artifact, in GTO's order: by time; within a second by their counter."""
+
+    def __init__(self, repository: Repository, artifact: str) -> None:
+        self.repository, self.artifact = repository, artifact
+        self.tags = sorted(_tags(repository, artifact), key=lambda tag: (tag.time, tag.counter))
+
+    @cached_property
+    def versions(self) -> dict[str, Tag]:
+        """The version of each commit that has one, without those that were withdrawn."""
+        found: dict[str, Tag] = {}
+        for tag in self.tags:
+            if tag.action == Action.REGISTER:
+                found[tag.commit] = tag
+            elif tag.action == Action.DEREGISTER:
+                found.pop(tag.commit, None)
+        return found
+
+    @property
+    def stages(self) -> list[str]:
+        """The stages that ever had a version."""
+        return list(dict.fromkeys(tag.stage for tag in self.tags if tag.stage))
+
+    def intervals(self, stage: str) -> list[Live]:
+        """What a stage had, oldest first.
+
+        As GTO has it, the last commit that was assigned and not taken away since is live: after `gto unassign` of the
+        live one, that is the one before.
+        """
+        found: list[Live] = []
+        assigned: list[str] = []
+        for tag in self.tags:
+            if tag.stage != stage:
+                continue
+            assigned = [commit for commit in assigned if commit != tag.commit]
+            assigned += [tag.commit] if tag.action == Action.ASSIGN else []
+            before = found[-1] if found and found[-1].until is None else None
+            if before and [before.commit] == assigned[-1:]:
+                continue
+            if before:
+                found[-1] = Live(stage, before.commit, before.since, tag)
+            if assigned:
+                found.append(Live(stage, assigned[-1], tag, None))
+        return found
+
+    def live(self, stage: str) -> Live | None:
+        """What a stage has now."""
+        last = self.intervals(stage)[-1:]
+        return last[0] if last and last[0].until is None else None
+
+    def assign(self, stage: str, version: Tag, why: Mapping[str, Any], sign: bool = False) -> Tag | None:
+        """Give a stage this version, unless it has it; return the tag that says so.
+
+        Raises:
+            Refusal: when another run was quicker, or the clock is behind the tags that are there.
+        """
+        now = self.live(stage)
+        if now and now.commit == version.commit:
+            return None
+        number = max((tag.counter for tag in self.tags), default=0) + 1
+        name = f"{name_tag(Action.ASSIGN, self.artifact, stage=stage, simple=True)}#{number}"
+        before = self.versions.get(now.commit) if now else None
+        record = {"format": 1, "commit": version.commit, "version": version.version, "stage": stage}
+        record |= {"before": before.version if before else None, **why}
+        write_tag(self.repository, name, version.commit, record, sign)
+        after = Registry(self.repository, self.artifact)
+        last = after.live(stage)
+        if last is None or last.commit != version.commit:
+            self.repository.git("tag", "--delete", name)
+            raise Refusal(
+                f"stage {stage} is not assigned: this machine's clock is behind the last assignment, and the order of "
+                "assignments is that of their times; set the clock and run again"
+            )
+        return last.since
+
+
+def write_tag(repository: Repository, name: str, commit: str, record: Mapping[str, Any], sign: bool = False) -> None:
+    """An annotated tag whose message is the record: JSON in ASCII, which holds nothing that a terminal would obey.
+
+    Raises:
+        Refusal: when the tag is there.
+    """
+    how = ["--sign" if sign else "--annotate", "--cleanup=verbatim", "--file=-"]
+    try:
+        repository.git("tag", *how, name, commit, stdin=(json.dumps(record, indent=2) + "\n").encode())
+    except UserError:
+        form = "--format=%(taggername) at %(taggerdate:iso-strict)"
+        if who := repository.git("for-each-ref", form, f"refs/tags/{name}", check=False):
+            raise Refusal(f"tag {name} was set meanwhile by {who!r}: that stands; see `tunetrail history`") from None
+        raise
+
+
+def _tags(repository: Repository, artifact: str) -> Iterator[Tag]:
+    listing = repository.git("for-each-ref", "--format=%(objectname) %(refname:strip=2)", "refs/tags", check=False)
+    parsed = [(i, name, parse_name(name, raise_on_fail=False)) for i, name in _pairs(listing)]
+    wanted = [(i, name, form) for i, name, form in parsed if form and form["name"] == artifact]
+    objects = repository.blobs(i for i, _, _ in wanted)
+    for object_id, name, form in wanted:
+        head, _, message = objects[object_id].decode(errors="replace").partition("\n\n")
+        fields = dict(_pairs(head))
+        tagger = _TAGGER.fullmatch(fields.get("tagger", ""))
+        if fields.get("type") == "commit" and tagger:  # as for GTO, a lightweight tag says nothing
+            who, time = tagger.groups()
+            stage, counter = form.get("stage"), form.get("counter", 0)
+            at = (fields["object"], int(time), who)
+            yield Tag(name, form["action"], form.get("version"), stage, counter, *at, parse_record(message))
+
+
+def _pairs(lines: str) -> Iterator[tuple[str, str]]:
+    """The first word and the rest of each line that has both."""
+    yield from (tuple(line.split(" ", 1)) for line in lines.splitlines() if " " in line)  # type: ignore[misc]
+
+
+def parse_version(text: str) -> str:
+    """GTO's name of a version. Raises UserError when it is no semantic one."""
+    version = text.removeprefix("v")
+    if not VERSION.fullmatch(version):
+        raise UserError(f"version {text!r} is no semantic version; give MAJOR.MINOR.PATCH, such as 1.2.0")
+    return f"v{version}"
+
+
+def parse_stage(text: str) -> str:
+    if not NAME.fullmatch(text):
+        raise UserError(f"stage {text!r} may have only letters, digits, '-', '_' and '/'; such as prod")
+    return text
+
+
+def artifact_name(root: WorkingTree) -> str:
+    """The name that dvc.yaml gives to the release's manifest. Raises UserError when there is none that GTO takes."""
+    name = Definition.read(root).artifact(paths.MANIFEST.as_posix())
+    if name is None:
+        raise UserError(
+            f"dvc.yaml: `artifacts:` has no entry with path {paths.MANIFEST}; add one: its name names the tag"
+        )
+    if not NAME.fullmatch(name):
+        raise UserError(f"dvc.yaml: artifact name {name!r} may have only letters, digits, '-', '_' and '/'")
+    return name
