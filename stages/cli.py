@@ -67,6 +67,18 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--no-push-check", metavar="REASON", help="do not ask the DVC remote; the tag says why")
     command.set_defaults(call=_release)
 
+    command = commands.add_parser("history", help="show which release was live from when to when")
+    command.add_argument("--stage", metavar="STAGE", help="of this stage alone, such as prod")
+    command.add_argument("--json", action="store_true", help="print one JSON list")
+    command.add_argument("--html", metavar="FILE", help="write a page instead")
+    command.set_defaults(call=_history)
+
+    command = commands.add_parser("rollback", help="go back to a released version and say what changes")
+    command.add_argument("version", metavar="VERSION", help="MAJOR.MINOR.PATCH")
+    command.add_argument("--stage", metavar="STAGE", help="assign it to this stage, too, such as prod")
+    command.add_argument("--reason", help="why, for the history")
+    command.set_defaults(call=_rollback)
+
     command = commands.add_parser("compare", help="show as Markdown what changed against a branch")
     command.add_argument("base", metavar="BASE", help="a branch, tag or commit, such as origin/main")
     command.set_defaults(call=_compare)
@@ -181,6 +193,26 @@ def _release(options: argparse.Namespace, root: Path, start: Path) -> None:
 
     reasons = options.accept_marginal, options.no_push_check
     print(release(root, options.version, options.stage, *reasons, options.sign))
+
+
+def _history(options: argparse.Namespace, root: Path, start: Path) -> None:
+    from stages.core.files import write_text
+    from stages.report.release_history import as_page, as_text, with_headline
+    from stages.ship.release.history import history
+
+    rows = [with_headline(row) for row in history(root, options.stage)]
+    if options.html:
+        write_text(start / options.html, as_page(rows))
+        print(options.html)
+    else:
+        print(json.dumps(rows, indent=2) if options.json else as_text(rows))
+
+
+def _rollback(options: argparse.Namespace, root: Path, start: Path) -> None:
+    from stages.report.compare import changes
+    from stages.ship.release.rollback import rollback
+
+    print(rollback(root, options.version, options.stage, options.reason, changes))
 
 
 def _compare(options: argparse.Namespace, root: Path, start: Path) -> None:

@@ -27,5 +27,17 @@ def test_every_command_has_a_help_text(capsys: pytest.CaptureFixture[str]) -> No
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     said = capsys.readouterr().out
-    for command in ("trace", "verify", "gates", "release", "compare", "review", "preflight", "holdout", "data"):
+    for command in (
+        "trace",
+        "verify",
+        "gates",
+        "release",
+        "history",
+        "rollback",
+        "compare",
+        "review",
+        "preflight",
+        "holdout",
+        "data",
+    ):
         assert command in said

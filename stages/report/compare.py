@@ -41,10 +41,8 @@ def compare(root: Path, base: str, lock: str) -> str:
         raise UserError(f"{base!r} is no commit, branch or tag here; fetch it first: git fetch origin")
     trees = CommitTree(repository, commit), WorkingTree(root)
     gates = [_json(tree, paths.GATES) for tree in trees]
-    params = [dict(_leaves(_yaml(tree))) for tree in trees]
-    then, now = (dict(Catalogue(_json(tree, paths.DETAILS)).items()) for tree in trees)
-    moved, tests, rest, unseen = _compared(then, now)
-    first = [*_differ(*params), *_states(*(one.get("gates", {}) for one in gates)), *moved[:MOST], *tests]
+    moved, tests, rest, unseen = _compared(*map(_metrics, trees))
+    first = [*_settings(*trees), *moved[:MOST], *tests]
     return render(
         "compare.md.j2",
         {
@@ -58,6 +56,25 @@ def compare(root: Path, base: str, lock: str) -> str:
             "gates": gate_table(gates[1]) if gates[1] else None,
         },
     )
+
+
+def changes(then: Tree, now: Tree) -> list[tuple[str, str, str, str]]:
+    """What differs from one state to another in parameters, gates and metrics: what, then, now, and how to read it.
+
+    Of the metrics, those that left their interval, and the main ones of the adapter with or without.
+    """
+    moved, _, rest, _ = _compared(_metrics(then), _metrics(now))
+    main = [row for row in rest if row.what in {f"adapter {name}" for name in _MAIN}]
+    return [*_settings(then, now), *main, *moved]
+
+
+def _settings(then: Tree, now: Tree) -> Iterator[_Row]:
+    yield from _differ(*(dict(_leaves(_yaml(tree))) for tree in (then, now)))
+    yield from _states(*(_json(tree, paths.GATES).get("gates", {}) for tree in (then, now)))
+
+
+def _metrics(tree: Tree) -> dict[Key, Number]:
+    return dict(Catalogue(_json(tree, paths.DETAILS)).items())
 
 
 def _compared(then: Mapping[Key, Number], now: Mapping[Key, Number]) -> tuple[list[_Row], list[_Row], list[_Row], int]:

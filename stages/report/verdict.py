@@ -132,8 +132,7 @@ def _steps(state: str, gates: Mapping[str, Any], confidence: float) -> list[Step
         ]
     return [
         *_undecided(gates, confidence),
-        Step("Or release with the doubt on record:", command="tunetrail release VERSION"),
-        Step("A pipeline that must not do so refuses it with:", command="tunetrail gates --strict"),
+        Step("Or release with the doubt on record:", command="tunetrail release VERSION --accept-marginal REASON"),
     ]
 
 

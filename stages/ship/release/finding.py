@@ -125,8 +125,9 @@ def record_fault(repository: Repository, tag: str, commit: str) -> str | None:
 
 
 def tagged_locks(repository: Repository) -> list[tuple[str, str, bytes]]:
-    """Every tag with a dvc.lock: name, commit and the lock's text. An assignment of a stage (`NAME#STAGE#1`) says nothing
-    of a commit that the tag of its version does not say.
+    """Every tag with a dvc.lock: name, commit and the lock's text.
+
+    Without assignments of a stage (`NAME#STAGE#1`): the tag of the version that they assign is on the same commit.
     """
     lines = repository.git("for-each-ref", "--format=%(refname:strip=2)", "refs/tags", check=False).splitlines()
     names = [name for name in lines if "#" not in name]

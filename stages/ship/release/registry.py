@@ -108,7 +108,7 @@ class Registry:
         last = self.intervals(stage)[-1:]
         return last[0] if last and last[0].until is None else None
 
-    def assign(self, stage: str, version: Tag, why: Mapping[str, Any], sign: bool = False) -> Tag | None:
+    def assign(self, stage: str, version: Tag, why: Mapping[str, Any], sign: bool = False) -> Tag:
         """Give a stage this version, unless it has it; return the tag that says so.
 
         Raises:
@@ -116,7 +116,7 @@ class Registry:
         """
         now = self.live(stage)
         if now and now.commit == version.commit:
-            return None
+            return now.since
         number = max((tag.counter for tag in self.tags), default=0) + 1
         name = f"{name_tag(Action.ASSIGN, self.artifact, stage=stage, simple=True)}#{number}"
         before = self.versions.get(now.commit) if now else None

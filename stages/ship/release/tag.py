@@ -55,7 +55,7 @@ def release(
     stage = stage and parse_stage(stage)
     there = next((one for one in registry.tags if one.name == tag), None)
     kept, remote = _kept(root, unpushed)
-    marginal = accepted or (there and there.record.get("accepted_marginal"))
+    marginal = accepted or (there.record.get("accepted_marginal") if there else None)
     if reasons := [*_open_points(registry, tag), *kept, *_audit(root), *_fresh(root), *_gates(root, marginal)]:
         raise Refusal(f"{tag} is not released:\n  " + "\n  ".join(dict.fromkeys(reasons)))
     record = {**make_record(repository), "remote": remote}
@@ -66,7 +66,7 @@ def release(
         registry = Registry(repository, registry.artifact)
     released = registry.versions[record["commit"]]
     assigned = registry.assign(stage, released, {}, sign) if stage else None
-    before = f", which had {assigned.record['before'] or 'nothing'} before" if assigned else ""
+    before = f" (before: {assigned.record.get('before') or 'none'})" if assigned else ""
     stands = f"{tag} is released already, by {released.who!r}" if there else f"Released {tag}"
     lines = [
         f"{stands} at commit {record['commit'][:10]}, verdict {record['verdict']}.",

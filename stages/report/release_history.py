@@ -1,0 +1,102 @@
+"""The history of releases for a reader: text for a terminal, one page, or rows with their headline metric."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import pandas as pd
+
+from stages.report.formats import between, number, percent, render, visible
+from stages.report.tables import look_up, main_metric
+from stages.scoring.catalogue import is_interval
+
+_SHOWN = 10  # digits of a hash
+
+
+def with_headline(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of `ship.release.history` with the metric that speaks for the model in place of all its scores."""
+    scores = row["scores"]
+    metric = main_metric(scores)
+    found = look_up(scores, metric.path)
+    headline = {"metric": metric.path, **found} if is_interval(found) else None
+    return {**{key: value for key, value in row.items() if key != "scores"}, "headline": headline}
+
+
+def as_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A table for a terminal, with the reasons and faults below it."""
+    if not rows:
+        return "Nothing is released yet; `tunetrail release VERSION` does it."
+    table = _table(rows).reset_index()
+    wide = pd.concat([table.columns.to_frame().T, table]).map(str)
+    wide = wide.apply(lambda cells: cells.str.ljust(max(map(len, cells))))
+    lines = [line.rstrip() for line in wide.to_string(index=False, header=False).splitlines()]
+    return "\n".join([*lines, *_notes(rows)])
+
+
+def as_page(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One HTML page without network: a bar for each time that a release was live, the table, the notes."""
+    starts = [_seconds(row["from"]) for row in rows if row["stage"]]
+    first, now = min(starts, default=0.0), datetime.now(UTC).timestamp()
+    bars = []
+    for row in rows:
+        if row["stage"]:
+            low, high = (
+                100 * (at - first) / ((now - first) or 1) for at in (_seconds(row["from"]), _seconds(row["until"]))
+            )
+            bars.append({"name": f"{row['stage']}: {_version(row)}", "low": low, "high": high, "now": not row["until"]})
+    span = (_day(min((row["from"] for row in rows if row["stage"]), default="")), "now")
+    return render(
+        "history.html.j2",
+        {"bars": bars, "span": span, "frame": _table(rows), "notes": _notes(rows)},
+    )
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    cells = [
+        {
+            "Stage": row["stage"] or "never live",
+            "Version": _version(row),
+            "From": _day(row["from"]),
+            "Until": _day(row["until"]) if row["until"] or not row["stage"] else "now",
+            "Verdict": row["verdict"] or "unknown",
+            "Headline": _headline(row["headline"]),
+            "Commit": row["commit"][:_SHOWN],
+            "Manifest": (row["manifest_sha256"] or "")[:_SHOWN],
+            "Released by": visible(row["released_by"] or ""),
+        }
+        for row in rows
+    ]
+    return pd.DataFrame(cells, dtype=object).set_index("Stage")
+
+
+def _headline(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "unknown"
+    name = found["metric"].rpartition(".")[2].replace("_", " ")
+    form = percent if "count" in found else number
+    return f"{name} {form(found['value'])} ({between(form, found['low'], found['high'])})"
+
+
+def _notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    notes = []
+    for row in rows:
+        version = _version(row)
+        if row["accepted_marginal"]:
+            notes.append(f"{version} was released with MARGINAL gates: {row['accepted_marginal']}")
+        if row["reason"]:
+            notes.append(f"{row['stage']} went to {version} by {row['assigned_by']}: {row['reason']}")
+        if row["fault"]:
+            notes.append(f"{version} is not to be believed: {row['fault']}")
+    return [" ".join(visible(note).split()) for note in dict.fromkeys(notes)]
+
+
+def _version(row: Mapping[str, Any]) -> str:
+    return str(row["version"] or row["commit"][:_SHOWN])
+
+
+def _day(time: str | None) -> str:
+    return (time or "")[:16].replace("T", " ")
+
+
+def _seconds(time: str | None) -> float:
+    return (datetime.fromisoformat(time) if time else datetime.now(UTC)).timestamp()
