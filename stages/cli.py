@@ -63,7 +63,8 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("version", metavar="VERSION", help="MAJOR.MINOR.PATCH")
     command.add_argument("--stage", metavar="STAGE", help="assign it to this stage, too, such as prod")
     command.add_argument("--accept-marginal", metavar="REASON", help="release MARGINAL gates; the tag says why")
-    command.add_argument("--sign", action="store_true", help="sign the tag with your key")
+    command.add_argument("--sign", action="store_true", help="let git sign the tags")
+    command.add_argument("--key", metavar="PUBLIC.pem", help=f"of whom {paths.SIGNATURE} must be")
     command.add_argument("--no-push-check", metavar="REASON", help="do not ask the DVC remote; the tag says why")
     command.set_defaults(call=_release)
 
@@ -77,6 +78,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("version", metavar="VERSION", help="MAJOR.MINOR.PATCH")
     command.add_argument("--stage", metavar="STAGE", help="assign it to this stage, too, such as prod")
     command.add_argument("--reason", help="why, for the history")
+    command.add_argument("--key", metavar="PUBLIC.pem", help=f"of whom {paths.SIGNATURE} must be")
     command.set_defaults(call=_rollback)
 
     command = commands.add_parser("compare", help="show as Markdown what changed against a branch")
@@ -192,7 +194,8 @@ def _release(options: argparse.Namespace, root: Path, start: Path) -> None:
     from stages.ship.release.tag import release
 
     reasons = options.accept_marginal, options.no_push_check
-    print(release(root, options.version, options.stage, *reasons, options.sign))
+    key = start / options.key if options.key else None
+    print(release(root, options.version, options.stage, *reasons, options.sign, key))
 
 
 def _history(options: argparse.Namespace, root: Path, start: Path) -> None:
@@ -212,7 +215,8 @@ def _rollback(options: argparse.Namespace, root: Path, start: Path) -> None:
     from stages.report.compare import changes
     from stages.ship.release.rollback import rollback
 
-    print(rollback(root, options.version, options.stage, options.reason, changes))
+    key = start / options.key if options.key else None
+    print(rollback(root, options.version, options.stage, options.reason, changes, key))
 
 
 def _compare(options: argparse.Namespace, root: Path, start: Path) -> None:

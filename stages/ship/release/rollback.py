@@ -26,12 +26,15 @@ from stages.ship.release.verify import verify
 Changes = Callable[[Tree, Tree], list[tuple[str, str, str, str]]]
 
 
-def rollback(root: Path, version: str, stage: str | None, reason: str | None, changes: Changes) -> str:
+def rollback(
+    root: Path, version: str, stage: str | None, reason: str | None, changes: Changes, key: Path | None = None
+) -> str:
     """Go back to a released version; return what was done and what changed.
 
     Args:
         stage: the stage to assign, or None to check out alone.
         changes: tells what differs between two states: what, then, now, and how to read it.
+        key: the public key of whom the release's signature must be.
 
     Raises:
         UserError: for a version that is not released.
@@ -57,7 +60,7 @@ def rollback(root: Path, version: str, stage: str | None, reason: str | None, ch
         repository.git("checkout", "--quiet", "--detach", target.commit)
         said += [f"Go forward:  git switch {branch} && dvc checkout"] if branch else []
     _dvc(root, lambda repo: repo.checkout())
-    said.append(f"Verified:    {verify(root, root / paths.RELEASE).splitlines()[0]}")
+    said.append(f"Verified:    {verify(root, root / paths.RELEASE, key).splitlines()[0]}")
     if now != target.commit:
         said += [f"From {was} to {target.version}:", *_told(rows)]
     return "\n".join(said)

@@ -33,6 +33,7 @@ def release(
     accepted: str | None = None,
     unpushed: str | None = None,
     sign: bool = False,
+    key: Path | None = None,
 ) -> str:
     """Tag HEAD as a release and, with `stage`, assign it; return what to do next.
 
@@ -41,6 +42,8 @@ def release(
     Args:
         accepted: the reason why MARGINAL gates are accepted, which the tag records.
         unpushed: the reason why the remote is not asked, which the tag records.
+        sign: whether git signs the tags, with the person's key.
+        key: the public key of whom the signature of the files must be; needed where there is a signature.
 
     Raises:
         UserError: for a version, a stage or an artifact's name that GTO does not take, or an empty reason.
@@ -56,11 +59,13 @@ def release(
     there = next((one for one in registry.tags if one.name == tag), None)
     kept, remote = _kept(root, unpushed)
     marginal = accepted or (there.record.get("accepted_marginal") if there else None)
-    if reasons := [*_open_points(registry, tag), *kept, *_audit(root), *_fresh(root), *_gates(root, marginal)]:
+    if reasons := [*_open_points(registry, tag, key), *kept, *_audit(root), *_fresh(root), *_gates(root, marginal)]:
         raise Refusal(f"{tag} is not released:\n  " + "\n  ".join(dict.fromkeys(reasons)))
     record = {**make_record(repository), "remote": remote}
     if record["verdict"] == MARGINAL:
         record["accepted_marginal"] = marginal
+    if key:
+        record["signature_sha256"] = file_digest(root / paths.SIGNATURE)
     if there is None:
         write_tag(repository, tag, "HEAD", record, sign)
         registry = Registry(repository, registry.artifact)
@@ -145,7 +150,7 @@ def require(verdict: str, strict: bool) -> None:
         raise Refusal(f"the gates are {verdict}{doubt}; `tunetrail gates` shows them")
 
 
-def _open_points(registry: Registry, tag: str) -> Iterator[str]:
+def _open_points(registry: Registry, tag: str, key: Path | None) -> Iterator[str]:
     repository = registry.repository
     head, there = repository.resolve("HEAD") or "", repository.tag_commit(tag)
     if there and (there != head or registry.versions.get(head) is None):
@@ -158,8 +163,13 @@ def _open_points(registry: Registry, tag: str) -> Iterator[str]:
     if changed := repository.git("status", "--porcelain", "--untracked-files=no").splitlines():
         names = ", ".join(line[3:] for line in changed[:10])
         yield f"{len(changed)} tracked files differ from HEAD ({names}); commit or restore them"
+    if (repository.root / paths.SIGNATURE).is_file():
+        if not repository.git("ls-files", "--", paths.SIGNATURE.as_posix()):
+            yield f"{paths.SIGNATURE} is not in git, so that the tag would not have it; commit it"
+        if key is None:
+            yield f"{paths.SIGNATURE} is there; give --key PUBLIC.pem, the key that it is verified with, or delete it"
     try:
-        verify(repository.root, repository.root / paths.RELEASE)
+        verify(repository.root, repository.root / paths.RELEASE, key)
     except UserError as error:
         yield str(error)
     yield from _trail(repository)

@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from gto.api import assign, deregister, show, unassign
 from scratch import Scratch
 
 from stages.core.errors import Refusal, UserError
+from stages.core.files import file_digest
 from stages.core.git import Repository
 from stages.report.compare import changes
 from stages.ship.release import registry
@@ -319,3 +322,26 @@ def test_history_of_nothing(scratch_template: Scratch) -> None:
     assert scratch_template.tunetrail("history", "--stage", "prod").code == 2
     with pytest.raises(UserError):
         rollback(scratch_template.root, "1.0.0", None, None, changes)
+
+
+def write_key(folder: Path, name: str) -> tuple[str, str]:
+    key = ec.generate_private_key(ec.SECP256R1())
+    private, public = folder / f"{name}.pem", folder / f"{name}.pub"
+    private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    return str(private), str(public)
+
+
+def test_a_signature_that_is_there_must_verify(runs: Scratch, tmp_path: Path) -> None:
+    (private, public), (_, other) = write_key(tmp_path, "ann"), write_key(tmp_path, "ben")
+    assert runs.tunetrail("sign", "--key", private).code == 0
+    assert "release.sig is not in git" in runs.tunetrail("release", "1.1.0", "--key", public).err
+    runs.commit("Signature")
+    assert "give --key PUBLIC.pem" in runs.tunetrail("release", "1.1.0").err
+    assert "no signature by" in runs.tunetrail("release", "1.1.0", "--key", other).err
+    assert f"{NAME}@v1.1.0" not in tags(runs)
+    answer = runs.tunetrail("release", "1.1.0", "--key", public)
+    assert answer.code == 0, answer.err
+    record = json.loads(runs.git("tag", "--list", "--format=%(contents)", f"{NAME}@v1.1.0"))
+    assert record["signature_sha256"] == file_digest(runs.root / "release.sig")
+    assert runs.tunetrail("rollback", "1.1.0", "--stage", "prod", "--key", public).code == 0
