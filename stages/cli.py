@@ -81,6 +81,13 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--key", metavar="PUBLIC.pem", help=f"of whom {paths.SIGNATURE} must be")
     command.set_defaults(call=_rollback)
 
+    command = commands.add_parser(
+        "reproduce", help="make a release again from its inputs alone and compare every output"
+    )
+    command.add_argument("name", metavar="VERSION", help="or the tag of the release")
+    command.add_argument("--key", metavar="PRIVATE.pem", help="sign the attestation")
+    command.set_defaults(call=_reproduce)
+
     command = commands.add_parser("compare", help="show as Markdown what changed against a branch")
     command.add_argument("base", metavar="BASE", help="a branch, tag or commit, such as origin/main")
     command.set_defaults(call=_compare)
@@ -217,6 +224,12 @@ def _rollback(options: argparse.Namespace, root: Path, start: Path) -> None:
 
     key = start / options.key if options.key else None
     print(rollback(root, options.version, options.stage, options.reason, changes, key))
+
+
+def _reproduce(options: argparse.Namespace, root: Path, start: Path) -> None:
+    from stages.ship.release.reproduce import reproduce
+
+    print(reproduce(root, options.name, start / options.key if options.key else None))
 
 
 def _compare(options: argparse.Namespace, root: Path, start: Path) -> None:

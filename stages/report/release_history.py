@@ -6,9 +6,10 @@ from typing import Any
 
 import pandas as pd
 
-from stages.report.formats import between, number, percent, render, visible
+from stages.report.formats import between, number, percent, render
 from stages.report.tables import look_up, main_metric
 from stages.scoring.catalogue import is_interval
+from stages.text.markdown import visible
 
 _SHOWN = 10  # digits of a hash
 

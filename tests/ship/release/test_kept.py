@@ -141,6 +141,7 @@ def test_release_of_what_the_remote_lacks(with_remote: Scratch, monkeypatch: pyt
     record = json.loads(scratch.git("tag", "--list", "--format=%(contents)", TAG))
     assert record["remote"] == {"name": "store", "checked": False, "reason": "the store is down"}
     scratch.dvc("push")
+    scratch.git("commit", "--quiet", "--allow-empty", "--message", "Again")
     answer = scratch.tunetrail("release", "1.0.1")
     assert answer.code == 0, answer.err
     sent = next((scratch.root.parent / "store/files/md5").glob("*/*[0-9a-f]"))

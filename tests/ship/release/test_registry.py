@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from gto.api import assign, deregister, show, unassign
+from key_files import write_keys
 from scratch import Scratch
 
 from stages.core.errors import Refusal, UserError
@@ -324,16 +323,8 @@ def test_history_of_nothing(scratch_template: Scratch) -> None:
         rollback(scratch_template.root, "1.0.0", None, None, changes)
 
 
-def write_key(folder: Path, name: str) -> tuple[str, str]:
-    key = ec.generate_private_key(ec.SECP256R1())
-    private, public = folder / f"{name}.pem", folder / f"{name}.pub"
-    private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
-    return str(private), str(public)
-
-
 def test_a_signature_that_is_there_must_verify(runs: Scratch, tmp_path: Path) -> None:
-    (private, public), (_, other) = write_key(tmp_path, "ann"), write_key(tmp_path, "ben")
+    (private, public), (_, other) = (map(str, write_keys(tmp_path, name)) for name in ("ann", "ben"))
     assert runs.tunetrail("sign", "--key", private).code == 0
     assert "release.sig is not in git" in runs.tunetrail("release", "1.1.0", "--key", public).err
     runs.commit("Signature")

@@ -1,0 +1,215 @@
+"""reproduce: a release made again from its inputs alone, in a worktree of its own, and every output compared.
+
+Nothing of the first run is used: no output, no run cache, no remembered answers. What comes of it is an in-toto
+statement with a test result (https://in-toto.io/attestation/test-result/v0.1), for whoever does not want to believe the
+one who released.
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from configobj import ConfigObj
+
+from stages.core import paths
+from stages.core.dvc_lock import Lock, dvc_settings
+from stages.core.errors import Refusal, UserError
+from stages.core.files import remove, write_json
+from stages.core.git import CommitTree, Repository, WorkingTree, git_environment
+from stages.core.run_notes import library_versions
+from stages.scoring.catalogue import Catalogue, centre, is_interval
+from stages.ship.release.dvc_files import Listings, run_dvc
+from stages.ship.release.finding import read_lock, record_fault
+from stages.ship.release.objects import names
+from stages.ship.release.registry import artifact_name, parse_version
+from stages.ship.release.signature import sign
+
+FOLDER = Path("attestations")
+PASSED, WARNED, FAILED = "PASSED", "WARNED", "FAILED"  # in-toto's words
+_LISTS = {PASSED: "passedTests", WARNED: "warnedTests", FAILED: "failedTests"}
+
+
+def reproduce(root: Path, name: str, key: Path | None = None) -> str:
+    """Make the release `name` (a version or a tag) again; write attestations/TAG.json and, with `key`, TAG.sig.
+
+    The result is PASSED when every output has the same bytes; WARNED when some have not, but every metric lies within
+    the interval that it had; else FAILED.
+
+    Raises:
+        UserError: for what is no release, an input that cannot be had, or a stage that fails.
+        Refusal: when the result is FAILED; the attestation is written all the same.
+    """
+    repository = Repository(root)
+    tag = name if "@" in name else f"{artifact_name(WorkingTree(root))}@{parse_version(name)}"
+    commit = repository.tag_commit(tag)
+    if fault := "there is no such tag" if commit is None else record_fault(repository, tag, commit):
+        raise UserError(f"{tag}: {fault}; `tunetrail history` lists the releases")
+    tree = CommitTree(repository, commit or "")
+    with _worktree(repository, tree.commit) as folder:
+        _bring_inputs(root, folder)
+        _run(folder)
+        rebuild = _compared(root, tree, folder)
+    result = PASSED if not rebuild["different"] else FAILED if rebuild["metrics"]["outside"] else WARNED
+    file = root / FOLDER / f"{tag.replace('/', '-')}.json"
+    write_json(file, _statement(tag, tree, result, rebuild))
+    said = [_sentence(tag, result, rebuild), f"Attestation: {file.relative_to(root)}"]
+    if key:
+        said.append(sign(root, file, key, file.with_suffix(".sig")))
+    if result == FAILED:
+        raise Refusal("\n".join(said))
+    return "\n".join(said)
+
+
+@contextmanager
+def _worktree(repository: Repository, commit: str) -> Iterator[Path]:
+    """The commit in a worktree beside the repository, so that paths out of it (`path:../base`) lead where they did."""
+    top = Path(repository.git("rev-parse", "--show-toplevel"))
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{top.name}-rebuild-", dir=top.parent))
+    except OSError as error:
+        raise UserError(f"no worktree can be made in {top.parent}: {error.strerror}") from None
+    try:
+        repository.git("worktree", "add", "--detach", str(folder), commit)
+        yield folder / repository.root.resolve().relative_to(top)
+    finally:
+        repository.git("worktree", "remove", "--force", str(folder), check=False)
+        remove(folder)
+
+
+def _bring_inputs(root: Path, folder: Path) -> None:
+    """DVC's settings of this repository, its cache to read from, those of the machine, and the data of `dvc add`."""
+    settings = dvc_settings(root)
+    settings.setdefault("cache", {})["dir"] = str(Listings(root).cache.absolute())
+    local = folder / ".dvc" / "config.local"
+    local.touch(mode=0o600)  # it may hold the keys of a remote
+    with local.open("wb") as handle:
+        ConfigObj(settings, encoding="utf-8").write(handle)
+    if (root / "machine.yaml").is_file():
+        shutil.copy(root / "machine.yaml", folder)
+    added = Repository(folder).git("ls-files", "--", "*.dvc").splitlines()
+    if added and run_dvc(folder, "checkout", *added).returncode:
+        done = run_dvc(folder, "pull", *added)
+        if done.returncode:
+            raise UserError(f"neither cache nor remote has all inputs of {names(added)}: {done.stderr.strip()}")
+
+
+def _run(folder: Path) -> None:
+    """Every stage, without a look at what is known, and without a trace in DVC's cache; its words go to stderr."""
+    command = [sys.executable, "-P", "-m", "dvc", "repro", "--force", "--no-run-cache", "--no-commit"]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    environment = {**git_environment(), "PATH": path}
+    if code := subprocess.run(command, cwd=folder, env=environment, stdout=2, check=False).returncode:
+        raise UserError(f"the rebuild stopped: `dvc repro` ended with {code}, for the reason above")
+
+
+def _compared(root: Path, tree: CommitTree, folder: Path) -> dict[str, Any]:
+    """Every output's hash then and now, and the metrics that left their intervals."""
+    now, listings = WorkingTree(folder), Listings(root)
+    made = {out.path: out.md5 for _, out in (read_lock(now) or Lock({})).outs()}
+    outputs: dict[str, dict[str, Any]] = {}
+    outputs |= {out.path: {"released": out.md5, "rebuilt": made.get(out.path)} for _, out in _lock(tree).outs()}
+    different = [path for path, hashes in outputs.items() if hashes["released"] != hashes["rebuilt"]]
+    for path in different:
+        then, files = listings.get(outputs[path]["released"] or ""), now.md5s(path)
+        if then is not None:
+            outputs[path]["files"] = sorted(one for one in {*then, *files} if then.get(one) != files.get(one))
+    before, after = (Catalogue(json.loads(one.read(paths.DETAILS.as_posix()) or b"{}")) for one in (tree, now))
+    measured = {key: number for key, number in before.items() if is_interval(number)}
+    outside = [str(key) for key, number in measured.items() if not _within(number, after.get(key))]
+    return {
+        "outputs": outputs,
+        "different": different,
+        "metrics": {"compared": len(measured), "outside": outside if measured else ["none has an interval"]},
+        "machine": _machine(),
+        "other_versions": _other_versions(folder),
+    }
+
+
+def _lock(tree: CommitTree) -> Lock:
+    lock = read_lock(tree)
+    if lock is None:
+        raise UserError(f"{tree.label} has no dvc.lock, so there is nothing to compare with")
+    return lock
+
+
+def _within(then: Any, now: Any) -> bool:
+    return now is not None and then["low"] <= centre(now) <= then["high"]
+
+
+def _machine() -> dict[str, Any]:
+    """What kind of machine this is, without its name."""
+    processor = platform.processor()
+    if (info := Path("/proc/cpuinfo")).is_file():
+        lines = (line.partition(":") for line in info.read_text(encoding="utf-8", errors="replace").splitlines())
+        processor = next((value.strip() for name, _, value in lines if name.strip() == "model name"), processor)
+    cards = ""
+    if smi := shutil.which("nvidia-smi"):
+        query = [smi, "--query-gpu=name", "--format=csv,noheader"]
+        cards = subprocess.run(query, capture_output=True, text=True, check=False).stdout
+    return {
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "processor": processor,
+        "cards": cards.splitlines(),
+        "python": platform.python_version(),
+        "libraries": library_versions(),
+    }
+
+
+def _other_versions(folder: Path) -> dict[str, dict[str, str]]:
+    """The packages that the release pinned and that are others here."""
+    found = {}
+    for file in sorted((folder / paths.CONSTRAINTS).glob("*.txt")):
+        for line in file.read_text(encoding="utf-8").splitlines():
+            name, _, pinned = line.partition("#")[0].partition("==")
+            with suppress(importlib.metadata.PackageNotFoundError):  # one of an extra that nobody needed
+                here = importlib.metadata.version(name.strip()) if pinned else ""
+                if pinned.strip() != here and pinned.strip() != here.partition("+")[0]:
+                    found[name.strip()] = {"pinned": pinned.strip(), "here": here}
+    return found
+
+
+def _statement(tag: str, tree: CommitTree, result: str, rebuild: dict[str, Any]) -> dict[str, Any]:
+    """An in-toto statement about what was released; its field `rebuild` is ours, and others pass over it."""
+    outputs, different = rebuild["outputs"], rebuild["different"]
+    tests: dict[str, list[str]] = {PASSED: [path for path in outputs if path not in different], WARNED: [], FAILED: []}
+    tests[result] = tests[result] if result == PASSED else different
+    subjects = [{"name": path, "digest": {"dvcMd5": hashes["released"]}} for path, hashes in outputs.items()]
+    return {
+        "_type": "https://in-toto.io/Statement/v1",
+        "subject": [{"name": tag, "digest": {"gitCommit": tree.commit}}, *subjects],
+        "predicateType": "https://in-toto.io/attestation/test-result/v0.1",
+        "predicate": {
+            "result": result,
+            "configuration": [{"name": paths.PIPELINE.as_posix(), "digest": {"gitCommit": tree.commit}}],
+            **{_LISTS[word]: found for word, found in tests.items()},
+            "rebuild": {"finished": datetime.now(UTC).isoformat(timespec="seconds"), **rebuild},
+        },
+    }
+
+
+def _sentence(tag: str, result: str, rebuild: dict[str, Any]) -> str:
+    outputs, different, metrics = rebuild["outputs"], rebuild["different"], rebuild["metrics"]
+    if result == PASSED:
+        return f"{result}: {tag} was made again, and all {len(outputs)} outputs have the same bytes"
+    said = f"{result}: of {len(outputs)} outputs of {tag}, made again, {len(different)} have other bytes"
+    which = [
+        " ".join([path, *(f"({names(files)})" for files in [outputs[path].get("files")] if files)])
+        for path in different
+    ]
+    said += "".join(f"\n  {one}" for one in which)
+    versions = rebuild["other_versions"]
+    said += f"\nPackages of other versions than the release pinned: {names(list(versions))}" if versions else ""
+    if metrics["outside"]:
+        return f"{said}\nMetrics outside the interval that they had: {names(metrics['outside'])}"
+    return f"{said}\nAll {metrics['compared']} metrics lie within the intervals that they had"
