@@ -1,7 +1,8 @@
 """Augment and train one fold: `python examples/cross_validation/train_fold.py NUMBER`, in the repository's root.
 
 Stages read and write fixed places. So each fold has a folder of its own, .tunetrail/folds/NUMBER, in which the fold's
-rows are the split and links lead to all else; what is trained there ends in models/folds/ and metrics/folds/.
+rows are the split and links lead to all else; what is trained there ends in models/folds/ and metrics/folds/. What the
+fold reads is held against dvc.lock here, in the root: by that file the split in the fold's folder would be a wrong one.
 """
 
 import os
@@ -10,7 +11,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-_OWN = {".dvc", ".git", ".tunetrail", "data", "metrics", "models"}
+from stages.core.dependencies import held
+
+_OWN = {".dvc", ".git", ".tunetrail", "data", "dvc.lock", "metrics", "models"}
 
 
 def main(number: str) -> None:
@@ -41,4 +44,5 @@ def main(number: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    with held(Path(__file__).relative_to(Path.cwd()).as_posix()):
+        main(*sys.argv[1:])

@@ -21,12 +21,18 @@ def read(folder: Path, content: bytes | None = None, name: str = "general.jsonl"
     return len(general)
 
 
-@pytest.mark.parametrize("name", ["missing.jsonl", "", "a\0b", "n" * 5000, "missing/general.jsonl", "refusals.jsonl/x"])
+@pytest.mark.parametrize("name", ["missing.jsonl", "missing/general.jsonl", "refusals.jsonl/x", "n" * 200 + "/x"])
 def test_a_file_that_cannot_be_read_is_named_with_its_key(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match=r"probes.general_file: .* cannot be read .*must name a JSONL file") as caught:
         read(tmp_path, None, name)
     assert "dvc repro" not in str(caught.value)
     assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("name", ["", "a\0b", "n" * 5000])
+def test_what_is_no_file_name_is_refused_with_its_key(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=r"general_file\n.*(is a folder; name a file|is no path)"):
+        read(tmp_path, None, name)
 
 
 @pytest.mark.parametrize(
