@@ -63,6 +63,9 @@ def empty_model(folder: Path) -> Any:
 
 def _load(kind: Any, folder: Path, **options: Any) -> Any:
     """The one place where transformers reads a model's files: no code of theirs runs, nothing elsewhere is read."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # what the environment says is too late where torch has loaded tqdm before
     refuse_foreign_files(folder)
     return kind.from_pretrained(folder, trust_remote_code=False, local_files_only=True, **options)
 

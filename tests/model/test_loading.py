@@ -1,7 +1,13 @@
-"""What is looked at before weights are used."""
+"""What is looked at before weights are used, and how quietly they are read."""
+
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from project import ROOT
+from tiny_model import save_tiny_model
 
 from stages.core.errors import Refusal
 from stages.model.loading import refuse_not_finite
@@ -20,3 +26,15 @@ def test_one_weight_that_is_no_finite_number_is_found_wherever_it_stands(dtype: 
             broken.view(-1)[place] = bad
             with pytest.raises(Refusal, match="the model holds NaN or infinity in layer;"):
                 refuse_not_finite({**sound, "layer": broken}, "the model")
+
+
+def test_reading_and_writing_weights_prints_nothing_whatever_was_imported_before(tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path / "model")
+    program = (
+        "import sys, tqdm; from pathlib import Path; from stages.model.loading import load_model;"
+        "load_model(Path(sys.argv[1])).save_pretrained(sys.argv[2])"
+    )
+    command = [sys.executable, "-c", program, model, tmp_path / "saved"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
+    assert (tmp_path / "saved" / "model.safetensors").is_file()
