@@ -132,9 +132,9 @@ Made by `python docs/metrics.py` from the code; a test holds it equal.
 All that the stages measured is in `metrics/details.json`, by the stage's name; `tunetrail compare` reads it of two
 revisions. `metrics/gates.json` has each gate with its state, value, threshold and reason.
 
-A gate of params.yaml names a number by `model` (base, linear, adapter, previous, merged, nf4, int8, judge, review, or
-the stage that counted it), `metric` (a key below), `of` for a part of the rows (such as `label: refund`) and `against`
-for a change from another model.
+A gate of params.yaml names a number by `model` (base, linear, adapter, previous, merged, nf4, int8, gguf, judge,
+review, or the stage that counted it), `metric` (a key below), `of` for a part of the rows (such as `label: refund`) and
+`against` for a change from another model.
 
 ## Forms of numbers
 """
@@ -148,8 +148,14 @@ def page() -> str:
     lines += ["## baseline", "", *_table(_described(Baseline)), "## evaluate", "", *_table(_described(Evaluation))]
     artefacts = [
         ("artefacts.ARTEFACT.bytes", "number", "size of its files"),
+        ("artefacts.ARTEFACT.types.TYPE", "number", "tensors that its files hold in this type"),
+        ("artefacts.ARTEFACT.engine", "text", "whose answers were scored: transformers, llama.cpp or vllm"),
+        ("artefacts.ARTEFACT.decoding.enforce", "text", "what they were held to while decoded: none, schema or labels"),
         ("artefacts.ARTEFACT.scores", "Scores", "of the artefact, as it ships, on the hold-out"),
         ("artefacts.ARTEFACT.against_adapter", "Comparison", "the adapter to the artefact"),
+        ("artefacts.ARTEFACT.agreement.same", "number", "of `rows`: answers of the very text that the adapter gave"),
+        ("artefacts.ARTEFACT.stopped", "number", "share of answers that the stop token ended"),
+        ("artefacts.ARTEFACT.free", "all of these", "of the same artefact, not held to a contract; where it was"),
         (
             "artefacts.merged.divergence",
             "number",

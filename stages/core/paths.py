@@ -36,6 +36,7 @@ RELEASE = Path("models/release")
 MERGED = RELEASE / "merged"
 NF4 = RELEASE / "nf4"
 INT8 = RELEASE / "int8"
+GGUF = RELEASE / "gguf"
 MANIFEST = RELEASE / "manifest.json"
 MODEL_CARD = RELEASE / "README.md"
 BOM = RELEASE / "bom.cdx.json"

@@ -20,6 +20,7 @@ from stages.core.errors import UserError
 from stages.core.progress import track
 from stages.engines.commands import Place, launch
 from stages.params.model import Generation
+from stages.params.task import Task
 
 _SECONDS_TO_START, _SECONDS_TO_STOP, _SECONDS_TO_ANSWER = 600.0, 20.0, 600.0
 _LOOPBACK = "127.0.0.1"
@@ -201,6 +202,24 @@ def request(
     if server.engine == "vllm":
         body |= {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "return_token_ids": True}
     return body | (_enforced(server.engine, enforce) if enforce else {})
+
+
+def held_to(enforce: str, task: Task, tag: str | None) -> dict[str, Any] | None:
+    """What an answer to a row with this tag is held to while it is decoded: {"schema"}, {"labels"}, or nothing.
+
+    `enforce` is generation.enforce; a row whose contract is of another kind is answered freely.
+    """
+    contract = task.contract(tag)
+    if enforce == "labels" and contract.kind == "classification":
+        return {"labels": contract.labels}
+    if enforce != "schema" or contract.kind != "json":
+        return None
+    schema = json.loads(Path(task.schema_file).read_text(encoding="utf-8"))
+    if contract.schema_at == "#":
+        return {"schema": schema}
+    return {
+        "schema": {"$ref": contract.schema_at, **{k: v for k, v in schema.items() if k in ("$defs", "definitions")}}
+    }
 
 
 def _enforced(engine: str, enforce: Mapping[str, Any]) -> dict[str, Any]:

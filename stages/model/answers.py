@@ -89,10 +89,11 @@ def answer_rows(
     model: Any, chat: Chat, records: Sequence[Record], generation: Generation, what: str
 ) -> list[dict[str, Any]]:
     """One row for each record, in the order given: the record's reference beside the model's answer."""
-    return _rows(records, answer(model, chat, records, generation, what))
+    return as_rows(records, answer(model, chat, records, generation, what))
 
 
-def _rows(records: Sequence[Record], answers: Sequence[Answer]) -> list[dict[str, Any]]:
+def as_rows(records: Sequence[Record], answers: Sequence[Any]) -> list[dict[str, Any]]:
+    """What the generation files hold; an answer is whatever has an `Answer`'s attributes."""
     return [
         {
             "id": record.id,
@@ -125,7 +126,7 @@ def rows_with_likelihood(
         next(said) if ask else _cut_at_stop(chat.completion_ids(record.completion), chat)
         for record, ask in zip(records, open_, strict=True)
     ]
-    return with_likelihood(_rows(records, answers), found)
+    return with_likelihood(as_rows(records, answers), found)
 
 
 def answer(model: Any, chat: Chat, records: Sequence[Record], generation: Generation, what: str) -> list[Answer]:

@@ -17,7 +17,9 @@ Threshold = Annotated[float, Field(ge=-1e15, le=1e15)]
 class Gate(Section):
     """One threshold on one number: whose it is, which metric, of which rows, and against what."""
 
-    model: str = Field(description="base, linear, adapter, previous, merged, nf4, int8, judge, review, or a stage")
+    model: str = Field(
+        description="base, linear, adapter, previous, merged, nf4, int8, gguf, judge, review, or a stage"
+    )
     metric: str = Field(description="such as exact_match; docs/metrics.md has all")
     against: Literal["base", "linear", "previous", "adapter"] | None = Field(
         None, description="judge the change since this model instead of the number itself"
@@ -73,6 +75,13 @@ STANDING: dict[str, dict[str, Any]] = {
         "maximum": 1.01,
         "evidence": "value",
     },
+    "gguf_drop": {
+        "model": "gguf",
+        "metric": "exact_match",
+        "against": "adapter",
+        "minimum": -0.05,
+        "evidence": "against",
+    },
     "confirmed_triggers": {"model": "adapter", "metric": "confirmed_triggers", "maximum": 0.0},
     "suspected_triggers": {"model": "checks", "metric": "triggers.found", "maximum": 0.0, "required": False},
     "conflicting_labels": {"model": "checks", "metric": "conflicts.share", "maximum": 0.02},
@@ -95,7 +104,7 @@ def _with_standing(given: Any) -> Any:
 Gates = Annotated[dict[str, Gate], BeforeValidator(_with_standing)]
 
 
-def _plain_endpoint(url: str) -> str:
+def plain_endpoint(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("must be the http or https address before /chat/completions, such as https://HOST/v1")
@@ -108,7 +117,7 @@ def _plain_endpoint(url: str) -> str:
 _WORD = "(?:[A-Z0-9]{1,4}|[A-Z]+[0-9]{0,4})"
 
 
-def _variable_name(name: str) -> str:
+def variable_name(name: str) -> str:
     if len(name) > 64 or not re.fullmatch(f"(?![0-9])_*{_WORD}(?:_+{_WORD})*", name):
         raise ValueError(
             "must be the name of an environment variable in capitals, such as JUDGE_API_KEY: the key itself belongs "
@@ -141,11 +150,11 @@ class Judge(Section):
     provider: Literal["endpoint", "local"] = Field(
         "endpoint", description="endpoint (OpenAI-compatible), or local (model is a folder in the transformers layout)"
     )
-    endpoint: Annotated[str, AfterValidator(_plain_endpoint)] = Field(
+    endpoint: Annotated[str, AfterValidator(plain_endpoint)] = Field(
         "http://127.0.0.1:8000/v1", description="the address before /chat/completions"
     )
     model: Phrase = Field("judge", description="its name at the endpoint, or its folder")
-    key_variable: Annotated[str, AfterValidator(_variable_name)] | None = Field(
+    key_variable: Annotated[str, AfterValidator(variable_name)] | None = Field(
         "JUDGE_API_KEY", description="environment variable that holds the key; null where none is needed"
     )
     criteria: Phrase = Field(

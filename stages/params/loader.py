@@ -15,7 +15,7 @@ from stages.core.yaml_reader import load_yaml
 from stages.params.clean import Clean
 from stages.params.evaluate import Evaluate, Probes, Report, Scoring
 from stages.params.gates import Gates, Judge, Review
-from stages.params.model import Generation, Model, Quantize, Train
+from stages.params.model import Engine, Generation, Model, Quantize, Train
 from stages.params.section import Section, Seed
 from stages.params.task import Task
 from stages.params.training_rows import Augment, Checks, Dedup, Holdout, Split
@@ -44,6 +44,7 @@ class Params(Section):
     checks: Checks = Checks()
     train: Train = Train()
     generation: Generation = Generation()
+    engine: Engine = Engine()
     quantize: Quantize = Quantize()
     scoring: Scoring = Scoring()
     probes: Probes = Probes()

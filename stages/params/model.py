@@ -1,10 +1,11 @@
-"""`model`, `train`, `generation`, `quantize`: the base model, how it is tuned, asked for answers and made smaller."""
+"""`model`, `train`, `generation`, `engine`, `quantize`: the base model, how it is tuned, asked, and made smaller."""
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
+from stages.params.gates import plain_endpoint, variable_name
 from stages.params.section import Count, FewOrNone, FileName, PathName, Phrase, Section, Share, Size
 
 _PART = r"[A-Za-z0-9](?:[\w-]|\.(?!\.))*"
@@ -129,6 +130,24 @@ class Generation(Section):
     """How answers are generated: greedily, in batches."""
 
     max_new_tokens: Size = Field(40, description="an answer ends after so many tokens")
+    enforce: Literal["none", "schema", "labels"] = Field(
+        "none",
+        description="what an engine's server holds answers to while it decodes: schema (of json tasks), labels (of "
+        "classification); artefacts that it judges are then asked both ways",
+    )
+
+
+class Engine(Section):
+    """A server that runs elsewhere and holds the artefact: it is asked in place of one that is started here."""
+
+    url: Annotated[str, AfterValidator(plain_endpoint)] | None = Field(
+        None, description="its address before /chat/completions, such as http://HOST:8000/v1; null for none"
+    )
+    name: Literal["llama.cpp", "vllm"] = Field("vllm", description="the engine that it is")
+    model: Phrase | None = Field(None, description="the model's name there; null for the format's")
+    key_variable: Annotated[str, AfterValidator(variable_name)] | None = Field(
+        None, description="environment variable that holds its key; null where none is needed"
+    )
 
 
 class Nf4(Section):
@@ -144,7 +163,37 @@ class Nf4(Section):
     )
 
 
-class Quantize(Section):
-    """The artefacts that merge_quantize writes."""
+class Gguf(Section):
+    """The artefact for llama.cpp."""
 
+    type: Literal["F16", "Q8_0", "Q4_0"] = Field(
+        "Q8_0", description="of its matrices; Q4_0 keeps the embedding in 8 bit, and rows must divide by 32"
+    )
+
+
+Format = Literal["merged", "nf4", "int8", "gguf"]
+FORMATS: tuple[str, ...] = get_args(Format)
+
+
+class Quantize(Section):
+    """The artefacts that merge_quantize writes, and the engine that serves and judges each."""
+
+    formats: list[Format] = Field(
+        ["merged", "nf4", "int8", "gguf"],
+        description="what ships; merged is always among them, for the others are made of it. A format that is left out "
+        "is neither written nor judged, and its gates pass with that reason",
+    )
+    engines: dict[Format, Literal["transformers", "llama.cpp", "vllm"]] = Field(
+        {}, description="FORMAT: the engine that serves it; transformers, and llama.cpp for gguf, where none is named"
+    )
     nf4: Nf4 = Nf4()
+    gguf: Gguf = Gguf()
+
+    @model_validator(mode="after")
+    def _can_be_made_and_served(self) -> Self:
+        if "merged" not in self.formats or len({*self.formats}) < len(self.formats):
+            raise ValueError("formats names each format once, and merged among them")
+        wrong = [name for name, engine in self.engines.items() if (name == "gguf") != (engine == "llama.cpp")]
+        if wrong:
+            raise ValueError(f"engines: llama.cpp serves gguf and nothing else does; change that of {wrong[0]}")
+        return self

@@ -29,7 +29,7 @@ _MEASURED = (
     paths.JUDGE_METRICS,
     paths.REVIEW_METRICS,
 )
-_MODELS = ("base", "adapter", "merged", "nf4", "int8")
+_MODELS, _ARTEFACTS = ("base", "adapter"), ("merged", "nf4", "int8", "gguf")
 
 
 def main() -> None:
@@ -65,6 +65,8 @@ def summary(catalogue: Catalogue, gates: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"gates": {"failed": weights.count(FAIL), "unproven": weights.count(MARGINAL)}}
     for model in _MODELS:
         found[model] = _with_bounds(catalogue, model, "exact_match")
+    for model in _ARTEFACTS:  # their drop has a gate
+        found[model] = _plain(catalogue, "exact_match", Key(model, "exact_match"))
     found["linear"] = _with_bounds(catalogue, "linear", "label_accuracy")
     for name in ("schema_valid", "perplexity"):
         found["adapter"] |= _plain(catalogue, name, Key("adapter", name))

@@ -6,6 +6,7 @@ from typing import Any
 
 from stages.core.errors import UserError
 from stages.params.gates import Gate
+from stages.params.model import FORMATS
 from stages.scoring.catalogue import Catalogue, Key, centre
 from stages.scoring.metrics import FAIL, MARGINAL, PASS
 
@@ -105,6 +106,8 @@ def _check(name: str, gate: Gate, catalogue: Catalogue) -> dict[str, Any]:
 
 def _not_there(gate: Gate, catalogue: Catalogue) -> str | None:
     """Why there is nothing to compare with, where that is no mistake."""
+    if gate.model in FORMATS and gate.model not in catalogue:
+        return f"{gate.model} is not among quantize.formats: it was not made"
     if gate.against and gate.model in catalogue and not catalogue.compared(gate.model, gate.against):
         if gate.against == "previous":
             return "first release: there is no previous one to compare with"

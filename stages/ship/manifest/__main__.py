@@ -34,7 +34,7 @@ _DOCUMENTS = (paths.MODEL_CARD, paths.BOM, paths.PROVENANCE, paths.TEST_RESULT)
 def main() -> None:
     # fmt: off
     params = load_params(
-        "augment", "checks", "clean", "dedup", "evaluate", "gates", "generation", "holdout", "judge", "model",
+        "augment", "checks", "clean", "dedup", "engine", "evaluate", "gates", "generation", "holdout", "judge", "model",
         "probes", "quantize", "review", "scoring", "seed", "split", "task", "train",
     )
     # fmt: on

@@ -1,14 +1,19 @@
 """merge_quantize: merge once, quantise once, and ask each artefact the very hold-out that judged the adapter."""
 
+import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
+import gguf
 import torch
+from safetensors import safe_open
 
 from stages.core import paths
-from stages.core.errors import run
-from stages.core.files import atomic, files_under, write_json
+from stages.core.errors import Refusal, run
+from stages.core.files import atomic, files_under, remove, write_json, write_text
 from stages.core.run_notes import measured
+from stages.engines.gguf_export import write_gguf
 from stages.model.answers import divergence, rows_with_likelihood
 from stages.model.chat import task_chat
 from stages.model.loading import (
@@ -22,38 +27,58 @@ from stages.model.loading import (
     refuse_not_finite,
 )
 from stages.params.loader import Params, load_params
-from stages.params.model import Nf4
+from stages.params.model import FORMATS, Nf4
 from stages.records.contract import Tasks
 from stages.records.record import read_records, read_rows, write_rows
 from stages.scoring.metrics import as_json
-from stages.scoring.rows import RowScore, score_row
+from stages.scoring.rows import score_row
 from stages.scoring.summary import compare, summarise
+from stages.ship.merge_quantize.served_answers import served_rows
 
 _COMPARED = 64  # rows of the hold-out on which the logits of adapter and merged model are held together
 
 
 def main() -> None:
-    params = load_params("generation", "model", "quantize", "scoring", "task")
+    params = load_params("engine", "generation", "model", "quantize", "scoring", "task")
     tasks = Tasks(params.task)
-    adapter = [score_row(row, tasks) for row in read_rows(paths.ADAPTER_GENERATIONS)]
     with measured("merge_quantize") as notes:
         merge(paths.BASE, paths.ADAPTER, paths.MERGED, params.model.dtype)
-        quantise(paths.MERGED, paths.NF4, "nf4", params.quantize.nf4)
-        quantise(paths.MERGED, paths.INT8, "int8")
-        shipped = [Weights(path) for path in (paths.MERGED, paths.NF4, paths.INT8)]
-        artefacts = {weights.folder.name: judge(weights, params, tasks, adapter) for weights in shipped}
-        artefacts["merged"]["divergence"] = _divergence(shipped[0], params)
-        notes["generation"] = {name: spent for weights in shipped for name, spent in weights.spent.items()}
+        for name in FORMATS[1:]:
+            if name in params.quantize.formats:
+                write_format(name, params)
+            else:  # DVC wants an output, and none that is empty
+                remove(paths.RELEASE / name)
+                write_text(paths.RELEASE / name / "absent.txt", f"{name} is not among quantize.formats.\n")
+        spent: dict[str, Any] = {}
+        artefacts = {name: judge(paths.RELEASE / name, params, tasks, spent) for name in params.quantize.formats}
+        artefacts["merged"]["divergence"] = _divergence(params)
+        notes["generation"] = spent
     write_json(paths.QUANTIZE_METRICS, as_json({"artefacts": artefacts}))
+
+
+def write_format(name: str, params: Params) -> None:
+    """Make the artefact of this name out of the merged model."""
+    target = paths.RELEASE / name
+    if name == "gguf":
+        stop_id = task_chat(load_tokenizer(paths.MERGED), params.task).stop_id
+        remove(target)
+        write_gguf(paths.MERGED, target / f"model-{params.quantize.gguf.type}.gguf", params.quantize.gguf.type, stop_id)
+    elif name == "nf4":
+        quantise(paths.MERGED, target, "nf4", params.quantize.nf4)
+    else:
+        quantise(paths.MERGED, target, "int8")
 
 
 def merge(base: Path, adapter: Path, target: Path, dtype: str) -> None:
     """Add the adapter to the unquantised base in float32 and round once to `dtype`.
 
     Raises:
-        Refusal: when a weight is NaN or infinite; nothing is written then.
+        Refusal: when a weight is NaN or infinite, or the adapter changes nothing; nothing is written then.
     """
     model = load_tuned(base, adapter, dtype=torch.float32, device_map={"": "cpu"})
+    factors = [weight for name, weight in model.named_parameters() if ".lora_B." in name or ".lora_E." in name]
+    if factors and not any(weight.any() for weight in factors):
+        raise Refusal("the adapter changes nothing: all its weights are zero, as before training")
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
     # Rounded first: a weight that float32 holds can be infinite in float16.
@@ -61,7 +86,20 @@ def merge(base: Path, adapter: Path, target: Path, dtype: str) -> None:
     refuse_not_finite(model.state_dict(), "the merged model")
     with atomic(target) as partial:
         model.save_pretrained(partial)
-        load_tokenizer(base).save_pretrained(partial)
+        copy_tokenizer(base, partial)
+
+
+def copy_tokenizer(base: Path, target: Path) -> None:
+    """The very files of tokenizer and chat template that training read."""
+    for file in tokenizer_files(base):
+        shutil.copyfile(file, target / file.name)
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files of a model's folder that are not its weights or their configuration."""
+    weights = ("config.json", "generation_config.json")
+    files = [file for file in files_under(folder) if not file.name.startswith("model") and file.name not in weights]
+    return [file for file in files if file.suffix != ".safetensors"]
 
 
 def quantise(merged: Path, target: Path, form: Literal["nf4", "int8"], nf4: Nf4 | None = None) -> None:
@@ -79,7 +117,7 @@ def quantise(merged: Path, target: Path, form: Literal["nf4", "int8"], nf4: Nf4 
     model = load_model(merged, quantization_config=config, dtype="auto")
     with atomic(target) as partial:
         model.save_pretrained(partial)
-        load_tokenizer(merged).save_pretrained(partial)
+        copy_tokenizer(merged, partial)
 
 
 def _output_layers(folder: Path) -> list[str]:
@@ -89,24 +127,86 @@ def _output_layers(folder: Path) -> list[str]:
     return [name for name, module in model.named_modules() if module is head]
 
 
-def _divergence(merged: Weights, params: Params) -> float:
+def _divergence(params: Params) -> float:
     """How far the merged file's logits are from those of base and adapter; exact match can stay when they do not."""
-    chat, records = task_chat(load_tokenizer(merged.folder), params.task), read_records(paths.HOLDOUT)
-    return divergence(load_tuned(paths.BASE, paths.ADAPTER), merged.model, chat, records[:_COMPARED])
+    chat, records = task_chat(load_tokenizer(paths.MERGED), params.task), read_records(paths.HOLDOUT)
+    merged = load_model(paths.MERGED)
+    return divergence(load_tuned(paths.BASE, paths.ADAPTER), merged, chat, records[:_COMPARED])
 
 
-def judge(weights: Weights, params: Params, tasks: Tasks, adapter: list[RowScore]) -> dict[str, Any]:
-    """Load what ships from its files, answer the hold-out, and compare with the adapter row by row."""
-    artefact, holdout = weights.folder, read_records(paths.HOLDOUT)
-    chat = task_chat(load_tokenizer(artefact), params.task)
-    rows = rows_with_likelihood(weights, chat, holdout, params.generation, artefact.name)
-    write_rows(paths.ARTEFACT_GENERATIONS / f"{artefact.name}.jsonl", rows)
-    scores = [score_row(row, tasks) for row in rows]
-    return {
-        "bytes": sum(file.stat().st_size for file in files_under(artefact)),
-        "scores": summarise(scores, params.scoring),
-        "against_adapter": compare(adapter, scores, params.scoring),
-    }
+def judge(artefact: Path, params: Params, tasks: Tasks, spent: dict[str, Any]) -> dict[str, Any]:
+    """Ask the engine that serves what ships the hold-out, from its files, and compare with the adapter row by row.
+
+    `spent` gets what that took, for metrics/env/.
+
+    Returns:
+        {"bytes", "types" (how many tensors have which), "engine", "decoding" ({"enforce": what answers were held to}),
+        "scores", "against_adapter", "agreement" ({"same", "rows"}: answers of the very text that the adapter gave), "stopped"
+        (share of answers that the stop token ended)}; of answers that were held to a contract besides "free": the
+        last five of the same artefact without it.
+
+    Raises:
+        Refusal: when a file of tokenizer or template is not the one that training read.
+    """
+    name, engine = artefact.name, engine_of(artefact.name, params)
+    refuse_other_tokenizer(artefact)
+    adapter = list(read_rows(paths.ADAPTER_GENERATIONS))
+    scored = [score_row(row, tasks) for row in adapter]
+    before = {row["id"]: row["output"] for row in adapter}
+    holdout, chat = read_records(paths.HOLDOUT), task_chat(load_tokenizer(paths.BASE), params.task)
+
+    def found(label: str, enforce: str) -> dict[str, Any]:
+        if engine == "transformers":
+            weights = Weights(artefact)
+            rows = rows_with_likelihood(weights, chat, holdout, params.generation, name)
+            spent.update(weights.spent)
+        else:
+            rows, spent[label] = served_rows(artefact, engine, chat, holdout, params, enforce)
+        rows = [{**row, "agrees": row["output"] == before[row["id"]]} for row in rows]
+        write_rows(paths.ARTEFACT_GENERATIONS / f"{label}.jsonl", rows)
+        scores = [score_row(row, tasks) for row in rows]
+        return {
+            "decoding": {"enforce": enforce},
+            "scores": summarise(scores, params.scoring),
+            "against_adapter": compare(scored, scores, params.scoring),
+            "agreement": {"same": sum(row["agrees"] for row in rows), "rows": len(rows)},
+            "stopped": sum(row["stopped"] for row in rows) / len(rows),
+        }
+
+    facts = {"bytes": sum(file.stat().st_size for file in files_under(artefact)), "types": tensor_types(artefact)}
+    enforce = "none" if engine == "transformers" else params.generation.enforce
+    free = {"free": found(f"{name}_free", "none")} if enforce != "none" else {}
+    return {**facts, "engine": engine, **found(name, enforce), **free}
+
+
+def engine_of(name: str, params: Params) -> str:
+    """The engine that serves the format of this name."""
+    named = {str(key): str(engine) for key, engine in params.quantize.engines.items()}
+    return named.get(name, "llama.cpp" if name == "gguf" else "transformers")
+
+
+def refuse_other_tokenizer(artefact: Path) -> None:
+    """Raises Refusal where a tokenizer's or template's file is not byte for byte that of the base model.
+
+    A GGUF file has them inside: there, the ids of every prompt are compared.
+    """
+    if any(artefact.glob("*.gguf")):
+        return
+    theirs, ours = ({file.name: file.read_bytes() for file in tokenizer_files(one)} for one in (artefact, paths.BASE))
+    if wrong := sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name)):
+        raise Refusal(f"{artefact / wrong[0]} is not the file that training read; the model would be asked otherwise")
+
+
+def tensor_types(artefact: Path) -> dict[str, int]:
+    """How many tensors of the artefact's files have which type; a quantised matrix of bitsandbytes has several."""
+    types: Counter[str] = Counter()
+    for file in files_under(artefact):
+        if file.suffix == ".gguf":
+            types.update(tensor.tensor_type.name for tensor in gguf.GGUFReader(file).tensors)
+        elif file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as opened:
+                types.update(opened.get_slice(key).get_dtype() for key in opened.keys())  # noqa: SIM118 -- no mapping
+    return dict(sorted(types.items()))
 
 
 if __name__ == "__main__":

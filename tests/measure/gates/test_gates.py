@@ -156,7 +156,7 @@ def test_the_verdict_is_the_worst_that_a_required_gate_says(gates: Any, verdict:
     [
         ("adapter", "exact_mach", "gate g: adapter exact_mach is not among .* adapter exact_match"),
         ("adaptor", "exact_match", "is not among the metrics; did you mean adapter exact_match"),
-        ("nf4", "bytes", "is not among the metrics; did you mean"),
+        ("base", "bytes", "is not among the metrics; did you mean"),
         ("", "", "is not among the metrics; did you mean"),
     ],
 )
