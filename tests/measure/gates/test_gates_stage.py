@@ -35,9 +35,13 @@ def test_two_gates_of_one_name_are_refused() -> None:
 
 @pytest.mark.parametrize("file", ["params.yaml", "examples/snips/params.yaml", "examples/snips/params-gpu.yaml"])
 def test_the_gates_that_come_with_the_project(file: str) -> None:
-    """Exact match of 95 %, no significant loss, no leak, no confirmed trigger are required; suspicions only warn."""
+    """Exact match, no significant loss, no leak, no confirmed trigger are required; suspicions only warn."""
     gates = check_params(read_params(ROOT / file)).gates
-    assert (gates["exact_match"].minimum, gates["exact_match"].required) == (0.95, True)
+    # Of the sample's 200 rows, a model that gets 95 % right can show 90; SNIPS has rows enough for 95.
+    assert (gates["exact_match"].minimum, gates["exact_match"].required) == (
+        0.9 if file == "params.yaml" else 0.95,
+        True,
+    )
     loss = gates["no_loss"]
     assert (loss.against, loss.minimum, loss.evidence, loss.required) == ("previous", 0, "against", True)
     assert (gates["no_forgetting"].maximum, gates["no_forgetting_answers"].minimum) == (1.05, -0.05)
