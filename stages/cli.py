@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from stages.core import paths
 from stages.core.errors import Refusal, UserError, run
@@ -88,6 +89,48 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--key", metavar="PRIVATE.pem", help="sign the attestation")
     command.set_defaults(call=_reproduce)
 
+    command = commands.add_parser("serve", help="answer requests with a release, through its engine")
+    _of_release(command)
+    command.add_argument("name", metavar="VERSION|PATH", nargs="?", help=f"default: {paths.RELEASE}; or: current")
+    command.add_argument("--host", default="127.0.0.1", help="another than this machine's own needs an API key")
+    command.add_argument("--port", type=int, default=0, help="default: a free one")
+    command.add_argument("--api-key-variable", metavar="NAME", help="environment variable with the clients' key")
+    command.add_argument(
+        "--context", metavar="TOKENS", type=int, default=2048, help="of prompt and answer; default: 2048"
+    )
+    command.add_argument("--canary", metavar="VERSION=10%", help="give a share of the requests to this version")
+    command.add_argument("--log", metavar="FILE", help=f"a line a request, without its text; default: {paths.REQUESTS}")
+    command.set_defaults(call=_serve)
+
+    command = commands.add_parser("switch", help="let `serve current` go over to a version, without a pause")
+    _of_release(command)
+    command.add_argument("name", metavar="VERSION", help="MAJOR.MINOR.PATCH")
+    command.add_argument("--url", help="of `serve current`: wait until it serves that version")
+    command.set_defaults(call=_switch)
+
+    command = commands.add_parser("smoke", help="ask a server what it must know and survive; exit with 1 if it fails")
+    _of_release(command)
+    command.add_argument("url", metavar="URL", help="of a server of this release")
+    command.add_argument("--release", metavar="VERSION|PATH", dest="name", help=f"default: {paths.RELEASE}")
+    command.add_argument("--api-key-variable", metavar="NAME", help="environment variable with the key")
+    command.add_argument("--golden", metavar="ROWS", type=int, default=5, help="of the hold-out; default: 5")
+    command.set_defaults(call=_smoke)
+
+    command = commands.add_parser("answer", help="answer a file of prompts with a release; run again to go on")
+    _of_release(command)
+    command.add_argument("source", metavar="IN.jsonl", help='rows {"prompt": TEXT}')
+    command.add_argument("target", metavar="OUT.jsonl", help="the same rows with their answer and the release's id")
+    command.add_argument("--release", metavar="VERSION|PATH", dest="name", help=f"default: {paths.RELEASE}")
+    command.add_argument("--url", help="ask a server of this release in place of one that is started for it")
+    command.add_argument("--api-key-variable", metavar="NAME", help="environment variable with its key")
+    command.set_defaults(call=_answer)
+
+    command = commands.add_parser("canary", help="say whether a canary goes on; exit with 1 if it is to be stopped")
+    command.add_argument("log", metavar="LOG", help="of `tunetrail serve --canary`")
+    command.add_argument("--margin", type=float, default=0.02, help="how much worse is no harm; default: 0.02")
+    command.add_argument("--confidence", type=float, default=0.95, help="of all comparisons together; default: 0.95")
+    command.set_defaults(call=_canary)
+
     command = commands.add_parser("compare", help="show as Markdown what changed against a branch")
     command.add_argument("base", metavar="BASE", help="a branch, tag or commit, such as origin/main")
     command.set_defaults(call=_compare)
@@ -120,6 +163,15 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--source", metavar="NAME", help="lock all rows of a source, such as a published test set")
     command.set_defaults(call=_draw)
     return top
+
+
+def _of_release(command: argparse.ArgumentParser) -> None:
+    """What the commands that serve a release have in common."""
+    command.add_argument("--key", metavar="PUBLIC.pem", help=f"of whom {paths.SIGNATURE} must be")
+    command.add_argument(
+        "--unreleased", metavar="WHY", help="take what is not released, not signed or failed its gates"
+    )
+    command.add_argument("--engine", choices=["llama.cpp", "transformers", "vllm"], help="default: by what ships")
 
 
 def _in_root(options: argparse.Namespace) -> None:
@@ -230,6 +282,87 @@ def _reproduce(options: argparse.Namespace, root: Path, start: Path) -> None:
     from stages.ship.release.reproduce import reproduce
 
     print(reproduce(root, options.name, start / options.key if options.key else None))
+
+
+def _version(options: argparse.Namespace, root: Path, start: Path, name: str | None) -> Any:
+    from stages.ship.release.released_files import find_release
+    from stages.ship.serve.served_version import version_of
+
+    key = start / options.key if options.key else None
+    place = start if name else root
+    return version_of(find_release(root, place, key, options.unreleased, name or str(paths.RELEASE)), options.engine)
+
+
+def _api_key(options: argparse.Namespace) -> str | None:
+    name = options.api_key_variable
+    if name and not os.environ.get(name):
+        raise UserError(f"--api-key-variable {name}: there is no such environment variable, or it is empty")
+    return os.environ[name] if name else None
+
+
+def _serve(options: argparse.Namespace, root: Path, start: Path) -> None:
+    from stages.ship.serve.serving_loop import CURRENT, Address, serve, start_engine
+
+    link = root / paths.RELEASES / CURRENT if options.name == CURRENT else None
+    if link and not link.is_symlink():
+        raise UserError("nothing is current yet; `tunetrail switch VERSION` says what is")
+    log = start / options.log if options.log else root / paths.REQUESTS
+    serve(
+        lambda name: start_engine(_version(options, root, start, name), options.context),
+        link.readlink().name if link else options.name,
+        Address(options.host, options.port, _api_key(options), log),
+        options.canary,
+        link,
+    )
+
+
+def _switch(options: argparse.Namespace, root: Path, start: Path) -> None:
+    from stages.ship.serve.serving_loop import CURRENT, switch
+
+    version = _version(options, root, start, options.name)
+    print(switch(version, root / paths.RELEASES / CURRENT, options.url))
+
+
+def _server(options: argparse.Namespace, version: Any) -> Any:
+    from stages.engines.engine_server import Server
+
+    base = options.url.rstrip("/").removesuffix("/v1")
+    return Server(f"{base}/v1", version.id, version.engine, _api_key(options), slots=4)
+
+
+def _smoke(options: argparse.Namespace, root: Path, start: Path) -> None:
+    from stages.ship.serve.smoke import smoke, table
+
+    version = _version(options, root, start, options.name)
+    checks = smoke(_server(options, version), version, version.golden(options.golden))
+    print(table(checks), flush=True)
+    if failed := [check.name for check in checks if not check.passed]:
+        raise Refusal(f"{options.url} fails: {', '.join(failed)}")
+
+
+def _answer(options: argparse.Namespace, root: Path, start: Path) -> None:
+    from stages.ship.serve.answer_file import answer_file
+    from stages.ship.serve.serving_loop import start_engine
+
+    version = _version(options, root, start, options.name)
+    source, target = start / options.source, start / options.target
+    if options.url:
+        print(answer_file(source, target, version, _server(options, version)))
+        return
+    engine = start_engine(version)
+    try:
+        print(answer_file(source, target, version, engine.server))
+    finally:
+        engine.close()
+
+
+def _canary(options: argparse.Namespace, root: Path, start: Path) -> None:
+    from stages.ship.serve.canary_release import STOP, judge_canary
+
+    decision, said = judge_canary(start / options.log, options.margin, options.confidence)
+    print(said, flush=True)
+    if decision == STOP:
+        raise Refusal("the canary is to be stopped")
 
 
 def _compare(options: argparse.Namespace, root: Path, start: Path) -> None:

@@ -1,0 +1,108 @@
+"""answer: a file of prompts through a release's engine, a row for a row; a killed run goes on where it stopped."""
+
+import fcntl
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, Any
+
+from stages.core.errors import Refusal, UserError
+from stages.core.progress import track
+from stages.engines.engine_server import EngineError, Server, call, reply
+from stages.records.record import Message, Record, make_record, row_line
+from stages.ship.serve.served_version import Version
+from stages.text.strict_json import BrokenContract, parse_json
+
+_BATCH = 32
+
+
+def answer_file(source: Path, target: Path, version: Version, server: Server) -> str:
+    """Write each row of `source` with its "answer" to `target`, in order; return how many.
+
+    A row is {"prompt": TEXT} with "task", "context" and whatever else. An answer is {"release", "output", "tokens",
+    "stopped"}, or {"release", "error"} where the engine refuses the row, as one that is too long.
+
+    Raises:
+        UserError: naming the first line that is no such row, before anything is asked; when the engine fails.
+        Refusal: when `target` has rows of something else, or another run is writing it.
+    """
+    rows = _read(source)
+    records = [_record(row, f"{source.name}:{number}") for number, row in enumerate(rows, start=1)]
+    with target.open("a+b") as out:
+        try:
+            fcntl.flock(out, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Refusal(f"another run writes {target}") from None
+        done = _done(out, rows, version.id, target)
+        bodies = version.messages(records[done:])
+        told = {record.task: version.defaults(server, record.task) for record in records}
+
+        def answered(number: int) -> dict[str, Any]:
+            body = {**told[records[number].task], "messages": bodies[number - done]}
+            try:
+                found = call(server, "/v1/chat/completions", body)
+                said = reply(found)
+            except EngineError as error:
+                if error.status is None or not 400 <= error.status < 500 or error.status in (401, 404, 408, 429):
+                    raise  # no fault of the row's
+                return {"release": version.id, "error": str(error)}
+            if server.process is None and found.get("model") != version.id:
+                raise Refusal(f"{server.url} answers with {found.get('model')}, and not with {version.id}")
+            return {"release": version.id, "output": said.output, "tokens": said.tokens, "stopped": said.stopped}
+
+        with ThreadPoolExecutor(server.slots) as pool:
+            starts = range(done, len(rows), _BATCH)
+            for start in track(starts, len(starts), "batches"):
+                numbers = range(start, min(start + _BATCH, len(rows)))
+                for number, said in zip(numbers, pool.map(answered, numbers), strict=True):
+                    out.write(row_line({**rows[number], "answer": said}).encode())
+                out.flush()
+                os.fsync(out.fileno())
+    return f"{len(rows) - done} rows answered by {version.id} in {target}" + (f", after {done} before" if done else "")
+
+
+def _done(out: IO[bytes], rows: Sequence[dict[str, Any]], release: str, target: Path) -> int:
+    """How many rows are answered; what a kill left of a half-written line is cut off."""
+    out.seek(0)
+    lines = out.read().split(b"\n")
+    out.truncate(out.tell() - len(lines.pop()))
+    out.seek(0, os.SEEK_END)
+    for number, line in enumerate(lines, start=1):
+        row = json.loads(line)
+        said = row.pop("answer", {}).get("release")
+        if number > len(rows) or row != rows[number - 1] or said != release:
+            raise Refusal(
+                f"{target}, line {number}: another row, or one of release {said}; give another file for {release}"
+            )
+    return len(lines)
+
+
+def _read(source: Path) -> list[dict[str, Any]]:
+    rows = []
+    try:
+        lines = source.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{source} cannot be read: {error}") from None
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                parse_json(line)  # strictly: no key twice, no number that JSON has not
+                row = json.loads(line)
+                _record(row, "")
+                json.dumps(row, allow_nan=False).encode()
+            except (BrokenContract, KeyError, TypeError, ValueError, AttributeError):
+                raise UserError(
+                    f'{source}, line {number}: expected {{"prompt": TEXT}}, with "task": TEXT, "context": '
+                    '[{"role": TEXT, "content": TEXT}] if there are any, and without "answer"'
+                ) from None
+            rows.append(row)
+    return rows
+
+
+def _record(row: dict[str, Any], origin: str) -> Record:
+    context = [Message(str(turn["role"]), turn["content"]) for turn in row.get("context", [])]
+    if "answer" in row or not isinstance(row["prompt"], str) or not isinstance(row.get("task"), str | None):
+        raise TypeError("no row to answer")
+    return make_record(row["prompt"], "", None, "answer", origin, task=row.get("task"), context=context)

@@ -1,0 +1,177 @@
+"""The address that clients know: it passes requests on to an engine, and another engine can take over between two."""
+
+import asyncio
+import hashlib
+import hmac
+import json
+import re
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import uuid4
+
+from aiohttp import ClientError, ClientSession, ClientTimeout, web
+
+from stages.core.errors import UserError
+from stages.engines.engine_server import EngineError, Server, healthy
+from stages.ship.serve.served_version import Version
+
+CHAT = "/v1/chat/completions"
+_MAX_BYTES, _SECONDS = 16 << 20, 600.0
+_LOOPBACK = ("127.0.0.1", "localhost")
+_T = TypeVar("_T")
+
+
+class Target:
+    """A version behind its engine; `busy` is how many requests it is answering, `close` stops the engine."""
+
+    def __init__(self, version: Version, server: Server, close: Callable[[], None] = lambda: None) -> None:
+        self.version, self.server, self.close, self.busy = version, server, close, 0
+        self.defaults, _ = version.defaults(server), version.tasks  # read before the first request needs them
+
+
+class Front:
+    """Gives each request to `target` or, for a share of the requests by a hash of their ids, to a canary.
+
+    `note` says why the last switch did not come about; /health shows it. The log has a line for each request: its id,
+    the release that answered it, and how it went, but nothing of what was said.
+    """
+
+    def __init__(self, target: Target, api_key: str | None = None, log: Path | None = None) -> None:
+        self.target, self.note, self._api_key = target, "", api_key
+        self.canary: tuple[Target, float] | None = None
+        if log:
+            log.parent.mkdir(parents=True, exist_ok=True)
+        self._log = log.open("a", encoding="utf-8", buffering=1) if log else None
+
+    @property
+    def targets(self) -> list[Target]:
+        return [self.target, *([self.canary[0]] if self.canary else [])]
+
+    @contextmanager
+    def answering(self, host: str = _LOOPBACK[0], port: int = 0) -> Iterator[str]:
+        """Answer at the address that is yielded until the block ends; what was asked by then is answered.
+
+        Raises:
+            UserError: when the port is taken, or other machines are let in without an API key.
+        """
+        if host not in _LOOPBACK and not self._api_key:
+            raise UserError(f"--host {host} lets other machines in; --api-key-variable NAME says what holds their key")
+        app = web.Application(middlewares=[self._allowed], client_max_size=_MAX_BYTES)
+        app.add_routes([web.get("/health", self._health), web.get("/v1/models", self._models)])
+        app.add_routes([web.post(CHAT, self._chat)])
+        app.cleanup_ctx.append(self._session)
+        self._loop = asyncio.new_event_loop()
+        thread = threading.Thread(target=self._loop.run_forever)
+        thread.start()
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SECONDS)
+        try:
+            self._do(runner.setup())
+            try:
+                self._do(web.TCPSite(runner, host, port).start())
+            except (OSError, OverflowError) as error:
+                raise UserError(f"{host}, port {port} cannot be used ({error}); --port names another") from None
+            yield f"http://{_LOOPBACK[0] if host == '0.0.0.0' else host}:{runner.addresses[0][1]}"
+        finally:
+            self._do(runner.cleanup())
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            thread.join()
+            self._loop.close()
+
+    def switch(self, target: Target) -> Target:
+        """Give requests to another target from now on; return the old one when it has answered its last."""
+        return self._do(self._switched(target))
+
+    def _do(self, work: Coroutine[Any, Any, _T]) -> _T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    async def _switched(self, target: Target) -> Target:
+        old, self.target = self.target, target
+        while old.busy:
+            await asyncio.sleep(0.01)
+        return old
+
+    async def _session(self, app: web.Application) -> AsyncIterator[None]:
+        async with ClientSession(timeout=ClientTimeout(_SECONDS)) as self._engines:
+            yield
+
+    @web.middleware
+    async def _allowed(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        """By the key; without one only under a name of this machine, so that no web site's name leads here."""
+        if self._api_key:
+            given = request.headers.get("Authorization", "")
+            ok = hmac.compare_digest(given.encode(), f"Bearer {self._api_key}".encode())
+        else:
+            ok = request.host.partition(":")[0] in _LOOPBACK
+        if not ok and request.path != "/health":
+            return _refusal(401, "the API key is missing or wrong, or the host is not this machine")
+        answer: web.StreamResponse = await handler(request)
+        return answer
+
+    async def _health(self, request: web.Request) -> web.Response:
+        target = self.target
+        up = await asyncio.to_thread(healthy, target.server.url.removesuffix("/v1"))
+        said = {"status": "ok" if up else "the engine does not answer", "release": target.version.id, "note": self.note}
+        return web.json_response(said | {"engine": target.version.engine}, status=200 if up else 503)
+
+    async def _models(self, request: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": [{"id": self.target.version.id, "object": "model"}]})
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        try:
+            body = await request.json() if request.content_type == "application/json" else None
+        except (ValueError, RecursionError):
+            body = None
+        body = body if isinstance(body, dict) else {}
+        messages = body.get("messages")
+        if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+            return _refusal(400, "a request is a JSON object with messages, a list of objects; as application/json")
+        given = request.headers.get("X-Request-Id", "")
+        request_id = given if re.fullmatch(r"[\w.-]{1,100}", given, re.ASCII) else uuid4().hex
+        drawn = int.from_bytes(hashlib.sha256(request_id.encode()).digest()[:8]) / 2**64
+        canary = self.canary is not None and drawn < self.canary[1]
+        target = self.canary[0] if self.canary and canary else self.target
+        target.busy += 1  # no other task runs between the choice and this
+        start, row = time.perf_counter(), dict[str, Any]()
+        try:
+            answer, row = await self._pass_on(request, target, body, request_id)
+            return answer
+        finally:
+            target.busy -= 1
+            asked = {"time": round(time.time(), 3), "id": request_id, "release": target.version.id, "canary": canary}
+            self._record({**asked, "seconds": round(time.perf_counter() - start, 4), "status": 0, **row})
+
+    async def _pass_on(
+        self, request: web.Request, target: Target, body: dict[str, Any], request_id: str
+    ) -> tuple[web.StreamResponse, dict[str, Any]]:
+        told = target.defaults | body | {"model": target.server.model}
+        headers = {"X-Request-Id": request_id, "X-Release": target.version.id}
+        try:
+            async with self._engines.post(target.server.url.removesuffix("/v1") + CHAT, json=told) as reply:
+                headers["Content-Type"] = reply.headers.get("Content-Type", "application/json")
+                if not body.get("stream"):
+                    said, row = await reply.read(), {"status": reply.status}
+                    with suppress(ValueError, EngineError):
+                        value: Any = json.loads(said) if reply.status == 200 else None
+                        row |= target.version.outcome(value)
+                        said = json.dumps(value | {"model": target.version.id}).encode()
+                    return web.Response(status=reply.status, body=said, headers=headers), row
+                answer = web.StreamResponse(status=reply.status, headers=headers)
+                await answer.prepare(request)
+                async for piece in reply.content.iter_any():
+                    await answer.write(piece)
+                await answer.write_eof()
+                return answer, {"status": reply.status}
+        except (ClientError, TimeoutError):
+            return _refusal(502, "the engine does not answer"), {"status": 502}
+
+    def _record(self, row: dict[str, Any]) -> None:
+        if self._log:
+            self._log.write(json.dumps(row) + "\n")
+
+
+def _refusal(status: int, why: str) -> web.Response:
+    return web.json_response({"error": {"message": why, "type": "invalid_request_error"}}, status=status)

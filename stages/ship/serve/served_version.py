@@ -1,0 +1,95 @@
+"""A release as its engine serves it: which file, what a request is told by default, and what it is known to answer."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from stages.core import paths
+from stages.core.errors import UserError
+from stages.core.files import read_json
+from stages.engines.engine_server import Messages, Server, held_to, reply, request
+from stages.params.model import Generation
+from stages.params.task import Task
+from stages.records.contract import Tasks
+from stages.records.record import Record, read_records, read_rows
+from stages.scoring.rows import score_row
+
+
+@dataclass(frozen=True)
+class Version:
+    """One format of a release, by its id.
+
+    Attributes:
+        folder: that holds manifest.json and a folder for each format.
+        tree: where the repository's files of this release lie, such as its hold-out.
+    """
+
+    id: str
+    folder: Path
+    tree: Path
+    form: str
+    engine: str
+
+    @cached_property
+    def params(self) -> dict[str, Any]:
+        return dict(read_json(self.folder / paths.MANIFEST.name)["params"])
+
+    @cached_property
+    def task(self) -> Task:
+        task = Task.model_validate(self.params["task"])
+        return task.model_copy(update={"schema_file": str(self.tree / task.schema_file)})
+
+    @cached_property
+    def tasks(self) -> Tasks:
+        return Tasks(self.task)
+
+    def defaults(self, server: Server, tag: str | None = None) -> dict[str, Any]:
+        """What a request to the engine has besides its messages: every sampling parameter, and the contract."""
+        settings = self.params["generation"]
+        # Which contract holds is known where all rows have the same one, or the row says its tag; transformers holds
+        # answers to none.
+        known = (tag is not None or not self.task.tags) and server.engine != "transformers"
+        held = held_to(settings.get("enforce", "none"), self.task, tag) if known else None
+        body = request(server, [], Generation(max_new_tokens=settings["max_new_tokens"]), held)
+        return {name: value for name, value in body.items() if name != "messages"}
+
+    def outcome(self, body: Any) -> dict[str, Any]:
+        """What a log holds of an answer, and nothing of its text: tokens, its end, the contract."""
+        said = reply(body)
+        row = {"id": "", "completion": "", "label": None, "output": said.output, "tokens": said.tokens}
+        valid = None if self.task.tags else score_row(row, self.tasks).valid
+        return {"tokens": said.tokens, "stopped": said.stopped, "valid": valid}
+
+    def messages(self, records: list[Record]) -> list[Messages]:
+        """The conversations that the model was trained on for such records."""
+        from stages.model.chat import task_chat
+        from stages.model.loading import load_tokenizer
+
+        chat = task_chat(load_tokenizer(self.folder / paths.MERGED.name), self.task)
+        return [chat.messages(record) for record in records]
+
+    def golden(self, count: int) -> list[tuple[Messages, str | None, str]]:
+        """Of the first `count` rows of the hold-out: conversation, the row's tag, and the answer that was judged."""
+        file = self.tree / paths.ARTEFACT_GENERATIONS / f"{self.form}.jsonl"
+        said = {row["id"]: row["output"] for row in read_rows(file)}
+        records = [record for record in read_records(self.tree / paths.HOLDOUT) if record.id in said][:count]
+        asked = zip(self.messages(records), records, strict=True)
+        return [(messages, record.task, said[record.id]) for messages, record in asked]
+
+
+def version_of(found: tuple[str, Path, Path], engine: str | None) -> Version:
+    """The format for this engine; where none is named, GGUF by llama.cpp if it ships, else merged by its judge.
+
+    Raises:
+        UserError: when the release has no file for the engine.
+    """
+    release, folder, tree = found
+    manifest = read_json(folder / paths.MANIFEST.name)
+    forms = {name.partition("/")[0] for name in manifest["files"]}
+    judged = manifest["params"].get("quantize", {}).get("engines", {}).get(paths.MERGED.name, "transformers")
+    engine = engine or ("llama.cpp" if "gguf" in forms else str(judged))
+    form = "gguf" if engine == "llama.cpp" else paths.MERGED.name
+    if form not in forms:
+        raise UserError(f"{release} ships {', '.join(sorted(forms))}; {engine} wants {form} (quantize.formats)")
+    return Version(release, folder, tree, form, engine)

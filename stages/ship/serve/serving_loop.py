@@ -1,0 +1,140 @@
+"""serve: a release's engine behind the front; where the link `current` leads, a new one takes over without a pause."""
+
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from stages.core.errors import Refusal, UserError
+from stages.engines.engine_server import Server, serving
+from stages.ship.serve.front import Front, Target
+from stages.ship.serve.served_version import Version
+from stages.ship.serve.smoke import get, smoke, table
+
+CURRENT = "current"
+_GOLDEN, _LOOK_EVERY = 5, 0.2
+
+Start = Callable[[str], Target]
+
+
+def start_engine(version: Version, context: int = 2048) -> Target:
+    """Start the engine and smoke-test it through a front of its own.
+
+    Raises:
+        UserError: when it does not come up.
+        Refusal: when it fails the smoke test.
+    """
+    form = version.folder / version.form
+    with ExitStack() as stack:
+        # `transformers serve` goes by the path of its model.
+        name = str(form) if version.engine == "transformers" else version.id
+        server = stack.enter_context(serving(form, version.engine, name=name, context=context))
+        target = Target(version, server)
+        with Front(target).answering() as url:
+            checks = smoke(Server(f"{url}/v1", version.id, version.engine), version, version.golden(_GOLDEN))
+        if not all(check.passed for check in checks):
+            raise Refusal(f"{version.id} fails its smoke test:\n{table(checks)}")
+        target.close = stack.pop_all().close
+        return target
+
+
+class Address(NamedTuple):
+    """Where clients find the front, the key that they bring, and the log of what they asked."""
+
+    host: str
+    port: int
+    api_key: str | None
+    log: Path
+
+
+def serve(start: Start, name: str, address: Address, canary: str | None, link: Path | None) -> None:
+    """Answer until Ctrl-C or SIGTERM with the version of this name; where `link` is given, with whatever it names.
+
+    `canary` is VERSION=SHARE%, a version beside it and its share of the requests.
+
+    Raises:
+        UserError: when an engine does not come up, or ends; for an address or a canary that cannot be had.
+        Refusal: when a version is not to be served.
+    """
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+    beside, percent = _canary(canary) if canary else ("", 0.0)
+    front = Front(start(name), address.api_key, address.log)
+    try:
+        if beside:
+            front.canary = start(beside), percent / 100
+        with front.answering(address.host, address.port) as url:
+            for target in front.targets:
+                print(f"{target.version.id} by {target.version.engine} at {url}/v1", flush=True)
+            follow(front, start, link, stopped)
+    finally:
+        for target in front.targets:
+            target.close()
+
+
+def _canary(text: str) -> tuple[str, float]:
+    found = re.fullmatch(r"(.+)=(\d{1,2}(?:\.\d+)?)%", text)
+    if not found:
+        raise UserError(f"--canary {text}: give VERSION=SHARE%, such as 1.2.0=10%")
+    return found[1], float(found[2])
+
+
+def follow(front: Front, start: Start, link: Path | None, stopped: threading.Event) -> None:
+    """Bring what the link names to the front; a version that does not come up changes nothing, and the link goes back.
+
+    Raises:
+        UserError: when an engine ends by itself.
+    """
+    live = link.readlink().name if link else ""
+    while not stopped.wait(_LOOK_EVERY):
+        for target in front.targets:
+            if target.server.process and target.server.process.poll() is not None:
+                raise UserError(f"the engine of {target.version.id} ended by itself")
+        wanted = link.readlink().name if link else live
+        if link is None or wanted == live:
+            continue
+        try:
+            front.switch(start(wanted)).close()
+        except UserError as error:
+            front.note = f"{wanted} is not served, {live} still is: {error}"
+            print(front.note, file=sys.stderr, flush=True)
+            if link.readlink().name == wanted:
+                point(link, live)
+        else:
+            live, front.note = wanted, ""
+            print(f"{front.target.version.id} is served now", flush=True)
+
+
+def point(link: Path, name: str) -> None:
+    """Let the link name a folder beside it; at every moment it names the old one or the new one."""
+    link.parent.mkdir(parents=True, exist_ok=True)
+    new = link.with_name(f".{CURRENT}.{os.getpid()}")
+    with suppress(FileNotFoundError):
+        new.unlink()
+    new.symlink_to(name)
+    new.replace(link)
+
+
+def switch(version: Version, link: Path, url: str | None) -> str:
+    """Point `current` at a fetched version; with the front's address, wait until that serves it.
+
+    Raises:
+        Refusal: when the version did not come up, and the one before is served on.
+    """
+    name = version.tree.name
+    point(link, name)
+    if url is None:
+        return f"{CURRENT} is {name}; `tunetrail serve {CURRENT}` takes it"
+    server = Server(f"{url.rstrip('/').removesuffix('/v1')}/v1", version.id, version.engine)
+    while (said := get(server, "/health") or {}).get("release") != version.id:
+        if link.readlink().name != name:
+            raise Refusal(said.get("note") or f"{name} did not come up; see what `tunetrail serve` printed")
+        time.sleep(_LOOK_EVERY)
+    return f"{url} serves {version.id}"

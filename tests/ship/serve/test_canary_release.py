@@ -1,0 +1,64 @@
+"""canary: continue, stop or undecided, from what the front logged."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from stages.core.errors import UserError
+from stages.ship.serve.canary_release import CONTINUE, STOP, UNDECIDED, judge_canary
+
+
+def log(file: Path, old: dict[str, int], new: dict[str, int], **more: object) -> Path:
+    """Requests of two versions: "n" of each, of which so many with each fault."""
+    faults: dict[str, dict[str, object]] = {
+        "failed": {"status": 502},
+        "cut": {"stopped": False},
+        "broken": {"valid": False},
+        "slow": {"seconds": 9.0},
+    }
+    with file.open("w") as out:
+        for canary, counts in ((False, old), (True, new)):
+            rows: list[dict[str, object]] = [
+                {"release": f"v{1 + canary}", "canary": canary, "status": 200, "seconds": 0.1}
+                for _ in range(counts["n"])
+            ]
+            for number, row in enumerate(rows):
+                row |= {"id": str(number), "stopped": True, "valid": True, **more}
+            for name, fault in faults.items():
+                for row in rows[: counts.get(name, 0)]:
+                    row |= fault
+            out.writelines(json.dumps(row) + "\n" for row in rows)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "decision"),
+    [
+        ({"n": 5000, "cut": 10}, {"n": 1000, "cut": 2}, CONTINUE),
+        ({"n": 5000}, {"n": 1000, "broken": 60}, STOP),
+        ({"n": 5000}, {"n": 1000, "failed": 60}, STOP),
+        ({"n": 5000}, {"n": 1000, "cut": 60}, STOP),
+        ({"n": 5000}, {"n": 1000, "slow": 100}, STOP),
+        ({"n": 5000}, {"n": 20}, UNDECIDED),
+        ({"n": 90}, {"n": 10, "broken": 1}, UNDECIDED),
+        ({"n": 50_000}, {"n": 10_000, "broken": 50}, CONTINUE),  # shown to be worse, by less than the margin
+    ],
+)
+def test_the_decision(old: dict[str, int], new: dict[str, int], decision: str, tmp_path: Path) -> None:
+    found, said = judge_canary(log(tmp_path / "log.jsonl", old, new), margin=0.02, confidence=0.95)
+    assert found == decision, said
+    assert said.splitlines()[0] == "canary v2, beside v1"
+    assert said.splitlines()[-1] == decision
+
+
+def test_what_was_not_logged_is_not_compared(tmp_path: Path) -> None:
+    _, said = judge_canary(log(tmp_path / "log.jsonl", {"n": 50}, {"n": 50}, valid=None, stopped=None), 0.02, 0.95)
+    assert [line.partition(" ")[0] for line in said.splitlines()[1:-1]] == ["failed", "over"]
+
+
+@pytest.mark.parametrize("text", ["{", "", '{"canary": false, "release": "v1", "status": 200, "seconds": 1}'])
+def test_a_log_that_says_nothing_is_a_sentence(text: str, tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text(text)
+    with pytest.raises(UserError, match=r"log\.jsonl"):
+        judge_canary(tmp_path / "log.jsonl", 0.02, 0.95)

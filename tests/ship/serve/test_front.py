@@ -1,0 +1,194 @@
+"""The front: what a client may ask, what an engine is told, and that no request is lost while engines change."""
+
+import dataclasses
+import http.client
+import json
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from served import Stub, make_version, stubbed
+
+from stages.core.errors import UserError
+from stages.ship.serve.front import CHAT, Front, Target
+from stages.ship.serve.served_version import Version
+from stages.ship.serve.serving_loop import follow, point
+
+HELLO = [{"role": "user", "content": "secret words"}]
+SWITCHES, CLIENTS = 20, 4
+
+
+@pytest.fixture(scope="module")
+def version(tmp_path_factory: pytest.TempPathFactory) -> Version:
+    return make_version(tmp_path_factory.mktemp("version"), "a@v1.0.0", engine="stub")
+
+
+def post(url: str, body: Any, path: str = CHAT, **headers: str) -> tuple[int, Any, dict[str, str]]:
+    """Status, parsed reply and headers."""
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
+    sent = body if isinstance(body, bytes) else json.dumps(body).encode()
+    given = {name.replace("_", "-"): value for name, value in headers.items()}
+    connection.request("POST", path, sent, {"Content-Type": "application/json", **given})
+    reply = connection.getresponse()
+    said = reply.read()
+    connection.close()
+    try:
+        return reply.status, json.loads(said), dict(reply.headers)
+    except ValueError:
+        return reply.status, said, dict(reply.headers)
+
+
+def test_an_engine_is_told_every_sampling_parameter_and_a_client_has_the_last_word(version: Version) -> None:
+    with stubbed(version) as (stub, target), Front(target).answering() as url:
+        status, said, headers = post(url, {"messages": HELLO, "temperature": 0.7, "model": "whatever"})
+    assert (status, said["model"], headers["X-Release"]) == (200, version.id, version.id)
+    told = stub.asked[0]
+    assert told.items() >= {"temperature": 0.7, "seed": 0, "top_k": 0, "repeat_penalty": 1.0, "max_tokens": 8}.items()
+    assert (told["model"], told["messages"]) == (version.id, HELLO)
+
+
+def test_a_release_that_was_judged_with_a_schema_is_served_with_it(tmp_path: Path, version: Version) -> None:
+    (tmp_path / "schema.json").write_text('{"type": "object"}')
+    task = {**version.params["task"], "kind": "json", "schema_file": "schema.json"}
+    enforced = dataclasses.replace(version, tree=tmp_path)
+    enforced.__dict__["params"] = {"task": task, "generation": {"max_new_tokens": 8, "enforce": "schema"}}
+    enforced.__dict__["task"] = version.task.model_copy(update=task | {"schema_file": str(tmp_path / "schema.json")})
+    with stubbed(enforced) as (stub, target), Front(target).answering() as url:
+        post(url, {"messages": HELLO})
+        post(url, {"messages": HELLO, "response_format": {"type": "text"}})
+    assert stub.asked[0]["response_format"]["json_schema"]["schema"] == {"type": "object"}
+    assert stub.asked[1]["response_format"] == {"type": "text"}
+
+
+@pytest.mark.parametrize(
+    ("body", "path", "status"),
+    [
+        (b"{", CHAT, 400),
+        (b"[" * 100_000, CHAT, 400),
+        ([1], CHAT, 400),
+        ({"messages": 7}, CHAT, 400),
+        ({"messages": ["hi"]}, CHAT, 400),
+        (b" " * (17 << 20), CHAT, 413),
+        ({"messages": HELLO}, "/load_model", 404),
+    ],
+    ids=lambda value: str(value)[:12],
+)
+def test_what_is_no_request_reaches_no_engine(version: Version, body: Any, path: str, status: int) -> None:
+    with stubbed(version) as (stub, target), Front(target).answering() as url:
+        assert post(url, body, path)[0] == status
+        assert post(url, {"messages": HELLO}, Content_Type="text/plain")[0] == 400
+        assert not stub.asked
+        assert post(url, {"messages": HELLO})[0] == 200
+
+
+def test_without_the_key_or_under_another_name_nobody_is_answered(version: Version) -> None:
+    with stubbed(version) as (_, target):
+        with (
+            pytest.raises(UserError, match=r"--host 0\.0\.0\.0 lets other machines in"),
+            Front(target).answering("0.0.0.0"),
+        ):
+            pass
+        with Front(target).answering() as url:
+            assert post(url, {"messages": HELLO}, Host="evil.example")[0] == 401
+            with pytest.raises(UserError, match="--port"), Front(target).answering(port=urlsplit(url).port or 0):
+                pass
+        with Front(target, "the-key").answering("0.0.0.0") as url:
+            assert post(url, {"messages": HELLO})[0] == 401
+            assert post(url, {"messages": HELLO}, Authorization="Bearer no-kéy".encode().decode("latin-1"))[0] == 401
+            assert post(url, {"messages": HELLO}, Authorization="Bearer the-key")[0] == 200
+
+
+def test_a_stream_is_passed_on_piece_by_piece(version: Version) -> None:
+    with stubbed(version) as (_, target), Front(target).answering() as url:
+        status, said, headers = post(url, {"messages": HELLO, "stream": True})
+    assert (status, said, headers["Content-Type"]) == (200, b"data: one\n\ndata: [DONE]\n\n", "text/event-stream")
+
+
+def test_an_engine_that_is_gone_is_a_502_and_no_health(version: Version) -> None:
+    with stubbed(version) as (stub, target), Front(target).answering() as url:
+        stub.close()
+        assert post(url, {"messages": HELLO})[0] == 502
+        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
+        connection.request("GET", "/health")
+        assert connection.getresponse().status == 503
+
+
+def test_a_canary_gets_its_share_by_the_request_s_id_and_the_log_has_no_text(version: Version, tmp_path: Path) -> None:
+    new, log = dataclasses.replace(version, id="a@v2.0.0"), tmp_path / "logs" / "requests.jsonl"
+    with stubbed(version) as (_, target), stubbed(new) as (_, canary):
+        front = Front(target, log=log)
+        front.canary = canary, 0.25
+        with front.answering() as url:
+            answered = {n: post(url, {"messages": HELLO}, X_Request_Id=f"id-{n}")[1]["model"] for n in range(80)}
+            again = {n: post(url, {"messages": HELLO}, X_Request_Id=f"id-{n}")[1]["model"] for n in range(80)}
+            assert post(url, {"messages": HELLO}, X_Request_Id="no id")[2]["X-Request-Id"] != "no id"
+    assert answered == again
+    assert 8 < sum(name == new.id for name in answered.values()) < 36  # 20 by chance, give or take three deviations
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    assert {row["id"]: row["release"] for row in rows}.items() >= {
+        f"id-{n}": name for n, name in answered.items()
+    }.items()
+    assert all(row["canary"] == (row["release"] == new.id) for row in rows)
+    assert all(row.items() >= {"status": 200, "tokens": 3, "stopped": True, "valid": True}.items() for row in rows)
+    assert "secret" not in log.read_text()
+
+
+@pytest.fixture
+def clients(version: Version) -> Iterator[tuple[Front, str, list[tuple[int, str]], threading.Event]]:
+    """A front, asked without a pause by some clients until the event is set; the list has what each was told."""
+    told: list[tuple[int, str]] = []
+    enough = threading.Event()
+
+    def client() -> None:
+        while not enough.is_set():
+            status, said, _ = post(url, {"messages": HELLO})
+            told.append((status, said["choices"][0]["message"]["content"] if status == 200 else str(said)))
+
+    stub = Stub("0", seconds=0.01)
+    front = Front(Target(dataclasses.replace(version, id="0"), stub.server_for(), stub.close))
+    with front.answering() as url, ThreadPoolExecutor(CLIENTS) as pool:
+        asking = [pool.submit(client) for _ in range(CLIENTS)]
+        yield front, url, told, enough
+        enough.set()
+        for one in asking:
+            one.result()
+    front.target.close()
+
+
+def test_no_request_is_lost_through_20_switches_of_which_some_fail(
+    clients: tuple[Front, str, list[tuple[int, str]], threading.Event], version: Version, tmp_path: Path
+) -> None:
+    front, _, told, enough = clients
+    link, stopped, stubs = tmp_path / "current", threading.Event(), dict[str, Stub]()
+    point(link, "0")
+
+    def start(name: str) -> Target:
+        if int(name) % 5 == 0:
+            raise UserError(f"engine {name} does not come up")
+        stubs[name] = Stub(name, seconds=0.01)
+        return Target(dataclasses.replace(version, id=name), stubs[name].server_for(), stubs[name].close)
+
+    follower = threading.Thread(target=follow, args=(front, start, link, stopped))
+    follower.start()
+    for number in range(1, SWITCHES + 1):
+        before, asked = front.target.version.id, len(told)
+        point(link, str(number))
+        while front.target.version.id == before and not front.note.startswith(f"{number} is not served"):
+            stopped.wait(0.01)
+        while len(told) < asked + 2 * CLIENTS:
+            stopped.wait(0.01)
+        while link.readlink().name != front.target.version.id:  # back where the version did not come up
+            stopped.wait(0.01)
+    enough.set()
+    stopped.set()
+    follower.join()
+    assert {status for status, _ in told} == {200}
+    names = {said.partition(":")[0] for _, said in told}
+    assert names >= {str(n) for n in range(1, SWITCHES) if n % 5} - {"19"}
+    assert link.readlink().name == front.target.version.id == "19"
+    assert "20 is not served, 19 still is: engine 20 does not come up" in front.note
+    assert sum(len(stub.asked) for stub in stubs.values()) <= len(told)  # nothing was asked twice
