@@ -22,6 +22,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
+from release_histories import make_runs, play  # noqa: E402
 from scratch import ENVIRONMENT, Scratch  # noqa: E402
 from small_project import READS, WRITES, by_hand, command, digests, lock_of, make_small, set_param, untruths  # noqa: E402
 
@@ -191,6 +192,14 @@ def history(draw: random.Random, small: Scratch) -> None:
         clean_and_true(small)
 
 
+def releases(draw: random.Random, small: Scratch) -> None:
+    """Releases and rollbacks against a remote: every checkout verifies, and the history is that of a replay."""
+    runs = Scratch(small.root.parents[1] / "runs" / "repository")  # made by the first try
+    if not runs.root.exists():
+        make_runs(runs.root.parent)
+    play(draw, runs, small.root.parent / "releases")
+
+
 DRILLS: dict[str, Callable[[random.Random, Scratch], None]] = {
     "kill": kill,
     "cut lock": cut,
@@ -200,6 +209,7 @@ DRILLS: dict[str, Callable[[random.Random, Scratch], None]] = {
     "full disk": full_disk,
     "read-only cache": read_only,
     "history": history,
+    "releases": releases,
 }
 
 

@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from google.protobuf.json_format import ParseDict  # type: ignore[import-untyped]
-from in_toto_attestation.v1.statement_pb2 import Statement  # type: ignore[import-untyped]
+from google.protobuf.json_format import ParseDict
+from in_toto_attestation.v1.statement_pb2 import Statement
 from key_files import write_keys
 from scratch import Scratch
 
