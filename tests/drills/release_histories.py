@@ -46,21 +46,23 @@ def play(draw: random.Random, runs: Scratch, folder: Path) -> None:
     commits = scratch.git("log", f"-{RUNS}", "--format=%H").split()
     adapters = {commit: adapter_at(scratch, commit) for commit in commits}
     played, now = Played(), _START
-    for _ in range(draw.randint(4, 8)):  # GTO itself takes the tenth tag of one second for the first
-        now += draw.choice([0, 1, draw.randrange(30 * _DAY)])
+    for _ in range(draw.randint(4, 8)):
+        now += draw.choice([1, 2, draw.randrange(1, 30 * _DAY)])
         stage = draw.choice([*STAGES, "prod"])
         with patch.dict("os.environ", {"GIT_COMMITTER_DATE": f"{now} +0000"}):
             one_event(draw, scratch, commits, played, stage, now)
         here = scratch.git("rev-parse", "HEAD")
-        assert scratch.tunetrail("verify").code == 0
+        assert (said := scratch.tunetrail("verify")).code == 0, said.err
         assert (scratch.root / ADAPTER).read_bytes() == adapters[here], "other bytes than the run had"
-        assert scratch.git("status", "--porcelain") == ""
+        assert scratch.git("status", "--porcelain") == "", "the tree is not clean"
     rows = json.loads(scratch.tunetrail("history", "--json").out)
     lives = [(row["stage"], row["version"], row["from"], row["until"]) for row in rows if row["stage"]]
-    assert sorted(lives, key=str) == sorted(replayed(played.assigned), key=str)
-    assert {row["version"] for row in rows} == set(played.versions.values())
-    by_gto = show(str(scratch.root))["support-tickets"]["stage"]
-    assert {s: v for s, v in by_gto.items() if v} == {s: v for s, v, _, until in lives if until is None}
+    expected = sorted(replayed(played.assigned), key=str)
+    assert sorted(lives, key=str) == expected, f"history has {lives}, a replay {expected}"
+    assert {row["version"] for row in rows} == set(played.versions.values()), "not every release is in the history"
+    by_gto = {name: version for name, version in show(str(scratch.root))["support-tickets"]["stage"].items() if version}
+    now_live = {stage: version for stage, version, _, until in lives if until is None}
+    assert by_gto == now_live, f"gto has {by_gto}, history {now_live}"
 
 
 def one_event(draw: random.Random, scratch: Scratch, commits: list[str], played: Played, stage: str, now: int) -> None:
@@ -69,7 +71,7 @@ def one_event(draw: random.Random, scratch: Scratch, commits: list[str], played:
         commit = draw.choice(commits)
         version = played.versions.get(commit, f"v1.{len(played.versions)}.0")
         scratch.git("checkout", "--quiet", commit)
-        scratch.dvc("checkout")
+        scratch.dvc("pull")
         words = ["release", version, *(["--stage", stage] if draw.random() < 0.7 else [])]
     else:
         commit, version = draw.choice(list(played.versions.items()))

@@ -1,6 +1,5 @@
 """history: which release was live in which stage, from when to when, and what it was worth."""
 
-import difflib
 import json
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,9 +27,8 @@ def history(root: Path, stage: str | None = None) -> list[dict[str, Any]]:
     repository = Repository(root)
     registry = Registry(repository, artifact_name(WorkingTree(root)))
     if stage is not None and parse_stage(stage) not in registry.stages:
-        near = difflib.get_close_matches(stage, registry.stages, n=1, cutoff=0)
-        hint = f"did you mean {near[0]}?" if near else "`tunetrail release VERSION --stage STAGE` assigns one"
-        raise UserError(f"stage {stage} never had a release of {registry.artifact}; {hint}")
+        known = ", ".join(registry.stages) or "none; `tunetrail release VERSION --stage STAGE` assigns one"
+        raise UserError(f"stage {stage} never had a release of {registry.artifact}; the stages are: {known}")
     lives = [one for name in ([stage] if stage else registry.stages) for one in registry.intervals(name)]
     commits = dict.fromkeys(one.commit for one in lives)
     if stage is None:

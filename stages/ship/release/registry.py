@@ -6,28 +6,22 @@ one that came in between, and it can sign.
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from gto.constants import Action
-from gto.tag import name_tag, parse_name
+from gto.constants import Action, name_re, semver
+from gto.tag import find, name_tag, parse_name
+from scmrepo.git import Git
 
 from stages.core import paths
 from stages.core.errors import Refusal, UserError
 from stages.core.git import Repository, WorkingTree
 from stages.ship.release.dvc_files import Definition
 from stages.ship.release.finding import parse_record
-
-# GTO's forms: the name of an artifact or a stage, and a semantic version (semver.org, 2.0.0).
-NAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9-/_]*[a-zA-Z0-9])?")
-_IDENTIFIER = r"(?:0|[1-9]\d*|\d*[a-zA-Z-][0-9a-zA-Z-]*)"
-VERSION = re.compile(
-    r"(?:0|[1-9]\d*)\.(?:0|[1-9]\d*)\.(?:0|[1-9]\d*)"
-    rf"(?:-{_IDENTIFIER}(?:\.{_IDENTIFIER})*)?(?:\+[0-9a-zA-Z-]+(?:\.[0-9a-zA-Z-]+)*)?"
-)
-_TAGGER = re.compile(r"(.*) <.*> (\d+) [+-]\d+")
 
 
 @dataclass(frozen=True)
@@ -117,6 +111,8 @@ class Registry:
         now = self.live(stage)
         if now and now.commit == version.commit:
             return now.since
+        if now and 0 < (wait := now.since.time + 1 - time.time()) <= 1:
+            time.sleep(wait)  # of two assignments in one second GTO takes either for the last
         number = max((tag.counter for tag in self.tags), default=0) + 1
         name = f"{name_tag(Action.ASSIGN, self.artifact, stage=stage, simple=True)}#{number}"
         before = self.versions.get(now.commit) if now else None
@@ -150,37 +146,30 @@ def write_tag(repository: Repository, name: str, commit: str, record: Mapping[st
         raise
 
 
-def _tags(repository: Repository, artifact: str) -> Iterator[Tag]:
-    listing = repository.git("for-each-ref", "--format=%(objectname) %(refname:strip=2)", "refs/tags", check=False)
-    parsed = [(i, name, parse_name(name, raise_on_fail=False)) for i, name in _pairs(listing)]
-    wanted = [(i, name, form) for i, name, form in parsed if form and form["name"] == artifact]
-    objects = repository.blobs(i for i, _, _ in wanted)
-    for object_id, name, form in wanted:
-        head, _, message = objects[object_id].decode(errors="replace").partition("\n\n")
-        fields = dict(_pairs(head))
-        tagger = _TAGGER.fullmatch(fields.get("tagger", ""))
-        if fields.get("type") == "commit" and tagger:  # as for GTO, a lightweight tag says nothing
-            who, time = tagger.groups()
+def _tags(repository: Repository, artifact: str) -> list[Tag]:
+    """The tags that GTO finds: annotated ones, by time."""
+    found = []
+    with closing(Git(str(repository.root))) as scm:
+        for tag in find(scm=scm, name=artifact):
+            form = parse_name(tag.name)
             stage, counter = form.get("stage"), form.get("counter", 0)
-            at = (fields["object"], int(time), who)
-            yield Tag(name, form["action"], form.get("version"), stage, counter, *at, parse_record(message))
-
-
-def _pairs(lines: str) -> Iterator[tuple[str, str]]:
-    """The first word and the rest of each line that has both."""
-    yield from (tuple(line.split(" ", 1)) for line in lines.splitlines() if " " in line)  # type: ignore[misc]
+            at = tag.target, tag.tag_time, tag.tagger_name
+            found.append(
+                Tag(tag.name, form["action"], form.get("version"), stage, counter, *at, parse_record(tag.message))
+            )
+    return found
 
 
 def parse_version(text: str) -> str:
     """GTO's name of a version. Raises UserError when it is no semantic one."""
     version = text.removeprefix("v")
-    if not VERSION.fullmatch(version):
+    if not re.fullmatch(semver, version, re.ASCII):
         raise UserError(f"version {text!r} is no semantic version; give MAJOR.MINOR.PATCH, such as 1.2.0")
     return f"v{version}"
 
 
 def parse_stage(text: str) -> str:
-    if not NAME.fullmatch(text):
+    if not name_re.fullmatch(text):
         raise UserError(f"stage {text!r} may have only letters, digits, '-', '_' and '/'; such as prod")
     return text
 
@@ -192,6 +181,6 @@ def artifact_name(root: WorkingTree) -> str:
         raise UserError(
             f"dvc.yaml: `artifacts:` has no entry with path {paths.MANIFEST}; add one: its name names the tag"
         )
-    if not NAME.fullmatch(name):
+    if not name_re.fullmatch(name):
         raise UserError(f"dvc.yaml: artifact name {name!r} may have only letters, digits, '-', '_' and '/'")
     return name

@@ -5,16 +5,16 @@ statement with a test result (https://in-toto.io/attestation/test-result/v0.1), 
 one who released.
 """
 
-import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from stages.core.git import CommitTree, Repository, WorkingTree, git_environment
 from stages.core.run_notes import library_versions
 from stages.scoring.catalogue import Catalogue, centre, is_interval
 from stages.ship.release.dvc_files import Listings, run_dvc
-from stages.ship.release.finding import read_lock, record_fault
+from stages.ship.release.finding import read_lock, read_record
 from stages.ship.release.objects import names
 from stages.ship.release.registry import artifact_name, parse_version
 from stages.ship.release.signature import sign
@@ -52,9 +52,9 @@ def reproduce(root: Path, name: str, key: Path | None = None) -> str:
     repository = Repository(root)
     tag = name if "@" in name else f"{artifact_name(WorkingTree(root))}@{parse_version(name)}"
     commit = repository.tag_commit(tag)
-    if fault := "there is no such tag" if commit is None else record_fault(repository, tag, commit):
-        raise UserError(f"{tag}: {fault}; `tunetrail history` lists the releases")
-    tree = CommitTree(repository, commit or "")
+    if commit is None or read_record(repository, tag).get("commit") != commit:
+        raise UserError(f"{tag} is no release that `tunetrail release` tagged; `tunetrail history` lists them")
+    tree = CommitTree(repository, commit)
     with _worktree(repository, tree.commit) as folder:
         _bring_inputs(root, folder)
         _run(folder)
@@ -116,67 +116,42 @@ def _compared(root: Path, tree: CommitTree, folder: Path) -> dict[str, Any]:
     """Every output's hash then and now, and the metrics that left their intervals."""
     now, listings = WorkingTree(folder), Listings(root)
     made = {out.path: out.md5 for _, out in (read_lock(now) or Lock({})).outs()}
-    outputs: dict[str, dict[str, Any]] = {}
-    outputs |= {out.path: {"released": out.md5, "rebuilt": made.get(out.path)} for _, out in _lock(tree).outs()}
+    then = (read_lock(tree) or Lock({})).outs()
+    outputs: dict[str, Any] = {out.path: {"released": out.md5, "rebuilt": made.get(out.path)} for _, out in then}
     different = [path for path, hashes in outputs.items() if hashes["released"] != hashes["rebuilt"]]
     for path in different:
-        then, files = listings.get(outputs[path]["released"] or ""), now.md5s(path)
-        if then is not None:
-            outputs[path]["files"] = sorted(one for one in {*then, *files} if then.get(one) != files.get(one))
+        known, files = listings.get(outputs[path]["released"] or ""), now.md5s(path)
+        if known is not None:
+            outputs[path]["files"] = sorted(one for one in {*known, *files} if known.get(one) != files.get(one))
     before, after = (Catalogue(json.loads(one.read(paths.DETAILS.as_posix()) or b"{}")) for one in (tree, now))
-    measured = {key: number for key, number in before.items() if is_interval(number)}
-    outside = [str(key) for key, number in measured.items() if not _within(number, after.get(key))]
+    measured: dict[Any, Any] = {key: number for key, number in before.items() if is_interval(number)}
+    outside = [
+        str(key)
+        for key, number in measured.items()
+        if (new := after.get(key)) is None or not number["low"] <= centre(new) <= number["high"]
+    ]
     return {
         "outputs": outputs,
         "different": different,
         "metrics": {"compared": len(measured), "outside": outside if measured else ["none has an interval"]},
         "machine": _machine(),
-        "other_versions": _other_versions(folder),
     }
-
-
-def _lock(tree: CommitTree) -> Lock:
-    lock = read_lock(tree)
-    if lock is None:
-        raise UserError(f"{tree.label} has no dvc.lock, so there is nothing to compare with")
-    return lock
-
-
-def _within(then: Any, now: Any) -> bool:
-    return now is not None and then["low"] <= centre(now) <= then["high"]
 
 
 def _machine() -> dict[str, Any]:
     """What kind of machine this is, without its name."""
-    processor = platform.processor()
-    if (info := Path("/proc/cpuinfo")).is_file():
-        lines = (line.partition(":") for line in info.read_text(encoding="utf-8", errors="replace").splitlines())
-        processor = next((value.strip() for name, _, value in lines if name.strip() == "model name"), processor)
-    cards = ""
-    if smi := shutil.which("nvidia-smi"):
-        query = [smi, "--query-gpu=name", "--format=csv,noheader"]
-        cards = subprocess.run(query, capture_output=True, text=True, check=False).stdout
+    info = Path("/proc/cpuinfo")
+    model = re.search(r"model name\s*: (.*)", info.read_text(errors="replace") if info.is_file() else "")
+    smi = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    cards = subprocess.run(smi, capture_output=True, text=True, check=False).stdout if shutil.which(smi[0]) else ""
     return {
         "system": platform.system(),
         "machine": platform.machine(),
-        "processor": processor,
+        "processor": model[1] if model else platform.processor(),
         "cards": cards.splitlines(),
         "python": platform.python_version(),
         "libraries": library_versions(),
     }
-
-
-def _other_versions(folder: Path) -> dict[str, dict[str, str]]:
-    """The packages that the release pinned and that are others here."""
-    found = {}
-    for file in sorted((folder / paths.CONSTRAINTS).glob("*.txt")):
-        for line in file.read_text(encoding="utf-8").splitlines():
-            name, _, pinned = line.partition("#")[0].partition("==")
-            with suppress(importlib.metadata.PackageNotFoundError):  # one of an extra that nobody needed
-                here = importlib.metadata.version(name.strip()) if pinned else ""
-                if pinned.strip() != here and pinned.strip() != here.partition("+")[0]:
-                    found[name.strip()] = {"pinned": pinned.strip(), "here": here}
-    return found
 
 
 def _statement(tag: str, tree: CommitTree, result: str, rebuild: dict[str, Any]) -> dict[str, Any]:
@@ -208,8 +183,6 @@ def _sentence(tag: str, result: str, rebuild: dict[str, Any]) -> str:
         for path in different
     ]
     said += "".join(f"\n  {one}" for one in which)
-    versions = rebuild["other_versions"]
-    said += f"\nPackages of other versions than the release pinned: {names(list(versions))}" if versions else ""
     if metrics["outside"]:
         return f"{said}\nMetrics outside the interval that they had: {names(metrics['outside'])}"
     return f"{said}\nAll {metrics['compared']} metrics lie within the intervals that they had"
