@@ -142,8 +142,8 @@ def judge(artefact: Path, params: Params, tasks: Tasks, spent: dict[str, Any]) -
     Returns:
         {"bytes", "types" (how many tensors have which), "engine", "decoding" ({"enforce": what answers were held to}),
         "scores", "against_adapter", "agreement" ({"same", "rows"}: answers of the very text that the adapter gave),
-        "stopped" (share of answers that the stop token ended)}; of answers that were held to a contract besides "free": the
-        last five of the same artefact without it.
+        "stopped" (share of answers that the stop token ended)}; of answers that were held to a contract besides
+        "free": the last five of the same artefact without it.
 
     Raises:
         Refusal: when a file of tokenizer or template is not the one that training read.
