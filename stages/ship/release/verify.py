@@ -43,9 +43,8 @@ def verify(root: Path | None, folder: Path, key: Path | None = None, signature: 
     if root and in_git:
         found += _manifest_differences(root, folder, listings)
     if found:
-        raise Refusal(
-            f"{label} is not what its manifest{f' and {LOCK} say' if in_git else ' says'}:\n  " + "\n  ".join(found)
-        )
+        fault = f"is not what its manifest and {LOCK} say" if in_git else "is not what its manifest says"
+        raise Refusal(f"{label} {fault}:\n  " + "\n  ".join(found))
     manifest = read_manifest(folder / paths.MANIFEST.name) or {}
     answer = f"{label}: {len(manifest['files'])} files are what the manifest says"
     if root and in_git:
