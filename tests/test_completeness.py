@@ -44,6 +44,7 @@ NO_RESULT = {
     "pathspec",
     "platformdirs",
     "pydantic",
+    "pyyaml",
     "requests",
     "rich",
     "ruamel-yaml",

@@ -13,7 +13,7 @@ import platformdirs
 from configobj import ConfigObj, ConfigObjError
 
 from stages.core.errors import UserError
-from stages.core.yaml_reader import load_yaml
+from stages.core.yaml_reader import load_written_yaml, load_yaml
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Lock:
 def parse_lock(text: bytes) -> Lock:
     """Parse dvc.lock. Raises ValueError when it is not in the form that DVC 3 writes."""
     try:
-        content = load_yaml(text)
+        content = load_written_yaml(text)
         stages = (content or {}).get("stages") or {}
         return Lock({name: _stage(name, raw) for name, raw in stages.items()})
     except (ValueError, AttributeError, TypeError, KeyError) as error:

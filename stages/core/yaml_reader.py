@@ -11,8 +11,15 @@ from typing import Any
 from ruamel.yaml import YAML, ScalarNode
 from ruamel.yaml.constructor import ConstructorError, DuplicateKeyError, SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.resolver import implicit_resolvers
+from yaml.cyaml import CParser  # type: ignore[attr-defined]
+from yaml.error import YAMLError
+from yaml.resolver import BaseResolver
 
 _VERSION = re.compile("^%YAML", re.MULTILINE)
+# What libyaml, which is of YAML 1.1, reads in another way: directives, and line ends and marks beyond ASCII.
+_OTHERWISE = re.compile("^%|[^\n -\x7e\xa0-\u2027\u202a-\ufefe]", re.MULTILINE)
+_TYPED = [(set(first), pattern) for versions, _, pattern, first in implicit_resolvers if (1, 2) in versions]
 
 
 class _Constructor(SafeConstructor):
@@ -57,6 +64,50 @@ def _parsed(text: bytes | str) -> Any:
     reader = YAML(typ="safe")
     reader.Constructor = _Constructor
     return reader.load(text)
+
+
+def load_written_yaml(text: bytes | str) -> Any:
+    """As `load_yaml`, in a tenth of the time for what DVC itself wrote: libyaml composes, scalars are read as there."""
+    text = text.decode() if isinstance(text, bytes) else text
+    try:
+        if _OTHERWISE.search(text):
+            raise ValueError("not as DVC writes it")
+        node = _Composer(text).get_single_node()
+        return None if node is None else _constructed(node)
+    except (ValueError, TypeError, YAMLError):  # the one reader says what is wrong, or finds that nothing is
+        return load_yaml(text)
+
+
+class _Composer(CParser, BaseResolver):
+    """Nodes with the texts of the scalars, none of them resolved."""
+
+    def __init__(self, text: str) -> None:
+        CParser.__init__(self, text)
+        BaseResolver.__init__(self)
+
+
+def _constructed(node: Any) -> Any:
+    kind = str(node.tag).rpartition(":")[2]
+    if kind == "map":
+        pairs = [(_constructed(key), _constructed(value)) for key, value in node.value]
+        made = dict(pairs)
+        if len(made) < len(pairs) or "<<" in made:
+            raise ValueError("a key that is given twice, or a merge")
+        return made
+    if kind == "seq":
+        return [_constructed(one) for one in node.value]
+    if kind != "str" or node.style in ("|", ">"):
+        raise ValueError("a tag, or a block of text, which DVC writes in quotes")
+    return node.value if node.style else _scalar(node.value)
+
+
+@lru_cache(maxsize=10_000)
+def _scalar(text: str) -> Any:
+    """A plain scalar: a text, unless a rule of YAML 1.2 sees more in it."""
+    if text.isdecimal() and text.isascii():
+        return int(text)
+    typed = any(text[:1] in first and pattern.match(text) for first, pattern in _TYPED)
+    return load_yaml(text) if typed else text
 
 
 def _place(error: MarkedYAMLError) -> str:

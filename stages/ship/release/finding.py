@@ -5,6 +5,7 @@ import posixpath
 import re
 import stat
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
@@ -61,7 +62,9 @@ def find_subject(repository: Repository, name: str, start: Path, listings: Listi
             raise UserError(f"{name} is neither a file nor a folder, so no stage wrote it")
         if mode:
             shown, place = _position(repository.root, path)
-            return Subject(shown, place, file_digest(path), file_digest(path, "md5"), path.stat().st_size)
+            with ThreadPoolExecutor() as threads:  # which hash without Python's lock
+                sha256, md5 = threads.map(file_digest, (path, path), ("sha256", "md5"))
+            return Subject(shown, place, sha256, md5, path.stat().st_size)
     except (OSError, ValueError) as error:  # a name that is too long, NUL in it, no right to read
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{name[:_NAME_SHOWN]!r} cannot be read: {reason}") from None
