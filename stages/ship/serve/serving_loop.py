@@ -62,14 +62,14 @@ def serve(start: Start, name: str, address: Address, canary: str | None, link: P
         UserError: when an engine does not come up, or ends; for an address or a canary that cannot be had.
         Refusal: when a version is not to be served.
     """
-    stopped = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.set())
     beside, percent = _canary(canary) if canary else ("", 0.0)
     front = Front(start(name), address.api_key, address.log)
     try:
         if beside:
             front.canary = start(beside), percent / 100
+        stopped = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):  # only now: before, Ctrl-C ends what is being started
+            signal.signal(number, lambda *_: stopped.set())
         with front.answering(address.host, address.port) as url:
             for target in front.targets:
                 print(f"{target.version.id} by {target.version.engine} at {url}/v1", flush=True)

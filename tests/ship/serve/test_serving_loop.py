@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import signal
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -65,6 +67,16 @@ def test_a_real_engine_takes_over_and_one_that_fails_its_smoke_test_does_not(ver
     assert old.poll() is not None  # the engine that was relieved has ended
 
 
+@pytest.fixture
+def signals() -> Iterator[None]:
+    """What `serve` does on signals ends with the test."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("signals")
 def test_serve_ends_with_its_engine(versions: dict[str, Version], tmp_path: Path) -> None:
     started = []
 
