@@ -34,7 +34,7 @@ def test_reading_and_writing_weights_prints_nothing_whatever_was_imported_before
         "import sys, tqdm; from pathlib import Path; from stages.model.loading import load_model;"
         "load_model(Path(sys.argv[1])).save_pretrained(sys.argv[2])"
     )
-    command = [sys.executable, "-c", program, model, tmp_path / "saved"]
+    command = [sys.executable, "-c", program, str(model), str(tmp_path / "saved")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")
     assert (tmp_path / "saved" / "model.safetensors").is_file()
