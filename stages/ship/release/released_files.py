@@ -1,6 +1,7 @@
 """A release to be served: found by its version or its path, verified, and refused for what speaks against it."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from stages.core.git import Repository, WorkingTree
 from stages.core.yaml_reader import load_yaml
 from stages.scoring.metrics import FAIL
 from stages.ship.release.finding import read_record, record_fault, tagged_locks
-from stages.ship.release.registry import VERSION, artifact_name
+from stages.ship.release.registry import artifact_name, parse_version
 from stages.ship.release.verify import verify
 
 
@@ -33,8 +34,10 @@ def find_release(root: Path, start: Path, key: Path | None, unreleased: str | No
         UserError: when there is none of that name, or the reason is empty.
         Refusal: with everything that speaks against it.
     """
-    version = name.removeprefix("v")
-    tree = fetch(root, version) if VERSION.fullmatch(version) else root
+    version = ""
+    with suppress(UserError):  # then it is a path
+        version = parse_version(name)
+    tree = fetch(root, version) if version else root
     folder = tree / paths.RELEASE if tree != root else start / name
     # A fetched folder is no output of dvc.lock as it is; below, its tag speaks for its manifest.
     print(verify(None if tree != root else root, folder, key, tree / paths.SIGNATURE if key else None), flush=True)
@@ -43,7 +46,7 @@ def find_release(root: Path, start: Path, key: Path | None, unreleased: str | No
     tags = [
         tag for tag, *_ in tagged_locks(repository) if read_record(repository, tag).get("manifest_sha256") == digest
     ]
-    tag = max(tags, key=lambda tag: tag.endswith(f"@v{version}"), default="")
+    tag = max(tags, key=lambda tag: tag.endswith(f"@{version}"), default="")
     if reasons := list(_against(repository, tag, key)):
         if unreleased is None:
             raise Refusal(
@@ -73,8 +76,8 @@ def fetch(root: Path, version: str) -> Path:
         UserError: when it is not released, or neither DVC's cache nor its remote has the files.
     """
     repository = Repository(root)
-    tag = f"{artifact_name(WorkingTree(root))}@v{version}"
-    commit, target = repository.tag_commit(tag), root / paths.RELEASES / f"v{version}"
+    tag = f"{artifact_name(WorkingTree(root))}@{version}"
+    commit, target = repository.tag_commit(tag), root / paths.RELEASES / version
     if commit is None:
         raise UserError(f"there is no tag {tag}: `git fetch --tags` brings those of others, `gto show` lists them")
     if not target.exists():
