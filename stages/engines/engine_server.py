@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import IO, Any
 
@@ -147,7 +148,7 @@ def _wait_until_up(url: str, engine: str, process: "subprocess.Popen[bytes]", lo
 
 def healthy(url: str) -> bool:
     """Whether the server, by its address without /v1, says that it answers."""
-    with suppress(OSError), _opener().open(f"{url}/health", timeout=5) as response:
+    with suppress(OSError, HTTPException), _opener().open(f"{url}/health", timeout=30) as response:
         return bool(response.status == 200)
     return False
 
@@ -170,7 +171,7 @@ def call(server: Server, path: str, body: Mapping[str, Any]) -> Any:
     except urllib.error.HTTPError as error:
         said = error.read(2000).decode("utf-8", "replace")
         raise EngineError(f"the server at {server.url} answers with HTTP {error.code}: {said}", error.code) from None
-    except (OSError, ValueError) as error:
+    except (OSError, HTTPException, ValueError) as error:
         raise EngineError(f"the server at {server.url} cannot be asked: {error}") from None
 
 

@@ -2,10 +2,12 @@
 
 import json
 import os
+import socketserver
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from tiny_model import save_tiny_model
@@ -126,3 +128,22 @@ def test_vllm_without_its_environment_is_a_sentence(model: Path, monkeypatch: py
     monkeypatch.setenv("TUNETRAIL_VLLM_PYTHON", "/nowhere/python")
     with pytest.raises(UserError, match="/nowhere/python is no program"), serving(model, "vllm"):
         pass
+
+
+_OK = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize("said", [b"", b"no HTTP\r\n\r\n", _OK + b"Content-Length: 90\r\n\r\n{", _OK + b"\r\n{"])
+def test_a_reply_that_is_cut_or_no_http_is_an_engine_error_and_not_healthy(said: bytes) -> None:
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.connection.recv(65536)
+            self.wfile.write(said)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as stub:
+        Thread(target=stub.serve_forever, daemon=True).start()
+        base = f"http://127.0.0.1:{stub.server_address[1]}"
+        with pytest.raises(EngineError, match="cannot be asked"):
+            call(Server(f"{base}/v1", "tiny", "llama.cpp", None), "/v1/chat/completions", {})
+        assert healthy(base) == said.startswith(_OK)
+        stub.shutdown()

@@ -6,6 +6,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,7 +78,7 @@ def get(server: Server, path: str) -> Any:
     try:
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as response:
             return json.load(response)
-    except (OSError, ValueError):
+    except (OSError, HTTPException, ValueError):
         return None
 
 
