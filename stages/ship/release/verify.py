@@ -1,5 +1,6 @@
 """verify: is a release folder, byte for byte, what its manifest says, and does dvc.lock or a signature speak for it?"""
 
+import posixpath
 import stat
 from collections.abc import Iterator
 from functools import partial
@@ -123,7 +124,8 @@ def _is_safetensors(path: Path) -> bool:
 
 def _manifest_differences(root: Path, folder: Path, listings: Listings) -> Iterator[str]:
     """The manifest and the model card must be outputs of dvc.lock; for a copy elsewhere, of any of its versions."""
-    folder = folder.absolute()
+    # Without a .., by which a copy beside the repository seems to lie in it.
+    folder = Path(posixpath.normpath(folder.absolute().as_posix()))
     place = folder.relative_to(root).as_posix() if folder.is_relative_to(root) else None
     lock = read_lock(WorkingTree(root))
     history = partial(History, Repository(root), everything=True)

@@ -1,6 +1,7 @@
 """verify, gates and release: everything that is open is said at once, and nothing is tagged before it is closed."""
 
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -85,6 +86,7 @@ def test_verify_a_copy_elsewhere(scratch: Scratch, tmp_path: Path) -> None:
     scratch.dvc("repro")
     scratch.commit("Run B")
     assert scratch.tunetrail("verify", str(served)).code == 0
+    assert scratch.tunetrail("verify", os.path.relpath(served, scratch.root)).code == 0
     (served / "manifest.json").write_text((served / "manifest.json").read_text() + " ")
     answer = scratch.tunetrail("verify", str(served))
     assert answer.code == 1
