@@ -24,6 +24,7 @@ _COPIED = [
     "constraints/data.txt",
     "constraints/engines.txt",
     "constraints/model.txt",
+    "constraints/release.txt",
     "constraints/tools.txt",
     "data/.gitignore",
     "data/chat_template.jinja",

@@ -3,6 +3,7 @@
 They are statements without a signature of their own: the release's covers them. They hold no date and no host.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -47,7 +48,8 @@ def _statement(manifest: Mapping[str, Any], kind: str, predicate: dict[str, Any]
     subjects = [ResourceDescriptor(name=name, digest={"sha256": row["sha256"]}).pb for name, row in files]
     statement = Statement(subjects, kind, predicate)
     statement.validate()
-    made: dict[str, Any] = MessageToDict(statement.pb)
+    # The order of keys in a protobuf map is another in every process.
+    made: dict[str, Any] = json.loads(json.dumps(MessageToDict(statement.pb), sort_keys=True))
     return made
 
 
