@@ -7,6 +7,8 @@ held. What did not is printed with the number that draws it again (--only KIND -
 """
 
 import argparse
+import contextlib
+import json
 import os
 import random
 import shutil
@@ -20,11 +22,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/params"), str(ROOT)]
 
 from release_histories import make_runs, play  # noqa: E402
 from scratch import ENVIRONMENT, Scratch  # noqa: E402
 from small_project import READS, WRITES, by_hand, command, digests, lock_of, make_small, set_param, untruths  # noqa: E402
+from test_params_fuzz import check, mutated  # noqa: E402
+
+from stages.params.loader import check_params, read_params  # noqa: E402
 
 REPRO = (sys.executable, "-m", "stages.cli", "repro")
 _BALLAST = 40_000
@@ -200,6 +206,31 @@ def releases(draw: random.Random, small: Scratch) -> None:
     play(draw, runs, small.root.parent / "releases")
 
 
+def fuzz(draw: random.Random, small: Scratch) -> None:
+    """Hostile values of params.yaml, and hostile rows of raw data: a verdict or sentences, never a traceback."""
+    with contextlib.chdir(ROOT):
+        whole = check_params(read_params(ROOT / "params.yaml")).model_dump()
+        for _ in range(50):
+            check(mutated(draw, whole))
+    lines = (ROOT / "data/raw/support_tickets.jsonl").read_bytes().splitlines()
+    rows = []
+    for line in draw.choices(lines, k=300):
+        try:
+            row = json.dumps(mutated(draw, json.loads(line)), default=repr).encode()
+        except (ValueError, TypeError):  # JSON cannot say it, or the line is planted dirt
+            row = line
+        if draw.random() < 0.3:
+            at = draw.randrange(len(row) + 1)
+            row = row[:at] + draw.randbytes(draw.randint(0, 3)) + row[at + draw.randint(0, 3) :]
+        rows.append(row)
+    file = small.root / f"rows{draw.choice(['.jsonl', '.jsonl', '.csv', '.tsv'])}"
+    file.write_bytes(draw.choice([b"\n", b"\r\n"]).join(rows))
+    words = [sys.executable, "-m", "stages.cli", "data", "check", str(file)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, errors="replace", check=False)
+    assert done.returncode in (0, 2), f"exit code {done.returncode}\n{done.stderr[-2000:]}"
+    assert "Traceback" not in done.stderr, done.stderr[-2000:]
+
+
 DRILLS: dict[str, Callable[[random.Random, Scratch], None]] = {
     "kill": kill,
     "cut lock": cut,
@@ -210,6 +241,7 @@ DRILLS: dict[str, Callable[[random.Random, Scratch], None]] = {
     "read-only cache": read_only,
     "history": history,
     "releases": releases,
+    "fuzz": fuzz,
 }
 
 

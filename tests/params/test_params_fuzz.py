@@ -88,6 +88,28 @@ def places(node: Any, keys: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from places(value, (*keys, key))
 
 
+def mutated(draw: random.Random, whole: Any) -> Any:
+    """A copy with one to five values or keys taken away, renamed, or replaced by hostile ones."""
+    values = copy.deepcopy(whole)
+    for _ in range(draw.choice((1, 1, 1, 2, 5))):
+        if not (there := list(places(values))):
+            break
+        *above, last = draw.choice(there)
+        node = values
+        for key in above:
+            node = node[key]
+        match draw.randrange(4):
+            case 0 if isinstance(node, dict):
+                names: list[Any] = [one for one in HOSTILE if isinstance(one, (str, int, float, type(None)))]
+                node[draw.choice(names)] = node.pop(last)
+            case 1:
+                del node[last]
+            case _:
+                one = draw.choice(HOSTILE)
+                node[last] = one if one is _SELF else copy.deepcopy(one)
+    return values
+
+
 def sentences(error: UserError) -> None:
     """What a user is told: lines that can be read, none of them endless."""
     assert error.exit_code == 2
@@ -112,21 +134,7 @@ def test_no_mutation_of_a_value_or_key_ends_in_a_traceback(seed: int, monkeypatc
     draw = random.Random(seed)
     whole = check_params(read_params(ROOT / "params.yaml")).model_dump()
     for _ in range(ROUNDS // 4):
-        values = copy.deepcopy(whole)
-        for _ in range(draw.choice((1, 1, 1, 2, 5))):
-            *above, last = draw.choice(list(places(values)))
-            node = values
-            for key in above:
-                node = node[key]
-            match draw.randrange(4):
-                case 0 if isinstance(node, dict):
-                    names: list[Any] = [one for one in HOSTILE if isinstance(one, (str, int, float, type(None)))]
-                    node[draw.choice(names)] = node.pop(last)
-                case 1:
-                    del node[last]
-                case _:
-                    node[last] = draw.choice(HOSTILE)
-        check(values)
+        check(mutated(draw, whole))
 
 
 def test_every_key_takes_hostile_values_of_every_kind(monkeypatch: pytest.MonkeyPatch) -> None:
