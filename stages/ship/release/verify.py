@@ -34,9 +34,11 @@ def verify(root: Path | None, folder: Path, key: Path | None = None, signature: 
         Refusal: with every difference at once.
         UserError: when there is no manifest, or a key or signature that cannot be read.
     """
+    # Without a .., by which a copy beside the repository seems to lie in it.
+    folder = Path(posixpath.normpath(folder.absolute().as_posix()))
     label = folder.relative_to(root) if root and folder.is_relative_to(root) else folder
     listings = Listings(root or folder.parent)
-    place = signature or (root or folder.absolute().parent) / paths.SIGNATURE
+    place = signature or (root or folder.parent) / paths.SIGNATURE
     if key and (found := [*odd_entries(folder, listings), *signed_differences(folder, key, place)]):
         raise Refusal(f"{label} is not what {place.name} signed:\n  " + "\n  ".join(found))
     found = differences(folder, listings)
@@ -124,8 +126,6 @@ def _is_safetensors(path: Path) -> bool:
 
 def _manifest_differences(root: Path, folder: Path, listings: Listings) -> Iterator[str]:
     """The manifest and the model card must be outputs of dvc.lock; for a copy elsewhere, of any of its versions."""
-    # Without a .., by which a copy beside the repository seems to lie in it.
-    folder = Path(posixpath.normpath(folder.absolute().as_posix()))
     place = folder.relative_to(root).as_posix() if folder.is_relative_to(root) else None
     lock = read_lock(WorkingTree(root))
     history = partial(History, Repository(root), everything=True)
