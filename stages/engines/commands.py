@@ -35,7 +35,6 @@ class Place:
     host: str
     port: int
     api_key: str | None
-    adapters: Mapping[str, Path]
     slots: int
     context: int
 
@@ -59,7 +58,6 @@ def _llama_cpp(place: Place) -> Launch:
         "slots": place.slots,
         "context": place.context,
         "threads": len(os.sched_getaffinity(0)) if threads == "auto" else threads,
-        "adapters": [str(file) for file in place.adapters.values()],
     }
     # Threads that spin while they wait make each other wait, as soon as another program wants the cores as well.
     passive = {"OMP_WAIT_POLICY": "passive"}
@@ -82,8 +80,6 @@ def _vllm(place: Place) -> Launch:
         "--generation-config", "vllm",  # else a file of the model's decides how answers are sampled
     ]
     # fmt: on
-    if place.adapters:
-        command += ["--enable-lora", "--lora-modules", *(f"{name}={path}" for name, path in place.adapters.items())]
     environment = {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1")}
     return Launch(command, environment=environment | ({"VLLM_API_KEY": place.api_key} if place.api_key else {}))
 
@@ -94,9 +90,5 @@ def _transformers(place: Place) -> Launch:
         raise UserError(f"there is no `transformers` command beside {sys.executable}")
     if place.api_key:
         raise UserError("`transformers serve` knows no API key, so it serves this machine alone; take another engine")
-    if place.adapters:
-        raise UserError(
-            "`transformers serve` puts no adapter on a base; serve the merged model, or take another engine"
-        )
     command = [program, "serve", str(place.model), "--host", place.host, "--port", str(place.port)]
     return Launch(command, environment={"HF_HUB_OFFLINE": "1"})

@@ -25,6 +25,7 @@ from stages.params.task import Task
 
 _SECONDS_TO_START, _SECONDS_TO_STOP, _SECONDS_TO_ANSWER = 600.0, 20.0, 600.0
 _LOOPBACK = "127.0.0.1"
+CHAT = "/v1/chat/completions"
 
 Messages = list[dict[str, str]]
 
@@ -54,12 +55,11 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What an engine said: its text, how many tokens, whether the stop token ended it, and their ids where it tells."""
+    """What an engine said: its text, how many tokens, and whether the stop token ended it."""
 
     output: str
     tokens: int
     stopped: bool
-    ids: tuple[int, ...] | None = None
 
 
 class EngineError(UserError):
@@ -79,7 +79,6 @@ def serving(
     host: str = _LOOPBACK,
     port: int | None = None,
     api_key: str | None = None,
-    adapters: Mapping[str, Path] | None = None,
     slots: int = 1,
     context: int = 2048,
 ) -> Iterator[Server]:
@@ -92,7 +91,7 @@ def serving(
         UserError: when the engine is not installed, cannot serve that, or does not come up: with its last words.
     """
     name, port = name or model.stem, port or free_port()
-    started = launch(engine, Place(model, name, host, port, api_key, adapters or {}, slots, context))
+    started = launch(engine, Place(model, name, host, port, api_key, slots, context))
     at = time.perf_counter()
     with tempfile.TemporaryFile() as log:
         # A session of its own: whatever processes the engine starts end with it.
@@ -158,13 +157,13 @@ def _opener() -> urllib.request.OpenerDirector:
     return urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-def call(server: Server, path: str, body: Mapping[str, Any]) -> Any:
-    """POST to the server: `path` such as /v1/chat/completions; what it replies. Raises EngineError for all else."""
+def call(server: Server, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    """POST `body` to a path such as /v1/chat/completions, or GET it; the reply. Raises EngineError for all else."""
     headers = {"Content-Type": "application/json"}
     if server.api_key:
         headers["Authorization"] = f"Bearer {server.api_key}"
     address = server.url.removesuffix("/v1") + path
-    request = urllib.request.Request(address, json.dumps(body).encode(), headers)
+    request = urllib.request.Request(address, None if body is None else json.dumps(body).encode(), headers)
     try:
         with _opener().open(request, timeout=_SECONDS_TO_ANSWER) as response:
             return json.load(response)
@@ -201,7 +200,7 @@ def request(
         body |= {"top_k": 0, "min_p": 0.0, "typical_p": 1.0, "repeat_penalty": 1.0, "dry_multiplier": 0.0}
         body |= {"xtc_probability": 0.0, "mirostat": 0, "cache_prompt": True}
     if server.engine == "vllm":
-        body |= {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "return_token_ids": True}
+        body |= {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
     return body | (_enforced(server.engine, enforce) if enforce else {})
 
 
@@ -249,7 +248,7 @@ def ask(
     held = enforce or [None] * len(conversations)
     bodies = [request(server, m, generation, one) for m, one in zip(conversations, held, strict=True)]
     with ThreadPoolExecutor(server.slots) as pool:
-        found = pool.map(lambda body: reply(call(server, "/v1/chat/completions", body)), bodies)
+        found = pool.map(lambda body: reply(call(server, CHAT, body)), bodies)
         return list(track(found, len(bodies), what))
 
 
@@ -257,9 +256,7 @@ def reply(body: Any) -> Reply:
     """The answer in what a server replied. Raises EngineError when there is none."""
     try:
         choice, used = body["choices"][0], body["usage"]["completion_tokens"]
-        ids = choice.get("token_ids")
-        text = choice["message"]["content"] or ""
-        return Reply(text, int(used), choice["finish_reason"] == "stop", tuple(ids) if ids else None)
+        return Reply(choice["message"]["content"] or "", int(used), choice["finish_reason"] == "stop")
     except (KeyError, IndexError, TypeError) as error:
         raise EngineError(f"the server replied without {error}: {str(body)[:300]}") from None
 

@@ -10,10 +10,7 @@ from typing import Any
 
 
 def parameters(settings: dict[str, Any]) -> Any:
-    """The server's parameters of what `stages.engines.commands` says.
-
-    `context` is the tokens of one slot; `adapters` are GGUF files, which a request turns on by their number ("lora").
-    """
+    """The server's parameters of what `stages.engines.commands` says; `context` is the tokens of one slot."""
     import xllamacpp
 
     found = xllamacpp.CommonParams()
@@ -24,8 +21,6 @@ def parameters(settings: dict[str, Any]) -> Any:
     found.n_parallel = settings["slots"]
     found.n_ctx = settings["slots"] * settings["context"]
     found.cpuparams.n_threads = found.cpuparams_batch.n_threads = settings["threads"]
-    found.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(file, 1.0) for file in settings["adapters"]]
-    found.lora_init_without_apply = True
     # Nothing is cut, moved or warmed up unasked, and no slot sees what another one keeps.
     found.ctx_shift, found.cache_ram_mib, found.warmup, found.ui = False, 0, False, False
     found.use_jinja = True

@@ -24,7 +24,8 @@ def served_rows(
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The rows of `answer_rows`, said by `engine`; and what that took, for metrics/env/.
 
-    What the same file, engine and requests gave is remembered, as `generate`'s answers are.
+    What the same file, engine and requests gave is remembered, as `generate`'s answers are, where the engine is a
+    package of this environment: which one answers elsewhere, only asking tells.
 
     Raises:
         Refusal: when the engine shows the model other tokens than training did.
@@ -49,23 +50,29 @@ def served_rows(
             notes.update(tokens_per_second=round(tokens / seconds, 1), peak_memory_mib=_peak_memory(server))
         return [[one.output, one.tokens, one.stopped] for one in said]
 
+    if engine != "llama.cpp" or _elsewhere(engine, params):
+        return as_rows(records, [Reply(*one) for one in answers()]), notes
     request = {
         "served": conversations,
         "held": held,
         "parameters": params.generation.model_dump(),
         "artefact": tree_digest(artefact),
-        "engine": [engine, params.engine.model_dump(), _version(engine)],
+        "engine": [engine, importlib.metadata.version("xllamacpp")],
     }
     said, notes["remembered"] = remember(request, answers)
     return as_rows(records, [Reply(*one) for one in said]), notes
 
 
+def _elsewhere(engine: str, params: Params) -> str | None:
+    return params.engine.url if engine == params.engine.name else None
+
+
 @contextmanager
 def _server(artefact: Path, engine: str, params: Params, context: int) -> Iterator[Server]:
     """The one that runs elsewhere where engine.url names it, else one that is started here."""
-    if params.engine.url and engine == params.engine.name:
+    if url := _elsewhere(engine, params):
         key = os.environ.get(params.engine.key_variable or "")
-        yield Server(params.engine.url, params.engine.model or artefact.name, engine, key, _SLOTS_OF_A_CARD)
+        yield Server(url, params.engine.model or artefact.name, engine, key, _SLOTS_OF_A_CARD)
         return
     slots = 1 if engine == "llama.cpp" else _SLOTS_OF_A_CARD
     with serving(artefact, engine, slots=slots, context=context) as server:
@@ -98,7 +105,3 @@ def _peak_memory(server: Server) -> int | None:
         return None
     found = next((line for line in status.read_text().splitlines() if line.startswith("VmHWM:")), "VmHWM: 0")
     return int(found.split()[1]) // 1024
-
-
-def _version(engine: str) -> str:
-    return importlib.metadata.version("xllamacpp") if engine == "llama.cpp" else ""

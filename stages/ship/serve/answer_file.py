@@ -10,7 +10,7 @@ from typing import IO, Any
 
 from stages.core.errors import Refusal, UserError
 from stages.core.progress import track
-from stages.engines.engine_server import EngineError, Server, call, reply
+from stages.engines.engine_server import CHAT, EngineError, Server, call, reply
 from stages.records.record import Message, Record, make_record, row_line
 from stages.ship.serve.served_version import Version
 from stages.text.strict_json import BrokenContract, parse_json
@@ -42,7 +42,7 @@ def answer_file(source: Path, target: Path, version: Version, server: Server) ->
         def answered(number: int) -> dict[str, Any]:
             body = {**told[records[number].task], "messages": bodies[number - done]}
             try:
-                found = call(server, "/v1/chat/completions", body)
+                found = call(server, CHAT, body)
                 said = reply(found)
             except EngineError as error:
                 if error.status is None or not 400 <= error.status < 500 or error.status in (401, 404, 408, 429):

@@ -16,10 +16,9 @@ from uuid import uuid4
 from aiohttp import ClientError, ClientSession, ClientTimeout, web
 
 from stages.core.errors import UserError
-from stages.engines.engine_server import EngineError, Server, healthy
+from stages.engines.engine_server import CHAT, EngineError, Server, healthy
 from stages.ship.serve.served_version import Version
 
-CHAT = "/v1/chat/completions"
 _MAX_BYTES, _SECONDS = 16 << 20, 600.0
 _LOOPBACK = ("127.0.0.1", "localhost")
 _T = TypeVar("_T")

@@ -2,20 +2,16 @@
 
 import json
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from http.client import HTTPException
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from stages.engines.engine_server import EngineError, Messages, Reply, Server, call, healthy, reply
+from stages.engines.engine_server import CHAT, EngineError, Messages, Reply, Server, call, healthy, reply
 from stages.ship.serve.served_version import Version
 
 _AT_ONCE, _WORDS = 8, 5000
-CHAT = "/v1/chat/completions"
 
 
 class Check(NamedTuple):
@@ -73,12 +69,9 @@ def table(checks: Sequence[Check]) -> str:
 
 def get(server: Server, path: str) -> Any:
     """What a GET replies; None when that is no JSON or there is no reply."""
-    request = urllib.request.Request(server.url.removesuffix("/v1") + path)
-    request.add_header("Authorization", f"Bearer {server.api_key}")
     try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as response:
-            return json.load(response)
-    except (OSError, HTTPException, ValueError):
+        return call(server, path)
+    except EngineError:
         return None
 
 
