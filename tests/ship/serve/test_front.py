@@ -14,7 +14,8 @@ import pytest
 from served import Stub, make_version, stubbed
 
 from stages.core.errors import UserError
-from stages.ship.serve.front import CHAT, Front, Target
+from stages.engines.engine_server import CHAT
+from stages.ship.serve.front import Front, Target
 from stages.ship.serve.served_version import Version
 from stages.ship.serve.serving_loop import follow, point
 
