@@ -86,7 +86,8 @@ def version_of(found: tuple[str, Path, Path], engine: str | None) -> Version:
     """
     release, folder, tree = found
     manifest = read_json(folder / paths.MANIFEST.name)
-    forms = {name.partition("/")[0] for name in manifest["files"]}
+    # A format that was not asked for has a folder too, which says so; manifests of before 2 name no formats.
+    forms = set(manifest.get("formats") or (name.partition("/")[0] for name in manifest["files"]))
     judged = manifest["params"].get("quantize", {}).get("engines", {}).get(paths.MERGED.name, "transformers")
     engine = engine or ("llama.cpp" if "gguf" in forms else str(judged))
     form = "gguf" if engine == "llama.cpp" else paths.MERGED.name

@@ -103,6 +103,9 @@ def test_the_engine_says_which_file(versions: dict[str, Version]) -> None:
     content = read_json(manifest)
     write_json(manifest, {**content, "files": {"merged/config.json": {}}})
     assert version_of(found, None) == merged
+    absent = {"merged/config.json": {}, "gguf/absent.txt": {}}
+    write_json(manifest, {**content, "files": absent, "formats": {"merged": {}}})
+    assert version_of(found, None) == merged
     params = {**content["params"], "quantize": {"engines": {"merged": "vllm"}}}
     write_json(manifest, {**content, "files": {"merged/config.json": {}}, "params": params})
     assert version_of(found, None).engine == "vllm"
