@@ -103,7 +103,7 @@ def test_the_engine_says_which_file(versions: dict[str, Version]) -> None:
     content = read_json(manifest)
     write_json(manifest, {**content, "files": {"merged/config.json": {}}})
     assert version_of(found, None) == merged
-    absent = {"merged/config.json": {}, "gguf/absent.txt": {}}
+    absent: dict[str, dict[str, str]] = {"merged/config.json": {}, "gguf/absent.txt": {}}
     write_json(manifest, {**content, "files": absent, "formats": {"merged": {}}})
     assert version_of(found, None) == merged
     params = {**content["params"], "quantize": {"engines": {"merged": "vllm"}}}
