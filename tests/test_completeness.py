@@ -1,5 +1,6 @@
 """dvc.yaml names all that a stage reads: DVC itself follows neither Python's imports nor its attributes."""
 
+import ast
 import shutil
 import tomllib
 from collections import Counter
@@ -52,6 +53,14 @@ NO_RESULT = {
 }
 # Not tracked by DVC: parameters and the pipeline are watched by other means, the rest lies outside the trail.
 OUTSIDE = {"PARAMS", "PIPELINE", "ENVIRONMENT", "CHECKPOINTS", "CONSTRAINTS", "JOINS", "JUDGE_REPLIES"}
+
+
+def test_what_runs_before_every_stage_changes_speed_alone() -> None:
+    statements = ast.parse((ROOT / "stages" / "__init__.py").read_text(encoding="utf-8")).body
+    assert [ast.unparse(one) for one in statements[1:]] == [
+        "import os",
+        "os.environ.setdefault('OMP_WAIT_POLICY', 'passive')",
+    ]
 
 
 @pytest.mark.parametrize("stage", STAGES)
