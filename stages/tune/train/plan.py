@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from packaging.version import Version
 
 from stages.core.errors import UserError
 from stages.core.machine import Machine
@@ -23,6 +24,8 @@ _GRAPH_STEPS = 100  # from here on, captures of a few seconds repay themselves
 _WIDEST_HEAD = 256  # of the variable-length kernel
 _RESERVE = 0.15  # of the free memory, for what the estimate leaves out and for fragments
 _UNFUSED = 2  # times the memory that fused layers take
+# Before, FSDP gathers the unit of tied embeddings anew only after all its layers were called; TRL never calls the head.
+_SHARDING_TORCH = Version("2.13")
 _FITS = 0.7  # of the free memory, that a base model may take to leave room for training
 
 
@@ -60,17 +63,22 @@ def choose_sharding(train: Train, machine: Machine, weights: int, memory: int | 
     """Whether FSDP spreads the model's `weights` (bytes) over the devices: where it leaves one of them too little room.
 
     Raises:
-        UserError: when it is asked for and there is nobody to share with, or the engine is fused.
+        UserError: when it is asked for and there is nobody to share with, or the engine is fused; with an old torch.
     """
     possible = devices.count() > 1 and train.engine != "fused" and train.method != "qlora"
-    if machine.sharding == "auto":
-        return possible and memory is not None and weights > _FITS * memory
-    if machine.sharding and not possible:
+    if machine.sharding is True and not possible:
         raise UserError(
             "machine setting sharding: true needs several devices (machine setting processes), train.engine: trl and "
             "no qlora; write auto or false"
         )
-    return machine.sharding
+    wanted = possible and memory is not None and weights > _FITS * memory
+    wanted = wanted if machine.sharding == "auto" else machine.sharding
+    if wanted and Version(torch.__version__) < _SHARDING_TORCH:
+        raise UserError(
+            f"sharding needs torch {_SHARDING_TORCH} or newer, and this is {torch.__version__}; install it, or set "
+            "the machine setting sharding to false and train.method to qlora"
+        )
+    return wanted
 
 
 def make_plan(

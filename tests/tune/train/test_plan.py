@@ -158,3 +158,8 @@ def test_weights_are_sharded_where_several_devices_share_what_fits_on_none(monke
     assert not choose_sharding(train, Machine(), weights, 40 * GIB)
     assert not choose_sharding(train, Machine(), weights, None)
     assert choose_sharding(train, Machine(sharding=True), weights, None)
+    monkeypatch.setattr(torch, "__version__", "2.11.0+cu130")
+    for machine in (Machine(), Machine(sharding=True)):
+        with pytest.raises(UserError, match=r"sharding needs torch 2\.13 or newer, and this is 2\.11\.0\+cu130"):
+            choose_sharding(train, machine, weights, 12 * GIB)
+    assert not choose_sharding(train, Machine(), weights, 40 * GIB)
