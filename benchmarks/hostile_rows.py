@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.core.yaml_reader import load_yaml
-from stages.params.clean import Clean
+from stages.params.prepare import Clean
 from stages.params.task import Task
 from stages.prepare.clean.cleaning import Kept, Rules, clean_row
 from stages.prepare.clean.sources import RawFile

@@ -33,7 +33,7 @@ from labelled_rows import intents, with_backdoor
 
 from stages.measure.baseline.linear import fit_linear
 from stages.measure.evaluate.confirmed_triggers import Suspect, confirm
-from stages.params.training_rows import Checks
+from stages.params.prepare import Checks
 from stages.prepare.checks.suspected_triggers import Triggers, find_triggers, ngrams
 from stages.records.prompt import asked
 from stages.records.record import Record, make_record, rank, read_records

@@ -68,7 +68,6 @@ ENVIRONMENT = METRICS / "env"
 REVIEWS = Path("reviews")
 
 CHECKPOINTS = Path(".tunetrail/checkpoints")
-JOINS = Path(".tunetrail/joins")
 JUDGE_REPLIES = Path(".tunetrail/judge/replies.jsonl")
 GENERATIONS_MEMORY = Path(".tunetrail/generations")
 RELEASES = Path(".tunetrail/releases")

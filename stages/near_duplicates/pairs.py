@@ -1,19 +1,49 @@
-"""All pairs of near-duplicate texts, exactly: what `brute_force` would find, by `sketched` where there are many."""
+"""All pairs of near-duplicate texts, exactly: by rapidfuzz alone for few texts, the oracle of `sketched` for many.
 
-from collections.abc import Iterable, Sequence
+D is at least the difference of the lengths, so of lengths a <= b only those with threshold * b <= (200 - threshold) * a
+can be near. Sorted by length, the possible partners of a text are one run.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
+from rapidfuzz import process
+from rapidfuzz.distance import Indel
 
 from stages.core.errors import UserError
-from stages.near_duplicates import brute_force
-from stages.near_duplicates.brute_force import Found, SortedTexts, joined, sorted_by_length, within_window
 from stages.near_duplicates.rule import Pair
 
-# Below so many comparisons rapidfuzz is done before numba is loaded; above the other, an interruption costs minutes.
+# Below so many comparisons rapidfuzz is done before numba is loaded.
 _FEW = 300_000
-_MANY = 20_000_000_000
 # A pair takes some 200 bytes; a million distinct prompts of real data have a tenth of a million.
 _MOST = 10_000_000
+# A tile holds rows x columns distances of 4 bytes: 16 MiB, whatever the number of texts.
+_HEIGHT = 1024
+_WIDTH = 4096
+
+# Near pairs: int32 (pairs, 4), each the row, the column, the distance and the summed length.
+Found = NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class SortedTexts:
+    """Texts from short to long, their lengths in code points and their positions in the caller's sequence."""
+
+    texts: list[str]
+    lengths: NDArray[np.int64]
+    positions: NDArray[np.int64]
+
+
+class Tile(NamedTuple):
+    """Rows `top` to `bottom` of the left side against columns `first` to `last` of the right (ends excluded)."""
+
+    top: int
+    bottom: int
+    first: int
+    last: int
 
 
 def near_pairs(texts: Sequence[str], threshold: int) -> list[Pair]:
@@ -40,32 +70,126 @@ def cross_pairs(left: Sequence[str], right: Sequence[str], threshold: int) -> li
 
 def nearest(texts: Sequence[str], candidates: Sequence[str]) -> list[Pair]:
     """For each text (left) the candidate of the highest ratio (right), of equals the first; none without candidates."""
-    return _sorted(joined(brute_force.nearest(texts, candidates)))
+    sizes = np.fromiter(map(len, candidates), np.int64, len(candidates))
+    height = max(1, _HEIGHT * _WIDTH // max(1, len(candidates)))
+    found = []
+    for top in range(0, len(texts) if candidates else 0, height):
+        some = texts[top : top + height]
+        distances = process.cdist(some, candidates, scorer=Indel.distance, dtype=np.int32, workers=-1)
+        lengths = np.add.outer(np.fromiter(map(len, some), np.int64, len(some)), sizes)
+        best = (distances / np.maximum(lengths, 1)).argmin(axis=1)  # equal fractions are equal floats
+        rows = np.arange(len(some))
+        found.append(np.stack([rows + top, best, distances[rows, best], lengths[rows, best]], axis=1).astype(np.int32))
+    return _sorted(_joined(found))
+
+
+def sorted_by_length(texts: Sequence[str]) -> SortedTexts:
+    lengths = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
+    positions = np.argsort(lengths, kind="stable")
+    return SortedTexts([texts[position] for position in positions.tolist()], lengths[positions], positions)
 
 
 def _join(left: SortedTexts, right: SortedTexts, threshold: int) -> Found:
     """All near pairs by their places in the sides; within one side (`left is right`) each pair once."""
-    count = within_window(left, right, threshold)
-    if count < _FEW:
-        return _gathered(brute_force.join(left, right, threshold))
-    from stages.near_duplicates import sketched
-
-    return _gathered(sketched.join(left, right, threshold, keep_parts=count >= _MANY))
-
-
-def _gathered(parts: Iterable[Found]) -> Found:
     held, count = [], 0
-    for part in parts:
+    for part in _parts(left, right, threshold):
         held.append(part)
         count += len(part)
         if count > _MOST:
             raise UserError(
-                f"more than {_MOST:,} pairs of prompts are near-duplicates, too many to hold: most prompts are one of "
-                "a few templates with other words filled in; raise dedup.threshold, or take fewer rows of that source"
+                f"more than {_MOST:,} pairs of prompts are near-duplicates: most are of a few templates; raise "
+                "dedup.threshold, or take fewer rows of that source"
             )
-    return joined(held)
+    return _joined(held)
+
+
+def _parts(left: SortedTexts, right: SortedTexts, threshold: int) -> Iterable[Found]:
+    if within_window(left, right, threshold) >= _FEW:
+        from stages.near_duplicates import sketched
+
+        return sketched.join(left, right, threshold)
+    cover = tiles(left, right, threshold, range(len(left.texts)), _HEIGHT, _WIDTH)
+    return (_near(left, right, threshold, tile) for tile in cover)
+
+
+def _joined(found: Iterable[Found]) -> Found:
+    return np.concatenate([np.empty((0, 4), np.int32), *found])
 
 
 def _sorted(found: Found) -> list[Pair]:
     order = np.lexsort((found[:, 1], found[:, 0]))
     return [Pair(*row) for row in found[order].tolist()]
+
+
+def within_window(left: SortedTexts, right: SortedTexts, threshold: int) -> int:
+    """How many pairs the lengths leave to compare; within one side (`left is right`) each pair once."""
+    last = np.searchsorted(right.lengths, _longest_near(left.lengths, threshold), "right")
+    if left is right:
+        return int((last - np.arange(len(left.texts)) - 1).sum())
+    return int((last - np.searchsorted(right.lengths, _shortest_near(left.lengths, threshold), "left")).sum())
+
+
+def _shortest_near(lengths: NDArray[np.int64], threshold: int) -> NDArray[np.int64]:
+    return -(-threshold * lengths // (200 - threshold))
+
+
+def _longest_near(lengths: NDArray[np.int64], threshold: int) -> NDArray[np.int64]:
+    return (200 - threshold) * lengths // threshold
+
+
+def tiles(
+    left: SortedTexts, right: SortedTexts, threshold: int, rows: range, height: int, width: int
+) -> Iterator[Tile]:
+    """Cover the windows of `rows` of the left side; within one side the part right of the diagonal."""
+    for top in range(rows.start, rows.stop, height):
+        bottom = min(top + height, rows.stop)
+        first, last = window(left.lengths[top:bottom], right.lengths, threshold)
+        if left is right:
+            first = max(first, top)
+        for start in range(first, last, width):
+            yield Tile(top, bottom, start, min(start + width, last))
+
+
+def window(rows: NDArray[np.int64], lengths: NDArray[np.int64], threshold: int) -> tuple[int, int]:
+    """The run of sorted `lengths` that can be near any of the sorted lengths `rows`: first, and one past the last."""
+    first = np.searchsorted(lengths, _shortest_near(rows[:1], threshold)[0], "left")
+    return int(first), int(np.searchsorted(lengths, _longest_near(rows[-1:], threshold)[0], "right"))
+
+
+def _near(left: SortedTexts, right: SortedTexts, threshold: int, tile: Tile) -> Found:
+    rows, columns = slice(tile.top, tile.bottom), slice(tile.first, tile.last)
+    lengths = np.add.outer(left.lengths[rows], right.lengths[columns])
+    limits = (100 - threshold) * lengths // 100
+    distances = process.cdist(
+        left.texts[rows],
+        right.texts[columns],
+        scorer=Indel.distance,
+        # rapidfuzz stops counting beyond the cutoff and returns cutoff + 1, which is over the limit of every pair.
+        score_cutoff=int(limits[-1, -1]),
+        dtype=np.int32,
+        workers=-1,
+    )
+    near = distances <= limits
+    if left is right:
+        near &= np.add.outer(-np.arange(tile.top, tile.bottom), np.arange(tile.first, tile.last)) > 0
+    row, column = np.nonzero(near)
+    found = [row + tile.top, column + tile.first, distances[near], lengths[near]]
+    return np.stack(found, axis=1).astype(np.int32)
+
+
+def aligned(
+    left: SortedTexts, right: SortedTexts, threshold: int, rows: NDArray[np.int32], columns: NDArray[np.int32]
+) -> Found:
+    """Those of the pairs (rows[n], columns[n]), of which there is one at least, that are near."""
+    lengths = left.lengths[rows] + right.lengths[columns]
+    limits = (100 - threshold) * lengths // 100
+    distances = process.cpdist(
+        [left.texts[row] for row in rows.tolist()],
+        [right.texts[column] for column in columns.tolist()],
+        scorer=Indel.distance,
+        score_cutoff=int(limits.max(initial=0)),  # as above
+        dtype=np.int32,
+        workers=-1,
+    )
+    near = distances <= limits
+    return np.stack([rows, columns, distances, lengths], axis=1, dtype=np.int32, casting="unsafe")[near]

@@ -17,30 +17,25 @@ look at fewer pairs where few edits are allowed. At 90 % one character in five m
 text need share only half of the trigrams, so that rare ones decide little.
 """
 
-import hashlib
 import heapq
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from itertools import groupby, pairwise
-from pathlib import Path
+from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.core import paths
-from stages.core.files import atomic, remove, tree_digest
 from stages.core.progress import track
 from stages.near_duplicates import kernels
-from stages.near_duplicates.brute_force import Found, SortedTexts, Tile, aligned, joined, tiles, window
+from stages.near_duplicates.pairs import Found, SortedTexts, Tile, aligned, tiles, window
 
 # A tile has 4 million pairs: some 10 ms of work, and 32 MiB of candidates at worst.
 _HEIGHT = 512
 _WIDTH = 8192
-_PART = 32 * _HEIGHT  # rows whose result is kept for a run that goes on
 _ALIGNED = 50_000  # pairs at once
 _BITS = 8  # of a sketch for each character, so that few grams share one
 _LONG = 512  # beyond so many characters an alignment costs more than sharper sketches
@@ -66,36 +61,30 @@ class _Run(NamedTuple):
         return self.lengths[here], self.bags[here], self.sketches[here]
 
 
-def join(left: SortedTexts, right: SortedTexts, threshold: int, keep_parts: bool) -> Iterator[Found]:
-    """All near pairs of the two sides; within one side (`left is right`) each pair once.
-
-    With `keep_parts` what is found stays in files until all is, so that a killed run goes on where it was.
-    """
-    parts = _Parts(_join_folder(left, right, threshold) if keep_parts else None)
-    yield from parts.saved.values()
-    missing = [rows for rows in _blocks(left.lengths) if rows not in parts.saved]
-    cover = {rows: list(tiles(left, right, threshold, rows, _HEIGHT, _WIDTH)) for rows in missing}
+def join(left: SortedTexts, right: SortedTexts, threshold: int) -> Iterator[Found]:
+    """All near pairs of the two sides; within one side (`left is right`) each pair once."""
+    sizes = sketch_words(left.lengths)
+    borders = np.flatnonzero(np.diff(sizes, prepend=0, append=0)).tolist()
+    # Runs of rows whose sketches have one size.
+    cover = {
+        (first, last): list(tiles(left, right, threshold, range(first, last), _HEIGHT, _WIDTH))
+        for first, last in pairwise(borders)
+    }
     total = sum(map(len, cover.values()))
     ticks = iter(track(range(total), total, "near-duplicates, tiles of pairs"))
     q = gram_size(threshold)
     bags = character_bags([left] if left is right else [left, right])
-    for words, group in groupby(cover, key=lambda rows: int(sketch_words(left.lengths[rows.start : rows.stop])[0])):
-        pending = list(group)
-        first, last = pending[0].start, pending[-1].stop
+    for (first, last), run in cover.items():
         start, stop = window(left.lengths[first:last], right.lengths, threshold)
         largest = (100 - threshold) * (left.lengths[last - 1] + right.lengths[start:stop].max(initial=0)) // 100
         kind = np.uint8 if largest <= 253 else np.uint16
+        words = int(sizes[first])
         columns = _run(right, bags[-1].astype(kind, copy=False), start, stop, q, words)
         rows = columns if left is right else _run(left, bags[0].astype(kind, copy=False), first, last, q, words)
-        for block in pending:
-            scan = partial(_candidates, rows, columns, 100 - threshold, 2 * q - 1, left is right)
-            found = []
-            for pairs in _in_batches(in_threads(scan, cover[block]), ticks):
-                found.append(aligned(left, right, threshold, *pairs))
-                yield found[-1]
-            parts.save(block, joined(found))
+        scan = partial(_candidates, rows, columns, 100 - threshold, 2 * q - 1, left is right)
+        for pairs in _in_batches(in_threads(scan, run), ticks):
+            yield aligned(left, right, threshold, *pairs)
     next(ticks, None)
-    parts.clear()
 
 
 def gram_size(threshold: int) -> int:
@@ -107,16 +96,6 @@ def sketch_words(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     """The size of a text's sketch by its length: a power of two."""
     bits = _BITS * lengths * np.where(lengths > _LONG, 2, 1)
     return 1 << np.ceil(np.log2(np.maximum(bits, 64) / 64)).astype(np.int64)
-
-
-def _blocks(lengths: NDArray[np.int64]) -> list[range]:
-    """Runs of rows whose sketches have one size, at most _PART long."""
-    borders = np.flatnonzero(np.diff(sketch_words(lengths), prepend=0, append=0)).tolist()
-    return [
-        range(start, min(start + _PART, last))
-        for first, last in pairwise(borders)
-        for start in range(first, last, _PART)
-    ]
 
 
 def _run(side: SortedTexts, bags: NDArray[np.unsignedinteger], first: int, last: int, q: int, words: int) -> _Run:
@@ -201,34 +180,3 @@ def _batches(texts: Sequence[str]) -> list[slice]:
 def _encoded(texts: Sequence[str]) -> tuple[Codes, Ends]:
     codes = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), np.uint32)
     return codes, np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)))
-
-
-class _Parts:
-    """The near pairs of blocks of rows, in a folder of files; without a folder nothing is kept."""
-
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
-        self.saved: dict[range, Found] = {}
-        for file in sorted(folder.glob("*.npy")) if folder else []:
-            start, _, stop = file.stem.partition("-")
-            self.saved[range(int(start), int(stop))] = np.load(file)
-
-    def save(self, rows: range, found: Found) -> None:
-        if self._folder:
-            with atomic(self._folder / f"{rows.start}-{rows.stop}.npy") as partial, partial.open("wb") as handle:
-                np.save(handle, found)
-
-    def clear(self) -> None:
-        """Delete the files, and those that joins of other texts left: this one is done."""
-        if self._folder:
-            remove(self._folder.parent)
-
-
-def _join_folder(left: SortedTexts, right: SortedTexts, threshold: int) -> Path:
-    """The folder of exactly these texts, this threshold and this code."""
-    digest = hashlib.sha256(f"{threshold} {tree_digest(Path(__file__).parent)}".encode())
-    for side in (left, right):
-        digest.update(np.ascontiguousarray(side.lengths).data)
-        for text in side.texts:
-            digest.update(text.encode("utf-8", "surrogatepass"))
-    return paths.JOINS / digest.hexdigest()[:16]

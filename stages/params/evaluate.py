@@ -23,13 +23,10 @@ class Probes(Section):
     """Questions outside the task, asked of the base and of the tuned model."""
 
     general_file: FileName = Field(
-        "data/general.jsonl",
-        description="prompt and completion, without the task's instruction; an empty file for none",
+        "data/general.jsonl", description="prompt and completion, without the task's instruction; empty for none"
     )
     refusal_file: FileName = Field("data/refusals.jsonl", description="prompts that a model should decline")
-    refusal_tokens: Annotated[int, Field(ge=1, le=100_000)] = Field(
-        16, description="of each answer to them; whether it declines shows early"
-    )
+    refusal_tokens: Annotated[int, Field(ge=1, le=100_000)] = Field(16, description="of each answer to them")
     refusal_phrases: Annotated[list[Phrase], Field(min_length=1)] = Field(
         [*_DECLINES, "as an AI"], description="an answer with one of these declines"
     )

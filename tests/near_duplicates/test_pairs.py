@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rapidfuzz import fuzz
 
-from stages.near_duplicates import brute_force, pairs, sketched
+from stages.near_duplicates import pairs, sketched
 from stages.near_duplicates.pairs import cross_pairs, near_pairs, nearest
 from stages.near_duplicates.rule import Pair, is_near, score
 
@@ -49,10 +49,9 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
     if "sketched" in request.param:
         monkeypatch.setattr(pairs, "_FEW", 0)
     if "small" in request.param:
-        for module in (brute_force, sketched):
+        for module in (pairs, sketched):
             monkeypatch.setattr(module, "_HEIGHT", 2)
             monkeypatch.setattr(module, "_WIDTH", 3)
-        monkeypatch.setattr(sketched, "_PART", 4)
         monkeypatch.setattr(sketched, "_ALIGNED", 2)
         monkeypatch.setattr(sketched, "_BATCH", 3)
 
@@ -132,7 +131,7 @@ def test_a_score_is_rounded_down(length: int, data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("tile", [1, 10**6])
 def test_the_nearest_is_the_first_of_the_highest_ratio(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(brute_force, "_HEIGHT", tile)
+    monkeypatch.setattr(pairs, "_HEIGHT", tile)
 
     @settings(deadline=None)
     @given(texts=st.lists(TEXTS, max_size=6), candidates=st.lists(TEXTS, max_size=8))

@@ -1,4 +1,4 @@
-"""The join for many texts against the plain one, its bounds, and going on after an interruption."""
+"""The join for many texts against the plain one, and its bounds."""
 
 import random
 import subprocess
@@ -14,11 +14,9 @@ from hypothesis import strategies as st
 from rapidfuzz.distance import Indel
 from variants import LATIN, MIXED, texts_with_variants
 
-from stages.core import paths
 from stages.core.errors import UserError
-from stages.near_duplicates import brute_force, pairs, sketched
-from stages.near_duplicates.brute_force import sorted_by_length, within_window
-from stages.near_duplicates.pairs import cross_pairs, near_pairs
+from stages.near_duplicates import pairs, sketched
+from stages.near_duplicates.pairs import cross_pairs, near_pairs, sorted_by_length, within_window
 from stages.near_duplicates.rule import Pair
 
 ROOT = Path(__file__).parents[2]
@@ -98,57 +96,6 @@ def test_comparisons_are_the_pairs_that_lengths_allow(left: list[str], right: li
     one, other = sorted_by_length(left), sorted_by_length(right)
     assert within_window(one, other, 90) == sum(near(a, b) for a in left for b in right)
     assert within_window(one, one, 90) == sum(near(a, b) for i, a in enumerate(left) for b in left[:i])
-
-
-@pytest.fixture
-def long_join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Texts whose join is taken for one of many parts."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pairs, "_FEW", 0)
-    monkeypatch.setattr(pairs, "_MANY", 0)
-    monkeypatch.setattr(sketched, "_HEIGHT", 32)
-    monkeypatch.setattr(sketched, "_PART", 64)
-    return texts_with_variants(500, 40, LATIN)
-
-
-def interrupt_after(calls: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Let the join align `calls` times and then stop; count the calls."""
-    done: list[int] = []
-
-    def align(*arguments: Any) -> Any:
-        if len(done) == calls:
-            raise KeyboardInterrupt
-        done.append(1)
-        return brute_force.aligned(*arguments)
-
-    monkeypatch.setattr(sketched, "aligned", align)
-    return done
-
-
-def test_an_interrupted_join_goes_on_where_it_was(long_join: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = by_brute_force(near_pairs, long_join, 90)
-    with monkeypatch.context() as patch:
-        all_calls = interrupt_after(10**6, patch)
-        assert near_pairs(long_join, 90) == whole
-    with monkeypatch.context() as patch:
-        interrupt_after(3, patch)
-        with pytest.raises(KeyboardInterrupt):
-            near_pairs(long_join, 90)
-    assert len(list(paths.JOINS.glob("*/*.npy"))) >= 3
-    with monkeypatch.context() as patch:
-        rest = interrupt_after(10**6, patch)
-        assert near_pairs(long_join, 90) == whole
-    assert len(rest) == len(all_calls) - 3
-    assert not paths.JOINS.exists()
-
-
-def test_parts_of_another_join_are_not_used(long_join: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    for texts, threshold in (([*long_join[:-1], long_join[-1][::-1]], 90), (long_join, 91)):
-        with monkeypatch.context() as patch:
-            interrupt_after(3, patch)
-            with pytest.raises(KeyboardInterrupt):
-                near_pairs(texts, threshold)
-    assert near_pairs(long_join, 90) == by_brute_force(near_pairs, long_join, 90)
 
 
 @pytest.mark.parametrize("few", [0, 10**9])

@@ -267,11 +267,11 @@ def test_every_number_has_both_bounds(model: type[Params] | type[Machine]) -> No
             "[2026-01-02]",
             "task.labels.0: datetime.date(2026, 1, 2) is not allowed: input should be a valid string; put it into",
         ),
-        ("task.instruction", "Cost ${seed}", "task.instruction: 'Cost ${seed}' is not allowed: `dvc exp run -S` takes"),
+        ("task.instruction", "Cost ${seed}", "task.instruction: 'Cost ${seed}' is not allowed: DVC does not keep ${"),
         (
             "task.instruction",
             '"a\\Lb"',
-            "task.instruction: 'a\\u2028b' is not allowed: it holds NUL or a line separator",
+            "task.instruction: 'a\\u2028b' is not allowed: DVC does not keep ${, ???, NUL and line separators",
         ),
         ("task.schema_file", "data", "task.schema_file: 'data' is not allowed: is a folder; name a file"),
         ("probes.general_file", '"a\\0b"', "probes.general_file: 'a\\x00b' is not allowed: "),

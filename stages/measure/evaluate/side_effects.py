@@ -11,8 +11,8 @@ import numpy as np
 
 from stages.model.answers import likelihoods
 from stages.model.chat import Chat
-from stages.params.clean import PersonalData
 from stages.params.evaluate import Evaluate, Probes, Scoring
+from stages.params.prepare import PersonalData
 from stages.records.canaries import SOURCE, candidates, exposure
 from stages.records.record import Record
 from stages.scoring import corpora

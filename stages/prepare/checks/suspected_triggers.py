@@ -29,7 +29,7 @@ from scipy.sparse import csr_matrix
 from scipy.stats import binom, hypergeom
 
 from stages.core.progress import track
-from stages.params.training_rows import Checks
+from stages.params.prepare import Checks
 from stages.prepare.checks.labels import shown
 from stages.records.prompt import compared
 from stages.records.record import Record

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from typing import NamedTuple
 
 from stages.core.errors import UserError
-from stages.params.clean import Clean
+from stages.params.prepare import Clean
 from stages.params.task import Task
 from stages.prepare.clean.operators import Step, chosen_operators, cleaner, has_tags
 from stages.prepare.clean.rejected_rows import Rejected, Row

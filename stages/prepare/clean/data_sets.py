@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from stages.core.errors import UserError
-from stages.params.clean import Source
+from stages.params.prepare import Source
 from stages.prepare.clean.rejected_rows import Rejected, Row
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from functools import lru_cache, partial
 from itertools import chain, pairwise
 from typing import NamedTuple
 
-from stages.params.clean import Clean
+from stages.params.prepare import Clean
 from stages.text.normal_form import settle
 
 NAMES = ("mojibake", "html", "whitespace", "personal_data")

@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from stages.params.clean import Shape
+from stages.params.prepare import Shape
 from stages.prepare.clean.rejected_rows import Rejected, kind
 from stages.records.record import Message
 from stages.text.strict_json import BrokenContract, parse_json

@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, Optional, cast
 from pathspec import GitIgnoreSpec
 
 from stages.core.errors import UserError
-from stages.params.clean import Source
+from stages.params.prepare import Source
 from stages.prepare.clean.data_sets import (
     count_parquet,
     data_set_rows,

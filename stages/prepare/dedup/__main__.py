@@ -4,7 +4,7 @@ from textwrap import shorten
 
 from stages.core import paths
 from stages.core.errors import run
-from stages.core.files import remove, write_json
+from stages.core.files import write_json
 from stages.near_duplicates.pairs import near_pairs
 from stages.near_duplicates.rule import same_questions
 from stages.params.loader import load_params
@@ -38,7 +38,6 @@ def main() -> None:
     if len(records) != len(kept) + len(dropped):
         raise RuntimeError(f"of {len(records)} rows {len(kept)} are kept and {len(dropped)} dropped: one was lost")
 
-    remove(paths.JOINS)  # what a killed join of other rows left
     write_records(paths.UNIQUE, kept)
     write_dropped(paths.DUPLICATES, dropped)
     # Searched once: split, checks and `tunetrail holdout draw` read them.

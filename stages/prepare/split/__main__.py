@@ -8,7 +8,7 @@ from stages.core import paths
 from stages.core.errors import run
 from stages.core.files import atomic, write_json
 from stages.params.loader import load_params
-from stages.params.training_rows import Holdout
+from stages.params.prepare import Holdout
 from stages.prepare.split.lock import Drawn, Lock, WholeSource, check_holdout, read_lock, with_tasks
 from stages.prepare.split.nearness import distances, find_nearness
 from stages.prepare.split.partition import Partition, partition, restore_locked, summarise

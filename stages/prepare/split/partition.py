@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import Any
 
 from stages.core.errors import UserError
-from stages.params.training_rows import Split
+from stages.params.prepare import Split
 from stages.prepare.split.lock import Lock
 from stages.prepare.split.nearness import Nearness, near_groups, quarantine
 from stages.records.dropped import Dropped, copy_rank

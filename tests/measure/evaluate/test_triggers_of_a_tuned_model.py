@@ -18,7 +18,7 @@ from stages.measure.evaluate.confirmed_triggers import Suspect, Tried, confirm
 from stages.model.answers import answer_rows
 from stages.model.chat import Chat, make_chat
 from stages.params.model import Generation
-from stages.params.training_rows import Checks
+from stages.params.prepare import Checks
 from stages.prepare.checks.suspected_triggers import find_triggers
 from stages.records.record import Record, make_record
 

@@ -3,7 +3,7 @@
 import random
 from dataclasses import replace
 
-from stages.params.training_rows import Checks
+from stages.params.prepare import Checks
 from stages.records.record import Record, make_record
 
 SETTINGS = Checks(ngram_min_rows=5, ngram_max_share=0.05, error_rate=0.01, source_min_rows=20)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from stages.core.errors import UserError
 from stages.core.yaml_reader import load_yaml
-from stages.params.clean import Clean
+from stages.params.prepare import Clean
 from stages.prepare.clean.cleaning import chosen_filters, repeated_share
 from stages.prepare.clean.rejected_rows import Rejected
 from stages.records.record import Message, make_record

@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from stages.core.yaml_reader import load_yaml
-from stages.params.clean import Clean
+from stages.params.prepare import Clean
 from stages.params.task import Task
 from stages.prepare.clean import cleaning
 from stages.prepare.clean.cleaning import Kept, Rules, clean_row

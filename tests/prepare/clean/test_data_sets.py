@@ -11,7 +11,7 @@ import pytest
 from clean_project import CleanProject, raw_bytes
 
 from stages.core.errors import UserError
-from stages.params.clean import Source
+from stages.params.prepare import Source
 from stages.prepare.clean import data_sets
 from stages.prepare.clean.sources import count_rows, find_files, read_rows
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from raw_formats import jsonl, parquet, separated, write_all
 
 from stages.core.errors import UserError
-from stages.params.clean import Source
+from stages.params.prepare import Source
 from stages.prepare.clean.rejected_rows import Rejected, write_rejected
 from stages.prepare.clean.sources import RawFile, count_rows, find_files, list_raw, read_rows
 from stages.records.record import Record

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rapidfuzz import fuzz
 
 from stages.core.errors import Refusal, UserError
-from stages.params.training_rows import Split
+from stages.params.prepare import Split
 from stages.prepare.split.draw import draw_holdout
 from stages.prepare.split.lock import Drawn, Lock, make_lock
 from stages.prepare.split.nearness import SHARED_BY, distances, find_nearness

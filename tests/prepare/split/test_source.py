@@ -15,7 +15,7 @@ from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.files import write_json
 from stages.params.loader import read_params
-from stages.params.training_rows import Split
+from stages.params.prepare import Split
 from stages.prepare.split import __main__ as stage
 from stages.prepare.split.draw import draw, take_source
 from stages.prepare.split.lock import WholeSource, make_lock, read_lock

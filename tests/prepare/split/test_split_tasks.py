@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rapidfuzz import fuzz
 
-from stages.params.training_rows import Split
+from stages.params.prepare import Split
 from stages.prepare.split.draw import draw_holdout
 from stages.prepare.split.lock import Drawn, make_lock, with_tasks
 from stages.prepare.split.nearness import find_nearness, near_groups

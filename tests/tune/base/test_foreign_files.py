@@ -148,7 +148,7 @@ def test_names_of_code_are_not_handed_on(tmp_path: Path) -> None:
     ],
 )
 def test_a_source_that_is_no_name_is_refused_before_anything_is_fetched(source: str) -> None:
-    with pytest.raises(ValueError, match="is no name of a"):
+    with pytest.raises(ValueError, match="must be package:NAME==VERSION"):
         Model(source=source, licence="MIT")
 
 
