@@ -40,6 +40,19 @@ def parse_json(text: str) -> Any:
     return value
 
 
+def parsed(text: str) -> Any:
+    """The value of JSON, or None for any other text."""
+    try:
+        return parse_json(text)
+    except BrokenContract:
+        return None
+
+
+def is_structured(text: str) -> bool:
+    """Whether a text is a JSON object or array; a bare number or word is text."""
+    return text.lstrip()[:1] in ("{", "[") and isinstance(parsed(text), dict | list)
+
+
 def completion_key(completion: str) -> str:
     """JSON without insignificant white space and with sorted keys; any other text as it is."""
     try:

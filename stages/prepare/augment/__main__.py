@@ -11,20 +11,14 @@ from stages.near_duplicates.pairs import cross_pairs
 from stages.near_duplicates.rule import Pair
 from stages.params.loader import load_params
 from stages.prepare.augment.malformed import malformed_rows, rows_that_can_refuse
-from stages.prepare.augment.mixture import (
-    balance_tasks,
-    is_structured,
-    plan,
-    read_replay,
-    repeat_structured,
-    training_order,
-)
+from stages.prepare.augment.mixture import balance_tasks, plan, read_replay, repeat_structured, training_order
 from stages.prepare.augment.value_swap import swapped_rows
 from stages.records.canaries import make_canaries
 from stages.records.contract import Tasks
 from stages.records.prompt import asked, compared, refuse_overlap
 from stages.records.record import REPLAY, Record, rank, read_records, write_records
 from stages.text.normal_form import prompt_hash
+from stages.text.strict_json import is_structured
 
 
 def main() -> None:

@@ -10,18 +10,10 @@ from pathlib import Path
 
 from stages.core.errors import UserError
 from stages.records.record import REPLAY, Record, make_record, rank
-from stages.text.strict_json import BrokenContract, parse_json
+from stages.text.strict_json import is_structured, parsed
 
 STRUCTURED_SOURCE = "augment:structured"
 BALANCE_SOURCE = "augment:task_balance"
-
-
-def is_structured(completion: str) -> bool:
-    """Whether a completion is a JSON object or array; a bare number or word is text."""
-    try:
-        return isinstance(parse_json(completion), dict | list)
-    except BrokenContract:
-        return False
 
 
 def plan(rows: int, structured: int, replay: int, structured_share: float, replay_share: float) -> tuple[int, int]:
@@ -111,11 +103,7 @@ def read_replay(path: Path) -> list[Record]:
 
 
 def _record(line: bytes, path: Path, number: int) -> Record:
-    try:
-        row = parse_json(line.decode("utf-8"))
-    except (BrokenContract, UnicodeDecodeError) as error:
-        raise UserError(f"{path}, line {number}: not JSON ({error}); mend or remove the line") from None
-    match row:
+    match parsed(line.decode("utf-8", "surrogateescape")):
         case {"prompt": str(prompt), "completion": str(completion), **rest} if not rest:
             if prompt.strip() and completion.strip():
                 return make_record(prompt, completion, None, REPLAY, f"{path.name}:{number}")

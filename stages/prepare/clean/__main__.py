@@ -11,7 +11,7 @@ from stages.core.files import atomic, write_json
 from stages.core.progress import track
 from stages.params.loader import load_params
 from stages.prepare.clean.cleaning import Kept, Rules, clean_row
-from stages.prepare.clean.counts import Examples, Tally
+from stages.prepare.clean.counts import Tally
 from stages.prepare.clean.rejected_rows import Rejected, Row, write_rejected
 from stages.prepare.clean.sources import RawFile, count_rows, find_files, list_raw, read_rows, refuse_unused
 from stages.records.record import record_row, row_line, write_rows
@@ -31,8 +31,7 @@ def main() -> None:
     listing = list_raw(raw)
     if listing.left_behind:
         print(f"clean: passed over, for they are no data: {', '.join(listing.left_behind)}", file=sys.stderr)
-    rows = sum(count_rows(file, params.clean.max_line_bytes) for file in files)
-    tally, examples = Tally(), Examples(params.clean.phone_region)
+    rows, tally = count(files, rules), Tally(rules.shown)
     with atomic(paths.CLEAN) as clean:
         # Inside, so that a refused input leaves no clean.jsonl but does leave the rows to look at.
         with atomic(paths.REJECTED_CLEAN) as rejected, ExitStack() as stack:
@@ -41,7 +40,6 @@ def main() -> None:
             )
             for file, row, outcome in track(outcomes(files, rules), rows, "clean"):
                 tally.add(file, row, outcome)
-                examples.add(file.source, row, outcome)
                 if isinstance(outcome, Rejected):
                     write_rejected(rejected_file, file.source, row, outcome)
                 else:
@@ -49,7 +47,7 @@ def main() -> None:
         tally.check(rows, params.clean.max_rejected_share, _REMEDY)
     for warning in tally.warnings():
         print(f"clean: {warning}", file=sys.stderr)
-    write_rows(paths.CLEAN_EXAMPLES, examples.rows)
+    write_rows(paths.CLEAN_EXAMPLES, tally.examples)
     write_json(paths.CLEAN_METRICS, {"files": listing.metrics(), **tally.metrics()})
 
 
@@ -63,12 +61,15 @@ def check(path: Path, strict: bool) -> str:
     params = load_params("clean", "task")
     rules = Rules.of(params.clean, params.task)
     files = find_files(path, params.clean.sources)
-    rows = sum(count_rows(file, params.clean.max_line_bytes) for file in files)
-    tally = Tally()
+    rows, tally = count(files, rules), Tally(rules.shown)
     for file, row, outcome in track(outcomes(files, rules), rows, "check"):
         tally.add(file, row, outcome)
     tally.check(rows, 0.0 if strict else params.clean.max_rejected_share, _CHECK_REMEDY)
     return f"{path}: {tally.text()}"
+
+
+def count(files: list[RawFile], rules: Rules) -> int:
+    return sum(count_rows(file, rules.params.max_line_bytes) for file in files)
 
 
 def outcomes(files: list[RawFile], rules: Rules) -> Iterator[tuple[RawFile, Row, Kept | Rejected]]:

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import lru_cache, partial
@@ -21,24 +21,22 @@ from stages.records.prompt import asked
 from stages.records.record import Message, Record, make_record
 from stages.text.json_schema import Schema
 from stages.text.normal_form import Unsettled
-from stages.text.personal_data import NAMES, TYPES, Values, finder, masker
-from stages.text.strict_json import BrokenContract, one_form, parse_json, rewrite
+from stages.text.personal_data import NAMES, TYPES, Values, finder
+from stages.text.strict_json import BrokenContract, is_structured, one_form, parse_json, rewrite
 
 # Markup may take most of a raw text. What is longer even so is rejected before the operators spend time on it.
 _RAW_PER_CLEAN = 4
 _LONGEST_NAME = 500  # characters of a label, source or task, before the operators
 _LONGEST_FIELD = 10_000  # of a kept column
-LONGEST_DETAIL = 300
+_LONGEST_DETAIL = 300
 _DIGITS = 7  # from which the digits of a number alone say whose it is
 _NUMBER = re.compile(r"\d(?:[\s()./-]{0,3}\d){6,}")  # of as many digits
-
-Cleaned = tuple[str, tuple[Step, ...]]
-
-Filter = Callable[[Record], None]
-
 _GRAM = 5
 _FEWEST = 40  # units; in less, lists and forms repeat by nature
 _LONGEST_WORD = 20  # characters on average, beyond which a text is not one of words (Chinese, or one held key)
+
+Cleaned = tuple[str, tuple[Step, ...]]
+Filter = Callable[[Record], None]
 
 
 class Change(NamedTuple):
@@ -51,7 +49,7 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A record, what changed in it by operator, how many personal data of each type were masked, and its raw pair."""
+    """A record, what changed in it by operator, and how many personal data of each type were masked."""
 
     record: Record
     changed: Mapping[str, Change]
@@ -72,27 +70,21 @@ class Rules:
     questions: Callable[[str], Cleaned]
     about_markup: Callable[[str], Cleaned]  # questions, of which the answers have tags
     answers: Callable[[str], Cleaned]
-    shown: Callable[[str], str]
+    shown: Callable[..., str]
 
     @classmethod
     def of(cls, params: Clean, task: Task) -> "Rules":
         find = lru_cache(1024)(finder(params.mask_personal_data, params.phone_region, params.ner_model))
         operators = chosen_operators(params, lambda text: find(text)[0])
-        patterns = masker([kind for kind in TYPES if kind not in NAMES], params.phone_region, "")
+        patterns = finder([kind for kind in TYPES if kind not in NAMES], params.phone_region, "")
 
-        def only(names: Collection[str]) -> Callable[[str], Cleaned]:
+        def only(names: Container[str]) -> Callable[[str], Cleaned]:
             return cleaner({name: operators[name] for name in operators if name in names})
 
-        return cls(
-            params,
-            Tasks(task),
-            chosen_filters(params),
-            find,
-            questions=only(operators),
-            about_markup=only(operators.keys() - {"html"}),
-            answers=only(["personal_data", *params.clean_completions]),
-            shown=lru_cache(partial(shown, patterns)),
-        )
+        questions, about_markup = only(operators), only(operators.keys() - {"html"})
+        answers = only(["personal_data", *params.clean_completions])
+        shown: Callable[..., str] = lru_cache(partial(_shown, patterns))
+        return cls(params, Tasks(task), chosen_filters(params), find, questions, about_markup, answers, shown)
 
 
 def clean_row(row: Row, file: RawFile, rules: Rules) -> Kept | Rejected:
@@ -113,25 +105,21 @@ def clean_row(row: Row, file: RawFile, rules: Rules) -> Kept | Rejected:
         return Rejected("not_json", "nested too deeply")
 
 
-def shown(mask: Callable[[str], str], text: str) -> str:
+def _shown(find: Callable[[str], tuple[str, Values]], text: str, longest: int = _LONGEST_DETAIL) -> str:
     """A piece of a raw row as it may be shown: without personal data, and short."""
     try:
         # What is cut off before must not leave half of a number.
-        text = mask(text[: 8 * LONGEST_DETAIL])
+        return cut(find(text[: 8 * longest])[0], longest)
     except Unsettled:
         return "…"
-    return text if len(text) <= LONGEST_DETAIL else text[: LONGEST_DETAIL - 1] + "…"
+
+
+def cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def _clean_pair(pair: Pair, source: str, origin: str, rules: Rules) -> Kept:
-    """Clean one pair, of which no column names the source if `source` does not.
-
-    Raises:
-        Rejected: column_too_long, empty_turn, prompt_too_short, prompt_too_long, empty_completion,
-            completion_too_long, completion_not_json, breaks_schema, not_a_label, personal_data, or the reason of a
-            filter.
-        Unsettled: when a text does not come to rest.
-    """
+    """Clean one pair. Raises Rejected, or Unsettled when a text does not come to rest."""
     names = {name: getattr(pair, name) or "" for name in ("label", "source", "task")}
     for columns, longest in ((names, _LONGEST_NAME), (pair.fields, _LONGEST_FIELD)):
         for column, text in columns.items():
@@ -179,11 +167,7 @@ class _Changes:
 
     def answer(self, column: str, text: str) -> str:
         """An answer: of a JSON object or array the values, else the text."""
-        try:
-            value = parse_json(text) if text.lstrip()[:1] in ("{", "[") else None
-        except BrokenContract:
-            value = None
-        if isinstance(value, dict | list):
+        if is_structured(text):
             return self.json(column, text)
         return self._note(column, *self.rules.answers(text))
 
@@ -201,10 +185,10 @@ class _Changes:
 
         return rewrite(text, change)
 
-    def form(self, column: str, before: str, after: str) -> str:
+    def form(self, before: str, after: str) -> str:
         """Note the one form of an answer, where it had another."""
         if before != after:
-            self.made.setdefault("completion_form", Change(column, before, after))
+            self.made.setdefault("completion_form", Change("completion", before, after))
         return after
 
     def _note(self, column: str, text: str, steps: tuple[Step, ...], values: Values | None = None) -> str:
@@ -240,12 +224,8 @@ def _clean_question(pair: Pair, params: Clean, changes: _Changes) -> tuple[list[
     shortest, longest = params.min_prompt_characters, params.max_prompt_characters
     raw = sum(len(message.content) for message in pair.context) + len(pair.prompt)
     _check_raw_length("prompt", raw, longest)
-    context = [
-        Message(
-            message.role, (changes.answer if message.role == "assistant" else changes.text)("context", message.content)
-        )
-        for message in pair.context
-    ]
+    operate = {"assistant": changes.answer, "user": changes.text, "system": changes.text}
+    context = [Message(turn.role, operate[turn.role]("context", turn.content)) for turn in pair.context]
     if context and context[0].role == "system" and not context[0].content:
         del context[0]
     if not all(message.content.strip() for message in context):
@@ -273,12 +253,11 @@ def _clean_completion(completion: str, task: str | None, rules: Rules, changes: 
     if not cleaned.strip():
         raise Rejected("empty_completion", "the completion has no text once it is clean")
     if contract and contract.settings.kind == "classification":
-        cleaned = changes.form("completion", cleaned, cleaned.strip())
+        cleaned = changes.form(cleaned, cleaned.strip())
         if cleaned not in contract.settings.labels:
             raise Rejected("not_a_label", f"{cleaned!r} is none of the labels that the task names")
     if len(cleaned) > longest:
-        detail = f"{len(cleaned)} characters; clean.max_completion_characters is {longest}"
-        raise Rejected("completion_too_long", detail)
+        raise Rejected("completion_too_long", f"{len(cleaned)} characters; clean.max_completion_characters: {longest}")
     return cleaned
 
 
@@ -286,7 +265,7 @@ def _fitting(completion: str, schema: Schema, changes: _Changes) -> str:
     """The completion, clean and in its one form, if it is JSON that fits the schema."""
     try:
         value = parse_json(completion)
-        form = changes.form("completion", completion, one_form(completion))
+        form = changes.form(completion, one_form(completion))
     except BrokenContract as error:
         raise Rejected("completion_not_json", str(error)) from None
     cleaned = changes.json("completion", form)
@@ -307,11 +286,7 @@ def _check_raw_length(column: str, length: int, longest: int) -> None:
 
 
 def chosen_filters(params: Clean) -> list[Filter]:
-    """The filters that the parameters switch on. Each raises Rejected for a record that must not be trained on.
-
-    Raises:
-        UserError: when one lacks its library.
-    """
+    """The filters that the parameters switch on. Each raises Rejected for a record that must not be trained on."""
     filters: list[Filter] = []
     if params.refusals:
         filters.append(partial(_no_refusal, phrases=[_plain(phrase) for phrase in params.refusals]))
@@ -339,8 +314,7 @@ def _no_repetition(record: Record, most: float) -> None:
     answer = "" if record.completion[:1] in ("{", "[") else record.completion
     for column, text in (("prompt", record.prompt), ("completion", answer)):
         if (share := repeated_share(text)) > most:
-            detail = f"{share:.0%} of the {column} repeats what it said before; clean.max_repetition is {most:.0%}"
-            raise Rejected(f"repetitive_{column}", detail)
+            raise Rejected(f"repetitive_{column}", f"{share:.0%} is said before; clean.max_repetition is {most:.0%}")
 
 
 def repeated_share(text: str) -> float:
@@ -368,33 +342,23 @@ def repeated_share(text: str) -> float:
 def language_filter(wanted: Sequence[str], others: Sequence[str], confidence: float) -> Callable[[Record], None]:
     """A filter that rejects a record asked in one of `others` (ISO 639-1 codes) with at least `confidence`.
 
-    Of two close languages a short text is hard to tell, so only what is surely of another language goes. lingua
-    loads some 15 MB of n-grams for each language that it is asked to tell apart.
-
-    Raises:
-        UserError: when lingua is not installed or does not know a code.
+    Of two close languages a short text is hard to tell, so only what is surely of another language goes.
     """
     if not find_spec("lingua"):
         raise UserError("clean.languages needs lingua: pip install 'tunetrail[language]', or set it to []")
     from lingua import IsoCode639_1, LanguageDetectorBuilder
 
     codes = sorted({*wanted, *others})
-    unknown = [code for code in codes if not hasattr(IsoCode639_1, code.upper())]
-    if unknown or len(codes) < 2:
-        problem = (
-            f"lingua does not know {', '.join(unknown)}" if unknown else "other_languages names none to tell apart"
-        )
-        raise UserError(f"clean.languages: {problem}; give ISO 639-1 codes, such as en")
-    detector = LanguageDetectorBuilder.from_iso_codes_639_1(
-        *(getattr(IsoCode639_1, code.upper()) for code in codes)
-    ).build()
+    known = [getattr(IsoCode639_1, code.upper(), None) for code in codes]
+    if None in known or len(codes) < 2:
+        raise UserError(f"clean.languages: lingua cannot tell {', '.join(codes)} apart; give two ISO 639-1 codes")
+    detector = LanguageDetectorBuilder.from_iso_codes_639_1(*known).build()
 
     def check(record: Record) -> None:
-        text = asked(record)
-        found = detector.compute_language_confidence_values(text)
-        code = found[0].language.iso_code_639_1.name.lower()
-        if code not in wanted and found[0].value >= confidence:
-            detail = f"{code} with confidence {found[0].value:.2f}; clean.languages are {', '.join(wanted)}"
+        found = detector.compute_language_confidence_values(asked(record))[0]
+        code = found.language.iso_code_639_1.name.lower()
+        if code not in wanted and found.value >= confidence:
+            detail = f"{code} with confidence {found.value:.2f}; clean.languages are {', '.join(wanted)}"
             raise Rejected("other_language", detail)
 
     return check

@@ -1,11 +1,11 @@
 """Rows of Parquet files and of data sets that the `datasets` library opens: saved on disk, cloned, or on the hub."""
 
+import atexit
 import io
 import json
 import re
 import shutil
 import tempfile
-import weakref
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -31,13 +31,7 @@ def is_saved(folder: Path) -> bool:
 
 
 def open_source(name: str, source: Source, raw: Path) -> "Dataset":
-    """The split that `clean.sources.NAME` names: of the hub at a commit, or of a folder below `clean.raw`.
-
-    The hub's copy is kept in the cache of its library, which a commit makes safe. A private one needs HF_TOKEN.
-
-    Raises:
-        UserError: when the commit is not a full one, the folder is missing, or the data set cannot be opened.
-    """
+    """The split that `clean.sources.NAME` names: of the hub at a commit, or of a folder below `clean.raw`."""
     from datasets import disable_progress_bars, load_dataset  # late: takes seconds, and most inputs are text
 
     disable_progress_bars()
@@ -46,7 +40,7 @@ def open_source(name: str, source: Source, raw: Path) -> "Dataset":
     if not pinned and (not folder.is_dir() or ".." in folder.parts):
         raise UserError(
             f"clean.sources.{name}: {at!r} is no folder below {raw} and not OWNER/NAME@COMMIT with all 40 hex digits "
-            "of the commit; a branch or tag can move, and the trail must say what was read"
+            "of the commit"
         )
     if not pinned and any((folder / mark).is_file() for mark in _SAVED):
         return open_saved(folder if is_saved(folder) else folder / source.split)
@@ -56,18 +50,12 @@ def open_source(name: str, source: Source, raw: Path) -> "Dataset":
             return load_dataset(repository, source.config, split=source.split, revision=commit)
         # A folder's files can change under one name, so what is made of them is not kept.
         cache = tempfile.mkdtemp()
-        try:
-            data = load_dataset(str(folder), source.config, split=source.split, cache_dir=cache)
-        except BaseException:
-            shutil.rmtree(cache)
-            raise
-        weakref.finalize(data, shutil.rmtree, cache, ignore_errors=True)
-        return data
+        atexit.register(shutil.rmtree, cache, ignore_errors=True)
+        return load_dataset(str(folder), source.config, split=source.split, cache_dir=cache)
     except Exception as error:  # of many libraries, without a common class
         raise UserError(
-            f"clean.sources.{name}: {at} cannot be opened ({error.__cause__ or error}); check its split and "
-            "config. Of a clone, `git lfs pull` fetches the files. Text files with bad lines belong below clean.raw "
-            "without `dataset`: there a bad line is rejected alone"
+            f"clean.sources.{name}: {at} cannot be opened ({error.__cause__ or error}); check its split and config, of "
+            "a clone `git lfs pull`; text files with bad lines belong below clean.raw without `dataset`"
         ) from None
 
 
@@ -78,9 +66,7 @@ def open_saved(folder: Path) -> "Dataset":
     try:
         return load_from_disk(str(folder))
     except Exception as error:  # as above
-        raise UserError(
-            f"{folder} is no whole saved data set, as its {_SAVED[0]} should tell ({error}); save it anew"
-        ) from None
+        raise UserError(f"{folder} has a {_SAVED[0]}, but is no whole saved data set ({error})") from None
 
 
 def data_set_rows(data: "Dataset", file: str) -> Iterator[Row]:
@@ -104,9 +90,9 @@ def parquet_rows(handle: IO[bytes], file: str) -> Iterator[Row]:
 
         names = _class_names(Features.from_arrow_schema(schema))
     number = 0
-    for group in range(parquet.num_row_groups):
+    for group in range(parquet.num_row_groups):  # one after the other, so that one is in memory
         for batch in parquet.iter_batches(_ROWS, row_groups=[group], use_threads=False):
-            yield from _batch_rows(batch, names, file, number, group)
+            yield from _batch_rows(batch, names, file, number)
             number += batch.num_rows
 
 
@@ -123,13 +109,10 @@ def _class_names(features: Any) -> dict[str, list[str]]:
     return {column: feature.names for column, feature in features.items() if isinstance(feature, ClassLabel)}
 
 
-def _batch_rows(
-    batch: Any, names: dict[str, list[str]], file: str, before: int, group: int | None = None
-) -> Iterator[Row]:
+def _batch_rows(batch: Any, names: dict[str, list[str]], file: str, before: int) -> Iterator[Row]:
     for index, (values, said) in enumerate(_values(batch)):
-        raw = partial(_raw, batch, index, said)
         named = _named(values, names) if isinstance(values, dict) else values
-        yield Row(file, before + index + 1, named, raw, group=group)
+        yield Row(file, before + index + 1, named, partial(_raw, batch, index, said))
 
 
 def _named(values: dict[str, Any], names: dict[str, list[str]]) -> dict[str, Any]:
@@ -146,11 +129,10 @@ def _values(batch: Any) -> Iterator[tuple[dict[str, Any] | Rejected, Any]]:
         yield from ((values, values) for values in batch.to_pylist())
         return
     except Exception:  # of many libraries: one value spoils the whole list
-        rows = range(batch.num_rows)
-    for index in rows:
+        pass
+    for index in range(batch.num_rows):
         try:
-            read = {name: _value(name, batch.column(name)[index]) for name in batch.schema.names}
-            yield read, None
+            yield {name: _value(name, batch.column(name)[index]) for name in batch.schema.names}, None
         except Rejected as rejected:
             yield rejected, None
 

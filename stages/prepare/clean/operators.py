@@ -82,10 +82,7 @@ class Step(NamedTuple):
 def apply(operators: Mapping[str, Operator], text: str) -> tuple[str, tuple[Step, ...]]:
     """Run the operators over `text` until none changes it, so that cleaning a clean text does nothing.
 
-    Returns the text and each change on the way.
-
-    Raises:
-        Unsettled: when the text does not come to rest.
+    Returns the text and each change on the way; raises Unsettled when the text does not come to rest.
     """
     steps = []
 

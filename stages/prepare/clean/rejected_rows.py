@@ -3,19 +3,11 @@
 import base64
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from stages.records.record import row_line
 
-_KINDS = {
-    dict: "an object",
-    list: "an array",
-    str: "a string",
-    bool: "a boolean",
-    type(None): "null",
-    int: "a number",
-    float: "a number",
-}
+_KINDS = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null", int: "a number"}
 
 
 class Rejected(Exception):
@@ -27,8 +19,7 @@ class Rejected(Exception):
         self.detail = detail
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """Where an over-long row lies in its raw file: bytes before it, its length in bytes, and its SHA-256."""
 
     offset: int
@@ -42,8 +33,7 @@ class Row:
 
     `file` is its path below `clean.raw`, or the data set and its split. `number` counts from 1: the line on which the
     row begins, in binary formats the row. `values` are its columns, or why it has none. `raw` gives its bytes; of an
-    over-long row, which has a `span`, only the beginning. `group` is the row group of a Parquet file, from 0. `doubt`
-    says why a row that can be read may not be what was meant.
+    over-long row, which has a `span`, only the beginning. `doubt` says why what can be read may not be what was meant.
     """
 
     file: str
@@ -51,13 +41,12 @@ class Row:
     values: dict[str, Any] | Rejected
     raw: Callable[[], bytes]
     span: Span | None = None
-    group: int | None = None
     doubt: str | None = None
 
 
 def kind(value: Any) -> str:
     """What a value is, in JSON's words; binary formats have types of their own."""
-    return _KINDS.get(float if isinstance(value, float) else type(value), type(value).__name__)
+    return _KINDS.get(int if isinstance(value, float) else type(value), type(value).__name__)
 
 
 def write_rejected(handle: IO[str], source: str, row: Row, rejected: Rejected) -> None:
@@ -67,12 +56,10 @@ def write_rejected(handle: IO[str], source: str, row: Row, rejected: Rejected) -
     `sha256` say where they lie in the raw file. Of a binary row the bytes are its columns as JSON, or an Arrow stream
     of this one row where JSON cannot say all of it.
     """
-    head: dict[str, Any] = {"file": row.file, "line": row.number, "source": source, "reason": rejected.reason}
-    if row.group is not None:
-        head["group"] = row.group
-    head["detail"] = rejected.detail
+    place = {"file": row.file, "line": row.number, "source": source}
+    head: dict[str, Any] = {**place, "reason": rejected.reason, "detail": rejected.detail}
     if row.span:
-        head |= {"offset": row.span.offset, "length": row.span.length, "sha256": row.span.sha256}
+        head |= row.span._asdict()
     else:
         raw = row.raw()
         try:

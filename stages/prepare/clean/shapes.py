@@ -31,21 +31,16 @@ _COLUMNS: dict[str, tuple[str, ...]] = {
     "messages": ("messages",),
 }
 SHAPES = tuple(shape for shape in get_args(Shape) if shape != "auto")
-_ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "model": "assistant",
-}
+_NAMES = {"system": ("system", "developer"), "user": ("user", "human"), "assistant": ("assistant", "gpt", "model")}
+_ROLES = {name: role for role, names in _NAMES.items() for name in names}
 _CALLS = ("tool_calls", "function_call", "audio", "image", "images", "video", "videos")
 # Whether to train on an answer, as OpenAI and Mistral, Axolotl, ms-swift and XTuner say it.
 _MARKS = ("weight", "train", "training", "trainable", "loss", "output_with_loss")
 _YES, _NO = (1, "1", "true"), (0, "0", "false")
 _EMPTY: tuple[Any, ...] = (None, "", [], {})
-ALL = "*"
+
+
+Unknown = Callable[..., None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,27 +59,22 @@ class Pair:
 
 
 def read_pair(row: Mapping[str, Any], shape: str, keep: Collection[str], ignore: Collection[str]) -> Pair:
-    """Read the columns of one row; `shape` is "auto" or fixed.
-
-    Raises:
-        Rejected: unknown_column, missing_field, wrong_type, unknown_role, bad_turns, no_answer or not_to_train.
-    """
+    """Read the columns of one row; `shape` is "auto" or fixed. Raises Rejected."""
     shape = detect(row) if shape == "auto" else shape
     left_out: dict[str, None] = {}
 
     def unknown(column: str, known: Sequence[str], key: str = "") -> None:
         name = f"{column}.{key}" if key else column
-        if not {ALL, name, key or name} & {*ignore}:
+        if not {"*", name, key or name} & {*ignore}:
             raise Rejected("unknown_column", _unknown(name, key or column, known))
         left_out[name] = None
 
     known = (*_COLUMNS[shape], *_COMMON)
     for column in row:
-        if column in _MARKS and column not in keep:
-            if not _is_trained(row, column, "the row"):
-                raise Rejected("not_to_train", f"{column!r} says that this row is not to be trained on")
-        elif column not in known and column not in keep:
+        if column not in (*known, *keep, *_MARKS):
             unknown(column, known)
+        elif column in _MARKS and column not in keep and not _is_trained(row, column, "the row"):
+            raise Rejected("not_to_train", f"{column!r} says that this row is not to be trained on")
     prompt, completion, context = _READERS[shape](row, unknown)
     return Pair(
         shape=shape,
@@ -110,9 +100,6 @@ def detect(row: Mapping[str, Any]) -> str:
     return "prompt_completion"
 
 
-Unknown = Callable[..., None]
-
-
 def _prompt_completion(row: Mapping[str, Any], unknown: Unknown) -> tuple[str, str, list[Message]]:
     prompt, completion = _text(row, "prompt"), _text(row, "completion")
     if not row.get("context"):
@@ -126,8 +113,7 @@ def _alpaca(row: Mapping[str, Any], unknown: Unknown) -> tuple[str, str, list[Me
     """The input, where there is one, follows the instruction after an empty line."""
     instruction, answer = _text(row, "instruction"), _text(row, "output")
     given = _optional_text(row, "input")
-    system = _optional_text(row, "system")
-    turns = [Message("system", system)] if system else []
+    turns = _system(row)
     for pair in _list(row.get("history") or [], "history"):
         if not (isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
             raise Rejected("wrong_type", "'history' must be a list of pairs of strings")
@@ -138,12 +124,16 @@ def _alpaca(row: Mapping[str, Any], unknown: Unknown) -> tuple[str, str, list[Me
 
 def _sharegpt(row: Mapping[str, Any], unknown: Unknown) -> tuple[str, str, list[Message]]:
     turns = _to_train(_turns(_present(row, "conversations"), "conversations", "from", "value", unknown))
-    system = _optional_text(row, "system")
-    return _last_pair([Message("system", system), *turns] if system else turns)
+    return _last_pair([*_system(row), *turns])
 
 
 def _messages(row: Mapping[str, Any], unknown: Unknown) -> tuple[str, str, list[Message]]:
     return _last_pair(_to_train(_turns(_present(row, "messages"), "messages", "role", "content", unknown)))
+
+
+def _system(row: Mapping[str, Any]) -> list[Message]:
+    system = _optional_text(row, "system")
+    return [Message("system", system)] if system else []
 
 
 _READERS = {"prompt_completion": _prompt_completion, "alpaca": _alpaca, "sharegpt": _sharegpt, "messages": _messages}
@@ -161,11 +151,10 @@ def _turns(value: Any, column: str, role_key: str, text_key: str, unknown: Unkno
         role = turn.get(role_key)
         if not isinstance(role, str) or role not in _ROLES:
             raise Rejected("unknown_role", f"{place} has the {role_key} {role!r}; known are {', '.join(_ROLES)}")
-        marks = [key for key in given if key in _MARKS]
         for key in given:
-            if key not in marks:
+            if key not in _MARKS:
                 unknown(column, (role_key, text_key, *_MARKS), key)
-        is_trained = all(_is_trained(turn, key, place) for key in marks)
+        is_trained = all(_is_trained(turn, key, place) for key in given if key in _MARKS)
         yield Message(_ROLES[role], _content(turn.get(text_key), place, text_key)), is_trained
 
 
@@ -192,14 +181,13 @@ def _to_train(turns: Iterable[tuple[Message, bool]]) -> list[Message]:
 
 def _content(value: Any, place: str, key: str) -> str:
     """A turn's text, also where it comes as a list of text parts."""
-    if isinstance(value, str):
-        return value
     if isinstance(value, list) and value:
-        texts = [part["text"] for part in value if _is_text(part)]
-        if len(texts) == len(value):
-            return "".join(texts)
-        raise Rejected("wrong_type", f"{place} has parts that are no text")
-    raise Rejected("wrong_type", f"{place}: {key!r} must be a string, found {kind(value)}")
+        if not all(map(_is_text, value)):
+            raise Rejected("wrong_type", f"{place} has parts that are no text")
+        return "".join(part["text"] for part in value)
+    if not isinstance(value, str):
+        raise Rejected("wrong_type", f"{place}: {key!r} must be a string, found {kind(value)}")
+    return value
 
 
 def _is_text(part: Any) -> bool:
@@ -266,6 +254,4 @@ def _unknown(name: str, word: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(word[:100].lower(), known, n=1, cutoff=0.7)
     meant = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)};"
     kept = "; to keep it for slices, in clean.keep_columns" if name == word else ""
-    return (
-        f"column {name!r} is unknown; {meant} To leave it out, name it in clean.ignore_columns ({ALL!r} for all){kept}"
-    )
+    return f"column {name!r} is unknown; {meant} To leave it out, name it in clean.ignore_columns{kept}"

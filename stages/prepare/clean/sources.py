@@ -40,17 +40,14 @@ _IGNORED = Path(".dvcignore")
 _LEFT_BEHIND = re.compile(
     r"\..*|~.*|.*~|#.*#|__macosx|\$recycle\.bin|thumbs\.db|desktop\.ini|.*\.(?:bak|orig|tmp|swp|swo)", re.IGNORECASE
 )
+_IN_MEMORY = 1 << 24  # bytes of an unpacked file
 _WIDE_BOMS = (b"\xff\xfe", b"\xfe\xff")
 _KNOWN = "files in .jsonl, .csv, .tsv or .parquet, also with .gz or .zst, and data sets saved on disk"
 
 
 @dataclass(frozen=True, slots=True)
 class RawFile:
-    """A file or an opened data set (`data`) to read.
-
-    `file` is the path below `clean.raw`, or the data set and its split; `source` the name of its source, `shape` that
-    of its rows.
-    """
+    """A file or an opened data set (`data`) to read: `file` is the path below `clean.raw`, or the data set's name."""
 
     path: Path
     file: str
@@ -80,9 +77,7 @@ class Listing:
 def list_raw(raw: Path) -> Listing:
     """The file itself, or all files below a folder in the order of their names: exactly those that DVC hashes.
 
-    Raises:
-        UserError: for what could be read but DVC would not hash, or not as it is: a link to a folder, data that
-            .dvcignore names, a name that is not UTF-8, anything that is no file.
+    Raises UserError for what could be read but DVC would not hash, or not as it is.
     """
     if not raw.exists():
         raise UserError(f"{raw} is missing; put the raw files there or correct clean.raw in params.yaml")
@@ -94,9 +89,7 @@ def list_raw(raw: Path) -> Listing:
         if not ignored.match_file(path):
             (files if is_data else passed_over).append(path)
         elif is_data and _format(path):
-            raise UserError(
-                f"{path}: {_IGNORED} names it, so no hash would cover it; mend {_IGNORED} or move the file out of {raw}"
-            )
+            raise UserError(f"{path}: {_IGNORED} names it, so no hash would cover it; mend that or move the file")
     return Listing(files, passed_over, sum(path.stat().st_size for path in [*files, *passed_over]))
 
 
@@ -107,31 +100,23 @@ def _walk(raw: Path) -> Iterator[Path]:
     for folder, folders, names in os.walk(raw, onerror=stop):
         folders[:] = [name for name in folders if name not in _REPOSITORIES]
         for path in (Path(folder, name) for name in folders + names):
-            problem = None
             if not str(path).isascii() and os.fsencode(path) != str(path).encode(errors="replace"):
-                problem = f"the name of {os.fsencode(path)!r} is not UTF-8; rename it"
-            elif path.is_dir() and path.is_symlink():
-                problem = f"{path} is a link to a folder, which DVC does not follow: no hash would cover what is read"
-                problem += f"; copy the folder to {raw}, or let clean.raw name the folder itself"
-            elif path.is_dir() and not any(path.iterdir()):
-                problem = f"cannot read {path.name}: the folder is empty; fill or remove it"
-            elif not path.is_dir() and not path.is_file():
-                problem = f"{path} leads to no file (a broken link, a loop or a device); remove or mend it"
-            if problem:
-                raise UserError(f"{raw}: {problem}")
+                raise UserError(f"{raw}: the name of {os.fsencode(path)!r} is not UTF-8; rename it")
+            if path.is_dir() and path.is_symlink():
+                raise UserError(f"{path} is a link to a folder, which DVC does not follow; copy the folder")
+            if path.is_dir() and not any(path.iterdir()):
+                raise UserError(f"{raw}: cannot read {path.name}: the folder is empty; fill or remove it")
+            if not path.is_dir() and not path.is_file():
+                raise UserError(f"{path} leads to no file (a broken link, a loop or a device); remove or mend it")
             if path.is_file():
                 yield path
 
 
 def find_files(raw: Path, sources: Mapping[str, Source]) -> list[RawFile]:
-    """The data files of `clean.raw` and the data sets saved on disk there, in the order of their names; then the
-    data sets that `sources` name.
+    """The files and saved data sets of `clean.raw`, in the order of their names; then the data sets of `sources`.
 
     Each file belongs to the source whose pattern fits its path; without one, a file or a data set saved on disk is a
-    source of its own, named by its path.
-
-    Raises:
-        UserError: when there is nothing to read, something that would be left unread, or two patterns fit.
+    source of its own, named by its path. UserError when something would be left unread, or two patterns fit.
     """
     named = {name: source for name, source in sources.items() if source.dataset}
     claimed = {raw / str(source.dataset) for source in named.values()}
@@ -149,9 +134,8 @@ def find_files(raw: Path, sources: Mapping[str, Source]) -> list[RawFile]:
         is_json = any(name.endswith(".json") for name in unread)
         hint = "; of a JSON array make lines: jq -c '.[]' FILE.json > FILE.jsonl" if is_json else ""
         raise UserError(
-            f"{raw}: cannot read {', '.join(unread)}: data are {_KNOWN} (README.md, LICENSE, .gitignore and "
-            f".dvc files may lie beside them); convert, move or remove the others, or name the folder of a data set "
-            f"in clean.sources{hint}"
+            f"{raw}: cannot read {', '.join(unread)}: data are {_KNOWN}; convert, move or remove the others, or name "
+            f"the folder of a data set in clean.sources{hint}"
         )
     if not units and not named:
         raise UserError(f"{raw} has no data; put {_KNOWN} there, or correct clean.raw")
@@ -169,21 +153,14 @@ def count_rows(file: RawFile, max_bytes: int) -> int:
     """How many rows `read_rows` yields."""
     if file.data is not None:
         return len(file.data)
+    if file.format == "csv":
+        return sum(1 for _ in read_rows(file, max_bytes))
     with _sound(file), _opened(file) as handle:
-        if file.format == "jsonl":
-            return count_lines(handle)
-        if file.format == "csv":
-            return sum(1 for _ in csv_rows(handle, file.file, max_bytes))
-        return count_parquet(handle)
+        return count_lines(handle) if file.format == "jsonl" else count_parquet(handle)
 
 
 def read_rows(file: RawFile, max_bytes: int) -> Iterator[Row]:
-    """Yield every row of a file, in its order.
-
-    Raises:
-        UserError: when the file is damaged or cut off, or its text is UTF-16 or UTF-32, whose lines are no lines
-            of bytes.
-    """
+    """Yield every row of a file, in its order. Raises UserError when the file is damaged or its text is UTF-16."""
     with _sound(file):
         if file.data is not None:
             yield from data_set_rows(file.data, file.file)
@@ -227,21 +204,15 @@ def _data_set(raw: Path, name: str, source: Source) -> RawFile:
 @contextmanager
 def _opened(file: RawFile) -> Iterator[IO[bytes]]:
     """The file's bytes, decompressed; Parquet is read from its end, for which compressed files are unpacked."""
-    with _decompressed(file.path) as handle:
-        if file.format != "parquet":
-            if cast(Any, handle).peek(2)[:2] in _WIDE_BOMS:
-                raise UserError(
-                    f"{file.file} is UTF-16 or UTF-32; convert it to UTF-8: iconv -f UTF-16 -t UTF-8 "
-                    f"{file.path.name} > new{_plain(file.path).suffix}"
-                )
-            yield handle
-        elif file.path.suffix not in _COMPRESSED:
-            yield handle
+    with _decompressed(file.path) as handle, tempfile.SpooledTemporaryFile(_IN_MEMORY) as unpacked:
+        if file.format != "parquet" and cast(Any, handle).peek(2)[:2] in _WIDE_BOMS:
+            raise UserError(f"{file.file} is UTF-16 or UTF-32; convert it to UTF-8: iconv -f UTF-16 -t UTF-8")
+        if file.format == "parquet" and file.path.suffix in _COMPRESSED:
+            copyfileobj(handle, unpacked)
+            unpacked.seek(0)
+            yield unpacked
         else:
-            with tempfile.TemporaryFile() as unpacked:
-                copyfileobj(handle, unpacked)
-                unpacked.seek(0)
-                yield unpacked
+            yield handle
 
 
 def _decompressed(path: Path) -> IO[bytes]:
@@ -259,13 +230,9 @@ def _sound(file: RawFile) -> Iterator[None]:
     """Turn what the libraries raise for a damaged file into a sentence. All say "truncated" in their own way."""
     try:
         yield
-    except (EOFError, OSError, zlib.error) as error:
-        raise _damaged(file, error) from None
     except Exception as error:
-        if type(error).__module__.partition(".")[0] not in ("pyarrow", "backports"):
+        of_a_library = type(error).__module__.partition(".")[0] in ("pyarrow", "backports")
+        if not (of_a_library or isinstance(error, EOFError | OSError | zlib.error)):
             raise
-        raise _damaged(file, error) from None
-
-
-def _damaged(file: RawFile, error: Exception) -> UserError:
-    return UserError(f"{file.file}: cannot be read ({str(error) or type(error).__name__}); fetch or make it anew")
+        said = str(error) or type(error).__name__
+        raise UserError(f"{file.file}: cannot be read ({said}); fetch or make it anew") from None

@@ -6,12 +6,12 @@ SHA-256 say where all of it lies in the raw file (in what a compressed file unpa
 
 import csv
 import hashlib
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from stages.core.errors import UserError
 from stages.prepare.clean.rejected_rows import Rejected, Row, Span, kind
@@ -25,12 +25,8 @@ _BROKEN = ("not_csv", "line_too_long")  # so is a record of several lines that i
 _AHEAD = 50  # lines in which the end of a broken record is looked for
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One line without its line feed: its number from 1, where it begins, its size in bytes.
-
-    `sha256` is set for a line longer than the limit, of which `content` is only the beginning.
-    """
+class Line(NamedTuple):
+    """One line without its line feed; `sha256` is set where it is over the limit and `content` its beginning."""
 
     number: int
     offset: int
@@ -86,9 +82,8 @@ def _json_values(line: Line) -> dict[str, Any] | Rejected:
         values = parse_json(text)
     except BrokenContract as error:
         return Rejected("not_json", str(error))
-    if isinstance(values, dict):
-        return values
-    return Rejected("not_an_object", f"expected a JSON object, found {kind(values)}")
+    is_object = isinstance(values, dict)
+    return values if is_object else Rejected("not_an_object", f"expected a JSON object, found {kind(values)}")
 
 
 class _Lines(Iterator[Line]):
@@ -119,7 +114,7 @@ def csv_rows(handle: IO[bytes], file: str, max_bytes: int) -> Iterator[Row]:
     lines = _Lines(read_lines(handle, max_bytes))
     if (first := next(lines, None)) is None:
         return
-    lines.give_back([replace(first, content=first.content.removeprefix(_BOM.encode()))])
+    lines.give_back([first._replace(content=first.content.removeprefix(_BOM.encode()))])
     # Names of columns hold no separators, so the most frequent one is the separator.
     table = _Csv(max(",;\t", key=first.content.decode("utf-8", "replace").count), [], max_bytes)
     try:
@@ -131,17 +126,14 @@ def csv_rows(handle: IO[bytes], file: str, max_bytes: int) -> Iterator[Row]:
         doubt, inner = None, len(taken) - 2
         rows = table.whole_rows(taken[1:-1]) if inner > 0 else 0
         if isinstance(values, dict) and inner >= _MANY and rows >= 0.9 * inner:
-            values = Rejected(
-                "not_csv", f"the quote that opens here takes in {inner} lines that are rows by themselves"
-            )
+            values = Rejected("not_csv", f"the quote here takes in {inner} lines that are rows by themselves")
         elif isinstance(values, dict) and 2 * rows > inner > 0:
             doubt = f"a field takes in {inner} lines that could be rows by themselves; is a quote missing or too many?"
         if not isinstance(values, Rejected) or (values.reason not in _BROKEN and inner < 0):
             yield _row(file, taken, values, doubt)
             continue
-        spoiled = table.spoiled(taken, lines, look_ahead=values.reason == "not_csv")
-        for line in spoiled:
-            part = Rejected(values.reason, f"part of the record that begins on line {taken[0].number}")
+        part = Rejected(values.reason, f"part of the record that begins on line {taken[0].number}")
+        for line in table.spoiled(taken, lines, look_ahead=values.reason == "not_csv"):
             yield _row(file, [line], values if line is taken[0] else part)
 
 
@@ -221,10 +213,8 @@ def _header(names: list[str], file: str) -> list[str]:
         "".join(names).encode()
     except UnicodeEncodeError:
         raise UserError(f"{file}: the first line must name the columns in UTF-8; convert the file with iconv") from None
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice or not names or not all(names):
-        what = f"{twice[0]!r} twice" if twice and twice[0] else "a column without a name"
-        raise UserError(f"{file}: the first line must name the columns, each once; it has {what}")
+    if len({*names}) < len(names) or not names or not all(names):
+        raise UserError(f"{file}: the first line must name the columns, each once and none empty")
     return names
 
 

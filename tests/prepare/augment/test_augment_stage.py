@@ -135,8 +135,8 @@ def test_replay_that_is_missing_or_no_pairs_is_a_user_error() -> None:
     with pytest.raises(UserError, match=r"data/replay\.jsonl is missing.*replay_file"):
         main()
     for line, message in [
-        (b"no json", "not JSON"),
-        (b"\xff", "not JSON"),
+        (b"no json", "expected an object of two texts"),
+        (b"\xff", "expected an object of two texts"),
         (b"[]", "expected an object of two texts"),
         (b'{"prompt": "a"}', "expected an object of two texts"),
         (b'{"prompt": "a", "completion": 1}', "expected an object of two texts"),

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.core.errors import UserError
-from stages.prepare.augment.mixture import is_structured, plan, repeat_structured, training_order
+from stages.prepare.augment.mixture import plan, repeat_structured, training_order
 from stages.records.record import Record, make_record
+from stages.text.strict_json import is_structured
 
 SHARES = st.integers(0, 60).map(lambda n: n / 100)
 

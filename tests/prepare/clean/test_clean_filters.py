@@ -107,7 +107,7 @@ def test_only_what_is_surely_of_another_language_goes() -> None:
 
 @NEEDS_LINGUA
 @pytest.mark.parametrize(
-    ("codes", "what"), [((["xx"], ["en"]), "does not know xx"), ((["en"], []), "none to tell apart")]
+    ("codes", "what"), [((["xx"], ["en"]), "cannot tell en, xx apart"), ((["en"], []), "cannot tell en apart")]
 )
 def test_languages_that_lingua_cannot_tell_apart(codes: tuple[list[str], list[str]], what: str) -> None:
     with pytest.raises(UserError, match=what):

@@ -94,10 +94,10 @@ def test_an_empty_file_has_no_rows_and_needs_no_header() -> None:
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        (b"a,a\n1,2\n", "'a' twice"),
-        (b"a,\n1,2\n", "a column without a name"),
+        (b"a,a\n1,2\n", "each once"),
+        (b"a,\n1,2\n", "none empty"),
         (b'"a,b', "must name"),
-        (b"\n", "a column without a name"),
+        (b"\n", "none empty"),
         (b"a,caf\xe9\n1,2\n", "in UTF-8"),
     ],
 )

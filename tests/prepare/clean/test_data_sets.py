@@ -93,11 +93,11 @@ def test_a_changed_file_of_a_clone_is_read_anew(tmp_path: Path) -> None:
     ("settings", "what"),
     [
         ({"dataset": "owner/name"}, "is no folder below .* and not OWNER/NAME@COMMIT with all 40 hex digits"),
-        ({"dataset": "owner/name@main"}, "a branch or tag can move"),
+        ({"dataset": "owner/name@main"}, "with all 40 hex digits of the commit"),
         ({"dataset": "owner/name@0123abc"}, "all 40 hex digits"),
         ({"dataset": "../elsewhere"}, "is no folder below"),
         ({"dataset": "set", "split": "tset"}, r"set cannot be opened \(Unknown split \"tset\""),
-        ({"dataset": "bad"}, "there a bad line is rejected alone"),
+        ({"dataset": "bad"}, "text files with bad lines belong below"),
         ({"dataset": "pointer"}, "git lfs pull"),
     ],
 )

@@ -108,10 +108,10 @@ def test_a_rejected_binary_row_says_where_it_lies_and_all_that_it_held(tmp_path:
     project.clean()
     first, second, third = project.rejected()
     for number, row in enumerate((first, second)):
-        assert (row["file"], row["line"], row["group"], row["reason"]) == ("bytes.parquet", number + 1, 0, "wrong_type")
+        assert (row["file"], row["line"], row["reason"]) == ("bytes.parquet", number + 1, "wrong_type")
         with pa.ipc.open_stream(io.BytesIO(base64.b64decode(row.get("raw_base64") or row["raw"].encode()))) as stream:
             assert stream.read_all().equals(table.slice(number, 1))
-    assert (third["line"], third["group"], third["reason"]) == (11, 3, "prompt_too_short")
+    assert (third["line"], third["reason"]) == (11, "prompt_too_short")
     assert json.loads(third["raw"]) == {**PAIRS[0], "prompt": ""}
 
 
@@ -282,7 +282,7 @@ def test_a_saved_data_set_that_lacks_a_file_is_an_error(tmp_path: Path) -> None:
     datasets.disable_progress_bars()
     datasets.Dataset.from_list(PAIRS).save_to_disk(tmp_path / "saved")
     (tmp_path / "saved" / "data-00000-of-00001.arrow").unlink()
-    with pytest.raises(UserError, match=r"saved is no whole saved data set.*data-00000-of-00001\.arrow"):
+    with pytest.raises(UserError, match=r"saved has a state.json, but is no whole .*data-00000-of-00001\.arrow"):
         find_files(tmp_path, {})
 
 
