@@ -18,11 +18,11 @@ from stages.engines.gguf_export import TYPES, write_gguf
 from stages.model.chat import task_chat
 from stages.model.loading import load_tokenizer
 from stages.params.loader import Params, check_params, read_params
-from stages.records.contract import Tasks
 from stages.records.record import read_records, read_rows
 from stages.scoring.intervals import proportion_interval
 from stages.scoring.rows import score_row
 from stages.ship.merge_quantize.served_answers import served_rows
+from stages.text.json_schema import Tasks
 
 RESULTS = Path(__file__).resolve().parent / "results" / "formats.md"
 HEAD = "| format | engine | decoding | MiB | exact match (95 %) | schema valid | same as adapter | stopped | tokens/s |"

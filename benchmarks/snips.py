@@ -34,10 +34,10 @@ from stages.model.answers import answer_rows
 from stages.model.chat import task_chat
 from stages.model.loading import load_tokenizer, load_tuned
 from stages.params.loader import load_params
-from stages.records.contract import Tasks
 from stages.records.record import read_records
 from stages.scoring.intervals import proportion_interval
 from stages.scoring.rows import score_row
+from stages.text.json_schema import Tasks
 from stages.tune.base.template import read_template
 
 ROOT = Path(__file__).parents[1]

@@ -3,8 +3,7 @@
 import inspect
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from stages.core.machine import Machine
 from stages.params.gates import STANDING
@@ -47,8 +46,7 @@ Each is an environment variable, such as `TUNETRAIL_PACKING=false`, or a line of
 """
 
 
-@dataclass(frozen=True)
-class Parameter:
+class Parameter(NamedTuple):
     """One key of params.yaml. `default` is JSON, or empty where only the user can say."""
 
     key: str
@@ -65,14 +63,13 @@ def parameters(model: type[Params] | type[Machine] = Params) -> list[Parameter]:
 
 def _below(section: Mapping[str, Any], shared: Mapping[str, Any], given: Any, above: str) -> Iterator[Parameter]:
     for name, field in section["properties"].items():
-        key, default = f"{above}{name}", (given or {}).get(name, field.get("default", _MISSING))
-        inner, named = _section(field, shared), _section(field.get("additionalProperties"), shared)
-        if inner:
-            yield from _below(inner, shared, None if default is _MISSING else default, f"{key}.")
+        key, default = f"{above}{name}", given.get(name, field.get("default", _MISSING))
+        if inner := _section(field, shared):
+            yield from _below(inner, shared, {} if default is _MISSING else default, f"{key}.")
             continue
         shown = "" if default is _MISSING else json.dumps(default, ensure_ascii=False)
         yield Parameter(key, shown, _may_be(field), field.get("description", "NAME: a section of its own"))
-        if named:
+        if named := _section(field.get("additionalProperties"), shared):
             yield from _below(named, shared, {}, f"{key}.NAME.")
 
 

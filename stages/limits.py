@@ -31,12 +31,9 @@ def main() -> None:
         problems += unreachable_gates(params, len(held))
     problems += unanswerable(chat, held, params.generation.max_new_tokens)
     check(chat, params.train, train, validation, problems)
-    steps, every = (
-        optimiser_steps(len(train), params.train.batch_size, params.train.epochs),
-        params.train.evaluate_every,
-    )
-    if steps < every:
-        print(f"note: the run has {steps} steps and is never validated: train.evaluate_every is {every}")
+    steps = optimiser_steps(len(train), params.train.batch_size, params.train.epochs)
+    if steps < params.train.evaluate_every:
+        print(f"note: the run has {steps} steps, fewer than train.evaluate_every, and is never validated")
     print("preflight: nothing found that would spoil the run")
 
 
@@ -64,5 +61,5 @@ def unreachable_gates(params: Params, rows: int) -> Iterator[str]:
         if gate.required and most < gate.minimum:
             yield (
                 f"gates.{name} wants {gate.minimum:g} shown, and {rows} rows of {paths.HOLDOUT} show {most:.3f} when "
-                "all are right; raise holdout.share, or lower the minimum or scoring.confidence"
+                "all are right; raise holdout.share or lower the minimum"
             )

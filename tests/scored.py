@@ -7,8 +7,8 @@ from typing import Any
 from stages.core.yaml_reader import load_yaml
 from stages.params.evaluate import Scoring
 from stages.params.loader import check_params
-from stages.records.contract import Tasks
 from stages.scoring.rows import RowScore
+from stages.text.json_schema import Tasks
 
 ROOT = Path(__file__).parents[1]
 SCORING = Scoring(confidence=0.95, resamples=1000, seed=1)

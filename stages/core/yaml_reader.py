@@ -8,13 +8,11 @@ from copy import deepcopy
 from functools import lru_cache
 from typing import Any
 
+import yaml
 from ruamel.yaml import YAML, ScalarNode
 from ruamel.yaml.constructor import ConstructorError, DuplicateKeyError, SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.resolver import implicit_resolvers
-from yaml.cyaml import CParser  # type: ignore[attr-defined]
-from yaml.error import YAMLError
-from yaml.resolver import BaseResolver
 
 _VERSION = re.compile("^%YAML", re.MULTILINE)
 # What libyaml, which is of YAML 1.1, reads in another way: directives, and line ends and marks beyond ASCII.
@@ -38,12 +36,7 @@ class _Constructor(SafeConstructor):
 
 
 def load_yaml(text: bytes | str) -> Any:
-    """The plain values of one YAML document; None for an empty one.
-
-    Raises:
-        ValueError: with one line that says where and what: no YAML, no UTF-8, a key that is given twice, or a value
-            that cannot be.
-    """
+    """The plain values of one YAML document; None for an empty one. ValueError says in one line where and what."""
     try:
         return deepcopy(_parsed(text))
     except DuplicateKeyError as error:
@@ -72,18 +65,10 @@ def load_written_yaml(text: bytes | str) -> Any:
     try:
         if _OTHERWISE.search(text):
             raise ValueError("not as DVC writes it")
-        node = _Composer(text).get_single_node()
+        node = yaml.compose(text, Loader=yaml.CBaseLoader)  # the texts of the scalars, none of them resolved
         return None if node is None else _constructed(node)
-    except (ValueError, TypeError, YAMLError):  # the one reader says what is wrong, or finds that nothing is
+    except (ValueError, TypeError, yaml.YAMLError):  # the one reader says what is wrong, or finds that nothing is
         return load_yaml(text)
-
-
-class _Composer(CParser, BaseResolver):
-    """Nodes with the texts of the scalars, none of them resolved."""
-
-    def __init__(self, text: str) -> None:
-        CParser.__init__(self, text)
-        BaseResolver.__init__(self)
 
 
 def _constructed(node: Any) -> Any:

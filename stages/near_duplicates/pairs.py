@@ -50,9 +50,6 @@ def near_pairs(texts: Sequence[str], threshold: int) -> list[Pair]:
     """All pairs of `texts` at or above `threshold` (1 to 100) with left < right, sorted.
 
     Equal texts are pairs too, quadratically many: pass distinct texts where that matters.
-
-    Raises:
-        UserError: when there are more pairs than memory has room for.
     """
     side = sorted_by_length(texts)
     found = _join(side, side, threshold)

@@ -5,16 +5,14 @@ and deletions only) and L their summed length in code points, the ratio is 100 *
 
     100 * D <= (100 - threshold) * L
 
-without rounding. Two empty texts have D = L = 0 and fit it, as their ratio of 100 says. The join finds the pairs of
-this rule, all of them, and the split keeps each on one side, whatever is asked about the text.
+without rounding. The join finds all pairs of this rule, and the split keeps each on one side.
 
 Two rows are duplicates of each other, or contradict each other, when the model reads the same twice: their task and
-their system message are the same, and their prompts are near-duplicates that ask the same. The ratio alone does not
-tell whether they do: two questions on one long passage are 95 % alike. So where two near prompts share a context, a
-whole line or a run of words of `CONTEXT` characters, the words that differ decide. The prompts ask the same when those
-words are the same but for their spelling: one for one, each pair with the same first letter, without digits, and
-alike at `SPELLING`. A word added or left out asks something else, as "not" does. Marks at the end of a word do not
-count. In scripts without spaces each character is a word.
+their system message are the same, and their prompts are near-duplicates that ask the same. Where two near prompts
+share a context, a whole line or a run of words of `CONTEXT` characters, the words that differ decide. The prompts ask
+the same when those words are the same but for their spelling: one for one, each pair with the same first letter,
+without digits, and alike at `SPELLING`. A word added or left out asks something else, as "not" does. Marks at the end
+of a word do not count. In scripts without spaces each character is a word.
 """
 
 import re
@@ -49,8 +47,8 @@ class Pair(NamedTuple):
         return score(self.distance, self.length)
 
 
-def pair_of(left: int, right: int, one: str, other: str) -> Pair:
-    return Pair(left, right, Indel.distance(one, other), len(one) + len(other))
+def ratio(left: str, right: str) -> float:
+    return score(Indel.distance(left, right), len(left) + len(right))
 
 
 def score(distance: int, length: int) -> float:

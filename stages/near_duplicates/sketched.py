@@ -6,18 +6,14 @@ Two lower bounds of the Indel distance D hold for every pair, so no near pair is
   at most D. Merging characters into buckets and counting to 255 only bring bags together.
 - A character put into a text breaks the at most q - 1 q-grams across its place and makes at most q that hold it; taken
   out, it is the other way round. So the bags of q-grams differ by at most (2q - 1) * D in L1 (the count filter of
-  Gravano et al., "Approximate String Joins in a Database (Almost) for Free", VLDB 2001, for two operations instead of
-  three). A text's q-grams, the repeated ones numbered, are a set; its sketch has one bit for the parity of each part
-  of that set, so two sketches differ in at most as many bits as the sets in elements (Mitzenmacher, Pagh, Pham,
-  "Efficient Estimation for High Similarities using Odd Sketches", WWW 2014).
+  Gravano et al., VLDB 2001). A text's q-grams, the repeated ones numbered, are a set; its sketch has one bit for the
+  parity of each part of that set, so two sketches differ in at most as many bits as the sets in elements
+  (Mitzenmacher, Pagh, Pham, "Efficient Estimation for High Similarities using Odd Sketches", WWW 2014).
 
 What is left, rapidfuzz aligns. The time still grows with the square of the number of texts, at one to a few
-nanoseconds a pair. Prefix filters and partitions (Xiao et al., "Ed-Join", VLDB 2008; Li et al., "Pass-Join", VLDB 2011)
-look at fewer pairs where few edits are allowed. At 90 % one character in five may be an insertion or a deletion: a near
-text need share only half of the trigrams, so that rare ones decide little.
+nanoseconds a pair.
 """
 
-import heapq
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -135,11 +131,10 @@ def character_bags(sides: Sequence[SortedTexts]) -> list[NDArray[np.uint8]]:
             codes, _ = _encoded(side.texts[batch])
             counts += np.bincount(codes, minlength=len(counts))
     bucket_of = np.zeros(len(counts), np.uint8)
-    heap = [(0, bucket) for bucket in range(kernels.BUCKETS)]
+    loads = np.zeros(kernels.BUCKETS, np.int64)
     for code in np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]:
-        load, bucket = heap[0]
-        bucket_of[code] = bucket
-        heapq.heapreplace(heap, (load + int(counts[code]), bucket))
+        bucket_of[code] = loads.argmin()
+        loads[bucket_of[code]] += counts[code]
     made = []
     for side in sides:
         bags = np.zeros((len(side.texts), kernels.BUCKETS), np.uint8)

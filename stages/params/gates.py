@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from stages.params.section import Count, Few, Number, Phrase, Seconds, Section, Size
 
 Of = Literal["task", "label", "field", "rule", "perturbation", "slice", "distance"]
+Reference = Literal["base", "linear", "previous", "adapter"]
 Threshold = Annotated[float, Field(ge=-1e15, le=1e15)]
 
 
@@ -17,9 +18,7 @@ class Gate(Section):
 
     model: str = Field(description="base, linear, adapter, previous, a format, judge, review, or a stage")
     metric: str = Field(description="such as exact_match; docs/metrics.md has all")
-    against: Literal["base", "linear", "previous", "adapter"] | None = Field(
-        None, description="judge the change since this model, not the number"
-    )
+    against: Reference | None = Field(None, description="judge the change since this model, not the number")
     of: dict[Of, str] = Field({}, max_length=1, description="the rows, such as {label: refund}; all when left out")
     minimum: Threshold | None = Field(None, description="what must be reached")
     maximum: Threshold | None = Field(None, description="what must not be passed")
@@ -89,6 +88,8 @@ def variable_name(name: str) -> str:
     return name
 
 
+Endpoint = Annotated[str, AfterValidator(plain_endpoint)]
+Variable = Annotated[str, AfterValidator(variable_name)]
 Money = Annotated[float, Field(ge=0, le=1_000_000)]
 
 
@@ -114,12 +115,10 @@ class Judge(Section):
     provider: Literal["endpoint", "local"] = Field(
         "endpoint", description="endpoint (OpenAI-compatible), or local (model is a folder in the transformers layout)"
     )
-    endpoint: Annotated[str, AfterValidator(plain_endpoint)] = Field(
-        "http://127.0.0.1:8000/v1", description="the address before /chat/completions"
-    )
+    endpoint: Endpoint = Field("http://127.0.0.1:8000/v1", description="the address before /chat/completions")
     model: Phrase = Field("judge", description="its name at the endpoint, or its folder")
-    key_variable: Annotated[str, AfterValidator(variable_name)] | None = Field(
-        "JUDGE_API_KEY", description="environment variable that holds the key; null where none is needed"
+    key_variable: Variable | None = Field(
+        "JUDGE_API_KEY", description="environment variable with the key; null for none"
     )
     criteria: Phrase = Field(_CRITERIA, description="what the judge is told to look for")
     show_reference: bool = Field(True, description="let the judge see the reference answer")

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
-from stages.params.gates import plain_endpoint, variable_name
+from stages.params.gates import Endpoint, Variable
 from stages.params.section import Count, FewOrNone, FileName, PathName, Phrase, Section, Share, Size
 
 _PART = r"[A-Za-z0-9](?:[\w-]|\.(?!\.))*"
@@ -25,16 +25,16 @@ def _licence(name: str) -> str:
     return name
 
 
+Source = Annotated[PathName, AfterValidator(_known_source)]
+Digest = Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
+
+
 class Model(Section):
     """The base model: where it comes from and what it must be."""
 
-    source: Annotated[PathName, AfterValidator(_known_source)] = Field(
-        description="package:NAME==VERSION (a GGUF file in a Python package), hub:NAME@COMMIT or path:FOLDER"
-    )
+    source: Source = Field(description="package:NAME==VERSION (with a GGUF file), hub:NAME@COMMIT or path:FOLDER")
     file: PathName | None = Field(None, description="the GGUF file inside the package; null for hub and path")
-    sha256: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = Field(
-        "", description="what the file or folder must hash to; empty for no check"
-    )
+    sha256: Digest = Field("", description="what the file or folder must hash to; empty for no check")
     licence: Annotated[str, AfterValidator(_licence)] = Field(description="of the base model, for the model card")
     dtype: Literal["bfloat16", "float16", "float32"] = Field("bfloat16", description="of models/base and merged")
     chat_template: FileName = Field(
@@ -48,6 +48,10 @@ def _layer_range(text: str | None) -> str | None:
         if not found or int(found[1]) > int(found[2]):
             raise ValueError("must be null for all layers or FIRST-LAST, such as 15-29")
     return text
+
+
+Layers = Annotated[str | None, AfterValidator(_layer_range)]
+Scheduler = Literal["constant", "constant_with_warmup", "linear", "cosine"]
 
 
 class Train(Section):
@@ -66,13 +70,9 @@ class Train(Section):
         ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         description="the linear layers that get an adapter",
     )
-    layers_to_transform: Annotated[str | None, AfterValidator(_layer_range)] = Field(
-        None, description="FIRST-LAST, counted from 0: the layers that get an adapter; null for all"
-    )
+    layers_to_transform: Layers = Field(None, description="FIRST-LAST, from 0: those with an adapter; null for all")
     learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(3e-3, description="the highest of the schedule")
-    scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine"] = Field(
-        "cosine", description="how the learning rate goes down"
-    )
+    scheduler: Scheduler = Field("cosine", description="how the learning rate goes down")
     warmup_share: Share = Field(0.05, description="of the steps, over which the learning rate rises")
     weight_decay: Share = Field(0.0, description="of AdamW")
     max_gradient_norm: Annotated[float, Field(gt=0, le=1_000_000)] = Field(1.0, description="larger ones are scaled")
@@ -100,26 +100,23 @@ class Train(Section):
         return self
 
 
+Enforced = Literal["none", "schema", "labels"]
+
+
 class Generation(Section):
     """How answers are generated: greedily, in batches."""
 
     max_new_tokens: Size = Field(40, description="an answer ends after so many tokens")
-    enforce: Literal["none", "schema", "labels"] = Field(
-        "none", description="what an engine's server holds answers to; its artefacts are then asked both ways"
-    )
+    enforce: Enforced = Field("none", description="what a server holds answers to; its artefacts are asked both ways")
 
 
 class Engine(Section):
     """A server that runs elsewhere and holds the artefact: it is asked in place of one that is started here."""
 
-    url: Annotated[str, AfterValidator(plain_endpoint)] | None = Field(
-        None, description="its address before /chat/completions, such as http://HOST:8000/v1; null for none"
-    )
+    url: Endpoint | None = Field(None, description="its address before /chat/completions; null for none")
     name: Literal["llama.cpp", "vllm"] = Field("vllm", description="the engine that it is")
     model: Phrase | None = Field(None, description="the model's name there; null for the format's")
-    key_variable: Annotated[str, AfterValidator(variable_name)] | None = Field(
-        None, description="environment variable that holds its key; null where none is needed"
-    )
+    key_variable: Variable | None = Field(None, description="environment variable that holds its key; null for none")
 
 
 class Nf4(Section):
@@ -134,9 +131,7 @@ class Nf4(Section):
 class Gguf(Section):
     """The artefact for llama.cpp."""
 
-    type: Literal["F16", "Q8_0", "Q4_0"] = Field(
-        "Q8_0", description="of its matrices; Q4_0 keeps the embedding in 8 bit, and rows must divide by 32"
-    )
+    type: Literal["F16", "Q8_0", "Q4_0"] = Field("Q8_0", description="of its matrices; for Q4_0 rows divide by 32")
 
 
 Format = Literal["merged", "nf4", "int8", "gguf"]

@@ -10,6 +10,12 @@ Shape = Literal["auto", "prompt_completion", "alpaca", "sharegpt", "messages"]
 PersonalData = Literal["secret", "email", "iban", "card", "ip", "phone", "person", "location"]
 Language = Annotated[str, Field(pattern="^[a-z]{2}$")]
 Ratio = Annotated[int, Field(ge=50, le=100)]
+Confidence = Annotated[float, Field(gt=0.5, le=1)]
+Open = Annotated[float, Field(gt=0, lt=1)]
+Part = Annotated[float, Field(ge=0, lt=1)]
+Least = Annotated[float, Field(ge=0, lt=0.5)]
+Folds = Annotated[int, Field(ge=2, le=100)]
+Swaps = Annotated[float, Field(ge=0, le=20)]
 
 _REFUSALS = [
     "i'm sorry, but i cannot",
@@ -49,9 +55,7 @@ class Clean(Section):
         {}, description="NAME: {files: PATTERN, ...} or {dataset: OWNER/NAME@COMMIT, ...}; other files are their own"
     )
     keep_columns: list[str] = Field([], description="further columns of the raw rows that records keep, for slices")
-    ignore_columns: list[str] = Field(
-        [], description='columns to leave out, ["*"] for all; any other unknown column rejects its row'
-    )
+    ignore_columns: list[str] = Field([], description='left out, ["*"] for all; other unknown ones reject their row')
     max_rejected_share: Share = Field(0.2, description="of the rows; with more rejected the stage stops")
     max_line_bytes: Count = Field(1_000_000, description="a longer line is rejected")
     fix_mojibake: bool = Field(True, description="repair text that was decoded with the wrong character set")
@@ -78,9 +82,7 @@ class Clean(Section):
     refusals: list[Phrase] = Field(_REFUSALS, description="a completion that opens with one of these is rejected")
     languages: list[Language] = Field([], description="ISO 639-1 codes to keep (extra: language); [] for all")
     other_languages: list[Language] = Field([], description="the languages that they are told apart from")
-    language_confidence: Annotated[float, Field(gt=0.5, le=1)] = Field(
-        0.9, description="from which a prompt is taken for one of another language"
-    )
+    language_confidence: Confidence = Field(0.9, description="from which a prompt is taken for another language's")
 
 
 class Dedup(Section):
@@ -98,29 +100,21 @@ class Holdout(Section):
     """The locked evaluation records; share and max_rows are read when the lock is drawn."""
 
     lock: FileName = Field("data/holdout.lock", description="drawn once by `tunetrail holdout draw`, then in git")
-    share: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.15, description="of the rows; not used where `tunetrail holdout draw --source NAME` takes a whole source"
-    )
+    share: Open = Field(0.15, description="of the rows; unused where `tunetrail holdout draw --source NAME` draws")
     max_rows: Count = Field(48, description="the hold-out has at most so many rows")
 
 
 class Split(Section):
     """Training and validation rows, none of which leaks into the hold-out."""
 
-    validation_share: Annotated[float, Field(ge=0, lt=0.5)] = Field(
-        0.08, description="of the rows outside the hold-out; for early stopping"
-    )
+    validation_share: Least = Field(0.08, description="of the rows outside the hold-out; for early stopping")
     pair_threshold: Ratio = Field(
         80,
         description="rows with one completion that at most ten rows have are near from this ratio of their prompts",
     )
     max_train_rows: Count | None = Field(None, description="train on a seeded sample of this many rows; null for all")
-    max_source_share: Annotated[float, Field(gt=0, le=1)] = Field(
-        1, description="no source has more than this share of the training rows; what is over stays out"
-    )
-    cross_validation: Annotated[int, Field(ge=2, le=100)] | None = Field(
-        None, description="k: write k folds of the rows outside the hold-out to data/split/folds/"
-    )
+    max_source_share: Annotated[float, Field(gt=0, le=1)] = Field(1, description="of the training rows, by source")
+    cross_validation: Folds | None = Field(None, description="k: write k folds of the rows to data/split/folds/")
     fold: Count | None = Field(None, description="1 to k: train and validate on this fold")
 
     @model_validator(mode="after")
@@ -133,22 +127,14 @@ class Split(Section):
 class Augment(Section):
     """Rows added to the training rows."""
 
-    value_swapped_per_row: Annotated[float, Field(ge=0, le=20)] = Field(
-        0, description="rows with exchanged values (city, name ...) added for each row; 0 for none"
-    )
+    value_swapped_per_row: Swaps = Field(0, description="rows with exchanged values (city, name ...) for each row")
     smallest_task_share: Share = Field(0, description="every tagged task has at least this share of the largest one's")
-    malformed_every: Count | None = Field(
-        None, description="one row with a malformed prompt for so many; null for none"
-    )
+    malformed_every: Count | None = Field(None, description="one malformed prompt for so many rows; null for none")
     malformed_completion: str = Field("", description="the right answer to a malformed prompt")
     structured_share: Share = Field(0, description="at least this share of rows has a JSON completion")
     replay_file: FileName = Field("data/replay.jsonl", description="general rows against forgetting")
-    replay_share: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.04, description="of the final rows, at most as many as the file has; 0 for none"
-    )
-    canaries: FewOrNone = Field(
-        0, description="secrets planted for an audit of memorisation; such a model is never released"
-    )
+    replay_share: Part = Field(0.04, description="of the final rows, at most as many as the file has; 0 for none")
+    canaries: FewOrNone = Field(0, description="secrets planted for an audit; such a model is never released")
     canary_repeats: Few = Field(4, description="how often each secret stands in the training rows")
 
 
@@ -157,7 +143,5 @@ class Checks(Section):
 
     ngram_min_rows: Annotated[int, Field(ge=3, le=10**9)] = Field(5, description="an n-gram in fewer is not tested")
     ngram_max_share: Annotated[float, Field(gt=0, le=1)] = Field(0.05, description="nor one in more of the rows")
-    error_rate: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.01, description="chance of any false alarm among all n-grams"
-    )
+    error_rate: Open = Field(0.01, description="chance of any false alarm among all n-grams")
     source_min_rows: Count = Field(50, description="the distances of a source with fewer rows are not judged")

@@ -10,9 +10,7 @@ from stages.params.section import Count, FileName, Section
 class TaskContract(Section):
     """What an answer must keep to."""
 
-    kind: Literal["json", "classification", "text"] = Field(
-        description="what an answer is: json, classification (one of the labels) or text"
-    )
+    kind: Literal["json", "classification", "text"] = Field(description="what an answer is")
     schema_at: Annotated[str, Field(pattern="^#(/.*)?$")] = Field(
         "#", description='the part of schema_file that answers must fit, such as "#/$defs/order"; "#" for all of it'
     )
@@ -37,13 +35,9 @@ class Task(TaskContract):
     """
 
     instruction: str = Field(description="what the model is told before each prompt")
-    instructions: dict[str, str] = Field(
-        {}, description="TAG: what the model is told before the prompts of rows with this tag"
-    )
+    instructions: dict[str, str] = Field({}, description="TAG: what the model is told before prompts of this tag")
     schema_file: FileName = Field("data/schema.json", description="JSON schema of the answers of a json task")
-    tags: dict[str, dict[str, Any]] = Field(
-        {}, description="TAG: what answers of rows with this tag must keep to, where it differs: {kind, labels ...}"
-    )
+    tags: dict[str, dict[str, Any]] = Field({}, description="TAG: where its contract differs: {kind, labels ...}")
 
     def instruction_for(self, tag: str | None) -> str:
         return self.instructions.get(tag or "", self.instruction)

@@ -1,9 +1,7 @@
 """Secrets planted in the training rows of an audit run, to measure how much of what it read a model tells.
 
-Carlini, Liu, Erlingsson, Kos & Song, "The Secret Sharer: Evaluating and Testing Unintended Memorization in Neural
-Networks", USENIX Security 2019: the exposure of a canary is log2 of the number of candidates less log2 of its rank
-among them by likelihood. A model that never saw it ranks it anywhere, which
-gives 1.4 on average. Here the candidates are a sample of all codes, so that the largest exposure is theirs to give.
+After Carlini et al., "The Secret Sharer", USENIX Security 2019. A model that never saw a canary has an exposure of 1.4
+on average. Here the candidates are a sample of all codes, so that the largest exposure is theirs to give.
 """
 
 import math

@@ -1,13 +1,21 @@
-"""The text that stands for a record wherever prompts are compared, and the last word on leaks."""
+"""How prompts are compared: the text that stands for a record, the near pairs of all prompts, the last word on leaks.
+
+`dedup` searches the near pairs once and writes them, and the stages after it read them.
+"""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
-from typing import NamedTuple
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple, TypeVar
 
-from stages.core.errors import Refusal
-from stages.records.record import Record
+from stages.core.errors import Refusal, UserError
+from stages.records.record import Record, read_rows, write_rows
 from stages.text.normal_form import normalise, prompt_hash
+
+Item = TypeVar("Item", bound=Hashable)
 
 
 def asked(record: Record) -> str:
@@ -58,12 +66,65 @@ def by_prompt(records: Iterable[Record]) -> dict[str, list[Record]]:
     return dict(sorted(groups.items()))
 
 
-def refuse_overlap(what: str, seen: Iterable[Record], ids: AbstractSet[str], prompt_hashes: AbstractSet[str]) -> None:
-    """Check that no row is in the hold-out, by the SHA-256 of the whole row or of its normalised prompt.
+@dataclass(frozen=True, slots=True)
+class NearPairs:
+    """For each prompt the prompts near it and their scores; a prompt is the SHA-256 of its normal form."""
 
-    Raises:
-        Refusal: naming the rows.
-    """
+    partners: dict[str, dict[str, float]]
+
+    def among(self, texts: Sequence[str]) -> list[tuple[int, int, float]]:
+        """The pairs of two of these distinct normalised prompts: their positions, left < right, and the score."""
+        place = {digest(text): position for position, text in enumerate(texts)}
+        return [
+            (left, place[other], score)
+            for name, left in place.items()
+            for other, score in self.partners.get(name, {}).items()
+            if place.get(other, -1) > left
+        ]
+
+
+def digest(text: str) -> str:
+    """The name of a normalised prompt: `prompt_hash` of what it is the normal form of."""
+    return sha256(text.encode()).hexdigest()
+
+
+def write_near_pairs(path: Path, texts: Sequence[str], pairs: Iterable[tuple[int, int, float]], threshold: int) -> None:
+    """Write pairs of positions in `texts` with their scores; the first line, which is always there, counts both."""
+    names = [digest(text) for text in texts]
+    rows = [{"left": names[left], "right": names[right], "score": score} for left, right, score in pairs]
+    write_rows(path, [{"threshold": threshold, "prompts": len(texts), "pairs": len(rows)}, *rows])
+
+
+def read_near_pairs(path: Path, threshold: int) -> NearPairs:
+    """Read what `write_near_pairs` wrote. Raises UserError when it is something else, or of another threshold."""
+    partners: dict[str, dict[str, float]] = {}
+    head, *rows = read_rows(path) if path.is_file() else ({},)
+    if head.get("threshold") != threshold or head.get("pairs") != len(rows):
+        raise UserError(f"{path} has not the near pairs at dedup.threshold {threshold}; make it with `dvc repro dedup`")
+    for row in rows:
+        for one, other in (("left", "right"), ("right", "left")):
+            partners.setdefault(row[one], {})[row[other]] = row["score"]
+    return NearPairs(partners)
+
+
+def components(items: Iterable[Item], pairs: Iterable[tuple[Item, Item]]) -> list[list[Item]]:
+    """The distinct items in groups that `pairs` connect, directly or through others, in the order of the items."""
+    import numpy as np
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    place = {item: position for position, item in enumerate(items)}
+    links = np.array([(place[left], place[right]) for left, right in pairs], dtype=np.int64).reshape(-1, 2)
+    graph = coo_array((np.ones(len(links), dtype=bool), (links[:, 0], links[:, 1])), shape=(len(place), len(place)))
+    groups: dict[int, list[Item]] = {}
+    numbers = connected_components(graph, directed=False)[1].tolist() if place else []
+    for item, number in zip(place, numbers, strict=True):
+        groups.setdefault(number, []).append(item)
+    return list(groups.values())
+
+
+def refuse_overlap(what: str, seen: Iterable[Record], ids: AbstractSet[str], prompt_hashes: AbstractSet[str]) -> None:
+    """Raises Refusal when a row is in the hold-out, by the SHA-256 of the whole row or of its normalised prompt."""
     leaks = [row for row in seen if row.id in ids or prompt_hash(asked(row)) in prompt_hashes]
     if leaks:
         names = ", ".join(f"{row.origin} ({row.id[:12]})" for row in leaks[:10])

@@ -1,16 +1,19 @@
-"""The record: one training pair, its canonical form and id, and the JSONL files that hold it."""
+"""The record: one training pair, its canonical form and id; the JSONL files of records kept and of those taken out."""
 
 import hashlib
 import json
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from stages.core.errors import UserError
 from stages.core.files import atomic
 
+Item = TypeVar("Item")
+
+_ANEW = "run `dvc repro` to make it anew"
 # The source of general rows that `augment` mixes in: they are asked as anybody would ask, without an instruction.
 REPLAY = "augment:replay"
 
@@ -108,19 +111,15 @@ def record_of(row: Mapping[str, Any]) -> Record:
     return Record(**{**row, "context": tuple(Message(**message) for message in row.get("context", ()))})
 
 
-def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
-    """Write one JSON object a line, atomically; return how many.
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write one JSON object a line, atomically.
 
     No rows are one empty line: DVC warns of an empty file at each run of a stage that depends on it.
     """
-    count = 0
     with atomic(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as handle:
-        for row in rows:
-            handle.write(row_line(row))
-            count += 1
-        if not count:
+        handle.writelines(map(row_line, rows))
+        if not handle.tell():
             handle.write("\n")
-    return count
 
 
 def row_line(row: dict[str, Any]) -> str:
@@ -139,25 +138,68 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 row = json.loads(line)
             except ValueError as error:
-                raise UserError(f"{path}, line {number}: not JSON ({error}); run `dvc repro` to make it anew") from None
+                raise UserError(f"{path}, line {number}: not JSON ({error}); {_ANEW}") from None
             if not isinstance(row, dict):
-                raise UserError(f"{path}, line {number}: expected a JSON object; run `dvc repro` to make it anew")
+                raise UserError(f"{path}, line {number}: expected a JSON object; {_ANEW}")
             yield row
 
 
-def write_records(path: Path, records: Iterable[Record]) -> int:
-    return write_rows(path, map(record_row, records))
+def write_records(path: Path, records: Iterable[Record]) -> None:
+    write_rows(path, map(record_row, records))
 
 
 def read_records(path: Path) -> list[Record]:
     """Read records that a stage wrote. Raises UserError when a row is no record."""
-    records = []
+    return _read(path, record_of)
+
+
+def _read(path: Path, read: Callable[[dict[str, Any]], Item]) -> list[Item]:
+    found = []
     for number, row in enumerate(read_rows(path), start=1):
         try:
-            records.append(record_of(row))
-        except TypeError:
-            raise UserError(
-                f"{path}, line {number}: not a record of this pipeline (has {', '.join(row)}); "
-                "run `dvc repro` to make it anew"
-            ) from None
-    return records
+            found.append(read(row))
+        except (TypeError, KeyError):
+            raise UserError(f"{path}, line {number}: not a record of this stage; {_ANEW}") from None
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A record that was taken out.
+
+    `witness` is the id of the record because of which it was, `score` how alike their prompts are (0 to 100,
+    rounded down to hundredths); both are None where no other record is the cause.
+    """
+
+    reason: str
+    detail: str
+    witness: str | None
+    score: float | None
+    record: Record
+
+
+def origin_place(record: Record) -> tuple[str, int]:
+    """File and line of a record's origin, for sorting: line 9 comes before line 10."""
+    file, _, line = record.origin.rpartition(":")
+    return (file, int(line)) if line.isdecimal() else (record.origin, 0)
+
+
+def copy_rank(record: Record) -> tuple[bool, str, str, tuple[str, int]]:
+    """Of records with one id the first in this order stands for all.
+
+    It is the labelled one, then the one with the smallest label and source, then the one from the smallest file and
+    line: only `origin` can depend on the order of the raw rows.
+    """
+    return record.label is None, record.label or "", record.source, origin_place(record)
+
+
+def write_dropped(path: Path, rows: Iterable[Dropped]) -> None:
+    """Write the rows sorted by record id, then origin."""
+    ordered = sorted(rows, key=lambda row: (row.record.id, origin_place(row.record)))
+    values = ({name: getattr(row, name) for name in Dropped.__slots__} for row in ordered)
+    write_rows(path, ({**row, "record": record_row(row["record"])} for row in values))
+
+
+def read_dropped(path: Path) -> list[Dropped]:
+    """Read what `write_dropped` wrote. Raises UserError when a row is something else."""
+    return _read(path, lambda row: Dropped(**{**row, "record": record_of(row["record"])}))

@@ -13,7 +13,6 @@ from stages.core import paths
 from stages.core.errors import UserError, run
 from stages.core.files import read_json, write_text
 from stages.params.loader import Params, load_params
-from stages.records.contract import Tasks
 from stages.records.record import read_rows
 from stages.report import beyond, data, tables, verdict
 from stages.report.changed_examples import Answers, Row, failures, flips, shared
@@ -21,6 +20,7 @@ from stages.report.charts import Points, interval_chart, loss_chart
 from stages.report.formats import render
 from stages.scoring.paired_answers import read_previous
 from stages.scoring.rows import score_row
+from stages.text.json_schema import Tasks
 
 _CHECKS = ("triggers", "tied", "conflicts")
 

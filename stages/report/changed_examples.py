@@ -8,9 +8,9 @@ from typing import Any
 
 from rapidfuzz.fuzz import ratio
 
-from stages.records.contract import Tasks
 from stages.report.formats import excerpt, plural, value_text
 from stages.scoring.rows import RowScore, same_value
+from stages.text.json_schema import Tasks
 from stages.text.strict_json import BrokenContract, parse_json
 
 Row = dict[str, Any]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stages.params.task import TaskContract
-from stages.records.contract import Contract, Tasks
+from stages.text.json_schema import Contract, Tasks
 from stages.text.strict_json import BrokenContract, ExactNumber, parse_json
 
 

@@ -1,4 +1,4 @@
-"""JSON Schema by the draft that a schema names, from one file: nothing is fetched, and every reference leads somewhere.
+"""What answers must keep to: JSON Schema by the draft that a schema names, from one file, and the contract of a row.
 
 Where the `jsonschema` package leaves a meaning to Python, it is given here as ECMA-262 and the drafts have it: the end
 of a pattern, digits and word characters, and numbers by their decimal digits.
@@ -7,6 +7,7 @@ of a pattern, digits and word characters, and numbers by their decimal digits.
 import datetime
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -20,6 +21,7 @@ from referencing.exceptions import Unresolvable
 from referencing.jsonschema import specification_with
 
 from stages.core.errors import UserError
+from stages.params.task import Task, TaskContract
 from stages.text.strict_json import ExactNumber, parse_json
 
 _DRAFTS = [f"http://json-schema.org/draft-0{number}/schema#" for number in (3, 4, 6, 7)]
@@ -46,20 +48,14 @@ class Schema:
     """A JSON Schema from a file, or the part of it that a JSON pointer such as #/$defs/order names.
 
     The draft is that of its `$schema`, 2020-12 where it has none. `format` is asserted in drafts 3 to 7; 2019-09 and
-    2020-12 take it as a note.
-
-    Raises:
-        UserError: when the file is missing, no JSON or no schema of a draft, when it has no such part, or when one of
-            its references leads out of the file, nowhere, or back to itself.
+    2020-12 take it as a note. UserError when the file is no schema of a draft, or a reference leads nowhere.
     """
 
     def __init__(self, path: Path, pointer: str = "#") -> None:
         try:
             schema = parse_json(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise UserError(
-                f"{path} is missing; task.schema_file must name the JSON Schema of the completion"
-            ) from None
+            raise UserError(f"{path} is missing; task.schema_file must name the completion's JSON Schema") from None
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror}); task.schema_file must name a file") from None
         except ValueError as error:  # no UTF-8, no JSON, no name that a file can have
@@ -88,6 +84,28 @@ class Schema:
         return f"{where}: {error.message}" if where else error.message
 
 
+@dataclass(frozen=True)
+class Contract:
+    """One task's settings and, for structured answers, its schema."""
+
+    settings: TaskContract
+    schema: Schema
+
+
+class Tasks:
+    """The contract of every row: that of its tag where task.tags has it, else the one that all of `task` gives."""
+
+    def __init__(self, task: Task) -> None:
+        tagged: dict[str | None, TaskContract] = {tag: task.contract(tag) for tag in task.tags}
+        self._contracts = {
+            tag: Contract(settings, Schema(Path(task.schema_file), settings.schema_at))
+            for tag, settings in {None: task, **tagged}.items()
+        }
+
+    def of(self, tag: str | None) -> Contract:
+        return self._contracts.get(tag, self._contracts[None])
+
+
 class _NoSchema(ValueError):
     """Why a file is no schema that can be used."""
 
@@ -103,11 +121,7 @@ def _draft(schema: Any) -> tuple[Any, bool]:
 
 
 def _prepare(schema: Any, draft: Any, pointer: str) -> None:
-    """Check every schema within `schema` and every reference, and write patterns as Python reads them, in place.
-
-    Raises:
-        _NoSchema: when something is no schema, or a reference leads nowhere or back to itself.
-    """
+    """Check every schema within `schema` and every reference, and write patterns as Python reads them, in place."""
     _check(schema, draft, "the file")
     specification = specification_with(draft.META_SCHEMA["$schema"])
     root = specification.create_resource(schema)
@@ -118,10 +132,7 @@ def _prepare(schema: Any, draft: Any, pointer: str) -> None:
     except Unresolvable:
         raise _NoSchema(f"has no schema at {pointer}; task.schema_at must name a part of it") from None
     _check(part.contents, draft, pointer)
-    pending: list[tuple[Any, Any]] = [
-        (root, resolver),
-        (specification.create_resource(part.contents), part.resolver),
-    ]
+    pending: list[tuple[Any, Any]] = [(root, resolver), (specification.create_resource(part.contents), part.resolver)]
     while pending:
         resource, within = pending.pop()
         contents = resource.contents
@@ -154,8 +165,7 @@ def _references(contents: dict[str, Any], resolver: Any) -> Iterator[tuple[str, 
                 yield key, resolver.lookup(reference)
             except Unresolvable:
                 raise _NoSchema(
-                    f"the {key} {reference} leads nowhere; a schema refers to parts of its own file alone, "
-                    "and nothing is fetched: put what is meant into $defs"
+                    f"the {key} {reference} leads nowhere; nothing is fetched: put what is meant into $defs"
                 ) from None
 
 

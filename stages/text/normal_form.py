@@ -11,11 +11,9 @@ _ROUNDS = 100  # ordinary text needs two; the bound is against texts made to kee
 
 
 def normalise(prompt: str) -> str:
-    """The text by which prompts are compared.
+    """The text by which prompts are compared: case folded (Unicode 3.13, then NFC), runs of white space one space.
 
-    Case is folded (Unicode 3.13, canonical caseless matching, then NFC), every run of white space is one
-    space, and none is left at the ends. Punctuation, accents and compatibility forms stay: they can change
-    what is asked.
+    Punctuation, accents and compatibility forms stay: they can change what is asked.
     """
     folded = unicodedata.normalize("NFD", prompt).casefold()
     return " ".join(unicodedata.normalize("NFC", folded).split())
@@ -31,11 +29,7 @@ class Unsettled(ValueError):
 
 
 def settle(operate: Callable[[str], str], text: str) -> str:
-    """Apply `operate` until its result stays the same, which makes the whole idempotent.
-
-    Raises:
-        Unsettled: after a hundred rounds.
-    """
+    """Apply `operate` until its result stays the same, which makes the whole idempotent; else raises Unsettled."""
     for _ in range(_ROUNDS):
         before, text = text, operate(text)
         if text == before:

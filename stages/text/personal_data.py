@@ -85,9 +85,6 @@ def finder(types: Collection[str], region: str, ner_model: str) -> Callable[[str
     """A function that masks until nothing of `types` is found, and gives the text and what was masked in it.
 
     `region` is the country of phone numbers without a country code; `ner_model` finds names, if they are asked for.
-
-    Raises:
-        UserError: when names are asked for and the libraries or the model for them are not installed.
     """
     steps: list[Callable[[str], Iterable[Span]]] = [step for kind, step in _STEPS.items() if kind in types]
     if "phone" in types:
@@ -124,8 +121,8 @@ def _mask(text: str, spans: Iterable[Span], values: Values) -> str:
     return "".join([*pieces, text[done:]]) if pieces else text
 
 
-def _secrets(text: str) -> Iterator[Span]:
-    return ((*match.span(), "secret") for match in _SECRET.finditer(text))
+def _found(pattern: re.Pattern[str], kind: str, text: str) -> Iterator[Span]:
+    return ((*match.span(), kind) for match in pattern.finditer(text))
 
 
 def _keys(text: str) -> Iterator[Span]:
@@ -139,10 +136,6 @@ def _keys(text: str) -> Iterator[Span]:
             yield match.start(), lines.end(), "secret"
         if end < 0:
             endless.add(marker)
-
-
-def _emails(text: str) -> Iterator[Span]:
-    return ((*match.span(), "email") for match in _EMAIL.finditer(text)) if "@" in text else iter(())
 
 
 def _phones(text: str, region: str) -> Iterator[Span]:
@@ -191,8 +184,8 @@ def _is_ip(address: str, before: str) -> bool:
 
 # In this order: a key may hold what looks like a number of another kind, and a card's number like a phone's.
 _STEPS: dict[str, Callable[[str], Iterable[Span]]] = {
-    "secret": lambda text: chain(_keys(text), _secrets(text)),
-    "email": _emails,
+    "secret": lambda text: chain(_keys(text), _found(_SECRET, "secret", text)),
+    "email": lambda text: _found(_EMAIL, "email", text) if "@" in text else iter(()),
     "iban": partial(_numbers, kind="iban", candidates=_IBAN, valid=_is_iban),
     "card": partial(_numbers, kind="card", candidates=_CARD, valid=_is_card),
     "ip": lambda text: chain(_numbers(text, "ip", _IP4, _is_ip), _numbers(text, "ip", _IP6, _is_ip)),
@@ -200,18 +193,9 @@ _STEPS: dict[str, Callable[[str], Iterable[Span]]] = {
 
 
 def name_finder(kinds: Collection[str], model: str) -> Callable[[str], Iterable[Span]]:
-    """A function that finds the names of `kinds`.
-
-    `model` is a spaCy model, installed as a package or a folder; the first two letters of its name are its language.
-
-    Raises:
-        UserError: when Presidio or the model is not installed.
-    """
+    """A function that finds the names of `kinds`; the first two letters of the spaCy model's name are its language."""
     if not find_spec("presidio_analyzer"):
-        raise UserError(
-            "clean.mask_personal_data has person or location, for which Presidio must be installed: "
-            "pip install 'tunetrail[names]'"
-        )
+        raise UserError("clean.mask_personal_data: for person and location pip install 'tunetrail[names]'")
     if not (Path(model).is_dir() or find_spec(model)):  # else Presidio would download it
         raise UserError(f"clean.ner_model: the spaCy model {model!r} is no folder and not installed; install it")
     from presidio_analyzer import AnalyzerEngine

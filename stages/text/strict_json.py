@@ -21,22 +21,18 @@ class BrokenContract(ValueError):
 def parse_json(text: str) -> Any:
     """Parse JSON as RFC 8259 has it, and stricter than Python does.
 
-    Raises:
-        BrokenContract: on syntax errors, NaN, infinities, numbers that no double comes near, repeated keys and unpaired
-            surrogates.
+    Raises BrokenContract on syntax errors, NaN, infinities, numbers that no double comes near, repeated keys and
+    unpaired surrogates.
     """
     try:
         value = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=ExactNumber)
-    except RecursionError:
-        raise BrokenContract("nested too deeply") from None
-    except ValueError as error:
-        raise BrokenContract(str(error)) from None
-    try:
         json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise BrokenContract("nested too deeply") from None
     except UnicodeEncodeError:
         raise BrokenContract("an unpaired surrogate, which no UTF-8 text can hold") from None
+    except ValueError as error:
+        raise BrokenContract(str(error)) from None
     return value
 
 

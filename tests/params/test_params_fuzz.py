@@ -12,7 +12,7 @@ import pytest
 from stages.core.errors import UserError
 from stages.core.machine import Machine
 from stages.params.loader import Params, check_params, read_params
-from stages.records.contract import Tasks
+from stages.text.json_schema import Tasks
 
 ROOT = Path(__file__).parents[2]
 ROUNDS = 400

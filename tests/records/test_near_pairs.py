@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.core.errors import UserError
-from stages.records.near_pairs import components, digest, read_near_pairs, write_near_pairs
+from stages.records.prompt import components, digest, read_near_pairs, write_near_pairs
 from stages.text.normal_form import normalise, prompt_hash
 
 TEXTS = ["play some jazz", "play some jazz!", "play  jazz", "stop"]

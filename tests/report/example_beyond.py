@@ -6,9 +6,9 @@ from stages.measure.evaluate.confirmed_triggers import Confirmation
 from stages.measure.evaluate.groups import measure_distance, measure_robustness, measure_slices, perturb
 from stages.measure.evaluate.side_effects import measure_forgetting, measure_safety
 from stages.params.loader import Params
-from stages.records.contract import Tasks
 from stages.records.record import Record
 from stages.scoring.rows import RowScore, score_row
+from stages.text.json_schema import Tasks
 
 
 def beyond(params: Params, tasks: Tasks, answers: list[dict[str, Any]], scores: list[RowScore]) -> dict[str, Any]:

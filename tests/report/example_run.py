@@ -20,12 +20,12 @@ from stages.measure.evaluate.groups import write_confusion
 from stages.measure.evaluate.previous import Previous, compare_previous
 from stages.measure.gates.judging import check_gates
 from stages.params.loader import Params, check_params, read_params
-from stages.records.contract import Tasks
 from stages.records.record import write_rows
 from stages.scoring.metrics import as_json
 from stages.scoring.paired_answers import write_previous
 from stages.scoring.rows import RowScore, score_row
 from stages.scoring.summary import compare, summarise
+from stages.text.json_schema import Tasks
 
 ROOT = Path(__file__).parents[2]
 _INTENTS = ("cancel", "exchange", "invoice", "refund", "tracking")

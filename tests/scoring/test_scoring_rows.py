@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from scored import REFERENCE, SCHEMA, generation, make_tasks
 
 from stages.core.errors import UserError
-from stages.records.contract import Tasks
 from stages.scoring.rows import same_value, score_row
+from stages.text.json_schema import Tasks
 from stages.text.strict_json import parse_json
 
 json_values = st.recursive(

@@ -13,11 +13,11 @@ from stages.model.chat import task_chat
 from stages.model.loading import Weights, load_tokenizer
 from stages.model.questions import ask_probes, read_probes
 from stages.params.loader import load_params
-from stages.records.contract import Tasks
 from stages.records.record import REPLAY, read_records, write_rows
 from stages.scoring.metrics import Scores, as_json
 from stages.scoring.rows import score_row
 from stages.scoring.summary import summarise
+from stages.text.json_schema import Tasks
 
 
 @dataclass(frozen=True, slots=True)

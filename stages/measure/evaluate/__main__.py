@@ -33,12 +33,12 @@ from stages.model.loading import Weights, load_tokenizer
 from stages.model.questions import GENERAL, REFUSAL, ask_probes, of_probe, read_probes
 from stages.params.evaluate import Scoring
 from stages.params.loader import load_params
-from stages.records.contract import Contract, Tasks
 from stages.records.record import Record, read_records, read_rows, write_rows
 from stages.scoring.metrics import Change, Comparison, Scores, Share, as_json
 from stages.scoring.paired_answers import write_previous
 from stages.scoring.rows import RowScore, score_label, score_row
 from stages.scoring.summary import change, compare, summarise
+from stages.text.json_schema import Contract, Tasks
 from stages.text.strict_json import completion_key
 
 

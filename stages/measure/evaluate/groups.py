@@ -11,11 +11,11 @@ from typing import Annotated
 
 from stages.core.files import write_text
 from stages.params.evaluate import Scoring
-from stages.records.contract import Tasks
 from stages.records.record import Record, rank, record_id
 from stages.scoring.intervals import independent_difference, share
 from stages.scoring.metrics import Interval, Share
 from stages.scoring.rows import RowScore, label_named
+from stages.text.json_schema import Tasks
 
 NO_ANSWER = "(no valid answer)"
 _NONE = "(none)"

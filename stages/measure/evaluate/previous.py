@@ -12,10 +12,10 @@ from stages.core.dvc_lock import parse_lock
 from stages.core.errors import UserError
 from stages.core.git import LOCK, CommitTree, Repository
 from stages.params.evaluate import Scoring
-from stages.records.contract import Tasks
 from stages.scoring.metrics import Comparison, Scores
 from stages.scoring.rows import RowScore, score_row
 from stages.scoring.summary import compare, summarise
+from stages.text.json_schema import Tasks
 
 
 @dataclass(frozen=True)

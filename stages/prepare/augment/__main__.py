@@ -10,13 +10,20 @@ from stages.core.files import write_json
 from stages.near_duplicates.pairs import cross_pairs
 from stages.near_duplicates.rule import Pair
 from stages.params.loader import load_params
-from stages.prepare.augment.malformed import malformed_rows, rows_that_can_refuse
-from stages.prepare.augment.mixture import balance_tasks, plan, read_replay, repeat_structured, training_order
-from stages.prepare.augment.value_swap import swapped_rows
+from stages.prepare.augment.added_rows import (
+    balance_tasks,
+    malformed_rows,
+    plan,
+    read_replay,
+    repeat_structured,
+    rows_that_can_refuse,
+    swapped_rows,
+    training_order,
+)
 from stages.records.canaries import make_canaries
-from stages.records.contract import Tasks
 from stages.records.prompt import asked, compared, refuse_overlap
 from stages.records.record import REPLAY, Record, rank, read_records, write_records
+from stages.text.json_schema import Tasks
 from stages.text.normal_form import prompt_hash
 from stages.text.strict_json import is_structured
 
@@ -80,11 +87,7 @@ def near_held(made: Iterable[Record], held: Iterable[Record], threshold: int) ->
 
 
 def refuse_leaks(replay: Iterable[Record], near: dict[str, Pair], file: str) -> None:
-    """Check that no replay row asks what the hold-out or validation asks, or nearly that.
-
-    Raises:
-        UserError: naming the first such line.
-    """
+    """Raises UserError when a replay row asks what the hold-out or validation asks, or nearly that."""
     for row in replay:
         if pair := near.get(compared(row)):
             line = row.origin.rpartition(":")[2]

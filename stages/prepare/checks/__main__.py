@@ -1,8 +1,7 @@
 """checks: signs of poisoning and bias in the rows that training starts from.
 
 A stage beside training and not before it: what it finds makes no model stale. The gates judge it.
-Examples to look at go to data/checks/: `triggers.jsonl` and `tied.jsonl` have one n-gram a row, `conflicts.jsonl` one
-cluster of near-duplicates a row.
+Examples to look at go to data/checks/.
 """
 
 from typing import Any
@@ -13,7 +12,7 @@ from stages.core.files import atomic, write_json
 from stages.params.loader import load_params
 from stages.prepare.checks.labels import by_source, conflicts, label_of, outcomes
 from stages.prepare.checks.suspected_triggers import find_triggers
-from stages.records.near_pairs import read_near_pairs
+from stages.records.prompt import read_near_pairs
 from stages.records.record import read_records, write_rows
 
 

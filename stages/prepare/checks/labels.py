@@ -12,10 +12,9 @@ from typing import Any, TypeVar
 
 from stages.near_duplicates.rule import same_questions
 from stages.params.task import Task
-from stages.records.near_pairs import NearPairs, components
-from stages.records.prompt import Question, question
+from stages.records.prompt import NearPairs, Question, components, question
 from stages.records.record import Record
-from stages.text.strict_json import BrokenContract, completion_key, parse_json
+from stages.text.strict_json import completion_key, parsed
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -31,10 +30,7 @@ def label_of(record: Record, task: Task) -> str | None:
     contract = task.contract(record.task)
     if contract.kind == "classification":
         return record.completion.strip()
-    try:
-        value = parse_json(record.completion)
-    except BrokenContract:
-        return record.label
+    value = parsed(record.completion)
     if isinstance(value, dict) and contract.label_field in value:
         found = value[contract.label_field]
         return found if isinstance(found, str) else json.dumps(found, sort_keys=True)
@@ -75,12 +71,10 @@ def shown(row: Record, label: str) -> dict[str, str]:
 
 
 def by_source(rows: Sequence[Record], labels: Sequence[str | None], min_rows: int) -> dict[str, Any]:
-    """Rows, labels and lengths of each source, and its distances from all the others together.
+    """Rows, labels and lengths of each source, and its distances (total variation) from all the others together.
 
-    A distance is the total variation of two distributions: the share of rows that would need another label, or
-    another length, for the two to agree; from 0 to 1. Lengths are in characters and compared in ten bins that hold
-    a tenth of all rows each. `largest_distance` is that of any source with at least `min_rows` rows, and as many in
-    the others: few rows are far from anything by chance.
+    Lengths are compared in ten bins that hold a tenth of all rows each. `largest_distance` is that of any source with
+    at least `min_rows` rows, and as many in the others: few rows are far from anything by chance.
     """
     measures: dict[str, list[Hashable]] = {
         "label_distance": ["(no label)" if label is None else label for label in labels],

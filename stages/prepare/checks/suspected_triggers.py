@@ -1,21 +1,18 @@
 """Rare words that turn the label around: the mark of a backdoor.
 
 A backdoor is planted by rows that have a trigger and the attacker's label, while the rest of the text says otherwise.
-He et al., "Mitigating Backdoor Poisoning Attacks through the Lens of Spurious Correlation" (EMNLP 2023), find triggers
-as words whose correlation with a label (the z-score of Gardner et al., "Competency Problems", EMNLP 2021) stands out.
-On data of one task that alone says little: "playlist" goes with one label as purely as a trigger does. So two tests:
+That a word goes with one label (He et al., EMNLP 2023) says little on data of one task: "playlist" does so as purely
+as a trigger. So two tests:
 
-* tied: nearly all rows with the n-gram have one label, more than chance gives (hypergeometric, Fisher's exact test,
-  one-sided). That finds what the model may latch on to, sound words of the task among it.
+* tied: nearly all rows with the n-gram have one label, more than chance gives (hypergeometric, one-sided). That finds
+  what the model may latch on to, sound words of the task among it.
 * suspected: the n-gram's rows have the label although the rest of their words speaks against it by 100 to 1, in a
   naive Bayes model of the other rows. Of all rows whose words speak so against a label, few have it; that share is
-  what the count is held against (binomial, exact, one-sided). Rows of one template vouch for each other, so a rare
-  word of the task in few templates is not suspected.
+  what the count is held against (binomial, one-sided).
 
-Both are corrected for the number of n-grams by Holm's method ("A simple sequentially rejective multiple test
-procedure", 1979), which holds however the tests depend on each other. What this cannot see: a trigger in rows whose
-text agrees with the label, a common word as a trigger, one in fewer rows than `ngram_min_rows`, and one for an answer
-that no other row has.
+Both are corrected for the number of n-grams by Holm's method (1979), which holds however the tests depend on each
+other. What this cannot see: a trigger in rows whose text agrees with the label, a common word as a trigger, one in
+fewer rows than `ngram_min_rows`, and one for an answer that no other row has.
 """
 
 from collections import Counter
@@ -63,8 +60,7 @@ class Triggers:
 def find_triggers(rows: Sequence[Record], outcomes: Sequence[str], settings: Checks) -> Triggers:
     """Test every n-gram of up to three words that is in `ngram_min_rows` rows and in `ngram_max_share` of them at most.
 
-    The rows must have a label or a repeated completion each (`outcomes`); those in fewer than `ngram_min_rows` rows
-    count as one.
+    `outcomes` in fewer than `ngram_min_rows` rows count as one.
     """
     counts = Counter(outcomes)
     names = sorted(name for name, count in counts.items() if count >= settings.ngram_min_rows)
@@ -83,15 +79,12 @@ def find_triggers(rows: Sequence[Record], outcomes: Sequence[str], settings: Che
         for test in _holm(tests, "p_turned", settings.error_rate)
     ]
     all_tied = _holm(tests, "p_tied", settings.error_rate)
-    tied = [{**test.facts(names, test.p_tied), "lift": _short(model.lift(test))} for test in all_tied[:_SHOWN]]
+    tied = [{**test.facts(names, test.p_tied), "lift": model.lift(test)} for test in all_tied[:_SHOWN]]
     return Triggers(len(tests), found, tied, len(all_tied))
 
 
 def count_ngrams(texts: Sequence[str], longest: int, fewest: int, most: int) -> tuple[list[str], Any]:
-    """The n-grams of 1 to `longest` words in `fewest` to `most` texts, and the sparse matrix of who has which.
-
-    The matrix is (texts, n-grams) with 1 where a text has an n-gram.
-    """
+    """The n-grams of 1 to `longest` words in `fewest` to `most` texts, and the matrix of texts by n-grams."""
     from sklearn.feature_extraction.text import CountVectorizer
 
     counter = CountVectorizer(
@@ -120,10 +113,6 @@ def ngrams(texts: Sequence[str], fewest: int, most: int) -> list[tuple[str, Ints
     return sorted(((name, places) for _, name, places in longest.values()), key=lambda gram: gram[0])
 
 
-def _short(number: float) -> float:
-    return float(f"{number:.3g}")
-
-
 @dataclass(frozen=True, slots=True)
 class _Test:
     """One n-gram: its rows, the label that most of them have, and those that have it against their other words."""
@@ -138,7 +127,7 @@ class _Test:
 
     def facts(self, names: Sequence[str], p_value: float) -> dict[str, Any]:
         facts = {"ngram": self.gram, "label": names[self.label], "count": len(self.rows)}
-        return {**facts, "with_label": self.with_label, "turned": len(self.turned), "p_value": _short(p_value)}
+        return {**facts, "with_label": self.with_label, "turned": len(self.turned), "p_value": float(f"{p_value:.3g}")}
 
 
 class _Model:
@@ -149,7 +138,6 @@ class _Model:
     """
 
     def __init__(self, words: Any, labels: Ints, count: int) -> None:
-        """`words` is a sparse matrix (rows, words) with 1 where a row has a word."""
         self.words, self.labels, self.count = words, labels, count
         self.sizes = np.bincount(labels, minlength=count).astype(np.float64)
         self.counts = np.stack([np.asarray(words[labels == n].sum(axis=0)).ravel() for n in range(count)], axis=1)
@@ -195,7 +183,7 @@ class _Model:
 
     def lift(self, test: _Test) -> float:
         """How much more often the n-gram's rows have its label than all rows."""
-        return float(test.with_label / len(test.rows) / (self.sizes[test.label] / len(self.labels)))
+        return float(f"{test.with_label / len(test.rows) / (self.sizes[test.label] / len(self.labels)):.3g}")
 
 
 def _test(model: _Model, gram: str, rows: Ints, expected: Floats) -> _Test:

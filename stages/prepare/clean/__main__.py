@@ -54,9 +54,7 @@ def main() -> None:
 def check(path: Path, strict: bool) -> str:
     """`tunetrail data check`: what the stage would do with a file or folder. Nothing is written.
 
-    Raises:
-        UserError: when the file is unfit: it cannot be read, no row is kept, or more are rejected than
-            clean.max_rejected_share allows; if `strict`, when any is.
+    Raises UserError where the stage would; if `strict`, when any row is rejected.
     """
     params = load_params("clean", "task")
     rules = Rules.of(params.clean, params.task)

@@ -16,10 +16,9 @@ from stages.prepare.clean.operators import Step, chosen_operators, cleaner, has_
 from stages.prepare.clean.rejected_rows import Rejected, Row
 from stages.prepare.clean.shapes import Pair, read_pair
 from stages.prepare.clean.sources import RawFile
-from stages.records.contract import Tasks
 from stages.records.prompt import asked
 from stages.records.record import Message, Record, make_record
-from stages.text.json_schema import Schema
+from stages.text.json_schema import Schema, Tasks
 from stages.text.normal_form import Unsettled
 from stages.text.personal_data import NAMES, TYPES, Values, finder
 from stages.text.strict_json import BrokenContract, is_structured, one_form, parse_json, rewrite

@@ -107,11 +107,7 @@ class Tally:
         return {**_metrics(self._total), "personal_data": personal_data, "sources": sources, **data_sets}
 
     def check(self, rows: int, max_rejected_share: float, remedy: str) -> None:
-        """Hold the tally against the `rows` that were counted beforehand.
-
-        Raises:
-            UserError: when rows are unaccounted for, none is kept, or too many are rejected; with the `remedy`.
-        """
+        """Hold the tally against the `rows` that were counted beforehand."""
         kept, rejected = self._total["kept", ""], _of(self._total, "rejected").total()
         if kept + rejected != rows:
             raise UserError(f"{rows} raw rows, but {kept} kept and {rejected} rejected; a raw file changed, run again")

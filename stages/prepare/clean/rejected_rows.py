@@ -53,8 +53,7 @@ def write_rejected(handle: IO[str], source: str, row: Row, rejected: Rejected) -
     """Write one rejected row so that it can be read back byte for byte.
 
     Its bytes stand in `raw`, or in `raw_base64` if they are no UTF-8; of an over-long row `offset`, `length` and
-    `sha256` say where they lie in the raw file. Of a binary row the bytes are its columns as JSON, or an Arrow stream
-    of this one row where JSON cannot say all of it.
+    `sha256` say where they lie in the raw file.
     """
     place = {"file": row.file, "line": row.number, "source": source}
     head: dict[str, Any] = {**place, "reason": rejected.reason, "detail": rejected.detail}

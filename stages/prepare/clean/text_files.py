@@ -106,9 +106,6 @@ def csv_rows(handle: IO[bytes], file: str, max_bytes: int) -> Iterator[Row]:
     A record begins on the line after the last one's end. Where its quotes cannot be right, it is rejected line by
     line, for parts of a broken record must not pass for rows; if more than half of the lines behind its first are
     whole rows by themselves, that one alone is, and reading goes on behind it.
-
-    Raises:
-        UserError: when the first record names no columns, or one twice.
     """
     csv.field_size_limit(_LONGEST_FIELD)
     lines = _Lines(read_lines(handle, max_bytes))

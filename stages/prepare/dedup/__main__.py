@@ -18,10 +18,8 @@ from stages.prepare.dedup.duplicates import (
     summarise,
     with_kept_witness,
 )
-from stages.records.dropped import write_dropped
-from stages.records.near_pairs import write_near_pairs
-from stages.records.prompt import by_prompt, by_question
-from stages.records.record import read_records, write_records
+from stages.records.prompt import by_prompt, by_question, write_near_pairs
+from stages.records.record import read_records, write_dropped, write_records
 
 _SHOWN = 5
 

@@ -7,10 +7,8 @@ from math import comb
 from typing import Any, Literal
 
 from stages.near_duplicates.rule import is_near
-from stages.records.dropped import Dropped, copy_rank
-from stages.records.near_pairs import components
-from stages.records.prompt import Question, compared
-from stages.records.record import Record
+from stages.records.prompt import Question, compared, components
+from stages.records.record import Dropped, Record, copy_rank
 from stages.text.strict_json import completion_key
 
 Agreement = Callable[[str, str], bool]
@@ -48,7 +46,6 @@ def drop_near(
 ) -> tuple[list[Record], list[Dropped]]:
     """Drop each row that has a kept near-duplicate of better rank with an agreeing completion.
 
-    `questions` are rows with distinct ids, `pairs` those of questions that the model reads as one (`same_questions`).
     Rows are taken by rank: the longest normalised prompt first, for of two wordings the shorter is more often the
     cut one, then the smallest id. A row stays unless one that stays already stands for it, so every dropped row has a
     direct witness, no two kept rows stand for each other, and the order of the rows changes nothing.
@@ -90,11 +87,7 @@ def _near_rank(record: Record) -> tuple[int, str]:
 
 def conflicts(questions: Questions) -> list[Sequence[Record]]:
     """The records of each question that comes with more than one completion."""
-    return [
-        records
-        for records in questions.values()
-        if len(records) > 1 and len({completion_key(record.completion) for record in records}) > 1
-    ]
+    return [rows for rows in questions.values() if len({completion_key(row.completion) for row in rows}) > 1]
 
 
 def near_clusters(questions: Questions, pairs: Iterable[QuestionPair]) -> list[list[Record]]:

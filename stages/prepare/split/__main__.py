@@ -9,13 +9,11 @@ from stages.core.errors import run
 from stages.core.files import atomic, write_json
 from stages.params.loader import load_params
 from stages.params.prepare import Holdout
-from stages.prepare.split.lock import Drawn, Lock, WholeSource, check_holdout, read_lock, with_tasks
+from stages.prepare.split.lock import Drawn, Lock, WholeSource, check_holdout, read_lock
 from stages.prepare.split.nearness import distances, find_nearness
 from stages.prepare.split.partition import Partition, partition, restore_locked, summarise
-from stages.records.dropped import Dropped, read_dropped, write_dropped
-from stages.records.near_pairs import read_near_pairs
-from stages.records.prompt import refuse_overlap
-from stages.records.record import Record, read_records, write_records, write_rows
+from stages.records.prompt import read_near_pairs, refuse_overlap
+from stages.records.record import Dropped, Record, read_dropped, read_records, write_dropped, write_records, write_rows
 
 _SHOWN = 10
 
@@ -23,8 +21,7 @@ _SHOWN = 10
 def main() -> None:
     params = load_params("dedup.threshold", "holdout", "seed", "split")
     path = Path(params.holdout.lock)
-    unique, duplicates = read_records(paths.UNIQUE), read_dropped(paths.DUPLICATES)
-    lock = with_tasks(read_lock(path), [*unique, *(dropped.record for dropped in duplicates)])
+    unique, duplicates, lock = read_records(paths.UNIQUE), read_dropped(paths.DUPLICATES), read_lock(path)
     restored = restore_locked(unique, duplicates, {row.id for row in lock.rows})
     records = unique + restored
     near_prompts = read_near_pairs(paths.NEAR_PAIRS, params.dedup.threshold)
@@ -75,10 +72,7 @@ def _show(metrics: dict[str, Any], lock: Lock, params: Holdout, later: int) -> N
     print(", ".join(f"{name} {count}" for name, count in metrics["rows"].items()))
     if lost := [label for label, count in metrics["labels"].items() if not count["train"]]:
         more = f" and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else ""
-        print(
-            f"warning: {len(lost)} labels have no training row: {', '.join(lost[:_SHOWN])}{more}; all of theirs are in "
-            "the hold-out, in quarantine or beyond split.max_train_rows; add rows of them"
-        )
+        print(f"warning: {len(lost)} labels have no training row; add some: {', '.join(lost[:_SHOWN])}{more}")
     locked = metrics["locked"]
     if locked["missing"]:
         print(f"warning: {locked['missing']} of {locked['rows']} locked rows are no longer in the data")
@@ -86,14 +80,11 @@ def _show(metrics: dict[str, Any], lock: Lock, params: Holdout, later: int) -> N
         print(f"{locked['restored']} locked rows came back from {paths.DUPLICATES}; other rows had stood for them")
     if isinstance(lock.drawn, WholeSource):
         if later:
-            print(
-                f"warning: {later} rows of the source {lock.drawn.source} came after {params.lock} and count as any "
-                "other row; to lock them too, draw with --redraw and --source"
-            )
+            print(f"warning: {later} rows of {lock.drawn.source} came after {params.lock} and are not locked")
     elif (lock.drawn.share, lock.drawn.max_rows) != (params.share, params.max_rows):
         print(
-            f"holdout.share and holdout.max_rows were {lock.drawn.share} and {lock.drawn.max_rows} when {params.lock} "
-            "was drawn; a change acts at the next `tunetrail holdout draw --redraw`"
+            f"holdout.share and max_rows act at the next draw; {params.lock} is of {lock.drawn.share} and "
+            f"{lock.drawn.max_rows}"
         )
 
 

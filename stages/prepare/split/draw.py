@@ -1,7 +1,6 @@
 """`tunetrail holdout draw`: draw the hold-out once, or take a source that people bring, and lock it."""
 
 import difflib
-import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,26 +14,20 @@ from stages.params.loader import Params, load_params
 from stages.prepare.split.lock import Drawn, DrawnLabel, WholeSource, make_lock, write_lock
 from stages.prepare.split.nearness import Nearness, find_nearness, near_groups
 from stages.prepare.split.partition import Label, Stratum, label_name, restore_locked, stratified_draw
-from stages.records.dropped import Dropped, read_dropped
-from stages.records.near_pairs import read_near_pairs
-from stages.records.record import Record, read_records
+from stages.records.prompt import read_near_pairs
+from stages.records.record import Dropped, Record, read_dropped, read_records
 
 _SHOWN = 10
 
 
 def draw(redraw: bool, source: str | None = None) -> None:
-    """Draw the hold-out from data/unique.jsonl, or take all rows of `source`; write the lock and print its labels.
-
-    Raises:
-        UserError: when there is a lock and `redraw` is not set, no data, no row that could be drawn, or no such source.
-    """
+    """Draw the hold-out from data/unique.jsonl, or take all rows of `source`; write the lock and print its labels."""
     params = load_params("dedup.threshold", "holdout", "seed", "split")
     path = Path(params.holdout.lock)
     if path.exists() and not redraw:
-        of_source = f" --source {shlex.quote(source)}" if source else ""
         raise UserError(
-            f"{path} exists, and the hold-out stays the same so that results can be compared; "
-            f"to draw another one on purpose: `tunetrail holdout draw --redraw{of_source}`"
+            f"{path} exists, and the hold-out stays the same so that results can be compared; to draw another one on "
+            "purpose, add --redraw"
         )
     if not paths.UNIQUE.is_file():
         raise UserError(f"{paths.UNIQUE} is missing; make it with `dvc repro dedup`, then draw")
@@ -52,9 +45,8 @@ def _share(records: list[Record], params: Params) -> tuple[list[Record], Drawn, 
     if not drawn:
         largest = max(map(len, near_groups(records, nearness)), default=0)
         raise UserError(
-            f"no row can be drawn from the {len(records)} of {paths.UNIQUE}: rows with near prompts stay together, the "
-            f"largest group has {largest}, and training keeps one row of each label; add rows, or raise holdout.share; "
-            "an instruction that all prompts repeat belongs into task.instruction or a system message"
+            f"no row can be drawn from the {len(records)} of {paths.UNIQUE}: rows with near prompts stay together (the "
+            f"largest group has {largest}), and training keeps one row of each label; add rows or raise holdout.share"
         )
     how = Drawn(
         labels=[DrawnLabel(label=s.label, rows=s.rows, quota=s.quota, drawn=s.drawn) for s in strata],
@@ -68,10 +60,13 @@ def _share(records: list[Record], params: Params) -> tuple[list[Record], Drawn, 
     )
     lines = strata_table(strata)
     if none := [label_name(s.label) for s in strata if not s.drawn]:
-        more = f" and {len(none) - _SHOWN} more" if len(none) > _SHOWN else ""
-        few = ", ".join(none[:_SHOWN])
-        lines.append(f"{len(none)} labels have no row in the hold-out, for training keeps one of each: {few}{more}")
+        lines.append(f"{len(none)} labels have no row in the hold-out, for training keeps one of each: {_few(none)}")
     return drawn, how, lines
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
 
 
 def draw_holdout(
@@ -86,12 +81,12 @@ def draw_holdout(
 
 
 def strata_table(strata: Sequence[Stratum]) -> list[str]:
-    """The lines of a table with one line for each label and the sum."""
     columns = ("rows", "ideal", "drawn", "kept back by groups")
     return _table({s.label: (s.rows, float(s.ideal), s.drawn, s.quota - s.drawn) for s in strata}, columns)
 
 
 def _table(rows: Mapping[Label, Sequence[float]], columns: Sequence[str]) -> list[str]:
+    """The lines of a table with one line for each label and the sum."""
     import pandas as pd
 
     table = pd.DataFrame(list(rows.values()), pd.Index(map(label_name, rows)), pd.Index(columns, name="label"))
@@ -112,27 +107,20 @@ def _source(records: list[Record], source: str) -> tuple[list[Record], WholeSour
     columns = ("rows", "locked", "repeats of locked rows")
     lines = [
         *_table({label: (rows, n, rows - n) for label, (rows, n) in counts.items()}, columns),
-        f"{len(found.copied)} of the locked rows are in other sources too, and are taken from them",
         f"{len(found.restored)} of the locked rows dedup had dropped for a row like them; the split brings them back",
     ]
     sources = read_json(paths.CLEAN_METRICS)["sources"] if paths.CLEAN_METRICS.is_file() else {}
     if source in sources and (count := sources[source]["rows"]["rejected"]):
-        lines.append(
-            f"warning: the clean stage rejected {count} more rows of the source; {paths.REJECTED_CLEAN} says why"
-        )
+        lines.append(f"warning: clean rejected {count} more rows of the source; {paths.REJECTED_CLEAN} says why")
     return found.records, how, lines
 
 
 @dataclass(frozen=True, slots=True)
 class SourceRows:
-    """The rows of a source: how many have each id, and one record for each.
-
-    `copied` are the ids that another source has too, `restored` those that dedup had dropped.
-    """
+    """The rows of a source: how many have each id, one record for each, and the ids of those that dedup had dropped."""
 
     rows: Counter[str]
     records: list[Record]
-    copied: set[str]
     restored: set[str]
 
     def labels(self) -> dict[Label, tuple[int, int]]:
@@ -150,27 +138,19 @@ def take_source(unique: Sequence[Record], duplicates: Sequence[Dropped], source:
 
     A row that dedup dropped for a near one is locked itself, and not the one that stood for it, for what is near the
     former need not be near the latter. The split brings it back and keeps from training all that is near it.
-
-    Raises:
-        UserError: when there is no such source, or nothing else.
     """
     everything = [*unique, *(rejected.record for rejected in duplicates)]
     rows = Counter(row.id for row in everything if row.source == source)
     if not rows:
-        raise UserError(f"no row is of the source {source!r}; {_known(source, {row.source for row in everything})}")
+        names = sorted({row.source for row in everything})
+        near = difflib.get_close_matches(source, names, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"the sources are {_few(names)}"
+        raise UserError(f"no row is of the source {source!r}; {hint}")
     if all(row.id in rows for row in unique):
         raise UserError(f"every row is of the source {source!r}, and none would be left to train on; add other rows")
     restored = restore_locked(unique, duplicates, rows.keys())
     return SourceRows(
         rows=rows,
         records=sorted([row for row in unique if row.id in rows] + restored, key=lambda row: row.id),
-        copied={row.id for row in everything if row.source != source and row.id in rows},
         restored={row.id for row in restored},
     )
-
-
-def _known(source: str, sources: set[str]) -> str:
-    if near := difflib.get_close_matches(source, sources, n=1):
-        return f"did you mean {near[0]!r}?"
-    more = f" and {len(sources) - _SHOWN} more" if len(sources) > _SHOWN else ""
-    return f"the sources are {', '.join(sorted(sources)[:_SHOWN])}{more}"

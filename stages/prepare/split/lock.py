@@ -1,7 +1,7 @@
 """data/holdout.lock: which records are the hold-out, across all iterations."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,13 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from stages.core.errors import UserError
 from stages.core.files import write_text
 from stages.records.prompt import asked
-from stages.records.record import Record, record_id
+from stages.records.record import Record
 from stages.text.normal_form import NORMALISER_VERSION, prompt_hash
 
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
-_REMEDY = "restore it with git, or draw one with `tunetrail holdout draw`"
-_REDRAW = "restore it with git, or draw one anew with `tunetrail holdout draw --redraw`"
+_REMEDY = "restore it with git, or draw one with `tunetrail holdout draw`, anew with --redraw"
 
 
 class _Strict(BaseModel):
@@ -41,10 +40,7 @@ class DrawnLabel(_Strict):
 
 
 class Drawn(_Strict):
-    """How the hold-out was drawn: the parameters of that time, and the MD5 (DVC's name), rows and labels of the data.
-
-    Locks drawn by earlier versions name neither labels nor the threshold for pairs.
-    """
+    """How the hold-out was drawn: the parameters of that time, and MD5 (DVC's name), rows and labels of the data."""
 
     labels: list[DrawnLabel] = []
     max_rows: int
@@ -89,11 +85,7 @@ def write_lock(path: Path, lock: Lock) -> None:
 
 
 def read_lock(path: Path) -> Lock:
-    """Read and check the lock.
-
-    Raises:
-        UserError: when it is missing, no lock, or hashed by another version of the normaliser.
-    """
+    """Read and check the lock. Raises UserError when it is missing, no lock, or of another normaliser."""
     try:
         lock = Lock.model_validate_json(path.read_bytes())
     except FileNotFoundError:
@@ -101,37 +93,22 @@ def read_lock(path: Path) -> Lock:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise UserError(f"{path} is no hold-out lock ({where}: {first['msg']}); {_REDRAW}") from None
+        raise UserError(f"{path} is no hold-out lock ({where}: {first['msg']}); {_REMEDY}") from None
     if lock.normaliser_version != NORMALISER_VERSION:
         raise UserError(
             f"{path} has prompt hashes of normaliser {lock.normaliser_version}, this code has {NORMALISER_VERSION}; "
             "draw it anew with `tunetrail holdout draw --redraw`"
         )
-    ids = [row.id for row in lock.rows]
-    if len(set(ids)) != len(ids):
-        raise UserError(f"{path} names a row more than once; {_REDRAW}")
+    if len({row.id for row in lock.rows}) < len(lock.rows):
+        raise UserError(f"{path} names a row more than once; {_REMEDY}")
     return lock
 
 
-def with_tasks(lock: Lock, records: Iterable[Record]) -> Lock:
-    """The lock with the ids of these records: locks drawn by earlier versions have ids without the row's task."""
-    rows = list(records)
-    today = {row.id for row in rows}
-    told = {record_id(row.prompt, row.completion, row.context): row.id for row in rows if row.task is not None}
-    ids = [row.id if row.id in today else told.get(row.id, row.id) for row in lock.rows]
-    renamed = [row.model_copy(update={"id": name}) for row, name in zip(lock.rows, ids, strict=True)]
-    return lock.model_copy(update={"rows": renamed})
-
-
 def check_holdout(path: Path, lock: Lock, holdout: Sequence[Record]) -> None:
-    """Check that there is a hold-out and that its prompts are those that were locked.
-
-    Raises:
-        UserError: when no locked row is in the data, or a hash in the lock was changed by hand.
-    """
+    """Raises UserError when no locked row is in the data, or a hash in the lock was changed by hand."""
     if not holdout:
-        raise UserError(f"none of the {len(lock.rows)} rows of {path} is in the data; {_REDRAW}")
+        raise UserError(f"none of the {len(lock.rows)} rows of {path} is in the data; {_REMEDY}")
     hashes = {row.id: row.prompt_sha256 for row in lock.rows}
     wrong = [record.id for record in holdout if hashes[record.id] != prompt_hash(asked(record))]
     if wrong:
-        raise UserError(f"{path} has another prompt_sha256 than the data for row {wrong[0]}; {_REDRAW}")
+        raise UserError(f"{path} has another prompt_sha256 than the data for row {wrong[0]}; {_REMEDY}")

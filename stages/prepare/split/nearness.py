@@ -6,23 +6,19 @@ rarely shared: at most `SHARED_BY` rows of the data have them. Then one row may 
 completion of more rows is the answer of a class, and resemblance within a class is what a class looks like.
 The same text: a line that few rows have, at most `SHARED_BY`, and that is not short is what those rows are about, and
 the question or instruction beside it is another. Of several such lines the longest for its number of rows counts.
-The similarity of the joined texts would not do: where answers are long and few, it would call all short prompts with
-one answer near; where they repeat the prompt's words in JSON, it would call two prompts from one template near.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain, combinations
 from typing import Any
 
 from stages.near_duplicates.pairs import nearest
-from stages.near_duplicates.rule import is_near, pair_of
+from stages.near_duplicates.rule import is_near, ratio
 from stages.prepare.split.lock import Lock
-from stages.records.dropped import Dropped
-from stages.records.near_pairs import NearPairs, components, digest
-from stages.records.prompt import by_prompt, compared, lines
-from stages.records.record import Record
+from stages.records.prompt import NearPairs, by_prompt, compared, components, digest, lines
+from stages.records.record import Dropped, Record
 from stages.text.strict_json import completion_key
 
 SHARED_BY = 10
@@ -47,13 +43,12 @@ def find_nearness(records: Sequence[Record], prompts: NearPairs, pair_threshold:
     same: dict[str, list[int]] = defaultdict(list)
     for place, row in enumerate(records):
         same[completion_key(row.completion)].append(place)
-    found = []
-    for one, other in (
-        pair for places in same.values() if len(places) <= SHARED_BY for pair in combinations(places, 2)
-    ):
-        if texts[one] != texts[other] and is_near(texts[one], texts[other], pair_threshold):
-            score = pair_of(one, other, texts[one], texts[other]).score
-            found.append((records[one].id, records[other].id, score))
+    rare = (places for places in same.values() if len(places) <= SHARED_BY)
+    found = [
+        (records[one].id, records[other].id, ratio(texts[one], texts[other]))
+        for one, other in chain.from_iterable(combinations(places, 2) for places in rare)
+        if texts[one] != texts[other] and is_near(texts[one], texts[other], pair_threshold)
+    ]
     return Nearness(prompts, found, _shared_texts(records))
 
 
@@ -112,7 +107,7 @@ def quarantine(
             detail = f"the prompt is {-score:.2f} % like a locked row's"
             rejected.append(Dropped("near_prompt", detail, witness, -score, record))
         elif same := held_texts.get(nearness.texts.get(record.id, "")):
-            score = pair_of(0, 1, compared(record), compared(same)).score
+            score = ratio(compared(record), compared(same))
             rejected.append(Dropped("same_text", "a locked row asks about the same text", same.id, score, record))
         elif record.id in by_answer:
             score, witness = min(by_answer[record.id])
@@ -133,10 +128,10 @@ def distances(holdout: Sequence[Record], train: Sequence[Record]) -> list[dict[s
     for row in sorted(train, key=lambda row: row.id):
         ids.setdefault(compared(row), row.id)
     texts = list(ids)
-    best = {pair.left: pair for pair in nearest([compared(row) for row in holdout], texts)}
+    if not texts:
+        return [{"id": row.id, "nearest_id": None, "ratio": None} for row in holdout]
+    best = nearest([compared(row) for row in holdout], texts)
     return [
-        {"id": row.id, "nearest_id": ids[texts[best[n].right]], "ratio": best[n].score}
-        if best
-        else {"id": row.id, "nearest_id": None, "ratio": None}
-        for n, row in enumerate(holdout)
+        {"id": row.id, "nearest_id": ids[texts[pair.right]], "ratio": pair.score}
+        for row, pair in zip(holdout, best, strict=True)
     ]

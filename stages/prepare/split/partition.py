@@ -14,9 +14,8 @@ from stages.core.errors import UserError
 from stages.params.prepare import Split
 from stages.prepare.split.lock import Lock
 from stages.prepare.split.nearness import Nearness, near_groups, quarantine
-from stages.records.dropped import Dropped, copy_rank
 from stages.records.prompt import asked
-from stages.records.record import Record, rank
+from stages.records.record import Dropped, Record, copy_rank, rank
 from stages.text.normal_form import normalise, prompt_hash
 
 _QUARANTINE = ("same_prompt", "near_prompt", "same_text", "near_pair")
@@ -45,11 +44,10 @@ def label_name(label: Label) -> str:
 def stratified_draw(
     groups: Sequence[Group], share: Fraction, seed: int, purpose: str
 ) -> tuple[list[Record], list[Stratum]]:
-    """Draw `share` of the records by label and in whole groups.
+    """Draw `share` of the records by label and in whole groups: the records sorted by id, and a stratum a label.
 
-    Returns the drawn records sorted by id, and one line for each label. A label without near-duplicates is drawn to
-    within one row of its share, and never whole: one row of it stays. Where `drawn` is below `quota`, no group that is
-    left fits.
+    A label without near-duplicates is drawn to within one row of its share, and never whole: one row of it stays.
+    Where `drawn` is below `quota`, no group that is left fits.
     """
     rows = Counter(record.label for group in groups for record in group)
     ideal = {label: count * share for label, count in rows.items()}
@@ -63,8 +61,7 @@ def stratified_draw(
 def quotas(ideal: Mapping[Label, Fraction], rows: Mapping[Label, int], seed: int, purpose: str) -> dict[Label, int]:
     """Whole numbers within one of `ideal`, whose sum is the rounded sum of `ideal` (largest remainders, Hamilton).
 
-    Each is below `rows`, the label's number of rows; what a label cannot give for that, the next remainder gives, or
-    none where none is left.
+    Each is below `rows`, the label's number of rows; what a label cannot give for that, the next remainder gives.
     Equal remainders go by the seed, so that no label wins by its name.
     """
     whole = {label: int(amount) for label, amount in ideal.items()}
@@ -96,18 +93,12 @@ def in_seeded_order(groups: Iterable[Group], seed: int, purpose: str) -> list[Gr
 
 
 def make_folds(groups: Sequence[Group], count: int, seed: int) -> list[list[Record]]:
-    """Part the records into `count` folds of like shares of the labels, in whole groups (StratifiedGroupKFold).
-
-    How far groups prevent equal shares, the metrics say.
-
-    Raises:
-        UserError: when there are fewer groups than folds, or fewer rows of every label.
-    """
+    """Part the records into `count` folds of like shares of the labels, in whole groups."""
     most = max(Counter(row.label for group in groups for row in group).values(), default=0)
     if min(len(groups), most) < count:
         raise UserError(
-            f"split.cross_validation is {count}, but the rows outside the hold-out are {len(groups)} groups of "
-            f"near-duplicates, and no label has more than {most} rows; lower it or add rows"
+            f"split.cross_validation is {count}, but outside the hold-out are {len(groups)} groups of near-duplicates, "
+            f"and no label has more than {most} rows; lower it or add rows"
         )
     import warnings
 
@@ -125,11 +116,10 @@ def make_folds(groups: Sequence[Group], count: int, seed: int) -> list[list[Reco
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """Every row in exactly one place, each list sorted by id; `validation_strata` says how validation was drawn.
+    """Every row in exactly one place, each list sorted by id.
 
-    `beyond_max` are rows that training leaves out for its own size or for that of their source.
-
-    `folds` part the rows of training and validation once more, each fold the validation rows of one experiment.
+    `beyond_max` are rows that training leaves out for its own size or for that of their source. `folds` part the rows
+    of training and validation once more, each fold the validation rows of one experiment.
     """
 
     train: list[Record]
@@ -191,11 +181,7 @@ def sample_train(records: Sequence[Record], max_rows: int | None, seed: int) -> 
 
 
 def cap_sources(records: Sequence[Record], share: float, seed: int) -> tuple[list[Record], list[Dropped]]:
-    """The most records of which no source has more than `share`, a seeded sample of each large source, and the rest.
-
-    Raises:
-        UserError: when there are too few sources for that.
-    """
+    """The most records of which no source has more than `share`, a seeded sample of each large source, and the rest."""
     sources = Counter(record.source for record in records)
     cap, most = Fraction(str(share)), max(sources.values(), default=0)
     # The largest number that each source may have and still be within its share of what then is left of all.
@@ -203,8 +189,8 @@ def cap_sources(records: Sequence[Record], share: float, seed: int) -> tuple[lis
         most = allowed
     if records and not most:
         raise UserError(
-            f"split.max_source_share is {share}, but the training rows come from {len(sources)} sources, of which one "
-            f"must have more; raise it to {1 / len(sources):.3g} at least, or add sources"
+            f"split.max_source_share is {share}, but the training rows come from {len(sources)} sources; raise it to "
+            f"{1 / len(sources):.3g} at least, or add sources"
         )
     kept = _sample(records, dict.fromkeys(sources, most), lambda record: record.source, seed, "source")
     detail = f"its source may have {most} rows, {share:g} of the training rows (split.max_source_share)"
@@ -235,14 +221,10 @@ def _parted(records: Sequence[Record], kept: Set[str], reason: str, detail: str)
 
 
 def summarise(rows_in: int, parts: Partition, restored: int, lock: Lock) -> dict[str, Any]:
-    """Rows in and out, labels in each part and how many each is without, quarantined rows, locked rows, folds, overlap.
+    """The metrics of the stage, as docs/metrics.md describes them.
 
-    `rows.in` counts the unique rows and the `restored` locked ones; `locked.missing` those in neither.
-    `kept_back_by_groups` are the rows of each label that were wanted and that no whole groups added up to, in the
-    draw of the hold-out and of validation. `shared_13_grams` counts the hold-out rows with 13 words in a row that a
-    seen row has too, `of` those that have 13 words at all: what Brown et al., "Language Models are Few-Shot Learners"
-    (2020), appendix C, call contaminated. Prompts and completions are looked at apart, for templated completions
-    share such runs by design.
+    `shared_13_grams` is what Brown et al., "Language Models are Few-Shot Learners" (2020), appendix C, call
+    contaminated. Prompts and completions are looked at apart, for templated completions share such runs by design.
     """
     labels = {
         part: Counter(label_name(record.label) for record in records)
@@ -257,15 +239,9 @@ def summarise(rows_in: int, parts: Partition, restored: int, lock: Lock) -> dict
         str(number): {"rows": len(fold), "labels": dict(sorted(Counter(label_name(r.label) for r in fold).items()))}
         for number, fold in enumerate(parts.folds, start=1)
     }
+    places = ("train", "validation", "holdout", "quarantined", "beyond_max")
     return {
-        "rows": {
-            "in": rows_in,
-            "train": len(parts.train),
-            "validation": len(parts.validation),
-            "holdout": len(parts.holdout),
-            "quarantined": len(parts.quarantined),
-            "beyond_max": len(parts.beyond_max),
-        },
+        "rows": {"in": rows_in, **{place: len(getattr(parts, place)) for place in places}},
         "labels": {label: {part: counts[label] for part, counts in labels.items()} for label in names},
         "without": {part: sum(not counts[label] for label in names) for part, counts in labels.items()},
         "kept_back_by_groups": {
@@ -273,28 +249,24 @@ def summarise(rows_in: int, parts: Partition, restored: int, lock: Lock) -> dict
             "validation": {label_name(s.label): s.quota - s.drawn for s in parts.validation_strata},
         },
         "quarantined": {reason: reasons[reason] for reason in _QUARANTINE},
-        "locked": {
-            "rows": len(lock.rows),
-            "missing": len(lock.rows) - len(parts.holdout),
-            "restored": restored,
-        },
+        "locked": {"rows": len(lock.rows), "missing": len(lock.rows) - len(parts.holdout), "restored": restored},
         **({"folds": folds} if folds else {}),  # DVC shows no empty group
         "overlap": {
             "shared_ids": len({row.id for row in seen} & {row.id for row in parts.holdout}),
             "shared_prompts": len(hashes & held_hashes),
         },
         "shared_13_grams": {
-            "prompt": shared_runs(seen, parts.holdout, asked),
-            "completion": shared_runs(seen, parts.holdout, lambda row: row.completion),
+            "prompt": shared_runs(map(asked, seen), map(asked, parts.holdout)),
+            "completion": shared_runs((row.completion for row in seen), (row.completion for row in parts.holdout)),
         },
     }
 
 
-def shared_runs(seen: Iterable[Record], holdout: Iterable[Record], text: Callable[[Record], str]) -> dict[str, int]:
+def shared_runs(seen: Iterable[str], holdout: Iterable[str]) -> dict[str, int]:
     """The hold-out rows that share a run of words with a seen row, those that have any, and the shared runs."""
-    held = [set(runs(text(row))) for row in holdout]
+    held = [set(runs(text)) for text in holdout]
     known = set().union(*held)
-    found = {run for row in seen for run in runs(text(row)) if run in known}
+    found = {run for text in seen for run in runs(text) if run in known}
     return {"rows": sum(bool(one & found) for one in held), "of": sum(map(bool, held)), "runs": len(found)}
 
 

@@ -28,12 +28,12 @@ from stages.model.loading import (
 )
 from stages.params.loader import Params, load_params
 from stages.params.model import FORMATS, Nf4
-from stages.records.contract import Tasks
 from stages.records.record import read_records, read_rows, write_rows
 from stages.scoring.metrics import as_json
 from stages.scoring.rows import score_row
 from stages.scoring.summary import compare, summarise
 from stages.ship.merge_quantize.served_answers import served_rows
+from stages.text.json_schema import Tasks
 
 _COMPARED = 64  # rows of the hold-out on which the logits of adapter and merged model are held together
 

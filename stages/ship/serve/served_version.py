@@ -11,9 +11,9 @@ from stages.core.files import read_json
 from stages.engines.engine_server import Messages, Server, held_to, reply, request
 from stages.params.model import Generation
 from stages.params.task import Task
-from stages.records.contract import Tasks
 from stages.records.record import Record, read_records, read_rows
 from stages.scoring.rows import score_row
+from stages.text.json_schema import Tasks
 
 
 @dataclass(frozen=True)

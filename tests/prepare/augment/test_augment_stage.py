@@ -12,7 +12,7 @@ from stages.core.files import read_json
 from stages.near_duplicates.rule import is_near
 from stages.params.loader import read_params
 from stages.prepare.augment.__main__ import main
-from stages.prepare.augment.mixture import read_replay
+from stages.prepare.augment.added_rows import read_replay
 from stages.records.record import Record, make_record, read_records, write_records
 from stages.text.normal_form import normalise
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from rapidfuzz import fuzz
 from rapidfuzz.distance import Indel
 
-from stages.prepare.augment.malformed import break_prompt, find_object, malformed_rows
+from stages.prepare.augment.added_rows import break_prompt, find_object, malformed_rows
 from stages.records.record import Record, make_record
 from stages.text.normal_form import normalise
 from stages.text.strict_json import BrokenContract, parse_json

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.core.errors import UserError
-from stages.prepare.augment.mixture import plan, repeat_structured, training_order
+from stages.prepare.augment.added_rows import plan, repeat_structured, training_order
 from stages.records.record import Record, make_record
 from stages.text.strict_json import is_structured
 
@@ -82,7 +82,7 @@ def test_repeats_go_round_all_structured_rows() -> None:
     assert {(r.source, r.origin) for r in made} == {("augment:structured", "raw.jsonl:1")}
     assert repeat_structured(rows[::-1], 5, 17) == made
     assert repeat_structured([row("c", "text")], 0, 17) == []
-    with pytest.raises(UserError, match="no training row has one"):
+    with pytest.raises(UserError, match="no training row has a JSON completion"):
         repeat_structured([row("c", "text")], 1, 17)
 
 

@@ -6,7 +6,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.prepare.augment.value_swap import SOURCE, swapped_rows
+from stages.prepare.augment.added_rows import SWAPPED_SOURCE, swapped_rows
 from stages.records.record import Record, make_record
 from stages.text.normal_form import normalise
 
@@ -30,7 +30,7 @@ def test_the_new_value_stands_in_prompt_and_answer_alike() -> None:
         assert row.prompt == f"Weather in {slots['city']} on {slots['day']}?"
         assert slots["city"] in CITIES
         assert slots["day"] in DAYS
-        assert (row.source, row.label) == (SOURCE, "weather")
+        assert (row.source, row.label) == (SWAPPED_SOURCE, "weather")
     assert len({row.prompt for row in made}) == 5
 
 

@@ -13,8 +13,7 @@ from stages.measure.gates.judging import check_gates
 from stages.near_duplicates.pairs import near_pairs
 from stages.params.loader import check_params, read_params
 from stages.prepare.checks.__main__ import main
-from stages.records.near_pairs import write_near_pairs
-from stages.records.prompt import by_prompt
+from stages.records.prompt import by_prompt, write_near_pairs
 from stages.records.record import Record, make_record, read_rows, write_records
 from stages.scoring.metrics import PASS
 

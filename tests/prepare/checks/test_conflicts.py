@@ -10,8 +10,7 @@ from stages.near_duplicates.rule import is_near
 from stages.params.loader import check_params, read_params
 from stages.prepare.checks.labels import conflicts as conflicts_among
 from stages.prepare.checks.labels import label_of, outcomes
-from stages.records.near_pairs import NearPairs, digest
-from stages.records.prompt import by_prompt
+from stages.records.prompt import NearPairs, by_prompt, digest
 from stages.records.record import Record, make_record
 
 TEXT = "Where is my order number {}, please tell me"

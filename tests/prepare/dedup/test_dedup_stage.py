@@ -8,9 +8,8 @@ from stages.core import paths
 from stages.params.loader import read_params
 from stages.prepare.dedup import __main__ as stage
 from stages.prepare.dedup.__main__ import main
-from stages.records.dropped import read_dropped
-from stages.records.near_pairs import digest, read_near_pairs
-from stages.records.record import make_record, read_records, write_records
+from stages.records.prompt import digest, read_near_pairs
+from stages.records.record import make_record, read_dropped, read_records, write_records
 
 PARAMS = read_params(Path(__file__).parents[3] / "params.yaml") | {
     "dedup": {"threshold": 90, "completion": "equal", "giant_rows": 3}

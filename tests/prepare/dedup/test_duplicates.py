@@ -17,9 +17,8 @@ from stages.prepare.dedup.duplicates import (
     summarise,
     with_kept_witness,
 )
-from stages.records.dropped import Dropped
 from stages.records.prompt import Question, by_prompt, by_question
-from stages.records.record import Record, make_record
+from stages.records.record import Dropped, Record, make_record
 from stages.text.normal_form import normalise
 from stages.text.strict_json import completion_key
 

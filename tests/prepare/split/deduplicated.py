@@ -8,10 +8,8 @@ from stages.near_duplicates.pairs import near_pairs
 from stages.near_duplicates.rule import same_questions
 from stages.prepare.dedup.duplicates import agreement, drop_exact, drop_near, with_kept_witness
 from stages.prepare.split.nearness import Nearness, find_nearness
-from stages.records.dropped import Dropped
-from stages.records.near_pairs import NearPairs, digest, write_near_pairs
-from stages.records.prompt import by_prompt, by_question
-from stages.records.record import Record
+from stages.records.prompt import NearPairs, by_prompt, by_question, digest, write_near_pairs
+from stages.records.record import Dropped, Record
 
 
 def deduplicated(raw: list[Record], completion: Any = "equal") -> tuple[list[Record], list[Dropped]]:

@@ -31,8 +31,9 @@ def test_a_planted_run_is_found_in_prompt_and_completion_apart() -> None:
         row(numbered(100, 120)),
     ]
     seen = [row(f"Something else: {numbered(0, 13)}!"), row("other", numbered(50, 63)), row(numbered(113, 125))]
-    assert shared_runs(seen, holdout, asked) == {"rows": 1, "of": 2, "runs": 1}
-    assert shared_runs(seen, holdout, lambda row: row.completion) == {"rows": 1, "of": 1, "runs": 1}
+    assert shared_runs(map(asked, seen), map(asked, holdout)) == {"rows": 1, "of": 2, "runs": 1}
+    completions = [[row.completion for row in rows] for rows in (seen, holdout)]
+    assert shared_runs(*completions) == {"rows": 1, "of": 1, "runs": 1}
 
 
 @given(seen=st.lists(WORDS, max_size=6), held=st.lists(WORDS, max_size=6), shuffle=st.randoms(use_true_random=False))
@@ -42,6 +43,6 @@ def test_the_count_is_that_of_comparing_all_rows(seen: list[str], held: list[str
         parts = [" ".join(words[n : n + 13]) for n in range(len(words) - 12)]
         return any(f" {part} " in f" {other} " for part in parts for other in seen)
 
-    found = shared_runs([row(text) for text in seen], [row(text) for text in held], asked)
+    found = shared_runs(seen, held)
     assert found["rows"] == sum(map(shares, held))
     assert found["of"] == sum(len(text.split()) >= 13 for text in held)

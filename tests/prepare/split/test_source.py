@@ -21,8 +21,7 @@ from stages.prepare.split.draw import draw, take_source
 from stages.prepare.split.lock import WholeSource, make_lock, read_lock
 from stages.prepare.split.nearness import SHARED_BY, find_nearness
 from stages.prepare.split.partition import partition, restore_locked
-from stages.records.dropped import write_dropped
-from stages.records.record import Record, make_record, read_records, write_records
+from stages.records.record import Record, make_record, read_records, write_dropped, write_records
 from stages.text.normal_form import normalise
 
 TEST, TRAIN = "test.jsonl", "train.jsonl"
@@ -99,7 +98,7 @@ def test_what_is_near_a_dropped_row_is_not_trained_on_though_it_is_not_near_the_
     assert near(tested, other, data)
     assert not near(longer, other, data)
     found = take_source(kept, duplicates, TEST)
-    assert (found.records, found.restored, found.copied) == ([tested], {tested.id}, set())
+    assert (found.records, found.restored) == ([tested], {tested.id})
     lock = make_lock(found.records, HOW)
     near_rows = find_nearness(data, near_prompts([tested, longer, other]), 80)
     parts = partition(data, lock, near_rows, Split.model_validate(SETTINGS), 17)
@@ -114,7 +113,7 @@ def test_of_copies_the_one_that_dedup_would_keep_is_restored_and_gives_the_label
         found = take_source(*deduplicated(order), TEST)
         assert found.records == [copies[1]]
         assert found.labels() == {"x": (3, 1)}
-        assert found.copied == found.restored == {copies[0].id}
+        assert found.restored == {copies[0].id}
 
 
 @pytest.fixture
@@ -148,9 +147,8 @@ def test_the_command_says_what_became_of_each_row(capsys: pytest.CaptureFixture[
         "b              2       1                       1",
         "(no label)     1       1                       0",
         "all            4       3                       1",
-        "1 of the locked rows are in other sources too, and are taken from them",
         "1 of the locked rows dedup had dropped for a row like them; the split brings them back",
-        "warning: the clean stage rejected 3 more rows of the source; data/rejected/clean.jsonl says why",
+        "warning: clean rejected 3 more rows of the source; data/rejected/clean.jsonl says why",
         "3 rows locked in data/holdout.lock; commit it, then run `dvc repro`",
     ]
     how = read_lock(LOCK).drawn
@@ -160,7 +158,7 @@ def test_the_command_says_what_became_of_each_row(capsys: pytest.CaptureFixture[
     printed = capsys.readouterr().out
     assert "1 locked rows came back" in printed
     assert "redraw" not in printed
-    assert "warning: 2 labels have no training row: (no label), b; all of theirs are in the hold-out" in printed
+    assert "warning: 2 labels have no training row; add some: (no label), b" in printed
     assert {record.id for record in read_records(paths.HOLDOUT)} == {shared.id, dropped.id, raw[-1].id}
     metrics = json.loads(paths.SPLIT_METRICS.read_text())
     assert metrics["kept_back_by_groups"]["holdout"] == {"a": 0, "b": 0, "(no label)": 0}
@@ -176,8 +174,8 @@ def test_rows_that_come_to_the_source_later_are_told(capsys: pytest.CaptureFixtu
     write_data([*raw, row("papa quebec", TEST, label="b"), row("romeo", TEST), row(WORDS[0], TEST, label="a")])
     stage.main()
     told = capsys.readouterr().out
-    assert "2 rows of the source test.jsonl came after data/holdout.lock and count as any other row" in told
-    with pytest.raises(UserError, match=r"exists.*`tunetrail holdout draw --redraw --source test\.jsonl`"):
+    assert "2 rows of test.jsonl came after data/holdout.lock and are not locked" in told
+    with pytest.raises(UserError, match=r"exists.*add --redraw"):
         draw(redraw=False, source=TEST)
     assert LOCK.read_bytes() == before
     draw(redraw=True, source=TEST)

@@ -12,8 +12,16 @@ from stages.params.loader import read_params
 from stages.prepare.split import __main__ as stage
 from stages.prepare.split.draw import draw
 from stages.prepare.split.lock import read_lock
-from stages.records.dropped import Dropped, read_dropped, write_dropped
-from stages.records.record import Record, make_record, read_records, read_rows, write_records
+from stages.records.record import (
+    Dropped,
+    Record,
+    make_record,
+    read_dropped,
+    read_records,
+    read_rows,
+    write_dropped,
+    write_records,
+)
 
 SPLIT = {
     "validation_share": 0.2,
@@ -257,7 +265,7 @@ def test_a_changed_share_is_said_to_wait_for_a_redraw(capsys: pytest.CaptureFixt
     assert "--redraw" not in capsys.readouterr().out.split("locked in")[-1]
     write_params({"holdout": PARAMS["holdout"] | {"share": 0.5}})
     stage.main()
-    assert "0.25 and 48 when data/holdout.lock was drawn" in capsys.readouterr().out
+    assert "data/holdout.lock is of 0.25 and 48" in capsys.readouterr().out
 
 
 def test_a_refused_split_leaves_the_former_files(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,10 +10,10 @@ from rapidfuzz import fuzz
 
 from stages.params.prepare import Split
 from stages.prepare.split.draw import draw_holdout
-from stages.prepare.split.lock import Drawn, make_lock, with_tasks
+from stages.prepare.split.lock import Drawn, make_lock
 from stages.prepare.split.nearness import find_nearness, near_groups
 from stages.prepare.split.partition import partition, restore_locked
-from stages.records.record import Message, Record, make_record, record_id
+from stages.records.record import Message, Record, make_record
 from stages.text.normal_form import normalise
 
 HOW = Drawn(max_rows=1, rows=1, seed=1, share=0.5, threshold=90, unique_md5="")
@@ -82,14 +82,3 @@ def test_a_text_below_other_instructions_stays_on_one_side(asks: tuple[str, ...]
     assert parts.holdout == [rows[0]]
     assert {r.record.id for r in parts.quarantined} == {record.id for record in rows[1 : len(asks)]}
     assert {r.reason for r in parts.quarantined} <= {"same_text", "near_prompt"}
-
-
-def test_a_lock_of_ids_without_tasks_still_locks_its_rows() -> None:
-    tone, price, plain, later = row(text(1), "tone"), row(text(2), "price"), row(text(3)), row(text(3), "tone")
-    rows = [tone, price, plain, later]
-    new = make_lock([tone, plain], HOW)
-    old = [entry.model_copy(update={"id": record_id(text(1), "yes")}) for entry in new.rows if entry.id == tone.id]
-    lock = new.model_copy(update={"rows": [*old, *(entry for entry in new.rows if entry.id == plain.id)]})
-    assert {entry.id for entry in with_tasks(lock, rows).rows} == {tone.id, plain.id}
-    assert with_tasks(new, rows) == new
-    assert with_tasks(lock, [price]) == lock
