@@ -229,16 +229,15 @@ def _verify(options: argparse.Namespace, root: Path, start: Path) -> None:
 
 
 def _gates(options: argparse.Namespace, root: Path, start: Path) -> None:
+    from stages.report.tables import plain_lines
     from stages.report.verdict import gate_table
     from stages.ship.release.tag import read_gates, require
 
     judged = read_gates(root)
     try:
-        table = gate_table(judged)[["State", "On", "Asked", "Measured"]].reset_index().map(str)
+        lines = plain_lines(gate_table(judged)[["State", "On", "Asked", "Measured"]].reset_index())
     except KeyError as error:
         raise UserError(f"{paths.GATES} is of another version: no {error}; run `dvc repro` to make it anew") from None
-    wide = table.apply(lambda cells: cells.str.ljust(max(map(len, cells), default=0)))
-    lines = [] if wide.empty else [wide.to_string(index=False, header=False)]
     print(*lines, f"verdict: {judged['verdict']}", sep="\n", flush=True)
     require(judged["verdict"], options.strict)
 

@@ -2,9 +2,8 @@
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from rapidfuzz.fuzz import ratio
 
@@ -23,14 +22,31 @@ _ANSWER = 300  # characters of an answer that are shown
 _ABSENT = object()
 
 
-@dataclass(frozen=True)
-class Piece:
+class Answer(NamedTuple):
+    """What one model says to a row, with its score."""
+
+    row: Row
+    score: RowScore
+
+    @property
+    def free(self) -> bool:
+        return self.score.kind == "text"
+
+    @property
+    def likeness(self) -> float:
+        return ratio(self.score.output, self.score.reference)
+
+
+Answers = Mapping[str, Answer]  # by the row's id
+Pair = tuple[Answer, Answer]
+
+
+class Piece(NamedTuple):
     text: str
     marked: bool
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
     """What one model says, with what differs marked; `right` is None for the reference and for free text."""
 
     pieces: list[Piece]
@@ -41,8 +57,7 @@ class Cell:
         return "".join(piece.text for piece in self.pieces)
 
 
-@dataclass(frozen=True)
-class Example:
+class Example(NamedTuple):
     """One hold-out row. `lines` are (field, cells), a cell for the reference and one for each model."""
 
     id: str
@@ -52,8 +67,7 @@ class Example:
     notes: list[str]
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(NamedTuple):
     """Examples of one kind; `total` counts those that are not shown too."""
 
     title: str
@@ -63,8 +77,7 @@ class Group:
     examples: list[Example]
 
 
-@dataclass(frozen=True)
-class Flips:
+class Flips(NamedTuple):
     """The rows by what two models make of them: `parts` are (kind, words, rows), for the picture.
 
     `identical` of the `rows` have answers that are the same to the letter.
@@ -79,84 +92,42 @@ class Flips:
     identical: int
 
 
-@dataclass(frozen=True)
-class Answers:
-    """One model's rows and their scores, in the order of the ids."""
-
-    name: str
-    rows: Sequence[Row]
-    scores: Sequence[RowScore]
+def failures(model: str, answers: Answers, tasks: Tasks, limit: int) -> Group:
+    """The rows that the model gets wrong: those that are not right, and free text that breaks the rules."""
+    wrong = [[one] for one in answers.values() if not (one.score.valid if one.free else one.score.exact_match)]
+    return _group("Where the adapter is wrong", "Its answer is not the reference.", [model], wrong, tasks, limit)
 
 
-def shared(before: Answers, after: Answers) -> tuple[Answers, Answers]:
-    """Both on the rows that both answered: an earlier release may have had another hold-out."""
-    ids = {row["id"] for row in before.rows} & {row["id"] for row in after.rows}
-    return _only(before, ids), _only(after, ids)
+def flips(models: tuple[str, str], before: Answers, after: Answers, tasks: Tasks, limit: int) -> list[Flips]:
+    """Rows that are right with one model alone, then free text that came nearer to its reference or went further.
 
-
-def failures(adapter: Answers, tasks: Tasks, limit: int) -> Group:
-    """The rows that the adapter gets wrong: those that are not right, and free text that breaks the rules."""
-    wrong = [i for i, score in enumerate(adapter.scores) if not (score.valid if _free(score) else score.exact_match)]
-    return _group("Where the adapter is wrong", "Its answer is not the reference.", [adapter], wrong, tasks, limit)
-
-
-def flips(before: Answers, after: Answers, tasks: Tasks, limit: int) -> list[Flips]:
-    """Rows that are right with one model alone, then free text that came nearer to its reference or went further."""
-    kinds = (_right_or_wrong(before, after, tasks, limit), _nearer_or_further(before, after, tasks, limit))
-    return [one for one in kinds if one.rows]
-
-
-def _right_or_wrong(before: Answers, after: Answers, tasks: Tasks, limit: int) -> Flips:
-    kinds: dict[tuple[bool, bool], list[int]] = {}
-    for index, (old, new) in enumerate(zip(before.scores, after.scores, strict=True)):
-        if not _free(old):
-            kinds.setdefault((old.exact_match, new.exact_match), []).append(index)
-    won, lost = kinds.get((False, True), []), kinds.get((True, False), [])
-    title, few = f"from {before.name} to {after.name}", min(limit, _FEW) if before.name == "base" else limit
-    chosen = [index for rows in kinds.values() for index in rows]
-    return Flips(
-        before=before.name,
-        after=after.name,
-        parts=[
-            ("right", "right with both", len(kinds.get((True, True), []))),
-            ("won", "won", len(won)),
-            ("lost", "lost", len(lost)),
-            ("wrong", "wrong with both", len(kinds.get((False, False), []))),
-        ],
-        won=_group(f"Won {title}", "Wrong before, right after.", [before, after], won, tasks, few),
-        lost=_group(f"Lost {title}", "Right before, wrong after.", [before, after], lost, tasks, limit),
-        rows=len(chosen),
-        identical=_identical(before, after, chosen),
-    )
-
-
-def _nearer_or_further(before: Answers, after: Answers, tasks: Tasks, limit: int) -> Flips:
-    """Free text is not right or wrong: it is near its reference or far from it, by rapidfuzz.fuzz.ratio."""
-    moves = {
-        index: ratio(new.output, new.reference) - ratio(old.output, old.reference)
-        for index, (old, new) in enumerate(zip(before.scores, after.scores, strict=True))
-        if _free(old)
-    }
-    most_first = sorted(moves, key=lambda index: (-abs(moves[index]), index))
-    nearer = [index for index in most_first if moves[index] >= _MOVED]
-    further = [index for index in most_first if moves[index] <= -_MOVED]
-    title, how = (
-        f"from {before.name} to {after.name}",
-        f"By {_MOVED} or more of 100 points of likeness, the most first.",
-    )
-    return Flips(
-        before=before.name,
-        after=after.name,
-        parts=[
-            ("right", "about as near", len(moves) - len(nearer) - len(further)),
-            ("won", "nearer to the reference", len(nearer)),
-            ("lost", "further from it", len(further)),
-        ],
-        won=_group(f"Nearer {title}", how, [before, after], nearer, tasks, min(limit, _FEW)),
-        lost=_group(f"Further {title}", how, [before, after], further, tasks, limit),
-        rows=len(moves),
-        identical=_identical(before, after, list(moves)),
-    )
+    Of the rows that both answered: an earlier release may have had another hold-out.
+    """
+    pairs = [(before[key], after[key]) for key in after if key in before]
+    title, found = f"from {models[0]} to {models[1]}", []
+    if fixed := [pair for pair in pairs if not pair[0].free]:
+        kinds: dict[tuple[bool, bool], list[Pair]] = {}
+        for old, new in fixed:
+            kinds.setdefault((old.score.exact_match, new.score.exact_match), []).append((old, new))
+        won, lost = kinds.get((False, True), []), kinds.get((True, False), [])
+        parts = [("right", "right with both", len(kinds.get((True, True), [])))]
+        parts += [("won", "won", len(won)), ("lost", "lost", len(lost))]
+        parts.append(("wrong", "wrong with both", len(kinds.get((False, False), []))))
+        few = min(limit, _FEW) if models[0] == "base" else limit
+        gain = _group(f"Won {title}", "Wrong before, right after.", models, won, tasks, few)
+        loss = _group(f"Lost {title}", "Right before, wrong after.", models, lost, tasks, limit)
+        found.append(Flips(*models, parts, gain, loss, len(fixed), _identical(fixed)))
+    if free := [pair for pair in pairs if pair[0].free]:
+        # Free text is not right or wrong: it is near its reference or far from it.
+        moves = sorted(((new.likeness - old.likeness, (old, new)) for old, new in free), key=lambda move: -abs(move[0]))
+        nearer, further = ([pair for by, pair in moves if sign * by >= _MOVED] for sign in (1, -1))
+        parts = [("right", "about as near", len(free) - len(nearer) - len(further))]
+        parts += [("won", "nearer to the reference", len(nearer)), ("lost", "further from it", len(further))]
+        how = f"By {_MOVED} or more of 100 points of likeness, the most first."
+        gain = _group(f"Nearer {title}", how, models, nearer, tasks, min(limit, _FEW))
+        loss = _group(f"Further {title}", how, models, further, tasks, limit)
+        found.append(Flips(*models, parts, gain, loss, len(free), _identical(free)))
+    return found
 
 
 def differences(expected: str, found: str) -> tuple[list[Piece], list[Piece]]:
@@ -181,40 +152,30 @@ def _pieces(runs: Iterator[tuple[list[str], bool]]) -> Iterator[Piece]:
             yield Piece("".join(tokens), marked)
 
 
-def _only(answers: Answers, ids: Set[str]) -> Answers:
-    chosen = [index for index, row in enumerate(answers.rows) if row["id"] in ids]
-    return Answers(answers.name, [answers.rows[i] for i in chosen], [answers.scores[i] for i in chosen])
-
-
-def _identical(before: Answers, after: Answers, chosen: Sequence[int]) -> int:
-    return sum(before.rows[index]["output"] == after.rows[index]["output"] for index in chosen)
-
-
-def _free(score: RowScore) -> bool:
-    return score.kind == "text"
+def _identical(pairs: Sequence[Pair]) -> int:
+    return sum(old.row["output"] == new.row["output"] for old, new in pairs)
 
 
 def _group(
-    title: str, explanation: str, models: Sequence[Answers], chosen: Sequence[int], tasks: Tasks, limit: int
+    title: str,
+    explanation: str,
+    models: Sequence[str],
+    chosen: Sequence[Sequence[Answer]],
+    tasks: Tasks,
+    limit: int,
 ) -> Group:
-    examples = [_example([(m.name, m.rows[i], m.scores[i]) for m in models], tasks) for i in chosen[:limit]]
-    return Group(title, explanation, [model.name for model in models], len(chosen), examples)
+    examples = [_example(models, said, tasks) for said in chosen[:limit]]
+    return Group(title, explanation, list(models), len(chosen), examples)
 
 
-def _example(answers: Sequence[tuple[str, Row, RowScore]], tasks: Tasks) -> Example:
-    row = answers[0][1]
-    faults = [(name, fault) for name, one, score in answers for fault in _faults(one, score, tasks)]
-    return Example(
-        id=row["id"],
-        label=row["label"],
-        prompt=excerpt(row["prompt"]),
-        lines=_lines(row["completion"], answers),
-        notes=[f"{name}: {fault}" for name, fault in faults],
-    )
+def _example(models: Sequence[str], said: Sequence[Answer], tasks: Tasks) -> Example:
+    row = said[0].row
+    notes = [f"{name}: {fault}" for name, one in zip(models, said, strict=True) for fault in _faults(one, tasks)]
+    return Example(row["id"], row["label"], excerpt(row["prompt"]), _lines(row["completion"], said), notes)
 
 
-def _faults(row: Row, score: RowScore, tasks: Tasks) -> list[str]:
-    faults = []
+def _faults(answer: Answer, tasks: Tasks) -> list[str]:
+    (row, score), faults = answer, []
     if score.kind == "json" and not score.json_valid:
         faults.append("not valid JSON")
     elif score.kind == "json" and not score.valid:
@@ -226,20 +187,17 @@ def _faults(row: Row, score: RowScore, tasks: Tasks) -> list[str]:
     return faults
 
 
-def _lines(completion: str, answers: Sequence[tuple[str, Row, RowScore]]) -> list[tuple[str, list[Cell]]]:
+def _lines(completion: str, said: Sequence[Answer]) -> list[tuple[str, list[Cell]]]:
     """The fields in which an answer differs; whole texts where an answer has no fields."""
-    reference = _object(completion)
-    if reference is None or not all(isinstance(score.predicted, dict) for _, _, score in answers):
-        found = [
-            (excerpt(row["output"], _ANSWER), None if _free(score) else score.exact_match) for _, row, score in answers
-        ]
+    reference, predicted = _object(completion), [one.score.predicted for one in said]
+    if reference is None or not all(isinstance(value, dict) for value in predicted):
+        found = [(excerpt(one.row["output"], _ANSWER), None if one.free else one.score.exact_match) for one in said]
         return [("answer", _cells(excerpt(completion, _ANSWER), found))]
-    predicted = [score.predicted for _, _, score in answers]
-    added = sorted({key for one in predicted for key in one} - reference.keys())
+    added = sorted({key for value in predicted for key in value} - reference.keys())
     lines = []
     for key in [*reference, *added]:
         expected = reference.get(key, _ABSENT)
-        found = [(_text(one.get(key, _ABSENT)), _right(one.get(key, _ABSENT), expected)) for one in predicted]
+        found = [(_text(value.get(key, _ABSENT)), _right(value.get(key, _ABSENT), expected)) for value in predicted]
         if not all(right for _, right in found):
             lines.append((excerpt(key), _cells(_text(expected), found)))
     return lines

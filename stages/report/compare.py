@@ -14,9 +14,9 @@ from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.git import CommitTree, Repository, Tree, WorkingTree
 from stages.core.yaml_reader import load_yaml
-from stages.report.formats import number, p_value, percent, percents, points, render
+from stages.report.formats import between, number, p_value, percent, points, render
 from stages.report.verdict import gate_table
-from stages.scoring.catalogue import Catalogue, Key, Number, centre
+from stages.scoring.catalogue import Key, Number, catalogue_of, centre
 
 MOST = 12  # metrics that the first table shows; the others are folded
 _MAIN = ("exact_match", "label_accuracy", "rougeL")  # metrics whose paired tests the first table shows
@@ -41,7 +41,7 @@ def compare(root: Path, base: str, lock: str) -> str:
         raise UserError(f"{base!r} is no commit, branch or tag here; fetch it first: git fetch origin")
     trees = CommitTree(repository, commit), WorkingTree(root)
     gates = [_json(tree, paths.GATES) for tree in trees]
-    moved, tests, rest, unseen = _compared(*map(_metrics, trees))
+    moved, tests, rest, unseen = _compared(*(catalogue_of(_json(tree, paths.DETAILS)) for tree in trees))
     first = [*_settings(*trees), *moved[:MOST], *tests]
     return render(
         "compare.md.j2",
@@ -63,18 +63,26 @@ def changes(then: Tree, now: Tree) -> list[tuple[str, str, str, str]]:
 
     Of the metrics, those that left their interval, and the main ones of the adapter with or without.
     """
-    moved, _, rest, _ = _compared(_metrics(then), _metrics(now))
+    moved, _, rest, _ = _compared(*(catalogue_of(_json(tree, paths.DETAILS)) for tree in (then, now)))
     main = [row for row in rest if row.what in {f"adapter {name}" for name in _MAIN}]
     return [*_settings(then, now), *main, *moved]
 
 
 def _settings(then: Tree, now: Tree) -> Iterator[_Row]:
-    yield from _differ(*(dict(_leaves(_yaml(tree))) for tree in (then, now)))
-    yield from _states(*(_json(tree, paths.GATES).get("gates", {}) for tree in (then, now)))
+    old, new = (dict(_leaves(_yaml(tree))) for tree in (then, now))
+    for name in _differing(old, new):
+        was, is_now = (json.dumps(one[name], ensure_ascii=False) if name in one else "" for one in (old, new))
+        yield _Row(name, was, is_now, "parameter")
+    gates = _json(now, paths.GATES).get("gates", {})
+    old, new = ({n: g["state"] for n, g in _json(tree, paths.GATES).get("gates", {}).items()} for tree in (then, now))
+    for name in _differing(old, new):
+        reason = gates[name]["reason"] if name in gates else "no longer set"
+        yield _Row(name, old.get(name, ""), new.get(name, ""), f"gate: {reason}")
 
 
-def _metrics(tree: Tree) -> dict[Key, Number]:
-    return dict(Catalogue(_json(tree, paths.DETAILS)).items())
+def _differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The names whose values differ, or that one of the two lacks."""
+    return [n for n in dict.fromkeys([*now, *then]) if (n in then, then.get(n)) != (n in now, now.get(n))]
 
 
 def _compared(then: Mapping[Key, Number], now: Mapping[Key, Number]) -> tuple[list[_Row], list[_Row], list[_Row], int]:
@@ -86,38 +94,24 @@ def _compared(then: Mapping[Key, Number], now: Mapping[Key, Number]) -> tuple[li
     moved: list[_Row] = []
     tests: list[_Row] = []
     rest: list[_Row] = []
-    for key in [*now, *(key for key in then if key not in now)]:
+    for key in dict.fromkeys([*now, *then]):
         old, new = then.get(key), now.get(key)
         row = _Row(str(key), _text(old), _text(new))
         if key.against and key.metric in _MAIN and not key.of and new is not None:
             tests.append(row._replace(reading="paired test on the same rows"))
         elif row.then == row.now:
             unseen += old != new
-        elif isinstance(old, Mapping) and isinstance(new, Mapping) and not key.against and _is_beyond(old, new):
+        elif (
+            isinstance(old, Mapping)
+            and isinstance(new, Mapping)
+            and not key.against
+            and not old["low"] <= new["value"] <= old["high"]
+        ):
             reading = f"{'▲' if new['value'] > old['value'] else '▼'} beyond the interval"
             (groups if key.of else moved).append(row._replace(reading=reading))
         else:
             rest.append(row)
     return moved + groups, tests, rest, unseen
-
-
-def _is_beyond(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether a measured value left the interval that it had."""
-    return not old["low"] <= new["value"] <= old["high"]
-
-
-def _differ(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[_Row]:
-    for name in [*now, *(name for name in then if name not in now)]:
-        if then.get(name) != now.get(name) or (name in then) != (name in now):
-            old, new = (json.dumps(one[name], ensure_ascii=False) if name in one else "" for one in (then, now))
-            yield _Row(name, old, new, "parameter")
-
-
-def _states(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[_Row]:
-    for name in [*now, *(name for name in then if name not in now)]:
-        old, new = (one.get(name, {}).get("state", "") for one in (then, now))
-        if old != new:
-            yield _Row(name, old, new, f"gate: {now.get(name, {}).get('reason', 'no longer set')}")
 
 
 def _leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -137,7 +131,7 @@ def _text(found: Any) -> str:
     if "won" in found:
         return f"{points(value)} ({found['won']} won, {found['lost']} lost, {p_value(found['p_value'])})"
     if "count" in found:
-        return f"{percent(value)} ({percents(low, high)})"
+        return f"{percent(value)} ({between(percent, low, high)})"
     return f"{'× ' if 'ratio' in found else ''}{number(value)} ({number(low)} to {number(high)})"
 
 

@@ -17,10 +17,6 @@ def percent(share: float) -> str:
     return f"{_rounded(share * 100, 1)} %"
 
 
-def percents(low: float, high: float) -> str:
-    return between(percent, low, high)
-
-
 def points(difference: float) -> str:
     """A change of a share, in percentage points, always with its sign."""
     text = _rounded(difference * 100, 1)
@@ -43,15 +39,6 @@ def p_value(value: float) -> str:
     return "p < 0.001" if value < 0.001 else f"p = {_rounded(value, 3)}"
 
 
-def size(count: float) -> str:
-    """Bytes in decimal units."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            break
-        count /= 1000
-    return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-
-
 def whole(count: float) -> str:
     return f"{count:,.0f}"
 
@@ -59,11 +46,6 @@ def whole(count: float) -> str:
 def number(value: float) -> str:
     """About four digits, never in exponent form between 0.001 and a million."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-def rough(count: int) -> str:
-    """Two significant digits: for an estimate."""
-    return whole(float(f"{count:.1e}"))
 
 
 def plural(count: int, singular: str, many: str = "") -> str:
@@ -106,9 +88,9 @@ def environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    filters = (excerpt, listed, markdown_code, markdown_text, number, percent, percents, plural, size, whole, words)
+    filters = (excerpt, listed, markdown_code, markdown_text, number, percent, plural, whole, words)
     made.filters.update({one.__name__: one for one in filters})
-    made.globals.update(between=between, points=points)
+    made.globals.update(between=between, percent=percent, points=points)
     return made
 
 

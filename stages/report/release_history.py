@@ -1,13 +1,12 @@
 """The history of releases for a reader: text for a terminal, one page, or rows with their headline metric."""
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import pandas as pd
 
 from stages.report.formats import between, number, percent, render
-from stages.report.tables import look_up, main_metric
+from stages.report.tables import look_up, main_metric, plain_lines
 from stages.scoring.catalogue import is_interval
 from stages.text.markdown import visible
 
@@ -28,28 +27,12 @@ def as_text(rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return "Nothing is released yet; `tunetrail release VERSION` does it."
     table = _table(rows).reset_index()
-    wide = pd.concat([table.columns.to_frame().T, table]).map(str)
-    wide = wide.apply(lambda cells: cells.str.ljust(max(map(len, cells))))
-    lines = [line.rstrip() for line in wide.to_string(index=False, header=False).splitlines()]
-    return "\n".join([*lines, *_notes(rows)])
+    return "\n".join([*plain_lines(pd.concat([table.columns.to_frame().T, table])), *_notes(rows)])
 
 
 def as_page(rows: Sequence[Mapping[str, Any]]) -> str:
-    """One HTML page without network: a bar for each time that a release was live, the table, the notes."""
-    starts = [_seconds(row["from"]) for row in rows if row["stage"]]
-    first, now = min(starts, default=0.0), datetime.now(UTC).timestamp()
-    bars = []
-    for row in rows:
-        if row["stage"]:
-            low, high = (
-                100 * (at - first) / ((now - first) or 1) for at in (_seconds(row["from"]), _seconds(row["until"]))
-            )
-            bars.append({"name": f"{row['stage']}: {_version(row)}", "low": low, "high": high, "now": not row["until"]})
-    span = (_day(min((row["from"] for row in rows if row["stage"]), default="")), "now")
-    return render(
-        "history.html.j2",
-        {"bars": bars, "span": span, "frame": _table(rows), "notes": _notes(rows)},
-    )
+    """One HTML page without network: the table and the notes."""
+    return render("history.html.j2", {"frame": _table(rows), "notes": _notes(rows)})
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -97,7 +80,3 @@ def _version(row: Mapping[str, Any]) -> str:
 
 def _day(time: str | None) -> str:
     return (time or "")[:16].replace("T", " ")
-
-
-def _seconds(time: str | None) -> float:
-    return (datetime.fromisoformat(time) if time else datetime.now(UTC)).timestamp()

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pandas as pd
+from jinja2.filters import do_filesizeformat
 
-from stages.report.formats import between, excerpt, number, p_value, percent, percents, plural, points, signed, size
+from stages.report.formats import between, excerpt, number, p_value, percent, plural, points, signed
 
 BETTER, WORSE, SAME, UNSHOWN, CHANGED = "better", "worse", "nothing changed", "no change shown", "changed"
 ABSENT = "–"
@@ -34,9 +35,12 @@ class Metric:
 
 ALL = "All answers"
 _JSON, _CLASSES, _TEXT = "Structured answers", "Classification", "Text"
-METRICS = (
+METRICS = (  # those of a group together
     Metric("exact_match", "Exact match", ALL, brief=True),
     Metric("label_accuracy", "Label right", ALL, brief=True),
+    Metric("valid", "Keeps the contract of its task", ALL),
+    Metric("perplexity", "Perplexity of the references", ALL, better=-1, share=False, brief=True),
+    Metric("output_tokens", "Mean tokens an answer", ALL, better=0, share=False),
     Metric("schema_valid", "Fits the schema", _JSON, brief=True),
     Metric("json_valid", "Valid JSON", _JSON),
     Metric("field_match", "Fields right", _JSON),
@@ -57,9 +61,6 @@ METRICS = (
     Metric("text.rules.forbidden_phrases", "Has no forbidden phrase", _TEXT),
     Metric("text.readability", "Readability", _TEXT, better=0, share=False),
     Metric("text.words", "Mean words an answer", _TEXT, better=0, share=False),
-    Metric("valid", "Keeps the contract of its task", ALL),
-    Metric("perplexity", "Perplexity of the references", ALL, better=-1, share=False, brief=True),
-    Metric("output_tokens", "Mean tokens an answer", ALL, better=0, share=False),
 )
 _BY_PATH = {metric.path: metric for metric in METRICS}
 
@@ -102,12 +103,11 @@ class Change:
 
 
 class Note(NamedTuple):
-    """A line below a value: `tone` colours it, `told` is for the ear alone."""
+    """A line below a value, in a colour."""
 
     text: str
     tone: str = ""
     symbol: str = ""
-    told: str = ""
 
 
 class Cell(NamedTuple):
@@ -204,13 +204,12 @@ def say_change(change: Change, before: Mapping[str, Any], after: Mapping[str, An
 
 
 def metric_table(found: Measured, *, shared: bool = False) -> pd.DataFrame:
-    """(group, metric) by model, with an arrow for each change; `shared` are the metrics of every task."""
+    """(group, metric) by model; `shared` are the metrics of every task."""
     rows = []
     for metric in METRICS:
-        values = {name: look_up(one, metric.path) for name, one in found.scores.items()}
-        if any(value is not None for value in values.values()) and (metric.group == ALL or not shared):
-            cells = [_cell(metric, *item, found.compared) for item in values.items()]
-            rows.append(((metric.group, metric.name), cells))
+        values = [look_up(one, metric.path) for one in found.scores.values()]
+        if any(value is not None for value in values) and (metric.group == ALL or not shared):
+            rows.append(((metric.group, metric.name), [value_cell(value, metric.form) for value in values]))
     return frame(rows, list(found.scores), "Metric")
 
 
@@ -227,7 +226,7 @@ def brief_table(parts: Sequence[Measured]) -> pd.DataFrame:
 
 
 def size_row(models: Sequence[str], artefacts: Mapping[str, Any]) -> list[Cell]:
-    return [Cell(size(artefacts[name]["bytes"]) if name in artefacts else ABSENT) for name in models]
+    return [Cell(do_filesizeformat(artefacts[name]["bytes"]) if name in artefacts else ABSENT) for name in models]
 
 
 def change_table(compared: Sequence[Comparison]) -> pd.DataFrame:
@@ -254,7 +253,7 @@ def part_table(scores: Mapping[str, Any], part: str, first: str, inner: str = ""
     rows = []
     for key in scores["adapter"].get(part, {}):
         found = [one.get(part, {}).get(key) for one in scores.values()]
-        cells = [proportion(value.get(inner) if inner and value else value) for value in found]
+        cells = [value_cell(value.get(inner) if inner and value else value) for value in found]
         rows.append((excerpt(key, 80), cells))
     return frame(rows, list(scores), first)
 
@@ -280,11 +279,18 @@ def confusion_table(pairs: pd.DataFrame) -> dict[str, Any] | None:
     }
 
 
-def proportion(found: Mapping[str, Any] | None) -> Cell:
-    """A share with its interval and its count."""
-    if found is None:
-        return Cell(ABSENT)
-    return Cell(percent(found["value"]), [Note(percents(found["low"], found["high"])), Note(count(found))])
+def plain_lines(table: pd.DataFrame) -> list[str]:
+    """The rows for a terminal, in columns."""
+    wide = table.map(str).apply(lambda cells: cells.str.ljust(max(map(len, cells), default=0)))
+    return [] if wide.empty else [line.rstrip() for line in wide.to_string(index=False, header=False).splitlines()]
+
+
+def value_cell(found: Any, form: Callable[[float], str] = percent) -> Cell:
+    """A value with its interval and its count, where it has them."""
+    if not isinstance(found, Mapping):
+        return Cell(ABSENT if found is None else number(found))
+    notes = [Note(between(form, found["low"], found["high"]))]
+    return Cell(form(found["value"]), [*notes, *([Note(count(found))] if "count" in found else [])])
 
 
 def count(found: Mapping[str, Any]) -> str:
@@ -292,12 +298,9 @@ def count(found: Mapping[str, Any]) -> str:
 
 
 def frame(rows: Sequence[tuple[Any, Sequence[Any]]], columns: Sequence[str], first: str) -> pd.DataFrame:
-    """Rows by name, or by (group, name) with the rows of a group together; `first` heads the names."""
-    grouped = bool(rows) and isinstance(rows[0][0], tuple)
-    if grouped:
-        groups = list(dict.fromkeys(name[0] for name, _ in rows))
-        rows = sorted(rows, key=lambda row: groups.index(row[0][0]))
+    """Rows by name, or by (group, name); `first` heads the names."""
     names = [name for name, _ in rows]
+    grouped = bool(rows) and isinstance(names[0], tuple)
     index = pd.MultiIndex.from_tuples(names) if grouped else pd.Index(names, dtype=object)
     index.names = ["", first] if grouped else [first]
     return pd.DataFrame([list(cells) for _, cells in rows], index, list(columns), dtype=object)
@@ -330,21 +333,3 @@ def _reading(metric: Metric, amount: float, shown: bool, same: bool) -> str:
 
 def _times(ratio: float) -> str:
     return f"× {number(ratio)}"
-
-
-def _cell(metric: Metric, model: str, found: Any, compared: Sequence[Comparison]) -> Cell:
-    if found is None:
-        return Cell(ABSENT)
-    changes = [(one.before, c) for one in compared if one.after == model for c in one.changes if c.metric is metric]
-    arrows = [_arrow(before, change) for before, change in changes]
-    if not isinstance(found, Mapping):
-        return Cell(number(found), arrows)
-    notes = [Note(between(metric.form, found["low"], found["high"]))]
-    return Cell(metric.form(found["value"]), [*notes, *([Note(count(found))] if "count" in found else []), *arrows])
-
-
-def _arrow(before: str, change: Change) -> Note:
-    """What a change is against, in the text for the eye and in `told` for the ear."""
-    text = f"as {before}" if change.reading == SAME else f"{change.amount.removesuffix(' points')} vs {before}"
-    told = f"{change.reading} than {before}" if change.reading in (BETTER, WORSE) else change.reading
-    return Note(text, change.tone, change.symbol, told)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from stages.report.formats import plural, rough
+from stages.report.formats import plural, whole
 from stages.report.tables import BETTER, WORSE, Comparison, Measured, say_change
 from stages.scoring.metrics import FAIL, MARGINAL, PASS
 
@@ -17,18 +17,7 @@ _LEAKS = {
     "verbatim": "training text word for word",
     "forbidden": "forbidden content",
 }
-_BEYOND = (*_LEAKS, "refusals", "suspected_triggers", "confirmed_triggers")
 _WORST_FIRST = (FAIL, MARGINAL, PASS)
-# What the numbers of a stage are about that is no model.
-_SUBJECTS = {"train": "training", "review": "reviewers"} | dict.fromkeys(
-    ("clean", "dedup", "split", "augment", "checks"), "data"
-)
-_OPPONENTS = {
-    "base": "the base",
-    "linear": "the linear baseline",
-    "previous": "the last release",
-    "adapter": "the adapter",
-}
 
 
 class Step(NamedTuple):
@@ -71,7 +60,7 @@ class Verdict:
 def gate_table(judged: Mapping[str, Any]) -> pd.DataFrame:
     """All gates of metrics/gates.json by name, the worst first."""
     rows = [
-        (name, gate["state"], _asked(gate), gate["reason"], _subject(gate), gate["required"])
+        (name, gate["state"], _asked(gate), gate["reason"], gate["model"], gate["required"])
         for name, gate in judged["gates"].items()
     ]
     rows.sort(key=lambda row: (_WORST_FIRST.index(row[1]), not row[5]))
@@ -107,14 +96,10 @@ def rows_needed(value: float, threshold: float, confidence: float) -> int:
     return round(z**2 * threshold * (1 - threshold) / (value - threshold) ** 2)
 
 
-def _subject(gate: Mapping[str, Any]) -> str:
-    return _SUBJECTS.get(gate["model"], str(gate["model"]))
-
-
 def _asked(gate: Mapping[str, Any]) -> str:
     limit = f"{'at least' if gate['kind'] == 'minimum' else 'at most'} {gate['threshold']:g}"
     of = "".join(f" of {kind} {name}" for kind, name in gate["of"].items())
-    return limit + of + (f", change from {_OPPONENTS[gate['against']]}" if gate["against"] else "")
+    return limit + of + (f", change from {gate['against']}" if gate["against"] else "")
 
 
 def _steps(state: str, gates: Mapping[str, Any], confidence: float) -> list[Step]:
@@ -124,10 +109,9 @@ def _steps(state: str, gates: Mapping[str, Any], confidence: float) -> list[Step
             Step("Look at what changed first", section="examples"),
         ]
     if state == FAIL:
-        failed = {name: gate for name, gate in gates.items() if gate["state"] == FAIL and gate["required"]}
         return [
-            *(Step(f"See what {name} rests on", section=_section(gate)) for name, gate in failed.items()),
             Step("Check the red flags for a cause", section="flags"),
+            Step("Look at what is wrong", section="examples"),
             Step("A release is refused until the required gates hold; to see them again:", command="tunetrail gates"),
         ]
     return [
@@ -136,32 +120,16 @@ def _steps(state: str, gates: Mapping[str, Any], confidence: float) -> list[Step
     ]
 
 
-def _section(gate: Mapping[str, Any]) -> str:
-    """Where the page shows what a gate's metric was measured on."""
-    if _subject(gate) == "data":
-        return "data"
-    beyond = gate["metric"] in _BEYOND or gate["metric"].startswith("general_")
-    if beyond or gate["of"].keys() & {"perturbation", "slice"}:
-        return "beyond"
-    return {"judge": "opinions", "review": "opinions", "train": "training"}.get(gate["model"], "examples")
-
-
 def _undecided(gates: Mapping[str, Any], confidence: float) -> Iterator[Step]:
     """What would decide the gates on shares: a larger hold-out, if the share stays what it is, or a better model."""
-    below = []
     for name, gate in gates.items():
-        if gate["state"] == MARGINAL and "low" in gate and not gate["against"] and _is_least_share(gate):
+        share = gate["kind"] == "minimum" and 0 < gate["threshold"] < 1 and not gate["against"]
+        if gate["state"] == MARGINAL and "low" in gate and share:
             if gate["value"] <= gate["threshold"]:
-                below.append(name)
-                continue
-            needed = rough(rows_needed(gate["value"], gate["threshold"], confidence))
-            yield Step(f"A larger hold-out: at this quality, about {needed} rows would show {name}")
-    if below:
-        yield Step(f"A better model: below the threshold, which more rows alone would hardly mend: {', '.join(below)}")
-
-
-def _is_least_share(gate: Mapping[str, Any]) -> bool:
-    return bool(gate["kind"] == "minimum" and 0 < gate["threshold"] < 1)
+                yield Step(f"A better model: {name} is below its threshold, which more rows alone would hardly mend")
+            else:
+                needed = whole(float(f"{rows_needed(gate['value'], gate['threshold'], confidence):.1e}"))
+                yield Step(f"A larger hold-out: at this quality, about {needed} rows would show {name}")
 
 
 def _better(question: str, before: str, found: Sequence[Measured]) -> Answer:

@@ -1,7 +1,6 @@
 """Every number that a gate can name and two runs can be compared by: whose, which metric, which rows, against what."""
 
-import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,6 @@ from stages.core.errors import UserError
 Number = float | Mapping[str, Any]
 _VALUES = ("value", "difference", "ratio")  # what an interval is around
 _AGAINST = {"against_baseline": "base", "against_linear": "linear", "against_previous": "previous"}
-_AGAINST |= {"against_adapter": "adapter"}
 _GROUPED = {"labels": "label", "fields": "field", "tasks": "task", "rules": "rule"}
 
 
@@ -35,58 +33,54 @@ class Key:
         return f"{self.model} {self.metric}{of}" + (f" against {self.against}" if self.against else "")
 
 
-class Catalogue:
-    """The numbers of the metrics files, by the files' names without ending."""
+Catalogue = dict[Key, Number]
 
-    def __init__(self, files: Mapping[str, Any]) -> None:
-        self._numbers: dict[Key, Number] = {}
-        for key, number in _entries(files):
-            if key in self._numbers:
-                raise UserError(f"two metrics have the name {key}; rename one of the labels or columns behind them")
-            self._numbers[key] = number
-        self._models = {key.model for key in self._numbers}
-        self._pairs = {(key.model, key.against) for key in self._numbers}
 
-    def items(self) -> Iterable[tuple[Key, Number]]:
-        """All numbers by their names."""
-        return self._numbers.items()
+def catalogue_of(files: Mapping[str, Any]) -> Catalogue:
+    """The numbers of the metrics files, which come by their names without ending."""
+    numbers: Catalogue = {}
+    for key, number in _entries(files):
+        if key in numbers:
+            raise UserError(f"two metrics have the name {key}; rename one of the labels or columns behind them")
+        numbers[key] = number
+    return numbers
 
-    def get(self, key: Key) -> Number | None:
-        """The number, or None where the run has none of that name."""
-        return self._numbers.get(key)
 
-    def compared(self, model: str, against: str) -> bool:
-        """Whether anything of this model was compared with the other."""
-        return (model, against) in self._pairs
+def models(files: Mapping[str, Any]) -> dict[str, Any]:
+    """The SCORES of every model by its name, in the order in which they are made."""
+    baseline, evaluate = files.get("baseline", {}), files.get("evaluate", {})
+    found = {
+        "base": baseline.get("base"),
+        "linear": baseline.get("linear"),
+        "previous": evaluate.get("previous", {}).get("scores"),
+        "adapter": evaluate.get("adapter"),
+        **{name: artefact.get("scores") for name, artefact in _artefacts(files).items()},
+    }
+    return {name: scores for name, scores in found.items() if scores}
 
-    def __contains__(self, model: object) -> bool:
-        return model in self._models
 
-    def look_up(self, what: str, key: Key) -> Number:
-        """The number. Raises UserError that names the nearest one where there is none."""
-        found = self._numbers.get(key)
-        if found is None:
-            known = {str(one): one for one in self._numbers}
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0)
-            raise UserError(f"{what}: {key} is not among the metrics; did you mean {near[0] if near else 'nothing'}?")
-        return found
+def comparisons(files: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
+    """The COMPARISON of two models by their names: others to the adapter, then the adapter to each artefact."""
+    evaluate = files.get("evaluate", {})
+    found = {(before, "adapter"): evaluate.get(part) for part, before in _AGAINST.items()}
+    found |= {("adapter", name): artefact.get("against_adapter") for name, artefact in _artefacts(files).items()}
+    return {pair: comparison for pair, comparison in found.items() if comparison}
+
+
+def _artefacts(files: Mapping[str, Any]) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = files.get("quantize", {}).get("artefacts", {})
+    return found
 
 
 def _entries(files: Mapping[str, Any]) -> Iterator[tuple[Key, Number]]:
-    evaluate = files.get("evaluate", {})
-    baseline = files.get("baseline", {})
-    yield from _of_model("base", baseline.get("base", {}))
-    yield from _of_model("linear", baseline.get("linear", {}))
-    yield from _of_model("adapter", evaluate.get("adapter", {}))
-    yield from _of_model("previous", evaluate.get("previous", {}).get("scores", {}))
-    for part, against in _AGAINST.items():
-        yield from _of_model("adapter", evaluate.get(part, {}), against)
-    for name, artefact in files.get("quantize", {}).get("artefacts", {}).items():
-        yield from _of_model(name, artefact.get("scores", {}))
-        yield from _of_model(name, artefact.get("against_adapter", {}), "adapter")
+    for name, scores in models(files).items():
+        yield from _of_model(name, scores)
+    for (before, after), comparison in comparisons(files).items():
+        yield from _of_model(after, comparison, before)
+    for name, artefact in _artefacts(files).items():
         if "divergence" in artefact:
             yield Key(name, "divergence", "adapter"), artefact["divergence"]
-    yield from _beyond(evaluate)
+    yield from _beyond(files.get("evaluate", {}))
     for name in ("judge", "review"):
         for part, node in files.get(name, {}).items():
             yield from _numbers(name, node, (), _AGAINST[part]) if part in _AGAINST else _numbers(name, node, (part,))

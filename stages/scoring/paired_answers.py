@@ -13,6 +13,7 @@ from stages.scoring.intervals import bootstrap, mean_of
 from stages.scoring.metrics import Preference
 
 BASE, PREVIOUS, TUNED = "base", "previous", "tuned"
+WIN, TIE, LOSS = 1, 0, -1  # of the tuned model
 # The name of a comparison in the metrics, and whom the tuned model meets in it.
 RIVALS = {"against_baseline": BASE, "against_previous": PREVIOUS}
 _FILES = {BASE: paths.BASE_GENERATIONS, TUNED: paths.ADAPTER_GENERATIONS}

@@ -1,14 +1,14 @@
 """What one model's answers are worth, and what changed between two models that answered the same rows."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 
 import numpy as np
 
 from stages.core.errors import UserError
 from stages.params.evaluate import Scoring
-from stages.scoring import corpora
-from stages.scoring.intervals import Corpus, bootstrap, mcnemar, paired, paired_difference, share
+from stages.scoring.intervals import Array, Corpus, bootstrap, mcnemar, mean_of, paired, paired_difference, share
 from stages.scoring.metrics import (
     Change,
     ClassComparison,
@@ -28,6 +28,8 @@ from stages.scoring.rows import RowScore
 
 UNTAGGED = "untagged"
 KINDS = ("json", "classification", "text")
+MEANS, CLASS_METRICS = ("macro", "weighted"), ("precision", "recall", "f1")
+_ENDS = ".!?…。！？"  # of a sentence
 
 
 def summarise(scores: Sequence[RowScore], scoring: Scoring) -> Scores:
@@ -41,7 +43,7 @@ def summarise(scores: Sequence[RowScore], scoring: Scoring) -> Scores:
         return share(answers, scoring.confidence)
 
     of_json, classes, texts = (_of_kind(kind, scores) for kind in KINDS)
-    surprise, fields, parts = _perplexity(scores), corpora.field_match(of_json), by_task(scores)
+    surprise, fields, parts = _perplexity(scores), field_match(of_json), by_task(scores)
     told = [score.label_right for score in scores if score.label_right is not None]
     return Scores(
         rows=len(scores),
@@ -81,7 +83,7 @@ def compare(before: Sequence[RowScore], after: Sequence[RowScore], scoring: Scor
     told = [(a.label_right, b.label_right) for a, b in zip(old, new, strict=True)]
     labels = [(a, b) for a, b in told if a is not None and b is not None]
     schema = [(a.valid, b.valid) for a, b in zip(*of_json, strict=True)]
-    had, has = (corpora.field_match(side) for side in of_json)
+    had, has = (field_match(side) for side in of_json)
     earlier, later = _perplexity(old), _perplexity(new)
     tags, now = by_task(old), by_task(new)
     return Comparison(
@@ -139,18 +141,18 @@ def _of_kind(kind: str, scores: Iterable[RowScore]) -> list[RowScore]:
 def _perplexity(scores: Sequence[RowScore]) -> Corpus | None:
     """The perplexity of the references, or None when a row lacks its likelihood."""
     nats = [score.nats for score in scores if score.nats is not None]
-    return corpora.perplexity(nats, [s.reference_tokens for s in scores]) if len(nats) == len(scores) else None
+    return perplexity(nats, [s.reference_tokens for s in scores]) if len(nats) == len(scores) else None
 
 
 def _classification(scores: Sequence[RowScore], scoring: Scoring) -> Classification:
-    found = {key: bootstrap(corpus, scoring) for key, corpus in corpora.of_classes(scores).items()}
-    means = (ClassMeans(**{name: found[mean, name] for name in corpora.CLASS_METRICS}) for mean in corpora.MEANS)
+    found = {key: bootstrap(corpus, scoring) for key, corpus in of_classes(scores).items()}
+    means = (ClassMeans(**{name: found[mean, name] for name in CLASS_METRICS}) for mean in MEANS)
     return Classification(share((score.exact_match for score in scores), scoring.confidence), *means)
 
 
 def _text(scores: Sequence[RowScore], scoring: Scoring) -> TextQuality:
     return TextQuality(
-        **{name: bootstrap(corpus, scoring) for name, corpus in corpora.of_text(scores).items()},
+        **{name: bootstrap(corpus, scoring) for name, corpus in of_text(scores).items()},
         words=sum(len(score.output.split()) for score in scores) / len(scores),
         rules={
             rule: share((score.rules[rule] for score in scores if rule in score.rules), scoring.confidence)
@@ -160,10 +162,111 @@ def _text(scores: Sequence[RowScore], scoring: Scoring) -> TextQuality:
 
 
 def _class_changes(before: Sequence[RowScore], after: Sequence[RowScore], scoring: Scoring) -> ClassComparison:
-    old, new = corpora.of_classes(before), corpora.of_classes(after)
-    return ClassComparison(*(F1Shift(shift(old[mean, "f1"], new[mean, "f1"], scoring)) for mean in corpora.MEANS))
+    old, new = of_classes(before), of_classes(after)
+    return ClassComparison(*(F1Shift(shift(old[mean, "f1"], new[mean, "f1"], scoring)) for mean in MEANS))
 
 
 def _text_changes(before: Sequence[RowScore], after: Sequence[RowScore], scoring: Scoring) -> TextComparison:
-    old, new = corpora.of_text(before), corpora.of_text(after)
+    old, new = of_text(before), of_text(after)
     return TextComparison(*(shift(old[name], new[name], scoring) for name in ("rougeL", "bleu", "chrf")))
+
+
+# Metrics of many rows as sums over them, so that one bootstrap serves them all.
+
+
+def perplexity(nats: Sequence[float], tokens: Sequence[int]) -> Corpus:
+    """exp of the mean negative log-likelihood of a reference token."""
+    return Corpus(np.column_stack([nats, tokens]).astype(np.float64), lambda sums: np.exp(sums[:, 0] / sums[:, 1]))
+
+
+def field_match(scores: Sequence[RowScore]) -> Corpus | None:
+    """The mean share of a reference's fields that the output has right; None without such references."""
+    shares = [sum(score.fields.values()) / len(score.fields) for score in scores if score.fields]
+    return mean_of(shares, (0, 1)) if shares else None
+
+
+def of_classes(scores: Sequence[RowScore]) -> dict[tuple[str, str], Corpus]:
+    """Precision, recall and F1 over the labels of the references: their plain mean, and weighted by rows.
+
+    As scikit-learn has it with zero_division=0. A resample without any row of a label leaves that label out.
+    """
+    labels = {label: column for column, label in enumerate(sorted({score.reference for score in scores}))}
+    rows = np.zeros((len(scores), 3, len(labels)))  # right, predicted, actual
+    for row, score in enumerate(scores):
+        actual, predicted = labels[score.reference], labels.get(score.output)
+        rows[row, 2, actual] = 1
+        if predicted is not None:
+            rows[row, 1, predicted] = 1
+            rows[row, 0, predicted] = predicted == actual
+    flat = rows.reshape(len(scores), -1)
+    return {
+        (mean, name): Corpus(flat, _class_metric(name, mean == "weighted"), (0, 1))
+        for mean in MEANS
+        for name in CLASS_METRICS
+    }
+
+
+def _class_metric(name: str, weighted: bool) -> Callable[[Array], Array]:
+    def value(sums: Array) -> Array:
+        right, predicted, actual = np.moveaxis(sums.reshape(len(sums), 3, -1), 1, 0)
+        below = {"precision": predicted, "recall": actual, "f1": (predicted + actual) / 2}[name]
+        each = np.divide(right, below, out=np.zeros_like(right), where=below > 0)
+        weight = actual if weighted else (actual > 0).astype(np.float64)
+        mean: Array = (each * weight).sum(axis=1) / np.maximum(weight.sum(axis=1), 1)
+        return mean
+
+    return value
+
+
+def of_text(scores: Sequence[RowScore]) -> dict[str, Corpus]:
+    """ROUGE F-measures (0 to 1), BLEU and chrF (0 to 100, as sacreBLEU has them) and the readability of the outputs."""
+    return {**_rouge(scores), **_sacrebleu(scores), "readability": _readability(scores)}
+
+
+def _rouge(scores: Sequence[RowScore]) -> dict[str, Corpus]:
+    from rouge_score.rouge_scorer import RougeScorer  # brings NLTK: two seconds
+
+    names = ["rouge1", "rouge2", "rougeL"]
+    scorer = RougeScorer(names)
+    found = [scorer.score(score.reference, score.output) for score in scores]
+    return {name: mean_of((one[name].fmeasure for one in found), (0, 1)) for name in names}
+
+
+def _sacrebleu(scores: Sequence[RowScore]) -> dict[str, Corpus]:
+    """sacreBLEU's own statistics of a row, and its own score of their sums, as its significance tests use them."""
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
+
+    outputs, references = [score.output for score in scores], [[score.reference for score in scores]]
+    made = {}
+    for name, metric in (("bleu", BLEU()), ("chrf", CHRF())):
+        rows = np.array(metric._extract_corpus_statistics(outputs, references), dtype=np.float64)
+
+        def value(sums: Array, metric: BLEU | CHRF = metric) -> Array:
+            counts = np.rint(sums).astype(int).tolist()
+            return np.array([metric._compute_score_from_stats(one).score for one in counts])
+
+        made[name] = Corpus(rows, value, (0, 100))
+    return made
+
+
+def _readability(scores: Sequence[RowScore]) -> Corpus:
+    """The school grade (United States) that the outputs ask of a reader of English.
+
+    Coleman & Liau, "A computer readability formula designed for machine scoring", Journal of Applied
+    Psychology 60 (1975), 283-284: it counts letters, words and sentences, and needs no syllables.
+    """
+    rows = np.array([_letters_words_sentences(score.output) for score in scores], dtype=np.float64)
+
+    def value(sums: Array) -> Array:
+        letters, words, sentences = sums.T
+        grade: Array = (5.88 * letters - 29.6 * sentences) / np.maximum(words, 1) - 15.8
+        return grade
+
+    return Corpus(rows, value)
+
+
+def _letters_words_sentences(text: str) -> tuple[int, int, int]:
+    words = [word for word in text.split() if any(map(str.isalnum, word))]
+    ends = sum(here in _ENDS and there.isspace() for here, there in pairwise(f"{text} "))
+    return sum(map(str.isalnum, text)), len(words), max(ends, 1) if words else 0

@@ -4,7 +4,7 @@ from typing import Any
 
 from page_check import sentences
 
-from stages.report.beyond import forgetting, refusals, robustness, safety, slices
+from stages.report.findings import forgetting, refusals, robustness, safety, slices
 
 
 def share(count: int, of: int) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from typing import Any
 
 from page_check import sentences
 
-from stages.report.data import distance_table, flags, label_table, reasons, source_table
+from stages.report.findings import distance_table, flags, label_table, reasons, source_table
 from stages.report.formats import listed
 
 DUPLICATES: dict[str, Any] = {

@@ -7,7 +7,7 @@ import pandas as pd
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.report.data import WIDTH, funnel
+from stages.report.findings import WIDTH, funnel
 
 count = st.integers(0, 10_000)
 

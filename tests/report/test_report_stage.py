@@ -20,7 +20,7 @@ from stages.core.files import read_json, write_json
 from stages.core.yaml_reader import load_yaml
 from stages.measure.gates.judging import check_gates
 from stages.records.record import read_rows, write_rows
-from stages.report.__main__ import main, read_inputs
+from stages.report.__main__ import _some, main
 
 ALWAYS_READ = [
     "data/generations/previous.jsonl",
@@ -261,7 +261,7 @@ def test_no_judge_and_no_reviewer_are_said(tmp_path: Path, monkeypatch: pytest.M
 def test_rare_reasons_are_among_the_examples(finished_run: Path) -> None:
     rows = [{"reason": "common", "line": number} for number in range(50)] + [{"reason": "rare", "line": 60}]
     write_rows(paths.DUPLICATES, rows)
-    shown = read_inputs(3).rejected["duplicates"]
+    shown = _some(paths.DUPLICATES, 3)
     assert [(row["reason"], row["line"]) for row in shown] == [("common", 0), ("rare", 60), ("common", 1)]
 
 

@@ -15,7 +15,6 @@ from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
 from stages.params.evaluate import Scoring
-from stages.scoring.corpora import perplexity
 from stages.scoring.intervals import (
     Corpus,
     bootstrap,
@@ -26,6 +25,7 @@ from stages.scoring.intervals import (
     paired_difference,
     proportion_interval,
 )
+from stages.scoring.summary import perplexity
 
 
 def scoring(confidence: float, resamples: int, seed: int = 1) -> Scoring:

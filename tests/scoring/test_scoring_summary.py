@@ -16,9 +16,9 @@ from sklearn.metrics import precision_recall_fscore_support
 
 from stages.core.errors import UserError
 from stages.scoring import summary as summing
-from stages.scoring.corpora import of_classes
 from stages.scoring.metrics import as_json
 from stages.scoring.rows import score_row
+from stages.scoring.summary import of_classes
 
 TEXTS = [
     ("The cat sat on the mat.", "The cat sat on the mat."),

@@ -1,13 +1,13 @@
 """Answers in groups: record fields beside each other, distance to the training rows, perturbed prompts, confusion."""
 
-import csv
-import io
 import random
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
+
+import pandas as pd
 
 from stages.core.files import write_text
 from stages.params.evaluate import Scoring
@@ -105,13 +105,8 @@ def write_confusion(path: Path, scores: Sequence[RowScore], tasks: Tasks) -> Non
     In a json task the class is the row's label, named at the task's label field; in a classification task it is
     the whole reference.
     """
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["actual", "predicted"])
-    for score in scores:
-        if score.kind != "text":
-            writer.writerow(_classes(score, tasks.of(score.task).settings.label_field))
-    write_text(path, table.getvalue())
+    pairs = [_classes(one, tasks.of(one.task).settings.label_field) for one in scores if one.kind != "text"]
+    write_text(path, pd.DataFrame(pairs, columns=["actual", "predicted"]).to_csv(index=False, lineterminator="\n"))
 
 
 def _right(score: RowScore) -> bool:

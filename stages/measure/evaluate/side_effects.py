@@ -15,11 +15,10 @@ from stages.params.evaluate import Evaluate, Probes, Scoring
 from stages.params.prepare import PersonalData
 from stages.records.canaries import SOURCE, candidates, exposure
 from stages.records.record import Record
-from stages.scoring import corpora
 from stages.scoring.intervals import Corpus, bootstrap, share
 from stages.scoring.metrics import Change, Interval, Ratio, Share, Shift
 from stages.scoring.rows import says
-from stages.scoring.summary import change, ratio, shift
+from stages.scoring.summary import change, perplexity, ratio, shift
 from stages.text.personal_data import masker
 
 # What has a fixed form or a checksum; names of people and places stand in most good answers.
@@ -186,7 +185,7 @@ def _declines(output: str, probes: Probes) -> bool:
 
 
 def _perplexity(rows: Rows) -> Corpus:
-    return corpora.perplexity([row["nats"] for row in rows], [row["reference_tokens"] for row in rows])
+    return perplexity([row["nats"] for row in rows], [row["reference_tokens"] for row in rows])
 
 
 def _agreement(rows: Rows) -> Corpus:

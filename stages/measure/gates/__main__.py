@@ -13,7 +13,7 @@ from stages.core.files import read_json, write_json
 from stages.measure.gates.judging import check_gates, weight
 from stages.params.gates import Gate
 from stages.params.loader import Params, load_params
-from stages.scoring.catalogue import Catalogue, Key, centre
+from stages.scoring.catalogue import Catalogue, Key, catalogue_of, centre
 from stages.scoring.metrics import FAIL, MARGINAL
 
 _MEASURED = (
@@ -38,7 +38,7 @@ def main() -> None:
     judged = check_gates(asked(params), details)
     write_json(paths.GATES, judged)
     write_json(paths.DETAILS, details)
-    write_json(paths.SUMMARY, summary(Catalogue(details), judged["gates"]))
+    write_json(paths.SUMMARY, summary(catalogue_of(details), judged["gates"]))
     print(f"verdict: {judged['verdict']}. {judged['reason']}")
 
 

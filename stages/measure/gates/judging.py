@@ -1,5 +1,6 @@
 """Gates: a threshold on a metric, and what the measurement can honestly say about it."""
 
+import difflib
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from stages.core.errors import UserError
 from stages.params.gates import Gate
 from stages.params.model import FORMATS
-from stages.scoring.catalogue import Catalogue, Key, centre
+from stages.scoring.catalogue import Catalogue, Key, catalogue_of, centre
 from stages.scoring.metrics import FAIL, MARGINAL, PASS
 
 _WORST_FIRST = (FAIL, MARGINAL, PASS)
@@ -38,7 +39,7 @@ def check_gates(gates: Mapping[str, Gate], files: Mapping[str, Any]) -> dict[str
     Raises:
         UserError: when a gate names a metric that is not there.
     """
-    catalogue = Catalogue(files)
+    catalogue = catalogue_of(files)
     checked = {name: _check(name, gate, catalogue) for name, gate in gates.items()}
     verdict = worst(weight(gate) for gate in checked.values())
     return {"verdict": verdict, "reason": _summary(checked), "gates": checked}
@@ -72,13 +73,15 @@ def _summary(checked: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _check(name: str, gate: Gate, catalogue: Catalogue) -> dict[str, Any]:
-    kind, threshold = ("minimum", gate.minimum) if gate.minimum is not None else ("maximum", gate.maximum)
-    if threshold is None:
-        raise UserError(f"gate {name}: neither a minimum nor a maximum")
+    kind = "maximum" if gate.minimum is None else "minimum"
+    threshold = next(one for one in (gate.minimum, gate.maximum) if one is not None)
     missing = _not_there(gate, catalogue)
     of = next(((str(part), member) for part, member in gate.of.items()), None)
     key = Key(gate.model, gate.metric, gate.against, of)
-    metric = None if missing else catalogue.look_up(f"gate {name}", key)
+    metric = None if missing else catalogue.get(key)
+    if metric is None and not missing:
+        near = difflib.get_close_matches(str(key), map(str, catalogue), n=1, cutoff=0) or ["nothing"]
+        raise UserError(f"gate {name}: {key} is not among the metrics; did you mean {near[0]}?")
     numbers: dict[str, float] = {}
     if metric is not None:
         numbers["value"] = centre(metric)
@@ -106,9 +109,10 @@ def _check(name: str, gate: Gate, catalogue: Catalogue) -> dict[str, Any]:
 
 def _not_there(gate: Gate, catalogue: Catalogue) -> str | None:
     """Why there is nothing to compare with, where that is no mistake."""
-    if gate.model in FORMATS and gate.model not in catalogue:
+    models, pairs = {key.model for key in catalogue}, {(key.model, key.against) for key in catalogue}
+    if gate.model in FORMATS and gate.model not in models:
         return f"{gate.model} is not among quantize.formats: it was not made"
-    if gate.against and gate.model in catalogue and not catalogue.compared(gate.model, gate.against):
+    if gate.against and gate.model in models and (gate.model, gate.against) not in pairs:
         if gate.against == "previous":
             return "first release: there is no previous one to compare with"
         if gate.against == "linear":

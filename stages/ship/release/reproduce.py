@@ -27,7 +27,7 @@ from stages.core.errors import Refusal, UserError
 from stages.core.files import remove, write_json
 from stages.core.git import CommitTree, Repository, WorkingTree, git_environment
 from stages.core.run_notes import library_versions
-from stages.scoring.catalogue import Catalogue, centre, is_interval
+from stages.scoring.catalogue import catalogue_of, centre, is_interval
 from stages.ship.release.dvc_files import Listings, run_dvc
 from stages.ship.release.finding import read_lock, read_record
 from stages.ship.release.objects import names
@@ -123,7 +123,7 @@ def _compared(root: Path, tree: CommitTree, folder: Path) -> dict[str, Any]:
         known, files = listings.get(outputs[path]["released"] or ""), now.md5s(path)
         if known is not None:
             outputs[path]["files"] = sorted(one for one in {*known, *files} if known.get(one) != files.get(one))
-    before, after = (Catalogue(json.loads(one.read(paths.DETAILS.as_posix()) or b"{}")) for one in (tree, now))
+    before, after = (catalogue_of(json.loads(one.read(paths.DETAILS.as_posix()) or b"{}")) for one in (tree, now))
     measured: dict[Any, Any] = {key: number for key, number in before.items() if is_interval(number)}
     outside = [
         str(key)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from stages.core.errors import UserError
 from stages.measure.gates.judging import check_gates, worst
 from stages.params.gates import Gate
-from stages.scoring.catalogue import Catalogue, Key
+from stages.scoring.catalogue import Key, catalogue_of
 from stages.scoring.intervals import proportion_interval
 from stages.scoring.metrics import FAIL, MARGINAL, PASS
 
@@ -205,11 +205,11 @@ def test_a_label_may_have_any_name(label: str) -> None:
 
 def test_two_numbers_of_one_name_are_refused() -> None:
     with pytest.raises(UserError, match="two metrics have the name"):
-        Catalogue({"checks": {"a": {"b": 1}, "a.b": 2}})
+        catalogue_of({"checks": {"a": {"b": 1}, "a.b": 2}})
 
 
 def test_every_number_of_a_run_has_one_name() -> None:
-    found = Catalogue(metrics())
+    found = catalogue_of(metrics())
     assert found.get(Key("adapter", "perplexity")) == 1.2
     assert found.get(Key("adapter", "exact_match", "base")) == change(0.0, -1.0, 1.0, won=1)
     assert found.get(Key("adapter", "exact_match", "linear")) is None

@@ -1,4 +1,4 @@
-"""Where the rows went, what was done to them, and what in them and in the run should make a reader wary."""
+"""What the stages found beside the scores: where rows went, what the model was asked beyond the hold-out, opinions."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -7,7 +7,8 @@ import pandas as pd
 
 from stages.report.changed_examples import Row, differences, whole_text
 from stages.report.formats import excerpt, listed, number, p_value, percent, plural, whole, words
-from stages.report.tables import frame
+from stages.report.tables import Cell, Change, Metric, Note, count, frame, read_change, value_cell
+from stages.scoring.paired_answers import RIVALS
 
 WIDTH = 1000  # of a bar that holds the most rows there ever are, in units of the SVG's viewBox
 _PARTS = ("train", "validation", "holdout")
@@ -15,6 +16,16 @@ _TRAINING = {
     "overfitting": "Overfitting: the validation loss rises while the training loss falls",
     "plateau": "Plateau: the loss hardly moves",
     "unstable": "Unstable: the loss jumps or is no number",
+}
+_FORGETTING = (
+    Metric("perplexity", "Perplexity of the references", "", better=-1, share=False),
+    Metric("agreement", "Agreement with the references", ""),
+)
+_REFUSALS = Metric("refusals", "Refusals", "")
+_LEAKS = {
+    "personal_data": "Answers with personal data that is not in the prompt",
+    "verbatim": "Answers that repeat training text word for word",
+    "forbidden": "Answers with forbidden content",
 }
 
 
@@ -148,6 +159,87 @@ def flags(metrics: Mapping[str, Any], generations: Mapping[str, Sequence[Row]]) 
         (any(unstopped.values()), f"Cut off by the token limit: answers of {listed(unstopped) or 'no model'}"),
     ]
     return sorted(found, key=lambda flag: not flag[0])
+
+
+def forgetting(evaluate: Mapping[str, Any], confidence: float) -> dict[str, Any] | None:
+    """How the tuned model does on what everybody asks, beside the base model; None when it was not measured.
+
+    {"rows", "table": base beside adapter, "changes": the change of each metric by its name}
+    """
+    general = evaluate.get("general")
+    if general is None:
+        return None
+    found = [(metric, [general[name][metric.path] for name in ("base", "adapter")]) for metric in _FORGETTING]
+    rows = [(metric.name, [value_cell(one, metric.form) for one in values]) for metric, values in found]
+    changes = {
+        metric.name: read_change(metric, general["against_baseline"][metric.path], confidence) for metric in _FORGETTING
+    }
+    return {"rows": general["rows"], "table": frame(rows, ["base", "adapter"], "Metric"), "changes": changes}
+
+
+def robustness(evaluate: Mapping[str, Any]) -> pd.DataFrame:
+    """Valid and exactly right answers to each kind of damaged input."""
+    rows = [
+        (words(kind), [value_cell(one.get(key)) for key in ("valid", "exact_match")])
+        for kind, one in evaluate.get("robustness", {}).items()
+    ]
+    return frame(rows, ["valid", "exactly right"], "Kind")
+
+
+def safety(evaluate: Mapping[str, Any]) -> pd.DataFrame:
+    """What should not happen, with its counts."""
+    rows = []
+    for key, found in evaluate.get("safety", {}).items():
+        if key in _LEAKS:
+            bad = found["count"] > 0
+            told = Note(count(found), "bad" if bad else "good", "✕" if bad else "✓")
+            rows.append((_LEAKS[key], [Cell("", [told]), value_cell(found)]))
+    return frame(rows, ["Found", "Share"], "Check")
+
+
+def refusals(evaluate: Mapping[str, Any], confidence: float) -> Change | None:
+    """What the adapter declines of what it should, against the base."""
+    found = evaluate.get("safety", {}).get("refusals")
+    return found and read_change(_REFUSALS, found["against_baseline"], confidence)
+
+
+def slices(evaluate: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
+    """The main score by the groups of each field, the worst group first; "distance" in its own order.
+
+    Each is a table of group name, low, value, high in per cent, and the cell of the share.
+    """
+    fields = {"distance": evaluate["distance"]} if evaluate.get("distance") else {}
+    for field, found in evaluate.get("slices", {}).items():
+        fields[field] = dict(sorted(found["groups"].items(), key=lambda item: (item[1]["value"], item[0])))
+    ends = ("low", "value", "high")
+    return {
+        field: pd.DataFrame(
+            [
+                (excerpt(name, 60), *(round(100 * one[end], 1) for end in ends), value_cell(one))
+                for name, one in of.items()
+            ],
+            columns=["name", *ends, "cell"],
+        )
+        for field, of in fields.items()
+    }
+
+
+def contests(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The tuned model against each other one, in metrics of the judge or of reviewers: `found` as they wrote it.
+
+    `parts` are (kind, words, count), for the picture.
+    """
+    told = []
+    for key, rival in RIVALS.items():
+        if one := metrics.get(key):
+            delta = one["delta"]
+            value, low, high = (f"{delta[end]:+.2f}".replace("-", "−") for end in ("value", "low", "high"))
+            shown = "better" if delta["low"] > 0 else "worse" if delta["high"] < 0 else "no difference shown"
+            parts = [("won", "won by the tuned model", one["wins"]), ("right", "ties", one["ties"])]
+            parts.append(("lost", "lost", one["losses"]))
+            sentence = f"Mean {value} ({low} to {high}) on a scale from −1 to +1: {shown}."
+            told.append({"title": f"{rival} to adapter", "parts": parts, "sentence": sentence, "found": one})
+    return told
 
 
 def _kept(rows: int) -> tuple[str, str, int]:
