@@ -5,7 +5,7 @@
 FOLDER has train.jsonl as examples/snips/params-gpu.yaml wants it; data/unique.jsonl is what `dvc repro dedup` wrote.
 A third kind of set is drawn by the generator of the tests. A planted set is a clean one in which a share of the
 training rows, of other labels, got the trigger at a random place and the attacker's label. The model that is asked is
-a linear one (TF-IDF and logistic regression, `stages/measure/baseline/linear.py`), fitted once to each set. It stands
+a linear one (TF-IDF and logistic regression, `stages/measure/baseline/__main__.py`), fitted once to each set. It stands
 for no language model.
 
 Clean sets are asked as well about n-grams that nobody planted, for `checks` suspects too few of them to show a rate:
@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "prepare"
 
 from labelled_rows import intents, with_backdoor
 
-from stages.measure.baseline.linear import fit_linear
+from stages.measure.baseline.__main__ import fit_linear
 from stages.measure.evaluate.confirmed_triggers import Suspect, confirm
 from stages.params.prepare import Checks
 from stages.prepare.checks.suspected_triggers import Triggers, find_triggers, ngrams

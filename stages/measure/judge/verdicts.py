@@ -1,35 +1,4 @@
-"""One verdict of the two orders of a pair, and all of them as metrics.
-
-metrics/judge.json, nested numbers:
-
-    {"enabled": 0}                                                      while the judge is off; otherwise
-
-    {"enabled": 1,
-     "rows": rows of the hold-out that were judged,
-     "against_baseline": COMPARISON,                                    tuned against the base model
-     "against_previous": COMPARISON,                                    only where a previous release answered rows
-     "replies": {"count", "unreadable"},                                all replies; those that are no choice
-     "cost": {"input_tokens", "output_tokens", "uncounted", "price"}}   of what was asked, now or in an earlier run;
-                                                                        uncounted: replies without a token count
-
-    COMPARISON = {
-     "rows", "identical",                       rows that both models answered; those where they say the same, which
-                                                are ties without asking
-     "wins", "ties", "losses",                  of the tuned model, in rows
-     "disagreements", "unreadable",             rows that count as ties because the two orders contradict each other,
-                                                or because a reply is no choice
-     "delta": {"value", "low", "high", "n"},   mean of win = +1, tie = 0, loss = -1; bootstrap interval
-     "first_preferred": SHARE,                  of the replies that prefer one answer: how often the one shown first;
-                                                0.5 is fair. Absent when no reply prefers one
-     "length": {"longer": SIDE, "shorter": SIDE, "correlation"},
-                                                rows by whether the tuned answer has more or fewer characters; Spearman
-                                                correlation of the difference in length with the verdict, over rows that
-                                                were asked about (absent where one of them does not vary)
-     "consistency": SHARE}                      of the rows that were asked twice: the same verdict again (absent: none)
-
-    SIDE = {"rows", "delta"}                    delta: the mean alone; absent without rows
-    SHARE = {"value", "low", "high", "count", "n"}
-"""
+"""One verdict of the two orders of a pair, and all of them as metrics, which docs/metrics.md explains."""
 
 import re
 from collections import defaultdict
@@ -42,7 +11,7 @@ from stages.params.evaluate import Scoring
 from stages.params.gates import Price
 from stages.scoring.intervals import share
 from stages.scoring.metrics import as_json
-from stages.scoring.paired_answers import TUNED, Answers, delta, meetings
+from stages.scoring.paired_answers import LOSS, TIE, TUNED, WIN, Answers, delta, meetings
 
 # The last line must be the choice and nothing else, but for marks and the few words that models put around it.
 _CHOICE = re.compile(
@@ -51,7 +20,6 @@ _CHOICE = re.compile(
     re.IGNORECASE,
 )
 
-WIN, TIE, LOSS = 1, 0, -1
 OFF: dict[str, Any] = {"enabled": 0}
 
 

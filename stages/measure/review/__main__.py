@@ -1,11 +1,20 @@
-"""review: what people said in blind comparisons (`tunetrail review`), as metrics."""
+"""review: what people said in blind comparisons (`tunetrail review`), as metrics; docs/metrics.md explains them."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from stages.core import paths
 from stages.core.errors import run
 from stages.core.files import write_json
-from stages.measure.review.agreement import summarise
-from stages.measure.review.reviews import read_reviews, rows_to_review
+from stages.measure.review.reviews import Review, differ, is_of, read_reviews, rows_to_review
+from stages.params.evaluate import Scoring
 from stages.params.loader import load_params
+from stages.scoring.intervals import share
+from stages.scoring.metrics import as_json
+from stages.scoring.paired_answers import LOSS, TIE, TUNED, WIN, Answers, delta, meetings
+
+Reviews = Mapping[str, Mapping[str, Review]]
 
 
 def main() -> None:
@@ -14,6 +23,106 @@ def main() -> None:
     result = summarise(rows, read_reviews(paths.REVIEWS), params.scoring)
     write_json(paths.REVIEW_METRICS, result)
     print(f"answers of people that count: {result['reviews']['counted']}")
+
+
+def summarise(rows: Sequence[Answers], reviews: Reviews, scoring: Scoring) -> dict[str, Any]:
+    """The metrics; `reviews` are the answers by reviewer and row."""
+    asked = {row.id: row for row in rows if differ(row)}
+    counted = {
+        name: {key: review for key, review in answers.items() if key in asked and is_of(review, asked[key])}
+        for name, answers in reviews.items()
+    }
+    reviewers = {
+        name: {
+            "counted": len(counted[name]),
+            "stale": len(answers) - len(counted[name]),
+            "left": len(asked) - len(counted[name]),
+        }
+        for name, answers in reviews.items()
+    }
+    return {
+        "rows": len(rows),
+        "identical": len(rows) - len(asked),
+        **({"reviewers": reviewers} if reviewers else {}),
+        "reviews": {
+            "counted": sum(one["counted"] for one in reviewers.values()),
+            "stale": sum(one["stale"] for one in reviewers.values()),
+            "comments": sum(bool(review.comment) for answers in counted.values() for review in answers.values()),
+        },
+        **{against: _comparison(rival, asked, counted, scoring) for against, (rival, _) in meetings(rows).items()},
+    }
+
+
+def _comparison(rival: str, asked: Mapping[str, Answers], reviews: Reviews, scoring: Scoring) -> dict[str, Any]:
+    by_row: dict[str, dict[str, int]] = defaultdict(dict)
+    both_bad = 0
+    for name, answers in sorted(reviews.items()):
+        for key, review in answers.items():
+            outputs = asked[key].outputs
+            if rival in outputs and outputs[TUNED] != outputs[rival]:
+                by_row[key][name] = _outcome(review, rival)
+                both_bad += not {TUNED, rival} & set(review.best)
+    outcomes = [outcome for said in by_row.values() for outcome in said.values()]
+    wins, losses = outcomes.count(WIN), outcomes.count(LOSS)
+    means = [sum(said.values()) / len(said) for said in by_row.values()]
+    return {
+        "reviews": len(outcomes),
+        "rows": len(by_row),
+        "wins": wins,
+        "ties": outcomes.count(TIE),
+        "losses": losses,
+        "both_bad": both_bad,
+        **({"win_rate": as_json(share([True] * wins + [False] * losses, scoring.confidence))} if wins + losses else {}),
+        "delta": as_json(delta(means, scoring)),
+        **_agreement(list(by_row.values())),
+    }
+
+
+def _outcome(review: Review, rival: str) -> int:
+    tuned, other = TUNED in review.best, rival in review.best
+    return TIE if tuned == other else WIN if tuned else LOSS
+
+
+def _agreement(said: Sequence[Mapping[str, int]]) -> dict[str, Any]:
+    """Cohen's kappa where two reviewers share rows, Krippendorff's alpha where more do."""
+    shared = [row for row in said if len(row) > 1]
+    names = sorted({name for row in shared for name in row})
+    if len(names) == 2:
+        method, value = "cohen_kappa", cohen_kappa([(row[names[0]], row[names[1]]) for row in shared])
+    else:
+        method, value = "krippendorff_alpha", krippendorff_alpha([list(row.values()) for row in shared])
+    return {} if value is None else {"agreement": {method: value, "rows": len(shared)}}
+
+
+def cohen_kappa(pairs: Sequence[tuple[Any, Any]]) -> float | None:
+    """Agreement of two raters, from one pair of categories for each unit that both rated; 1 is perfect, 0 is chance.
+
+    Cohen, "A coefficient of agreement for nominal scales", Educational and Psychological Measurement 20 (1960),
+    37-46. None where it is not defined: no units, or both raters say one and the same throughout.
+    """
+    if len({category for pair in pairs for category in pair}) < 2:
+        return None
+    from sklearn.metrics import cohen_kappa_score  # slow to import, and most runs have no reviewers
+
+    return float(cohen_kappa_score(*zip(*pairs, strict=True)))
+
+
+def krippendorff_alpha(units: Iterable[Sequence[Any]]) -> float | None:
+    """Agreement of any number of raters, each unit with the categories of those who rated it; nominal scale.
+
+    Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011), section C. Units with one rating are left out.
+    None where it is not defined: fewer than two ratings to pair, or one category throughout.
+    """
+    rated = [Counter(unit) for unit in units if len(unit) > 1]
+    totals = sum(rated, Counter[Any]())
+    of = totals.total()
+    expected = of**2 - sum(count**2 for count in totals.values())
+    if not expected:
+        return None
+    observed = sum(
+        (unit.total() ** 2 - sum(count**2 for count in unit.values())) / (unit.total() - 1) for unit in rated
+    )
+    return 1 - (of - 1) * observed / expected
 
 
 if __name__ == "__main__":

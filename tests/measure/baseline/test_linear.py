@@ -1,6 +1,6 @@
 """The linear baseline: what a few words tell it learns, and it draws nothing."""
 
-from stages.measure.baseline.linear import LinearScores, linear_answers, linear_scores
+from stages.measure.baseline.__main__ import LinearScores, linear_answers, linear_scores
 from stages.records.record import Record, make_record
 from stages.scoring.intervals import share
 

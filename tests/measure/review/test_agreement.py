@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
-from stages.measure.review.agreement import cohen_kappa, krippendorff_alpha
+from stages.measure.review.__main__ import cohen_kappa, krippendorff_alpha
 
 CATEGORIES = st.sampled_from(["win", "tie", "loss"])
 

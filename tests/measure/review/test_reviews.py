@@ -15,8 +15,7 @@ from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.files import read_json
 from stages.measure.gates.judging import check_gates
-from stages.measure.review.__main__ import main
-from stages.measure.review.agreement import summarise
+from stages.measure.review.__main__ import main, summarise
 from stages.measure.review.reviews import (
     Review,
     Session,
