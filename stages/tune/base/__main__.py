@@ -9,8 +9,7 @@ from stages.core.files import atomic
 from stages.core.run_notes import measured
 from stages.params.loader import load_params
 from stages.tune.base.fetching import fetch
-from stages.tune.base.materialise import materialise
-from stages.tune.base.template import read_template
+from stages.tune.base.materialise import materialise, read_template
 
 
 def main() -> None:

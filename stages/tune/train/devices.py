@@ -61,15 +61,13 @@ def join() -> None:
         UserError: when the machine has fewer CUDA cards than processes.
     """
     import torch
-    from torch import distributed
+    from accelerate import PartialState
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
-        if torch.cuda.is_available():
-            card, cards = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-            if card >= cards:
-                raise UserError(f"process {card + 1} is to train on a card of its own, but there are {cards} here")
-            torch.cuda.set_device(card)
-        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    on_card = torch.cuda.is_available()
+    if on_card and count() > 1 and (card := int(os.environ["LOCAL_RANK"])) >= torch.cuda.device_count():
+        cards = torch.cuda.device_count()
+        raise UserError(f"process {card + 1} is to train on a card of its own, but there are {cards} here")
+    PartialState(cpu=not on_card)
 
 
 def rank() -> int:
@@ -79,20 +77,6 @@ def rank() -> int:
 
 def count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def wait_for_all() -> None:
-    if count() > 1:
-        from torch import distributed
-
-        distributed.barrier()
-
-
-def leave() -> None:
-    if count() > 1:
-        from torch import distributed
-
-        distributed.destroy_process_group()
 
 
 def add_up(tensor: Any) -> Any:

@@ -17,8 +17,7 @@ from stages.params.loader import Params
 from stages.params.model import Train
 from stages.tune.train import devices
 from stages.tune.train.adapters import AllocateRanks, load_trainable
-from stages.tune.train.callbacks import Curves, Progress, Samples, StopsAtNaN
-from stages.tune.train.checkpoints import WholeCheckpoints
+from stages.tune.train.callbacks import Curves, Progress, Samples, StopsAtNaN, WholeCheckpoints
 from stages.tune.train.completion_trainer import CompletionTrainer
 from stages.tune.train.examples import Examples, SeededBatches, optimiser_steps
 from stages.tune.train.fused.attention import can_pack
@@ -46,7 +45,7 @@ def make_trainer(
         samples.records = []  # all processes together could ask it, and one cannot
 
     def build(engine: str) -> CompletionTrainer:
-        beside: list[TrainerCallback] = [samples, Curves(), Progress(), StopsAtNaN(train.input_ids), WholeCheckpoints()]
+        beside: list[TrainerCallback] = [samples, Curves(), Progress(), StopsAtNaN(), WholeCheckpoints()]
         if settings.early_stopping_patience:
             beside.append(EarlyStoppingCallback(early_stopping_patience=settings.early_stopping_patience))
         if settings.adaptive:

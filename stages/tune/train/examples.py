@@ -9,7 +9,6 @@ from typing import Any
 from stages.model.chat import Chat
 from stages.records.record import Record
 
-_MASKED, _TRAINED = "dim", "bold green"
 _OPEN, _CLOSE = "⟦", "⟧"
 
 
@@ -42,11 +41,6 @@ class Examples:
     @property
     def trained_tokens(self) -> int:
         return sum(map(sum, self.completion_mask))
-
-    def answers(self) -> Iterator[list[int]]:
-        """Of each row the tokens that the loss sees."""
-        for ids, mask in zip(self.input_ids, self.completion_mask, strict=True):
-            yield list(itertools.compress(ids, mask))
 
     def filled_up(self, multiple: int) -> "Examples":
         """With rows of which the loss sees nothing, up to a multiple; the longest rows first."""
@@ -114,20 +108,10 @@ def optimiser_steps(rows: int, batch_size: int, epochs: float) -> int:
     return math.ceil(rows * epochs / min(batch_size, rows))
 
 
-def show_example(chat: Chat, ids: list[int], mask: list[int], console: Any = None) -> None:
-    """Print the decoded tokens, special ones included; what the loss sees in colour, or between marks without."""
-    from rich.console import Console
-    from rich.text import Text
-
-    console = console or Console(soft_wrap=True, highlight=False)
-    colour = console.is_terminal and not console.no_color
-    text = Text()
+def show_example(chat: Chat, ids: list[int], mask: list[int]) -> None:
+    """Print the decoded tokens, special ones included; what the loss sees stands between marks."""
+    print(f"the first example; the loss sees what stands between {_OPEN} and {_CLOSE}:")
     for trained, run in itertools.groupby(zip(ids, mask, strict=True), key=lambda pair: pair[1]):
         words = chat.tokenizer.decode([token for token, _ in run], skip_special_tokens=False)
-        if colour:
-            text.append(words, style=_TRAINED if trained else _MASKED)
-        else:
-            text.append(f"{_OPEN}{words}{_CLOSE}" if trained else words)
-    how = "in green" if colour else f"between {_OPEN} and {_CLOSE}"
-    console.print(Text(f"the first example; the loss sees what stands {how}:"))
-    console.print(text)
+        print(f"{_OPEN}{words}{_CLOSE}" if trained else words, end="")
+    print(flush=True)

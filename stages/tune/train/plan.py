@@ -1,8 +1,8 @@
-"""How the machine computes a run, and why. None of it changes the result beyond rounding, except `train.precision`."""
+"""How the machine computes a run. None of it changes the result beyond rounding, except `train.precision`."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ _FITS = 0.7  # of the free memory, that a base model may take to leave room for 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is computed how; `why` gives the reason for each choice that was made here."""
+    """What is computed how."""
 
     engine: str
     precision: torch.dtype
@@ -41,13 +41,11 @@ class Plan:
     micro_batch_tokens: int
     compile: str
     sharding: bool = False
-    why: dict[str, str] = field(default_factory=dict)
 
     def smaller(self) -> "Plan":
         """For a second try when memory ran out."""
-        why = dict.fromkeys(("micro_batch_tokens", "checkpointing", "compile"), "memory ran out with more")
         tokens = max(1, self.micro_batch_tokens // 2)
-        return replace(self, micro_batch_tokens=tokens, checkpointing=True, compile="none", why=why)
+        return replace(self, micro_batch_tokens=tokens, checkpointing=True, compile="none")
 
     def described(self) -> dict[str, Any]:
         """For the terminal and metrics/env/train.json."""
@@ -99,31 +97,20 @@ def make_plan(
     Raises:
         UserError: for a setting that this model or machine does not have.
     """
-    why: dict[str, str] = {}
-
-    def settle(name: str, best: Any, reason: str) -> Any:
-        asked = getattr(machine, name)
-        if asked == "auto":
-            why[name] = reason
-        return best if asked == "auto" else asked
-
     config, precision = model.config.get_text_config(), choose_precision(train)
+    on_card, fused = memory is not None, engine == "fused"
     obstacle = can_pack(config)
     if machine.packing is True and obstacle:
         raise UserError(f"machine setting packing: true is not possible: the model has {obstacle}; write auto or false")
-    reason = f"the model has {obstacle}" if obstacle else "no token is spent on padding"
-    packing = settle("packing", not obstacle, reason)
 
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    on_card, fused = memory is not None, engine == "fused"
     kernel = fused and on_card and precision == torch.bfloat16 and width <= _WIDEST_HEAD
     if machine.attention == "varlen" and not kernel:
         raise UserError(
             "machine setting attention: varlen needs the fused engine, a CUDA card that computes in bfloat16 and heads "
             f"of at most {_WIDEST_HEAD}; write auto or sdpa"
         )
-    reason = "one kernel for all examples of a row" if kernel else "no variable-length kernel for this"
-    attention = settle("attention", "varlen" if kernel else "sdpa", reason)
+    attention = _settled(machine.attention, "varlen" if kernel else "sdpa")
 
     longest, whole, recomputed = max(lengths), _CPU_TOKENS[engine], _CPU_TOKENS[engine]
     if memory is not None:
@@ -131,22 +118,34 @@ def make_plan(
         left = memory * (1 - _RESERVE) - LOSS_BYTES - 16 * trained
         costs = bytes_per_token(config, precision)
         whole, recomputed = (max(1, int(left // (cost * (1 if fused else _UNFUSED)))) for cost in costs)
-    reason = f"without it, {whole} tokens fit the memory and the longest row has {longest}"
-    reason = reason if on_card else "no card whose memory could run out"
-    checkpointing = settle("checkpointing", on_card and whole < longest, reason)
+    checkpointing = _settled(machine.checkpointing, on_card and whole < longest)
 
     # What an optimiser batch hardly exceeds: its mean and three standard deviations, by the rows' spread.
     batch = math.ceil(train.batch_size * np.mean(lengths) + 3 * math.sqrt(train.batch_size) * np.std(lengths))
     room = recomputed if checkpointing else whole
     tokens = max(longest, min(room, batch, _ENOUGH_TOKENS[engine] if on_card else _CPU_TOKENS[engine]))
-    reason = f"memory for {room}, batches of up to {batch}" if on_card else "a CPU gains no more"
-    tokens = settle("micro_batch_tokens", tokens, reason)
 
-    compile_ = _compile(train, machine, attention, checkpointing, steps, why) if fused else "none"
-    if devices.count() > 1:
-        reason = "the base model leaves a device too little room" if sharding else "each device holds all"
-        settle("sharding", sharding, reason)
-    return Plan(engine, precision, packing, attention, checkpointing, tokens, compile_, sharding, why)
+    # Graphs need the variable-length kernel; layers that are recomputed with dropout cannot be captured.
+    graphs = attention == "varlen" and not (checkpointing and train.dropout)
+    if fused and machine.compile == "graphs" and not graphs:
+        raise UserError(
+            "machine setting compile: graphs is not possible without the variable-length kernel, or where layers with "
+            "dropout are recomputed; write auto or none"
+        )
+    return Plan(
+        engine,
+        precision,
+        _settled(machine.packing, not obstacle),
+        attention,
+        checkpointing,
+        _settled(machine.micro_batch_tokens, tokens),
+        _settled(machine.compile, "graphs" if graphs and steps >= _GRAPH_STEPS else "none") if fused else "none",
+        sharding,
+    )
+
+
+def _settled(asked: Any, best: Any) -> Any:
+    return best if asked == "auto" else asked
 
 
 def bytes_per_token(config: Any, precision: torch.dtype) -> tuple[int, int]:
@@ -180,22 +179,3 @@ def rows_at_once(plan: Plan, lengths: Sequence[int], batch_size: int) -> int:
         if share % rows == 0 and tokens <= plan.micro_batch_tokens:
             return rows
     return 1
-
-
-def _compile(
-    train: Train, machine: Machine, attention: str, checkpointing: bool, steps: int, why: dict[str, str]
-) -> str:
-    obstacle = None
-    if attention != "varlen":
-        obstacle = "CUDA graphs need the variable-length kernel"
-    elif checkpointing and train.dropout:
-        obstacle = "layers that are recomputed with dropout cannot be captured"
-    if machine.compile == "graphs" and obstacle:
-        raise UserError(f"machine setting compile: graphs is not possible: {obstacle}; write auto or none")
-    if machine.compile != "auto":
-        return machine.compile
-    if obstacle or steps < _GRAPH_STEPS:
-        why["compile"] = obstacle or f"{steps} steps do not repay a capture"
-        return "none"
-    why["compile"] = f"{steps} steps repay a capture of a few seconds"
-    return "graphs"

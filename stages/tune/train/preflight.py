@@ -1,12 +1,13 @@
 """What can be known of a training run before it costs anything: tokenizer, template, data and layers, no weights."""
 
-import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from shutil import which
 
 from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.files import read_json
+from stages.core.git import Repository
 from stages.model.chat import Chat, task_chat
 from stages.model.loading import load_tokenizer
 from stages.params.model import Train
@@ -68,52 +69,42 @@ def _facts(chat: Chat, settings: Train, train: Examples, validation: Examples) -
 
 
 def _problems(chat: Chat, settings: Train, train: Examples, validation: Examples) -> Iterator[str]:
-    yield from _left_out(settings, train, validation)
-    yield from _faults(train, validation)
+    for name, examples in ((paths.TRAIN, train), (paths.VALIDATION, validation)):
+        yield from _left_out(settings, name, examples)
+        for fault, ids in examples.faults.items():
+            yield f"{len(ids)} rows of {name} {fault}; take them out or change them, such as {', '.join(ids[:3])}"
     if len(train):
-        yield from _stop_token(chat, train)
         yield from _double_bos(chat, train)
         steps = optimiser_steps(len(train), settings.batch_size, settings.epochs)
         yield from adapter_problems(paths.BASE, settings, steps)
-    yield from _context(settings.max_tokens)
-    yield from _no_commit()
+    else:
+        yield f"{paths.TRAIN} has no row to train on"
+    if not len(validation) and settings.early_stopping_patience is not None:
+        yield (
+            f"train.early_stopping_patience needs rows in {paths.VALIDATION} and there are none; raise "
+            "split.validation_share or set the patience to null"
+        )
+    config = read_json(paths.BASE / "config.json")
+    positions = config.get("text_config", config).get("max_position_embeddings")
+    if positions and settings.max_tokens > positions:
+        yield (
+            f"train.max_tokens = {settings.max_tokens}, but the model has {positions} positions; set it to {positions} "
+            "or less"
+        )
+    repository = Repository(Path())
+    if which("git") and repository.git("rev-parse", "--git-dir", check=False) and not repository.resolve("HEAD"):
+        # DVCLive writes curves beside the commit that they belong to.
+        yield "the git repository has no commit yet, and DVCLive needs one; run `git add --all && git commit`"
 
 
-def _left_out(settings: Train, train: Examples, validation: Examples) -> Iterator[str]:
-    limit, allowed = settings.max_tokens, settings.max_left_out_share
-    for name, examples in ((paths.TRAIN, train), (paths.VALIDATION, validation)):
-        share = len(examples.left_out) / max(1, len(examples.left_out) + len(examples))
-        if share > allowed:
-            yield (
-                f"{len(examples.left_out)} rows of {name} ({share:.1%}) exceed train.max_tokens = {limit} and would "
-                f"be left out, where train.max_left_out_share allows {allowed:.1%}; a train.max_tokens of "
-                f"{max(examples.left_out)} would keep them all"
-            )
-        elif len(examples):
-            continue
-        elif examples is train:
-            yield f"{name} has no row to train on"
-        elif settings.early_stopping_patience is not None:
-            yield (
-                f"train.early_stopping_patience needs rows in {name} and there are none; raise "
-                "split.validation_share or set the patience to null"
-            )
-
-
-def _faults(train: Examples, validation: Examples) -> Iterator[str]:
-    for name, examples in ((paths.TRAIN, train), (paths.VALIDATION, validation)):
-        for fault, ids in examples.faults.items():
-            yield f"{len(ids)} rows of {name} {fault}; take them out or change them, such as {', '.join(ids[:3])}"
-
-
-def _stop_token(chat: Chat, train: Examples) -> Iterator[str]:
-    """The loss must see the stop token at the end of each answer, and nothing of the prompt."""
-    stop = f"the stop token {chat.tokenizer.decode([chat.stop_id])!r}"
-    answers = list(train.answers())
-    if missing := sum(answer[-1:] != [chat.stop_id] for answer in answers):
-        yield f"{missing} rows do not end with {stop} in the loss; the model would not learn to stop"
-    if whole := sum(len(answer) == len(ids) for answer, ids in zip(answers, train.input_ids, strict=True)):
-        yield f"{whole} rows have no masked prompt; the model would be trained to say what it is asked"
+def _left_out(settings: Train, name: Path, examples: Examples) -> Iterator[str]:
+    share = len(examples.left_out) / max(1, len(examples.left_out) + len(examples))
+    if share > settings.max_left_out_share:
+        yield (
+            f"{len(examples.left_out)} rows of {name} ({share:.1%}) exceed train.max_tokens = {settings.max_tokens} "
+            f"and would be left out, where train.max_left_out_share allows {settings.max_left_out_share:.1%}; a "
+            f"train.max_tokens of {max(examples.left_out)} would keep them all"
+        )
 
 
 def _double_bos(chat: Chat, train: Examples) -> Iterator[str]:
@@ -124,23 +115,3 @@ def _double_bos(chat: Chat, train: Examples) -> Iterator[str]:
             f"{doubled} rows begin with the token {chat.tokenizer.decode([bos])!r} twice: the chat template of "
             f"{paths.BASE} writes it and something adds it again; models answer worse to a doubled one"
         )
-
-
-def _context(max_tokens: int, folder: Path = paths.BASE) -> Iterator[str]:
-    config = read_json(folder / "config.json")
-    positions = config.get("text_config", config).get("max_position_embeddings")
-    if positions and max_tokens > positions:
-        yield f"train.max_tokens = {max_tokens}, but the model has {positions} positions; set it to {positions} or less"
-
-
-def _no_commit() -> Iterator[str]:
-    """DVCLive writes curves beside the commit that they belong to."""
-    try:
-        inside, commit = (
-            subprocess.run(["git", "rev-parse", *what], capture_output=True, check=False).returncode == 0
-            for what in (["--git-dir"], ["--verify", "HEAD"])
-        )
-    except FileNotFoundError:  # without git, curves belong to nothing
-        return
-    if inside and not commit:
-        yield "the git repository has no commit yet, and DVCLive needs one; run `git add --all && git commit`"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 
 from stages.core import paths
 from stages.core.dependencies import confirm
@@ -21,8 +22,7 @@ from stages.params.loader import load_params
 from stages.records.record import read_records, write_rows
 from stages.tune.train import devices
 from stages.tune.train.adapters import save_trained
-from stages.tune.train.callbacks import Progress, Samples
-from stages.tune.train.checkpoints import checkpoint_folder, newest_checkpoint, run_key
+from stages.tune.train.callbacks import Progress, Samples, checkpoint_folder, newest_checkpoint, run_key
 from stages.tune.train.engine import make_trainer
 from stages.tune.train.examples import Examples, make_examples
 from stages.tune.train.preflight import check, checked_chat
@@ -52,14 +52,12 @@ def train_stage() -> None:
     notes: dict[str, object]
     with measured("train") if first else nullcontext(dict[str, object]()) as notes:
         trainer = make_trainer(params, chat, train, validation, folder, samples)
-        print(f"train.engine: {trainer.plan.engine}")
         chosen = trainer.plan.described()
-        for name, reason in chosen["why"].items():
-            print(f"{name}: {chosen[name]} ({reason})")
+        print(f"train.engine: {chosen.pop('engine')} (" + ", ".join(f"{k}: {v}" for k, v in chosen.items()) + ")")
         checkpoint = newest_checkpoint(folder) if trainer.args.save_strategy != "no" else None
         if checkpoint and first:
-            samples.go_on_from(checkpoint)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            samples.go_on_from(Path(checkpoint))
+        trainer.train(resume_from_checkpoint=checkpoint)
         notes |= run_notes(trainer, train, params.train.batch_size)
 
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.is_fsdp_enabled else None
@@ -71,7 +69,7 @@ def train_stage() -> None:
         write_json(paths.TRAIN_METRICS, summarise(trainer, train))
         confirm()  # a run that is refused for what changed meanwhile must be able to go on from here
         shutil.rmtree(folder)
-    devices.leave()
+    PartialState().destroy_process_group()
 
 
 def run_notes(trainer: Any, train: Examples, batch_size: int) -> dict[str, object]:

@@ -1,5 +1,5 @@
 from collections import Counter
-from itertools import chain
+from itertools import chain, compress
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,7 +23,7 @@ def record(prompt: str, completion: str, source: str = "tickets"):  # type: igno
 
 def test_the_loss_sees_the_completion_and_the_stop_token_alone() -> None:
     examples = make_examples(CHAT, [record("hello", '{"a": 1}')], max_tokens=400)
-    (trained,) = examples.answers()
+    trained = list(compress(examples.input_ids[0], examples.completion_mask[0]))
     assert trained == CHAT.completion_ids('{"a": 1}')
     assert trained[-1] == CHAT.stop_id
     assert CHAT.text(trained) == '{"a": 1}'

@@ -17,7 +17,7 @@ from training_project import curve, lay_out, train
 
 from stages.core import paths
 from stages.core.files import read_json, tree_digest, write_json
-from stages.tune.train.checkpoints import checkpoint_folder
+from stages.tune.train.callbacks import checkpoint_folder
 
 EIGHT_ROWS = {"batch_size": 8, "learning_rate": 1e-2, "early_stopping_patience": None}
 

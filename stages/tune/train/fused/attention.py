@@ -6,16 +6,12 @@ Elsewhere: torch's own attention, example by example.
 """
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
-
-from stages.tune.train.fused.private_names import attention_in_use
 
 VARLEN, SEGMENTS = "tunetrail_varlen", "tunetrail_segments"
 # Before torch 2.12 the kernel took fewer key heads than query heads without being told.
@@ -84,17 +80,6 @@ def _band(length: int, window: int | None, device: torch.device) -> torch.Tensor
 
 AttentionInterface.register(VARLEN, varlen)
 AttentionInterface.register(SEGMENTS, segments)
-
-
-@contextmanager
-def attention_of(model: Any, name: str) -> Iterator[None]:
-    """The model with this attention for the time of the block."""
-    before = attention_in_use(model)
-    model.set_attn_implementation(name)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
 
 
 def can_pack(config: Any) -> str | None:

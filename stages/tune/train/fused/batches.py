@@ -100,44 +100,31 @@ def pack(rows: Sequence[Row], width: int = 0) -> MicroBatch:
 
 
 def completion_loss(
-    hidden: torch.Tensor, predictors: torch.Tensor, targets: torch.Tensor, head: Any, count: int
+    hidden: torch.Tensor,
+    predictors: torch.Tensor,
+    targets: torch.Tensor,
+    head: Any,
+    count: int,
+    gradient: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Sum of the negative log-likelihoods, in nats, of `targets` (n), over `count`.
 
-    `hidden` is positions x width; `predictors` (n) are the positions whose next tokens are the targets.
-    """
-    total = hidden.new_zeros((), dtype=torch.float32)
-    for part, wanted in _chunks(predictors, targets, head):
-        total += _sum_over(head, hidden[part], wanted) / count
-    return total
-
-
-def completion_loss_and_gradient(
-    hidden: torch.Tensor, predictors: torch.Tensor, targets: torch.Tensor, head: Any, count: int, gradient: torch.Tensor
-) -> torch.Tensor:
-    """The same loss; writes what it gives back to `hidden` into `gradient`, and adds to the head's own gradient.
-
+    `hidden` is positions x width; `predictors` (n) are the positions whose next tokens are the targets. What the loss
+    gives back to `hidden` is written into `gradient`, where there is one, and the head's own gradient added to.
     A chunk's backward pass follows its forward pass at once, so no more than one chunk of logits is ever held
     (as in Hsu et al. 2024, "Liger Kernel", arXiv 2410.10989; compare Wijmans et al. 2024, arXiv 2411.09009).
     """
-    gradient.zero_()
-    total = hidden.new_zeros((), dtype=torch.float32)
-    for part, wanted in _chunks(predictors, targets, head):
-        piece = hidden[part].detach().requires_grad_()
-        loss = _sum_over(head, piece, wanted) / count
-        loss.backward()  # type: ignore[no-untyped-call]
-        gradient[part] = piece.grad.to(gradient.dtype)  # type: ignore[union-attr]
+    total, size = hidden.new_zeros((), dtype=torch.float32), max(16, _LOGITS_AT_ONCE // head.vocabulary)
+    if gradient is not None:
+        gradient.zero_()
+    for part, wanted in zip(torch.split(predictors, size), torch.split(targets, size), strict=True):
+        piece = hidden[part].detach().requires_grad_(gradient is not None)
+        loss = torch.nn.functional.cross_entropy(head(piece).float(), wanted, reduction="sum") / count
+        if gradient is not None:
+            loss.backward()  # type: ignore[no-untyped-call]
+            gradient[part] = piece.grad.to(gradient.dtype)  # type: ignore[union-attr]
         total += loss.detach()
     return total
-
-
-def _chunks(predictors: torch.Tensor, targets: torch.Tensor, head: Any) -> Any:
-    size = max(16, _LOGITS_AT_ONCE // head.vocabulary)
-    return zip(torch.split(predictors, size), torch.split(targets, size), strict=True)
-
-
-def _sum_over(head: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.cross_entropy(head(hidden).float(), targets, reduction="sum")
 
 
 class Head:

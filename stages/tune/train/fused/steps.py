@@ -9,13 +9,12 @@ import torch
 
 from stages.model.loading import causal_of
 from stages.tune.train import devices
-from stages.tune.train.fused.attention import SEGMENTS, VARLEN, attention_of
+from stages.tune.train.fused.attention import SEGMENTS, VARLEN
 from stages.tune.train.fused.batches import (
     Head,
     MicroBatch,
     Row,
     completion_loss,
-    completion_loss_and_gradient,
     cut,
     deal,
     pack,
@@ -37,9 +36,7 @@ class Steps:
         self._device = self._causal.get_input_embeddings().weight.device
         self.plan = plan
         self._attention_before = attention_in_use(self._causal)
-        self._causal.set_attn_implementation(VARLEN if plan.attention == "varlen" else SEGMENTS)
-        for layer in casting_layers(self._causal):
-            layer.cast_input_dtype_enabled = plan.precision == torch.float32  # autocast casts to less, and once
+        self._set(VARLEN if plan.attention == "varlen" else SEGMENTS, casts=plan.precision == torch.float32)
         if plan.checkpointing:
             # A random state is kept for dropout's sake; reading it would forbid a capture.
             options = {"use_reentrant": False, "preserve_rng_state": plan.compile == "none"}
@@ -69,30 +66,30 @@ class Steps:
 
     def restore(self) -> None:
         """Give the model its attention and its layers' casts back, and keep no activation from being stored."""
-        self._causal.set_attn_implementation(self._attention_before)
-        for layer in casting_layers(self._causal):
-            layer.cast_input_dtype_enabled = True
+        self._set(self._attention_before, casts=True)
         if self.plan.checkpointing:
             self._causal.gradient_checkpointing_disable()
 
     @contextmanager
     def plain(self) -> Iterator[None]:
         """The model as if it had been loaded: for generation, which knows no autocast, so that PEFT casts again."""
-        casting = casting_layers(self._causal)
-        before = [layer.cast_input_dtype_enabled for layer in casting]
-        with attention_of(self._causal, self._attention_before):
-            for layer in casting:
-                layer.cast_input_dtype_enabled = True
-            yield
-        for layer, value in zip(casting, before, strict=True):
-            layer.cast_input_dtype_enabled = value
+        attention = attention_in_use(self._causal)
+        self._set(self._attention_before, casts=True)
+        yield
+        self._set(attention, casts=self.plan.precision == torch.float32)
+
+    def _set(self, attention: str, casts: bool) -> None:
+        """The attention, and whether adapter layers cast their input; under autocast it is cast to less, and once."""
+        self._causal.set_attn_implementation(attention)
+        for layer in casting_layers(self._causal):
+            layer.cast_input_dtype_enabled = casts
 
     def _forward_and_backward(self, batch: MicroBatch, count: int) -> torch.Tensor:
         batch = self._moved(batch)
         hidden = self._hidden(batch)
         flat = hidden.detach().flatten(0, 1)
         gradient = torch.empty_like(flat)
-        loss = completion_loss_and_gradient(flat, batch.predictors, batch.targets, self._head, count, gradient)
+        loss = completion_loss(flat, batch.predictors, batch.targets, self._head, count, gradient)
         hidden.backward(gradient.view_as(hidden))  # type: ignore[no-untyped-call]
         return loss
 
@@ -205,7 +202,7 @@ class GraphSteps(Steps):
         passes.ends.copy_(self._ends(batch))
         passes.forward()
         hidden, gradient = passes.hidden.flatten(0, 1), passes.gradient.flatten(0, 1)
-        loss = completion_loss_and_gradient(hidden, moved.predictors, moved.targets, self._head, count, gradient)
+        loss = completion_loss(hidden, moved.predictors, moved.targets, self._head, count, gradient)
         passes.backward()
         return loss
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
 from transformers.masking_utils import create_sliding_window_causal_mask
 
-from stages.tune.train.fused.attention import SEGMENTS, attention_of, can_pack, segments
+from stages.tune.train.fused.attention import SEGMENTS, can_pack, segments
 from stages.tune.train.fused.batches import MicroBatch, Row, pack
 
 SMALL = {
@@ -45,18 +45,16 @@ def row(length: int, seed: int) -> Row:
 
 
 def hidden(model: Any, batch: MicroBatch) -> torch.Tensor:
-    with attention_of(model, SEGMENTS):
-        out = model.base_model(
-            input_ids=batch.ids, position_ids=batch.positions, use_cache=False, segment_ends=batch.ends
-        )
+    model.set_attn_implementation(SEGMENTS)
+    out = model.base_model(input_ids=batch.ids, position_ids=batch.positions, use_cache=False, segment_ends=batch.ends)
     result: torch.Tensor = out.last_hidden_state
     return result
 
 
 def alone(model: Any, ids: torch.Tensor) -> torch.Tensor:
     """The oracle: transformers' own eager attention over one example."""
-    with attention_of(model, "eager"):
-        result: torch.Tensor = model.base_model(input_ids=ids[None], use_cache=False).last_hidden_state[0]
+    model.set_attn_implementation("eager")
+    result: torch.Tensor = model.base_model(input_ids=ids[None], use_cache=False).last_hidden_state[0]
     return result
 
 
@@ -97,10 +95,10 @@ def test_no_position_is_without_a_key_as_padding_at_the_right_of_a_window_leaves
     model, rows = MODELS["gemma"], [row(20, 0), row(6, 1)]
     real = torch.arange(20) < torch.tensor([[20], [6]])
     inputs = {"inputs_embeds": torch.zeros(2, 20, 32), "attention_mask": real.long(), "past_key_values": None}
-    with attention_of(model, "sdpa"):
-        positions = torch.arange(20)[None]
-        theirs = create_sliding_window_causal_mask(config=model.config, **inputs, position_ids=positions)
-        assert not theirs[1, 0].any(-1).all(), "then this test is no longer needed"
+    model.set_attn_implementation("sdpa")
+    positions = torch.arange(20)[None]
+    theirs = create_sliding_window_causal_mask(config=model.config, **inputs, position_ids=positions)
+    assert not theirs[1, 0].any(-1).all(), "then this test is no longer needed"
     hidden(model, pack(rows, 60)).sum().backward()  # type: ignore[no-untyped-call]
     assert all(parameter.grad.isfinite().all() for parameter in model.base_model.parameters())
     model.zero_grad()
