@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -41,11 +41,6 @@ class Plan:
     micro_batch_tokens: int
     compile: str
     sharding: bool = False
-
-    def smaller(self) -> "Plan":
-        """For a second try when memory ran out."""
-        tokens = max(1, self.micro_batch_tokens // 2)
-        return replace(self, micro_batch_tokens=tokens, checkpointing=True, compile="none")
 
     def described(self) -> dict[str, Any]:
         """For the terminal and metrics/env/train.json."""

@@ -117,11 +117,6 @@ def test_recomputing_layers_takes_a_fraction_of_the_memory() -> None:
     assert recomputed < whole / 5
 
 
-def test_a_second_try_is_smaller_and_simpler() -> None:
-    plan = Plan("fused", torch.bfloat16, True, "varlen", False, 4096, "graphs").smaller()
-    assert (plan.micro_batch_tokens, plan.checkpointing, plan.compile) == (2048, True, "none")
-
-
 @pytest.mark.usefixtures("card")
 def test_trl_launches_kernel_by_kernel_and_takes_less_at_once() -> None:
     plan = planned(70, engine="trl")

@@ -8,7 +8,7 @@ import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -30,8 +30,7 @@ class Row:
         return len(self.ids)
 
 
-@dataclass(frozen=True, slots=True)
-class MicroBatch:
+class MicroBatch(NamedTuple):
     """What the model computes at once: `ids` and `positions` are 1 x tokens, `ends` says where each example ends.
 
     `predictors` are positions, `targets` the tokens that they predict.

@@ -117,13 +117,8 @@ class Steps:
         return torch.autocast(self._device.type, torch.bfloat16, enabled=half, cache_enabled=False)
 
     def _moved(self, batch: MicroBatch) -> MicroBatch:
-        return MicroBatch(
-            ids=self._sent(batch.ids),
-            positions=self._sent(batch.positions),
-            predictors=self._sent(batch.predictors),
-            targets=self._sent(batch.targets),
-            ends=batch.ends,
-        )
+        ids, positions, predictors, targets = map(self._sent, batch[:4])
+        return MicroBatch(ids, positions, predictors, targets, batch.ends)
 
     def _sent(self, tensor: torch.Tensor) -> torch.Tensor:
         """On the device, without waiting for it."""

@@ -4,7 +4,6 @@ Before it trains, it shows on one batch that it computes the loss and the gradie
 """
 
 import functools
-import gc
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -62,9 +61,11 @@ class FusedTrainer(CompletionTrainer):
         self.rows, self._validation = make_rows(train), make_rows(validation)
         fuse(self.model, plan.precision)
         self._gradients = Gradients([p for p in self.model.parameters() if p.requires_grad])
-        self._longest, self._out_of_memory = max(map(len, self.rows)), False
         self.agreement: dict[str, float] = {}
-        self._use(plan)
+        if plan.compile == "graphs":
+            self._steps: Steps = GraphSteps(self.model, plan, max(map(len, self.rows)), self.batches.batch_size)
+        else:
+            self._steps = Steps(self.model, plan)
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
@@ -99,7 +100,10 @@ class FusedTrainer(CompletionTrainer):
     def training_step(self, model: Any, inputs: list[Row], num_items_in_batch: Any = None) -> torch.Tensor:
         self.model.train()
         self._gradients.clear()
-        return self._gradients.add_up(self._pass(inputs))
+        try:
+            return self._gradients.add_up(self._steps(inputs))
+        except torch.OutOfMemoryError:
+            raise UserError(OUT_OF_MEMORY) from None
 
     def evaluation_loop(
         self, dataloader: Any, description: str, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
@@ -111,30 +115,6 @@ class FusedTrainer(CompletionTrainer):
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # counting them walks over all parameters in each step
-
-    def _use(self, plan: Plan) -> None:
-        self.plan = plan
-        if plan.compile == "graphs":
-            self._steps: Steps = GraphSteps(self.model, plan, self._longest, self.batches.batch_size)
-        else:
-            self._steps = Steps(self.model, plan)
-
-    def _pass(self, rows: list[Row]) -> torch.Tensor:
-        try:
-            return self._steps(rows)
-        except torch.OutOfMemoryError:
-            if self._out_of_memory:
-                raise UserError(OUT_OF_MEMORY) from None
-        self._out_of_memory = True
-        plan = self.plan.smaller()
-        print(f"memory ran out: going on with {plan.micro_batch_tokens} tokens at once, layers recomputed")
-        self._steps.restore()
-        del self._steps
-        gc.collect()
-        torch.cuda.empty_cache()
-        self._use(plan)
-        self._gradients.clear()
-        return self._pass(rows)
 
 
 # What is rounding: relative errors of the loss, of all gradients together (norm of the difference over TRL's norm),
