@@ -75,14 +75,12 @@ def verdict(judged: Mapping[str, Any], confidence: float) -> Verdict:
 
 
 def answers(metrics: Mapping[str, Any], found: Sequence[Measured]) -> list[Answer]:
-    """Better than the base, the last release and the linear baseline, safe to ship, and what changed."""
-    compared = found[0].compared
+    """Better than the base, the last release and the linear baseline, and safe to ship."""
     return [
         _better("Better than the base?", "base", found),
         _better("Better than the last release?", "previous", found),
         *([_better("Better than a linear model?", "linear", found)] if "linear" in found[0].scores else []),
-        _safe(metrics["gates"], compared, metrics["evaluate"].get("safety", {})),
-        _changed(compared),
+        _safe(metrics["gates"], found[0].compared, metrics["evaluate"].get("safety", {})),
     ]
 
 
@@ -172,13 +170,3 @@ def _safe(judged: Mapping[str, Any], compared: Sequence[Comparison], safety: Map
     if leaks:
         detail += f" Among {safety['personal_data']['n']:,} answers {', '.join(leaks)}."
     return Answer("Safe to ship?", word, tone, detail, "gates")
-
-
-def _changed(compared: Sequence[Comparison]) -> Answer:
-    """The adapter against the release that it would replace, or else the base, in large; the others below."""
-    told = {one.title: change.rows for one in compared if (change := one.main) and change.won is not None}
-    if not told:
-        return Answer("Which examples changed?", "See them", "soft", "Read the answers side by side.", "examples")
-    large = "previous to adapter" if "previous to adapter" in told else next(iter(told))
-    others = "; ".join(f"{title}: {rows}" for title, rows in told.items() if title != large)
-    return Answer("Which examples changed?", told[large], "soft", f"{large}. {others}{'.' * bool(others)}", "examples")

@@ -48,12 +48,7 @@ def mcnemar(won: int, lost: int) -> float:
     McNemar, "Note on the sampling error of the difference between correlated proportions or
     percentages", Psychometrika 12 (1947), 153-157; here exact, with the binomial distribution of
     `won` of `won + lost` at 1/2 in place of the chi-squared approximation.
-
-    Raises:
-        ValueError: when a count is negative.
     """
-    if won < 0 or lost < 0:
-        raise ValueError(f"no counts of rows: {won} won, {lost} lost")
     if won == lost:
         return 1.0
     from scipy.stats import binomtest
@@ -68,13 +63,8 @@ def paired_difference(both: int, won: int, lost: int, neither: int, confidence: 
     confidence intervals for the difference between binomial proportions based on paired data",
     Statistics in Medicine 17 (1998), 2635-2650, method 10. The bootstrap has no width where no row
     changed, as if that proved that none ever will; this has.
-
-    Raises:
-        ValueError: when a count is negative or there are no rows.
     """
     n = both + won + lost + neither
-    if min(both, won, lost, neither) < 0:
-        raise ValueError("a count of rows is negative")
     after, before = both + won, both + lost
     after_low, after_high = proportion_interval(after, n, confidence, "wilson")
     before_low, before_high = proportion_interval(before, n, confidence, "wilson")
@@ -153,12 +143,7 @@ def bootstrap(corpus: Corpus, scoring: Scoring) -> Interval:
     that proved that no other row ever comes. Where the metric has limits, the interval then reaches as
     far towards them as rows unlike all of these may be frequent: for n right answers of n that is
     Clopper and Pearson's interval. Without limits it has no width.
-
-    Raises:
-        ValueError: when there are no rows.
     """
-    if not len(corpus.rows):
-        raise ValueError("no rows to resample")
     from scipy.special import ndtr, ndtri
 
     confidence, resamples = scoring.confidence, scoring.resamples

@@ -16,7 +16,6 @@ from statsmodels.stats.proportion import confint_proportions_2indep, proportion_
 
 from stages.params.evaluate import Scoring
 from stages.scoring.intervals import (
-    Corpus,
     bootstrap,
     independent_difference,
     mcnemar,
@@ -108,11 +107,6 @@ def test_mcnemar_is_the_published_one() -> None:
     assert mcnemar(4, 11) == pytest.approx(0.118469, abs=1e-6)
     assert mcnemar(0, 6) == pytest.approx(0.03125)
     assert mcnemar(0, 0) == 1.0
-
-
-def test_mcnemar_of_nonsense_is_refused() -> None:
-    with pytest.raises(ValueError, match="no counts"):
-        mcnemar(-1, 2)
 
 
 @given(counts, st.floats(0.5, 0.999))
@@ -218,8 +212,6 @@ def test_rows_that_are_all_alike_are_no_proof_where_the_metric_has_limits(rows: 
 def test_rows_that_are_all_alike_have_an_interval_without_width_where_there_are_no_limits() -> None:
     assert astuple(bootstrap(mean_of([2.0] * 5), scoring(0.95, 200, 1))) == (2.0, 2.0, 2.0)
     assert astuple(bootstrap(mean_of([2.0]), scoring(0.95, 200, 1))) == (2.0, 2.0, 2.0)
-    with pytest.raises(ValueError, match="no rows"):
-        bootstrap(Corpus(np.zeros((0, 2)), lambda sums: sums[:, 0]), scoring(0.95, 200, 1))
 
 
 @given(

@@ -23,18 +23,14 @@ _RELATION = {
 def check_gates(gates: Mapping[str, Gate], files: Mapping[str, Any]) -> dict[str, Any]:
     """Judge every gate against the metrics files, by their names without ending.
 
-    A metric with an interval (value, difference or ratio beside low and high) is judged by what the interval can
-    show, unless the gate's evidence is `value`. A gate whose
-    evidence is `for` is PASS when the whole interval keeps the threshold, FAIL when none of it does, MARGINAL
-    between. A gate whose evidence is `against` is FAIL when no part of the interval keeps the threshold; else PASS
-    when the value does and MARGINAL when it does not. A plain number passes or fails; what is no finite number
-    fails. An advisory gate can make the verdict MARGINAL, never FAIL.
+    A metric with an interval is judged by what the interval can show, unless the gate's evidence is `value`. With
+    evidence `for`, PASS is when the whole interval keeps the threshold, FAIL when none of it does, MARGINAL between;
+    with `against`, FAIL is when no part of it does, else PASS when the value does and MARGINAL when it does not. A
+    plain number passes or fails; what is no finite number fails. An advisory gate can make the verdict MARGINAL, never
+    FAIL. A gate against the previous release where there is none is PASS without a value.
 
     Returns:
-        {"verdict": state, "reason": sentence, "gates": {name: {"state", "model", "metric", "against", "of",
-        "value", "low", "high", "kind" (minimum or maximum), "threshold", "evidence", "required", "reason"}}}; low and
-        high only where the metric has them, value only where finite. A gate against the previous release where there is
-        none is PASS without a value, and its reason says "first release".
+        {"verdict": state, "reason": sentence, "gates": {name: gate}}, as metrics/gates.json holds them.
 
     Raises:
         UserError: when a gate names a metric that is not there.

@@ -1,13 +1,34 @@
-"""judge: a language model compares the tuned model's answers with the others'; off by default."""
+"""judge: a language model compares the tuned model's answers with the others'; off by default.
+
+docs/metrics.md explains what it writes.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from stages.core import paths
 from stages.core.errors import run
 from stages.core.files import write_json
 from stages.core.run_notes import measured
-from stages.measure.judge.asking import ask_about, ask_all, sample
-from stages.measure.judge.verdicts import OFF, summarise
+from stages.measure.judge.asking import Question, Reply, ask_about, ask_all, sample
+from stages.params.evaluate import Scoring
+from stages.params.gates import Price
 from stages.params.loader import load_params
-from stages.scoring.paired_answers import RIVALS, read_answers
+from stages.scoring.intervals import share
+from stages.scoring.metrics import as_json
+from stages.scoring.paired_answers import LOSS, RIVALS, TIE, TUNED, WIN, Answers, delta, meetings, read_answers
+
+# The last line must be the choice and nothing else, but for marks and the few words that models put around it.
+_CHOICE = re.compile(
+    r"(?:(?:the )?(?:better |best )?(?:answer|choice|winner|verdict)(?: is)?)?[\W_]*"
+    r"(?:answer )?(A|B|TIE)(?: is (?:the )?better(?: (?:answer|one))?(?: than (?:the )?(?:answer )?[AB])?)?[\W_]*",
+    re.IGNORECASE,
+)
+
+OFF: dict[str, Any] = {"enabled": 0}
 
 
 def main() -> None:
@@ -25,6 +46,120 @@ def main() -> None:
     for against in result.keys() & RIVALS.keys():
         found = result[against]
         print(f"{against}: {found['wins']} wins, {found['ties']} ties, {found['losses']} losses")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the two orders say together, for the tuned model: WIN, TIE or LOSS.
+
+    Orders that contradict each other are a tie, and so is an unreadable reply: neither shows a difference.
+    """
+
+    value: int
+    readable: bool
+    agreed: bool
+
+
+def read_choice(reply: str) -> str | None:
+    """A, B or TIE; None when the reply's last line is no such choice."""
+    lines = reply.strip().splitlines()
+    found = _CHOICE.fullmatch(lines[-1].strip()) if lines else None
+    return found.group(1).upper() if found else None
+
+
+def score(choice: str | None, *, tuned_first: bool) -> int | None:
+    """The choice as WIN, TIE or LOSS of the tuned model."""
+    if choice is None or choice == "TIE":
+        return None if choice is None else TIE
+    return WIN if (choice == "A") == tuned_first else LOSS
+
+
+def settle(scores: Mapping[bool, int | None]) -> Verdict:
+    """One verdict of the scores by `tuned_first`."""
+    one, other = scores[True], scores[False]
+    readable, agreed = one is not None and other is not None, one == other
+    return Verdict(one if readable and agreed and one is not None else TIE, readable, readable and agreed)
+
+
+def summarise(
+    rows: Sequence[Answers],
+    replies: Mapping[Question, Reply],
+    price: Price,
+    scoring: Scoring,
+) -> dict[str, Any]:
+    """The metrics of a judge that is on. `replies` are those to all questions about `rows`."""
+    choices = {question: read_choice(reply.text) for question, reply in replies.items()}
+    paid = {(question.text, question.repeat): reply for question, reply in replies.items()}
+    return {
+        "enabled": 1,
+        "rows": len(rows),
+        **{
+            against: _comparison(against, rival, both, choices, scoring)
+            for against, (rival, both) in meetings(rows).items()
+        },
+        "replies": {"count": len(replies), "unreadable": sum(choice is None for choice in choices.values())},
+        "cost": _cost(list(paid.values()), price),
+    }
+
+
+def _comparison(
+    against: str, rival: str, rows: Sequence[Answers], choices: Mapping[Question, str | None], scoring: Scoring
+) -> dict[str, Any]:
+    first, again = (_verdicts(against, choices, repeat) for repeat in (0, 1))
+    values = {row.id: first[row.id].value if row.id in first else TIE for row in rows}
+    counted = list(values.values())
+    preferred = [choice == "A" for q, choice in choices.items() if q.against == against and choice in ("A", "B")]
+    same = [first[row].value == verdict.value for row, verdict in again.items()]
+    return {
+        "rows": len(rows),
+        "identical": len(rows) - len(first),
+        "wins": counted.count(WIN),
+        "ties": counted.count(TIE),
+        "losses": counted.count(LOSS),
+        "disagreements": sum(verdict.readable and not verdict.agreed for verdict in first.values()),
+        "unreadable": sum(not verdict.readable for verdict in first.values()),
+        "delta": as_json(delta(counted, scoring)),
+        **({"first_preferred": as_json(share(preferred, scoring.confidence))} if preferred else {}),
+        "length": _length_effect([row for row in rows if row.id in first], rival, values),
+        **({"consistency": as_json(share(same, scoring.confidence))} if same else {}),
+    }
+
+
+def _verdicts(against: str, choices: Mapping[Question, str | None], repeat: int) -> dict[str, Verdict]:
+    """The verdict of every row that was asked about for the given time."""
+    scores: dict[str, dict[bool, int | None]] = defaultdict(dict)
+    for question, choice in choices.items():
+        if question.against == against and question.repeat == repeat:
+            scores[question.row][question.tuned_first] = score(choice, tuned_first=question.tuned_first)
+    return {row: settle(both) for row, both in scores.items()}
+
+
+def _length_effect(rows: Sequence[Answers], rival: str, values: Mapping[str, int]) -> dict[str, Any]:
+    pairs = [(len(row.outputs[TUNED]) - len(row.outputs[rival]), values[row.id]) for row in rows]
+    effect: dict[str, Any] = {
+        "longer": _side([value for more, value in pairs if more > 0]),
+        "shorter": _side([value for more, value in pairs if more < 0]),
+    }
+    if len({more for more, _ in pairs}) > 1 and len({value for _, value in pairs}) > 1:
+        from scipy.stats import spearmanr  # takes a second to import, and an idle judge never gets here
+
+        effect["correlation"] = float(spearmanr(*zip(*pairs, strict=True)).statistic)
+    return effect
+
+
+def _side(values: Sequence[int]) -> dict[str, Any]:
+    return {"rows": len(values), **({"delta": sum(values) / len(values)} if values else {})}
+
+
+def _cost(replies: Sequence[Reply], price: Price) -> dict[str, float | int]:
+    read = sum(reply.input_tokens or 0 for reply in replies)
+    said = sum(reply.output_tokens or 0 for reply in replies)
+    return {
+        "input_tokens": read,
+        "output_tokens": said,
+        "uncounted": sum(reply.input_tokens is None or reply.output_tokens is None for reply in replies),
+        "price": (read * price.input + said * price.output) / 1_000_000,
+    }
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ import ipaddress
 import json
 import os
 import random
-import ssl
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -139,10 +138,6 @@ class Endpoint:
             raise
         except Exception as error:  # the client lets errors of the connection through while a body is read
             causes = list(_causes(error))
-            if any(isinstance(cause, ssl.SSLError) for cause in causes):
-                raise self._gives_up(
-                    f"has no certificate that can be trusted: {self._clean(str(causes[-1]))}"
-                ) from None
             if any("Timeout" in type(cause).__name__ for cause in causes):
                 raise _TryAgain(f"did not reply within {self._judge.timeout:g} s") from None
             # The innermost cause by its name; its message may hold whatever was sent.

@@ -14,8 +14,8 @@ from servers import read_question
 
 from stages.core.errors import UserError
 from stages.measure.gates.judging import check_gates
+from stages.measure.judge.__main__ import summarise
 from stages.measure.judge.asking import Reply, ask_about
-from stages.measure.judge.verdicts import summarise
 from stages.params.gates import Gate, Price
 from stages.params.loader import load_params
 from stages.records.record import make_record

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.measure.judge.verdicts import read_choice, score, settle
+from stages.measure.judge.__main__ import read_choice, score, settle
 from stages.scoring.paired_answers import LOSS, TIE, WIN
 
 CHOICES = st.sampled_from(["A", "B", "TIE", None])
