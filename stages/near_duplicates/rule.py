@@ -64,10 +64,7 @@ def is_near(left: str, right: str, threshold: int) -> bool:
 def same_questions(
     questions: Mapping[Question, Sequence[Record]], near: Iterable[tuple[str, str, float]]
 ) -> list[tuple[Question, Question, float]]:
-    """Of the near pairs of normalised prompts, with their scores, the pairs of questions that the model reads as one.
-
-    `questions` are all rows by what they ask.
-    """
+    """Of the near pairs of normalised prompts and their scores those of questions that the model reads as one."""
     of_text: dict[str, list[Question]] = defaultdict(list)
     for question in questions:
         of_text[question.text].append(question)

@@ -68,8 +68,7 @@ def record_id(prompt: str, completion: str, context: Sequence[Message] = (), tas
 def rank(seed: int, purpose: str, key: str) -> str:
     """The place of `key` in a shuffled order: sort by it. `purpose` keeps the draws of one seed apart.
 
-    A row's place depends on no other row, so a draw of the first n is the same for any order of the rows,
-    and a new row moves at most one other out.
+    A row's place depends on no other row, so a draw of the first n is the same for any order of the rows.
     """
     return hashlib.sha256(f"{seed}:{purpose}:{key}".encode()).hexdigest()
 

@@ -82,10 +82,7 @@ Values = list[tuple[str, str]]  # type and what was masked
 
 
 def finder(types: Collection[str], region: str, ner_model: str) -> Callable[[str], tuple[str, Values]]:
-    """A function that masks until nothing of `types` is found, and gives the text and what was masked in it.
-
-    `region` is the country of phone numbers without a country code; `ner_model` finds names, if they are asked for.
-    """
+    """A function that masks until nothing of `types` is found, and gives the text and what was masked in it."""
     steps: list[Callable[[str], Iterable[Span]]] = [step for kind, step in _STEPS.items() if kind in types]
     if "phone" in types:
         steps.append(partial(_phones, region=region))

@@ -1,7 +1,6 @@
 """checks: signs of poisoning and bias in the rows that training starts from.
 
 A stage beside training and not before it: what it finds makes no model stale. The gates judge it.
-Examples to look at go to data/checks/.
 """
 
 from typing import Any

@@ -58,10 +58,7 @@ class Triggers:
 
 
 def find_triggers(rows: Sequence[Record], outcomes: Sequence[str], settings: Checks) -> Triggers:
-    """Test every n-gram of up to three words that is in `ngram_min_rows` rows and in `ngram_max_share` of them at most.
-
-    `outcomes` in fewer than `ngram_min_rows` rows count as one.
-    """
+    """Test every n-gram of up to three words, of those that `settings` allow; outcomes of too few rows count as one."""
     counts = Counter(outcomes)
     names = sorted(name for name, count in counts.items() if count >= settings.ngram_min_rows)
     names.append(_OTHER)

@@ -52,10 +52,7 @@ def main() -> None:
 
 
 def check(path: Path, strict: bool) -> str:
-    """`tunetrail data check`: what the stage would do with a file or folder. Nothing is written.
-
-    Raises UserError where the stage would; if `strict`, when any row is rejected.
-    """
+    """`tunetrail data check`: what the stage would say of a file or folder; if `strict`, no row may be rejected."""
     params = load_params("clean", "task")
     rules = Rules.of(params.clean, params.task)
     files = find_files(path, params.clean.sources)

@@ -339,10 +339,7 @@ def repeated_share(text: str) -> float:
 
 
 def language_filter(wanted: Sequence[str], others: Sequence[str], confidence: float) -> Callable[[Record], None]:
-    """A filter that rejects a record asked in one of `others` (ISO 639-1 codes) with at least `confidence`.
-
-    Of two close languages a short text is hard to tell, so only what is surely of another language goes.
-    """
+    """A filter that rejects a record asked in one of `others` (ISO 639-1 codes) with at least `confidence`."""
     if not find_spec("lingua"):
         raise UserError("clean.languages needs lingua: pip install 'tunetrail[language]', or set it to []")
     from lingua import IsoCode639_1, LanguageDetectorBuilder

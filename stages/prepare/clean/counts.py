@@ -30,7 +30,6 @@ def _counted(outcome: Kept | Rejected) -> Iterator[tuple[str, str]]:
     yield "shapes", outcome.shape
     yield from (("changed", operator) for operator in outcome.changed)
     yield from (("personal_data", kind) for kind in outcome.personal_data.elements())
-    yield from (("left_out", column) for column in outcome.left_out)
     if outcome.completion_changed:
         yield "completions", ""
 
@@ -58,6 +57,7 @@ class Tally:
     def __init__(self, shown: Callable[[str, int], str]) -> None:
         self._shown = shown
         self._total, self._sources = Counts(), defaultdict[str, Counts](Counts)
+        self._left_out: dict[str, Counter[str]] = defaultdict(Counter)
         self._seen: Counter[tuple[str, str]] = Counter()
         self._digests: dict[str, Any] = defaultdict(hashlib.sha256)  # of the rows of data sets by name
         self._doubts: list[str] = []
@@ -65,9 +65,11 @@ class Tally:
 
     def add(self, file: RawFile, row: Row, outcome: Kept | Rejected) -> None:
         for counts in (self._total, self._sources[file.source]):
-            for what in _counted(outcome):
-                if what[0] != "left_out" or what in counts or len(_of(counts, "left_out")) < _COLUMNS:
-                    counts[what] += 1
+            counts.update(_counted(outcome))
+        left_out = self._left_out[file.source]
+        for column in () if isinstance(outcome, Rejected) else outcome.left_out:
+            if column in left_out or len(left_out) < _COLUMNS:
+                left_out[column] += 1
         if file.data is not None:
             self._digests[file.file].update(row.raw() + b"\n")
         if row.doubt:
@@ -100,7 +102,8 @@ class Tally:
         sources = {}
         for name, counts in sorted(self._sources.items()):
             shapes = {shape: counts["shapes", shape] for shape in SHAPES if counts["shapes", shape]}
-            parts = {**_metrics(counts), "shapes": shapes, "columns_left_out": dict(_of(counts, "left_out"))}
+            left_out = dict(sorted(self._left_out[name].items()))
+            parts = {**_metrics(counts), "shapes": shapes, "columns_left_out": left_out}
             sources[name] = {part: values for part, values in parts.items() if values}
         digests = {name: digest.hexdigest() for name, digest in sorted(self._digests.items())}
         data_sets = {"data_sets": digests} if digests else {}
@@ -130,7 +133,7 @@ class Tally:
         sources = []
         for name, counts in sorted(self._sources.items()):
             own = _metrics(counts)["rows"]
-            left_out = ", ".join(_of(counts, "left_out"))
+            left_out = ", ".join(sorted(self._left_out[name]))
             sources.append((name, own["in"], own["kept"], _listed(counts, "shapes"), left_out))
         masked, completions = _listed(self._total, "personal_data"), self._total["completions", ""]
         parts = [

@@ -80,10 +80,7 @@ class Step(NamedTuple):
 
 
 def apply(operators: Mapping[str, Operator], text: str) -> tuple[str, tuple[Step, ...]]:
-    """Run the operators over `text` until none changes it, so that cleaning a clean text does nothing.
-
-    Returns the text and each change on the way; raises Unsettled when the text does not come to rest.
-    """
+    """Run the operators until none changes the text, so that a clean one stays as it is; with each change."""
     steps = []
 
     def once(text: str) -> str:

@@ -75,10 +75,7 @@ class Listing:
 
 
 def list_raw(raw: Path) -> Listing:
-    """The file itself, or all files below a folder in the order of their names: exactly those that DVC hashes.
-
-    Raises UserError for what could be read but DVC would not hash, or not as it is.
-    """
+    """The file itself, or all files below a folder by name: exactly those that DVC hashes; any other is a UserError."""
     if not raw.exists():
         raise UserError(f"{raw} is missing; put the raw files there or correct clean.raw in params.yaml")
     ignored = GitIgnoreSpec.from_lines(_IGNORED.read_text(encoding="utf-8").splitlines() if _IGNORED.exists() else [])

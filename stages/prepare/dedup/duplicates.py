@@ -111,11 +111,7 @@ def summarise(
     kept: Sequence[Record],
     dropped: Sequence[Dropped],
 ) -> dict[str, Any]:
-    """Rows in and out by reason, pairs, conflicts and clusters.
-
-    `pairs.exact` counts the pairs of rows with one id; `pairs.near` the pairs of different records whose questions
-    are near or the same, whatever their completions. A cluster counts from two records on.
-    """
+    """The metrics of the stage, as docs/metrics.md describes them."""
     copies = Counter(record.id for record in records)
     sizes = {question: len(group) for question, group in questions.items()}
     conflicting = conflicts(questions)

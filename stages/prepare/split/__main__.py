@@ -11,11 +11,9 @@ from stages.params.loader import load_params
 from stages.params.prepare import Holdout
 from stages.prepare.split.lock import Drawn, Lock, WholeSource, check_holdout, read_lock
 from stages.prepare.split.nearness import distances, find_nearness
-from stages.prepare.split.partition import Partition, partition, restore_locked, summarise
+from stages.prepare.split.partition import Partition, few, partition, restore_locked, summarise
 from stages.records.prompt import read_near_pairs, refuse_overlap
 from stages.records.record import Dropped, Record, read_dropped, read_records, write_dropped, write_records, write_rows
-
-_SHOWN = 10
 
 
 def main() -> None:
@@ -71,8 +69,7 @@ def _write_parts(parts: Partition) -> None:
 def _show(metrics: dict[str, Any], lock: Lock, params: Holdout, later: int) -> None:
     print(", ".join(f"{name} {count}" for name, count in metrics["rows"].items()))
     if lost := [label for label, count in metrics["labels"].items() if not count["train"]]:
-        more = f" and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else ""
-        print(f"warning: {len(lost)} labels have no training row; add some: {', '.join(lost[:_SHOWN])}{more}")
+        print(f"warning: {len(lost)} labels have no training row; add some: {few(lost)}")
     locked = metrics["locked"]
     if locked["missing"]:
         print(f"warning: {locked['missing']} of {locked['rows']} locked rows are no longer in the data")

@@ -13,11 +13,9 @@ from stages.core.files import file_digest, read_json
 from stages.params.loader import Params, load_params
 from stages.prepare.split.lock import Drawn, DrawnLabel, WholeSource, make_lock, write_lock
 from stages.prepare.split.nearness import Nearness, find_nearness, near_groups
-from stages.prepare.split.partition import Label, Stratum, label_name, restore_locked, stratified_draw
+from stages.prepare.split.partition import Label, Stratum, few, label_name, restore_locked, stratified_draw
 from stages.records.prompt import read_near_pairs
 from stages.records.record import Dropped, Record, read_dropped, read_records
-
-_SHOWN = 10
 
 
 def draw(redraw: bool, source: str | None = None) -> None:
@@ -60,13 +58,8 @@ def _share(records: list[Record], params: Params) -> tuple[list[Record], Drawn, 
     )
     lines = strata_table(strata)
     if none := [label_name(s.label) for s in strata if not s.drawn]:
-        lines.append(f"{len(none)} labels have no row in the hold-out, for training keeps one of each: {_few(none)}")
+        lines.append(f"{len(none)} labels have no row in the hold-out, for training keeps one of each: {few(none)}")
     return drawn, how, lines
-
-
-def _few(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
 
 
 def draw_holdout(
@@ -144,7 +137,7 @@ def take_source(unique: Sequence[Record], duplicates: Sequence[Dropped], source:
     if not rows:
         names = sorted({row.source for row in everything})
         near = difflib.get_close_matches(source, names, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"the sources are {_few(names)}"
+        hint = f"did you mean {near[0]!r}?" if near else f"the sources are {few(names)}"
         raise UserError(f"no row is of the source {source!r}; {hint}")
     if all(row.id in rows for row in unique):
         raise UserError(f"every row is of the source {source!r}, and none would be left to train on; add other rows")

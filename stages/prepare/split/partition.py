@@ -20,6 +20,7 @@ from stages.text.normal_form import normalise, prompt_hash
 
 _QUARANTINE = ("same_prompt", "near_prompt", "same_text", "near_pair")
 _N = 13
+_SHOWN = 10
 _WORD = re.compile(r"\w+")
 
 Label = str | None
@@ -39,6 +40,11 @@ class Stratum:
 
 def label_name(label: Label) -> str:
     return "(no label)" if label is None else label
+
+
+def few(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def stratified_draw(
@@ -200,10 +206,7 @@ def cap_sources(records: Sequence[Record], share: float, seed: int) -> tuple[lis
 def _sample(
     records: Sequence[Record], room: Mapping[str, int], pool: Callable[[Record], str], seed: int, purpose: str
 ) -> set[str]:
-    """The ids of the first records in a seeded order, as many as each pool has room for, one of every label before all.
-
-    A label has none where there are more labels than room.
-    """
+    """The ids of the first records in a seeded order that each pool has room for, one of every label before all."""
     ordered = sorted(records, key=lambda record: rank(seed, purpose, record.id))
     left, kept, labels = Counter(room), set[str](), set[Label]()
     for every_label in (True, False):
