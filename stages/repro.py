@@ -10,12 +10,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from rich.filesize import decimal
+
 from stages.core import disk
-from stages.core.dvc_lock import cache_folder, recorded_outputs
+from stages.core.dvc_lock import cache_folder, parse_lock
 from stages.core.errors import UserError
 from stages.core.files import clear_partials, write_text
 from stages.core.git import LOCK, CommitTree, Repository
@@ -28,8 +30,7 @@ _CLOCKS_DIFFER = 10.0  # seconds, at most, between the time of a process and tha
 def repro(root: Path, arguments: Sequence[str]) -> int:
     """Mend, run `dvc repro` with these arguments, and return its exit code. `root` is the current folder.
 
-    Raises:
-        UserError: when dvc.lock is in a merge conflict, or another DVC process holds what is to be mended.
+    Raises UserError when dvc.lock is in a merge conflict, or another DVC process holds what is to be mended.
     """
     clear_partials()
     for said in (*mend_lock(root), *mend_rwlock(root)):
@@ -85,28 +86,24 @@ def mend_rwlock(root: Path) -> Iterator[str]:
     if not path.is_file() or path.read_bytes() == b"{}":
         return
     with _held_by_us(root, "rwlock.lock"):
-        written = path.stat().st_mtime
+        written, left, dead = path.stat().st_mtime, dict[str, dict[str, Any]](), dict[int, str]()
         try:
-            modes: dict[str, dict[str, Any]] = json.loads(path.read_bytes())
-            entries = {mode: {file: as_list(who) for file, who in files.items()} for mode, files in modes.items()}
-            dead = {one["pid"]: one["cmd"] for files in entries.values() for who in files.values() for one in who}
+            for mode, files in json.loads(path.read_bytes()).items():
+                for file, who in files.items():
+                    holders = who if mode == "read" else [who]  # several may read a file, one may write it
+                    commands = {one["pid"]: one["cmd"] for one in holders}
+                    gone = {pid: command for pid, command in commands.items() if is_dead(pid, written)}
+                    dead |= gone
+                    if alive := [one for one in holders if one["pid"] not in gone]:
+                        left.setdefault(mode, {})[file] = alive if mode == "read" else alive[0]
         except (ValueError, TypeError, KeyError, AttributeError):
             write_text(path, "{}")
             yield f"{path.relative_to(root)} was cut, as by a kill while DVC wrote it: it is empty again."
             return
-        dead = {pid: command for pid, command in dead.items() if is_dead(pid, written)}
-        for mode, files in entries.items():
-            left = {file: [one for one in who if one["pid"] not in dead] for file, who in files.items()}
-            modes[mode] = {file: who if mode == "read" else who[0] for file, who in left.items() if who}
         if dead:
-            write_text(path, json.dumps({mode: files for mode, files in modes.items() if files}))
+            write_text(path, json.dumps(left))
         for pid, command in dead.items():
             yield f"`{command}` (PID {pid}) was killed: the files that it held in DVC's rwlock are free again."
-
-
-def as_list(who: Any) -> list[dict[str, Any]]:
-    """The readers of a file are a list, its writer is one."""
-    return who if isinstance(who, list) else [who]
 
 
 def is_dead(pid: int, written: float) -> bool:
@@ -147,12 +144,9 @@ def _held_by_us(root: Path, name: str) -> Iterator[None]:
 
 def say_full_disks(root: Path) -> None:
     """Where a disk is too full for what a stage of dvc.lock takes: DVC speaks of cache link types then."""
-    sizes: dict[str, int] = {}
-    try:
-        for stage, out in recorded_outputs((root / LOCK).read_text(encoding="utf-8")):
-            sizes[stage] = sizes.get(stage, 0) + (out.size or 0)
-    except (OSError, ValueError):
-        pass
-    stage, needed = max(sizes.items(), key=lambda row: row[1], default=("a stage", 1 << 20))
-    what = f"{stage} takes {disk.size(needed)}; make room and run again: what is finished is kept"
+    needed = disk.NEARLY_NONE
+    with suppress(OSError, ValueError):
+        stages = parse_lock((root / LOCK).read_bytes()).stages.values()
+        needed = max((sum(out.size or 0 for out in stage.outs) for stage in stages), default=needed)
+    what = f"a stage takes up to {decimal(needed)}; make room and run again: what is finished is kept"
     disk.say_little_room([root, cache_folder(root), Path(tempfile.gettempdir())], needed, what)

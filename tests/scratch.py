@@ -80,9 +80,11 @@ if name == "merge_quantize":
 if name == "manifest":
     base = {"source": "package:tiny==1", "sha256": "0" * 64, "licence": "Apache-2.0", "files": listed("models/base")}
     files = {**listed("models/release/merged", "models/release"), **listed("models/release/nf4", "models/release")}
-    manifest = {"format": 1, "files": files, "adapter": listed("models/adapter"), "base": base}
-    write("models/release/manifest.json", json.dumps(manifest))
     write("models/release/README.md", "# A model")
+    files["README.md"] = hashes(P("models/release/README.md"))
+    formats = {form: {"engine": "transformers"} for form in ("merged", "nf4")}
+    manifest = {"format": 2, "files": files, "formats": formats, "adapter": listed("models/adapter"), "base": base}
+    write("models/release/manifest.json", json.dumps(manifest))
 """.lstrip()
 
 PARAMS = """

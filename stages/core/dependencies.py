@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich.filesize import decimal
+
 from stages.core import disk, paths
 from stages.core.dvc_lock import (
     Entry,
@@ -19,10 +21,11 @@ from stages.core.dvc_lock import (
     cached_listing,
     entry_hash,
     object_path,
-    recorded_outputs,
-    tracked_file,
+    parse_lock,
+    tracked_outputs,
+    value_at,
 )
-from stages.core.errors import Refusal, UserError
+from stages.core.errors import Refusal, UserError, names
 from stages.core.files import clear_partials, file_digest, files_under
 from stages.core.git import LOCK, WorkingTree
 from stages.core.yaml_reader import load_yaml
@@ -73,7 +76,7 @@ class Dependencies:
         definition = stages[stage]
         self.keys = [key for key in definition.get("params") or [] if isinstance(key, str)]
         self.values = _values(self.keys)
-        self.deps = [Entry(_filled_in(dep), None, None, None) for dep in definition.get("deps") or []]
+        self.deps = [Entry(filled_in(dep), None, None, None) for dep in definition.get("deps") or []]
         self.outs = [out for out in definition.get("outs") or [] if isinstance(out, str)]
         self.tree, self.cache = WorkingTree(Path()), cache_folder(disk.repository_root())
         self.signatures = [_signatures(dep.path) for dep in self.deps]
@@ -84,7 +87,7 @@ class Dependencies:
             else:
                 self._hold(maker, out)
         needed = sum(disk.last_sizes.values())
-        disk.say_little_room([Path(), self.cache], needed, f"{stage} wrote {disk.size(needed)} the last time")
+        disk.say_little_room([Path(), self.cache], needed, f"{stage} wrote {decimal(needed)} the last time")
         if "DVC_STAGE" in os.environ:
             disk.refuse_unwritable(self.cache, stage)
 
@@ -94,10 +97,11 @@ class Dependencies:
         for file in [Path(LOCK), *sorted(above | {Path(path) for path in self.files if path.endswith(".dvc")})]:
             try:
                 if file.is_file() and file.name == LOCK:
-                    outputs = recorded_outputs(file.read_text(encoding="utf-8"))
-                    yield from ((maker, out) for maker, out in outputs if self._writes(maker, out.path))
+                    outs = [(stage.name, out) for stage, out in parse_lock(file.read_bytes()).outs()]
+                    yield from ((maker, out) for maker, out in outs if out.md5 and self._writes(maker, out.path))
                 elif file.is_file():
-                    yield from ((file.as_posix(), out) for out in tracked_file(file))
+                    outs = [(file.as_posix(), out) for out in tracked_outputs(file.read_bytes(), file.as_posix())]
+                    yield from ((maker, out) for maker, out in outs if out.md5)
             except ValueError as error:
                 raise UserError(
                     f"{file} is damaged: {error}; bring it back from git, or run `tunetrail repro`"
@@ -130,12 +134,12 @@ class Dependencies:
 
     def _sentence(self, maker: str, out: Entry, wrong: list[str], there: dict[str, str]) -> str:
         added = maker.endswith(".dvc")
-        said = f"{self.stage} did not start: {_some(wrong)} {'is' if len(wrong) == 1 else 'are'} not what "
+        said = f"{self.stage} did not start: {names(wrong)} {'is' if len(wrong) == 1 else 'are'} not what "
         said += f"{maker} records" if added else f"stage {maker} wrote, by {LOCK}"
         objects = [object_path(self.cache, there[path]) for path in wrong if path in there]
         if damaged := [file.as_posix() for file in objects if file.is_file() and not _sound(file)]:
             again = "run `dvc pull`" if added else f"run `dvc repro --force {maker}`, which makes it anew"
-            return f"{said}: DVC's cache is damaged; delete {_some(damaged)} and {_some(wrong)}, then {again}"
+            return f"{said}: DVC's cache is damaged; delete {names(damaged)} and {names(wrong)}, then {again}"
         record = f"dvc add {out.path}" if added else f"dvc commit {maker}"
         return f"{said}; to have that back, delete it and run `dvc checkout {out.path}`; if you mean it, `{record}`"
 
@@ -147,7 +151,7 @@ class Dependencies:
         changed += _differing(known, self._md5s(touched))
         if changed:
             raise Refusal(
-                f"{_some(changed)} changed while {self.stage} ran: {LOCK} would name what it did not read; run the "
+                f"{names(changed)} changed while {self.stage} ran: {LOCK} would name what it did not read; run the "
                 "same command again, or put back what was there before"
             )
 
@@ -155,7 +159,7 @@ class Dependencies:
         """Where the cache has too little room: DVC itself would only say «No possible cache link types»."""
         needed = sum(file.stat().st_size for out in self.outs for file in files_under(Path(out)))
         if "DVC_STAGE" in os.environ:
-            what = f"DVC is to copy {disk.size(needed)} of {self.stage} there and speaks of link types when it cannot"
+            what = f"DVC is to copy {decimal(needed)} of {self.stage} there and speaks of link types when it cannot"
             disk.say_little_room([self.cache], needed, what)
 
     def _md5s(self, deps: list[Entry]) -> dict[str, str]:
@@ -174,16 +178,10 @@ def _values(keys: list[str]) -> dict[str, Any]:
         params = load_yaml(paths.PARAMS.read_bytes())
     except (OSError, ValueError):  # the stage itself says what is wrong with it
         params = {}
-    return {key: _value(params, key) for key in keys}
+    return {key: value_at(params, key) for key in keys}
 
 
-def _value(params: Any, key: str) -> Any:
-    for part in key.split("."):
-        params = params.get(part) if isinstance(params, dict) else None
-    return params
-
-
-def _filled_in(dep: Any) -> str:
+def filled_in(dep: Any) -> str:
     """A path of dvc.yaml, ${section.key} filled in from params.yaml."""
     path = re.sub(r"\$\{([\w.]+)\}", lambda match: str(_values([match[1]])[match[1]]), str(dep))
     return Path(path).as_posix()
@@ -191,10 +189,6 @@ def _filled_in(dep: Any) -> str:
 
 def _differing(here: dict[str, str], there: dict[str, str]) -> list[str]:
     return sorted(path for path in here.keys() | there.keys() if here.get(path) != there.get(path))
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _sound(file: Path) -> bool:

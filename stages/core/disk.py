@@ -9,6 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from rich.filesize import decimal
+
 from stages.core.dvc_lock import cache_folder
 from stages.core.errors import UserError
 
@@ -17,7 +19,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SAYS_FULL = re.compile(
     r"no space left on device|disk quota exceeded|file too large|disk is full|os error (28|122|27)\b", re.IGNORECASE
 )
-_NEARLY_NONE = 1 << 20
+NEARLY_NONE = 1 << 20
 last_sizes: dict[str, int] = {}  # of the outputs of this process's stage, as dvc.lock has them
 
 
@@ -42,7 +44,7 @@ def say_little_room(places: list[Path], needed: int, what: str) -> None:
     """Print a line for the first of these places whose disk has less room than `needed` bytes."""
     for place in map(_existing, places):
         if (free := shutil.disk_usage(place).free) < needed:
-            print(f"little room: {size(free)} free on the disk of {place.resolve()}; {what}", file=sys.stderr)
+            print(f"little room: {decimal(free)} free on the disk of {place.resolve()}; {what}", file=sys.stderr)
             return
 
 
@@ -60,18 +62,18 @@ def when_full(error: BaseException, path: Path | None = None) -> str | None:
     named = [Path(one.filename) for one in of_system if isinstance(one.filename, str)]
     place = _existing(named[0] if named else path or Path())
     places = [place, Path(tempfile.gettempdir()), _existing(cache_folder(repository_root()))]
-    used_up = [one for one in places if shutil.disk_usage(one).free < _NEARLY_NONE]
+    used_up = [one for one in places if shutil.disk_usage(one).free < NEARLY_NONE]
     certain = any(one.errno in _FULL for one in of_system) or any(_SAYS_FULL.search(str(one)) for one in chain)
     if not certain and not used_up:
         return None
     disk = place if place in used_up or not used_up else used_up[0]
     usage = shutil.disk_usage(disk)
-    said = f"no space left on the disk of {disk.resolve()}: {size(usage.free)} of {size(usage.total)} are free"
+    said = f"no space left on the disk of {disk.resolve()}: {decimal(usage.free)} of {decimal(usage.total)} are free"
     if any(one.errno == errno.EFBIG for one in of_system):
         said = f"a file on the disk of {disk.resolve()} grew larger than this process may write (`ulimit -f`)"
     if path is not None:
         last = last_sizes.get(path.as_posix())
-        said += f"; {path} took {size(last)} the last time" if last else f"; it was full while {path} was written"
+        said += f"; {path} took {decimal(last)} the last time" if last else f"; it was full while {path} was written"
     known = "" if certain else f" ({type(error).__name__}: {error})"
     return f"{said}{known}; make room and run the same command again: what is finished is kept"
 
@@ -79,10 +81,3 @@ def when_full(error: BaseException, path: Path | None = None) -> str | None:
 def _existing(path: Path) -> Path:
     """The nearest folder at or above the path that is there."""
     return next(place for place in (path, *path.parents, Path()) if place.is_dir())
-
-
-def size(n: float) -> str:
-    power = 0
-    while n >= 1000 and power < 4:
-        n, power = n / 1000, power + 1
-    return f"{n:.1f} {('kB', 'MB', 'GB', 'TB')[power - 1]}" if power else f"{n:.0f} bytes"

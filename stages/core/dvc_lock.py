@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-import re
+import posixpath
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -90,37 +90,21 @@ def parse_lock(text: bytes) -> Lock:
         raise ValueError(" ".join(str(error).split())) from None
 
 
-def recorded_outputs(text: str) -> Iterator[tuple[str, Entry]]:
-    """Each stage's name with an output that dvc.lock has an MD5 of; in a twentieth of the time of `parse_lock`.
-
-    Raises ValueError as that does.
-    """
-    outs_only = re.sub(r"^    (?:deps|params):\n(?:     .*\n|    - .*\n|\n)*", "", text, flags=re.MULTILINE)
-    for stage in parse_lock(outs_only.encode()).stages.values():
-        for row, out in zip(stage.raw.get("outs") or [], stage.outs, strict=True):
-            if row.get("hash") == "md5":  # files of DVC 2 have another one under the same name
-                yield stage.name, out
-
-
-def tracked_file(path: Path) -> Iterator[Entry]:
-    """What a .dvc file records of data that came by `dvc add` or `dvc import`; paths from the repository's root.
+def tracked_outputs(text: bytes, file: str) -> list[Entry]:
+    """What the .dvc file `file` (of `dvc add` or `dvc import`) says of its data, with paths as seen from the root.
 
     Raises ValueError when it is none.
     """
-    for row in (load_yaml(path.read_bytes()) or {}).get("outs") or []:
-        if row.get("hash") == "md5":
-            yield replace(_entry(row), path=(path.parent / row["path"]).as_posix())
+    try:
+        rows = [_entry(row) for row in (load_yaml(text) or {}).get("outs") or []]
+    except (AttributeError, TypeError, KeyError) as error:
+        raise ValueError(f"no {error}") from None
+    return [replace(row, path=posixpath.join(posixpath.dirname(file), row.path)) for row in rows]
 
 
 def _stage(name: str, raw: dict[str, Any]) -> Stage:
-    return Stage(
-        name=name,
-        command=str(raw.get("cmd", "")),
-        deps=tuple(_entry(row) for row in raw.get("deps") or []),
-        outs=tuple(_entry(row) for row in raw.get("outs") or []),
-        params=raw.get("params") or {},
-        raw=raw,
-    )
+    deps, outs = (tuple(_entry(row) for row in raw.get(kind) or []) for kind in ("deps", "outs"))
+    return Stage(name, str(raw.get("cmd", "")), deps, outs, raw.get("params") or {}, raw)
 
 
 def _entry(row: dict[str, Any]) -> Entry:
@@ -147,6 +131,15 @@ def entry_hash(files: Mapping[str, str]) -> str | None:
     return files[""] if "" in files else folder_hash(files)
 
 
+def value_at(values: Any, key: str, default: Any = None) -> Any:
+    """The value at a dotted key, as dvc.yaml and dvc.lock name parameters."""
+    for part in key.split("."):
+        if not isinstance(values, Mapping) or part not in values:
+            return default
+        values = values[part]
+    return values
+
+
 def dvc_settings(root: Path) -> dict[str, dict[str, str]]:
     """DVC's configuration, section to key to value: the user's own and the repository's, paths resolved as DVC does."""
     system = os.environ.get("DVC_SYSTEM_CONFIG_DIR") or platformdirs.site_config_dir("dvc", "iterative")
@@ -162,12 +155,13 @@ def dvc_settings(root: Path) -> dict[str, dict[str, str]]:
                 if key.lower() in ("dir", "url") and isinstance(value, str) and "://" not in value:
                     value = os.path.normpath(file.parent / Path(value).expanduser())
                 settings.setdefault(section.lower(), {})[key.lower()] = value
+    settings.setdefault("cache", {}).setdefault("dir", str(root / ".dvc" / "cache"))
     return settings
 
 
 def cache_folder(root: Path) -> Path:
     """DVC's cache. Raises UserError as `dvc_settings` does."""
-    return Path(dvc_settings(root).get("cache", {}).get("dir") or root / ".dvc" / "cache")
+    return Path(dvc_settings(root)["cache"]["dir"])
 
 
 def object_path(store: Path, md5: str) -> Path:

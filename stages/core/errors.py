@@ -7,11 +7,12 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 
 EXIT_REFUSED = 1
 EXIT_BAD_INPUT = 2
+_NAMES_SHOWN = 5
 
 # The stages show progress of their own. Set before a library is imported, for that is when they read it.
 os.environ.setdefault("TQDM_DISABLE", "1")
@@ -58,6 +59,13 @@ def run(main: Callable[[], None]) -> None:
             raise
         print(f"error: {said}", file=sys.stderr)
         raise SystemExit(EXIT_BAD_INPUT) from None
+
+
+def names(paths: Iterable[str]) -> str:
+    """The first few of a list for a sentence, and how many more there are."""
+    unique = list(dict.fromkeys(paths))
+    more = f" and {len(unique) - _NAMES_SHOWN} more" if len(unique) > _NAMES_SHOWN else ""
+    return ", ".join(unique[:_NAMES_SHOWN]) + more
 
 
 def _another_python(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

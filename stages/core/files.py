@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,13 @@ def file_digest(path: Path, algorithm: str = "sha256") -> str:
     """Hex digest of a file's bytes; DVC names its contents by "md5"."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
+
+
+def content_hashes(path: Path) -> dict[str, Any]:
+    """SHA-256 for people and other tools, MD5 because DVC names contents by it, size in bytes."""
+    with ThreadPoolExecutor(2) as threads:  # which hash without Python's lock
+        sha256, md5 = threads.map(file_digest, (path, path), ("sha256", "md5"))
+    return {"sha256": sha256, "md5": md5, "bytes": path.stat().st_size}
 
 
 def files_under(path: Path) -> list[Path]:

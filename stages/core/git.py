@@ -38,11 +38,7 @@ _KEPT_VARIABLES = ("GIT_AUTHOR_", "GIT_COMMITTER_", "GIT_CONFIG_")
 
 
 def find_root(start: Path) -> Path:
-    """The nearest folder at or above `start` that holds dvc.yaml.
-
-    Raises:
-        UserError: when there is none.
-    """
+    """The nearest folder at or above `start` that holds dvc.yaml. Raises UserError when there is none."""
     for folder in (start, *start.parents):
         if (folder / "dvc.yaml").is_file():
             return folder
@@ -78,8 +74,7 @@ class Repository:
     def git(self, *arguments: str, stdin: bytes = b"", check: bool = True) -> str:
         """Run git in the root and return its output without the last line end.
 
-        Raises:
-            UserError: with git's own words when it fails and `check` is set.
+        Raises UserError with git's own words when it fails and `check` is set.
         """
         done = self._run(*arguments, stdin=stdin)
         if done.returncode and check:
@@ -111,42 +106,35 @@ class Repository:
         known = self.resolve("HEAD") is not None
         return self.git("rev-list", *order, *left_out, "--all", "--", LOCK, check=known).split()
 
-    def object_ids(self, names: Iterable[str]) -> list[str | None]:
-        """The object that each name (such as COMMIT:./dvc.lock) stands for, or None."""
-        request = "".join(f"{name}\n" for name in names).encode()
-        lines = self.git("cat-file", "--batch-check=%(objectname)", stdin=request).splitlines()
-        return [None if " " in line else line for line in lines]
-
-    def blobs(self, ids: Iterable[str]) -> dict[str, bytes]:
-        """The contents of many objects by id, read in one go. An id that is missing is left out."""
-        wanted = list(dict.fromkeys(ids))
-        output = self._run("cat-file", "--batch", stdin="".join(f"{i}\n" for i in wanted).encode()).stdout
-        found, at = {}, 0
-        for object_id in wanted:
+    def contents(self, names: Iterable[str]) -> list[bytes | None]:
+        """The bytes that each name (an id, or such as COMMIT:./dvc.lock) stands for, or None, read in one go."""
+        wanted = list(names)
+        output = self._run("cat-file", "--batch", stdin="".join(f"{name}\n" for name in wanted).encode()).stdout
+        found: list[bytes | None] = []
+        at = 0
+        for _ in wanted:
             end = output.index(b"\n", at)
-            header = output[at:end].split()
-            at = end + 1
-            if header[-1] != b"missing":
-                size = int(header[2])
-                found[object_id] = output[at : at + size]
-                at += size + 1
+            size, at = output[at:end].split()[-1], end + 1
+            if size.isdigit():  # else it says "missing"
+                found.append(output[at : at + int(size)])
+                at += int(size) + 1
+            else:
+                found.append(None)
         return found
 
     def blob_md5s(self, ids: Iterable[str]) -> dict[str, str]:
         """The MD5 of each object's bytes: git names them by another hash than DVC."""
-        wanted = list(ids)
-        for object_id, content in self.blobs(i for i in wanted if i not in self._md5s).items():
-            self._md5s[object_id] = hashlib.md5(content, usedforsecurity=False).hexdigest()
-        return {i: self._md5s[i] for i in wanted if i in self._md5s}
+        wanted = dict.fromkeys(ids)
+        unknown = [i for i in wanted if i not in self._md5s]
+        for object_id, content in zip(unknown, self.contents(unknown), strict=True):
+            self._md5s[object_id] = hashlib.md5(content or b"", usedforsecurity=False).hexdigest()
+        return {i: self._md5s[i] for i in wanted}
 
     def describe(self, commit: str) -> dict[str, str]:
         """Hash, author, date and subject of a commit."""
         form = "--format=%H%n%an%n%cI%n%s"
         sha, author, date, subject = self.git("rev-list", "-1", "--no-commit-header", form, commit).split("\n", 3)
         return {"sha": sha, "author": author, "date": date, "subject": subject}
-
-    def is_shallow(self) -> bool:
-        return self.git("rev-parse", "--is-shallow-repository", check=False) == "true"
 
 
 def git_environment() -> dict[str, str]:
@@ -174,7 +162,7 @@ class CommitTree(Tree):
 
     def read(self, path: str) -> bytes | None:
         object_id = self.blobs.get(path)
-        return None if object_id is None else self.repository.blobs([object_id])[object_id]
+        return None if object_id is None else self.repository.contents([object_id])[0]
 
     def md5s(self, path: str) -> dict[str, str]:
         path = posixpath.normpath(path)

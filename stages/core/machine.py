@@ -42,8 +42,7 @@ class Machine(BaseModel):
 def machine_settings() -> Machine:
     """The settings of this machine.
 
-    Raises:
-        UserError: with every mistake at once: the setting and where it stands, its value, what is allowed.
+    Raises UserError with every mistake at once: the setting and where it stands, its value, what is allowed.
     """
     values = _from_file()
     places = {name: f"{_FILE}: {name}" for name in values}

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn, TimeRemainingColumn
+import rich.progress
 
 _SECONDS_BETWEEN_LINES = 15.0
 
@@ -14,13 +14,7 @@ Item = TypeVar("Item")
 
 def track(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
     """Yield `items` while showing how many of `total` are done and how long the rest should take."""
-    return _bar(items, total, what) if sys.stderr.isatty() else _lines(items, total, what)
-
-
-def _bar(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
-    columns = (SpinnerColumn(), *Progress.get_default_columns()[:-1], TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns) as progress:
-        yield from progress.track(items, total=total, description=what)
+    return iter(rich.progress.track(items, what, total)) if sys.stderr.isatty() else _lines(items, total, what)
 
 
 def _lines(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:

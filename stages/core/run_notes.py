@@ -19,6 +19,16 @@ def library_versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name).partition("+")[0] for name in LIBRARIES}
 
 
+def machine_notes() -> dict[str, object]:
+    """What kind of machine this is, without its name, and the versions on it."""
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "libraries": library_versions(),
+    }
+
+
 @contextmanager
 def measured(stage: str) -> Iterator[dict[str, object]]:
     """Write seconds, memory, machine and versions to metrics/env/STAGE.json when the block succeeds.
@@ -33,10 +43,7 @@ def measured(stage: str) -> Iterator[dict[str, object]]:
         {
             "seconds": round(time.perf_counter() - start, 2),
             "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-            "system": platform.system(),
-            "libraries": library_versions(),
+            **machine_notes(),
             **notes,
         },
     )

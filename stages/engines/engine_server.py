@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.error
@@ -18,8 +20,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from stages.core.errors import UserError
+from stages.core.machine import machine_settings
 from stages.core.progress import track
-from stages.engines.commands import Place, launch
+from stages.engines import llama_server
 from stages.params.model import Generation
 from stages.params.task import Task
 
@@ -71,57 +74,88 @@ class EngineError(UserError):
 
 
 @contextmanager
-def serving(
-    model: Path,
-    engine: str,
-    *,
-    name: str = "",
-    host: str = _LOOPBACK,
-    port: int | None = None,
-    api_key: str | None = None,
-    slots: int = 1,
-    context: int = 2048,
-) -> Iterator[Server]:
-    """The engine's own server on `model`, a folder or a GGUF file, until the block ends.
+def serving(model: Path, engine: str, *, name: str = "", slots: int = 1, context: int = 2048) -> Iterator[Server]:
+    """The engine's own server on `model`, a folder or a GGUF file, until the block ends; on a free port of loopback.
 
-    It listens on a free port when none is named. On a CPU several slots answer no faster than one, and what is answered
-    beside others is rounded otherwise: with one slot, the same requests in the same order get the same answers.
+    It holds `slots` requests at once of `context` tokens each. On a CPU several slots answer no faster than one, and
+    what is answered beside others is rounded otherwise: with one slot, the same requests in the same order get the same
+    answers.
 
     Raises:
         UserError: when the engine is not installed, cannot serve that, or does not come up: with its last words.
     """
-    name, port = name or model.stem, port or free_port()
-    started = launch(engine, Place(model, name, host, port, api_key, slots, context))
-    at = time.perf_counter()
+    name, at = name or model.stem, time.perf_counter()
+    with socket.create_server((_LOOPBACK, 0)) as free:
+        port = int(free.getsockname()[1])
+    command, environment = _COMMANDS[engine](model, name, port, slots, context)
     with tempfile.TemporaryFile() as log:
         # A session of its own: whatever processes the engine starts end with it.
         process = subprocess.Popen(
-            started.command,
+            command,
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **started.environment},
+            env={**os.environ, **environment},
             start_new_session=True,
         )
         try:
-            if process.stdin is not None:
-                with suppress(BrokenPipeError):  # it has died, which is said below
-                    process.stdin.write(started.stdin.encode())
-                    process.stdin.flush()
-            url = f"http://{_LOOPBACK if host in ('0.0.0.0', '::') else host}:{port}"
+            url = f"http://{_LOOPBACK}:{port}"
             _wait_until_up(url, engine, process, log)
-            yield Server(f"{url}/v1", name, engine, api_key, slots, process, time.perf_counter() - at)
+            yield Server(f"{url}/v1", name, engine, None, slots, process, time.perf_counter() - at)
         finally:
-            stop(process)
+            _stop(process)
 
 
-def free_port() -> int:
-    """A port of the loopback address that nobody listens on."""
-    with socket.create_server((_LOOPBACK, 0)) as free:
-        return int(free.getsockname()[1])
+def _llama_cpp(model: Path, name: str, port: int, slots: int, context: int) -> tuple[list[str], dict[str, str]]:
+    files = [model] if model.is_file() else sorted(model.glob("*.gguf"))
+    if len(files) != 1:
+        raise UserError(f"llama.cpp serves one GGUF file, and {model} has {len(files)}; take another engine")
+    threads = machine_settings().engine_threads
+    settings = {
+        "model": str(files[0]),
+        "name": name,
+        "host": _LOOPBACK,
+        "port": port,
+        "slots": slots,
+        "context": context,
+        "threads": len(os.sched_getaffinity(0)) if threads == "auto" else threads,
+    }
+    # Threads that spin while they wait make each other wait, as soon as another program wants the cores as well.
+    passive = {"OMP_WAIT_POLICY": "passive"}
+    return [sys.executable, "-m", llama_server.__name__, json.dumps(settings)], passive
 
 
-def stop(process: "subprocess.Popen[bytes]") -> None:
+def _vllm(model: Path, name: str, port: int, slots: int, context: int) -> tuple[list[str], dict[str, str]]:
+    python = machine_settings().vllm_python
+    if not python or not shutil.which(python):
+        raise UserError(
+            "vLLM wants an environment of its own: set TUNETRAIL_VLLM_PYTHON (or vllm_python in machine.yaml) to the "
+            f"Python of that environment{f'; {python} is no program' if python else ''}; or set engine.url to a "
+            "server that runs elsewhere"
+        )
+    # fmt: off
+    command = [
+        python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model),
+        "--served-model-name", name, "--host", _LOOPBACK, "--port", str(port),
+        "--max-model-len", str(context), "--max-num-seqs", str(slots),
+        "--generation-config", "vllm",  # else a file of the model's decides how answers are sampled
+    ]
+    # fmt: on
+    memory = os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1")
+    return command, {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": memory}
+
+
+def _transformers(model: Path, name: str, port: int, slots: int, context: int) -> tuple[list[str], dict[str, str]]:
+    program = shutil.which("transformers", path=str(Path(sys.executable).parent))
+    if not program:
+        raise UserError(f"there is no `transformers` command beside {sys.executable}")
+    return [program, "serve", str(model), "--host", _LOOPBACK, "--port", str(port)], {"HF_HUB_OFFLINE": "1"}
+
+
+_COMMANDS = {"transformers": _transformers, "llama.cpp": _llama_cpp, "vllm": _vllm}
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
     """End the server and all that it started."""
     for sign in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
@@ -242,8 +276,7 @@ def ask(
 ) -> list[Reply]:
     """Greedy answers in the order of `conversations`, as many at once as the server has slots.
 
-    Raises:
-        EngineError: when one cannot be had.
+    Raises EngineError when one cannot be had.
     """
     held = enforce or [None] * len(conversations)
     bodies = [request(server, m, generation, one) for m, one in zip(conversations, held, strict=True)]

@@ -1,7 +1,6 @@
 """llama.cpp's own HTTP server, of the package xllamacpp, in a process of its own.
 
-It reads its settings from the first line of standard input, for a key in a command line is one that every user of the
-machine can see, and ends when standard input does, so that it never outlives who started it.
+It ends when standard input does, so that it never outlives who started it.
 """
 
 import json
@@ -10,14 +9,13 @@ from typing import Any
 
 
 def parameters(settings: dict[str, Any]) -> Any:
-    """The server's parameters of what `stages.engines.commands` says; `context` is the tokens of one slot."""
+    """The server's parameters of what `stages.engines.engine_server` says; `context` is the tokens of one slot."""
     import xllamacpp
 
     found = xllamacpp.CommonParams()
     found.model.path = settings["model"]
     found.model_alias = {settings["name"]}
     found.hostnames, found.port = [settings["host"]], settings["port"]
-    found.api_keys = [settings["api_key"]] if settings["api_key"] else []
     found.n_parallel = settings["slots"]
     found.n_ctx = settings["slots"] * settings["context"]
     found.cpuparams.n_threads = found.cpuparams_batch.n_threads = settings["threads"]
@@ -31,7 +29,7 @@ def main() -> None:
     import xllamacpp
 
     try:
-        server = xllamacpp.Server(parameters(json.loads(sys.stdin.readline())))
+        server = xllamacpp.Server(parameters(json.loads(sys.argv[1])))
     except RuntimeError:  # llama.cpp has said why
         raise SystemExit(1) from None
     sys.stdin.read()

@@ -14,7 +14,7 @@ _SHOWN = 10  # digits of a hash
 
 
 def with_headline(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of `ship.release.history` with the metric that speaks for the model in place of all its scores."""
+    """A row of `ship.release.registry` with the metric that speaks for the model in place of all its scores."""
     scores = row["scores"]
     metric = main_metric(scores)
     found = look_up(scores, metric.path)

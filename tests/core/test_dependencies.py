@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from scratch import Scratch
-from small_project import FILES, ROOT, by_hand, command, make_small, set_param
+from small_project import FILES, by_hand, command, make_small, set_param
 
-from stages.core.dvc_lock import object_path, parse_lock, recorded_outputs
+from stages.core.dvc_lock import object_path
 from stages.core.files import file_digest, files_under
 
 pytest_plugins = ["scratch_fixtures"]
@@ -158,15 +158,6 @@ def test_what_the_stage_does_not_read_may_change_meanwhile(repository: Scratch) 
     edited = FILES["params.yaml"].replace("third: {seed: a", "third: {seed: b")
     repository.write("edits/edit", f"params.yaml\n{edited}")
     repository.dvc("repro", "--single-item", "--force", "second")
-
-
-def test_the_outputs_of_a_lock_are_those_of_the_whole_lock() -> None:
-    text = (ROOT / "dvc.lock").read_text(encoding="utf-8")
-    expected = [(stage.name, out) for stage, out in parse_lock(text.encode()).outs()]
-    assert list(recorded_outputs(text)) == expected
-    assert len(expected) > 30
-    of_dvc_2 = text.replace("      hash: md5\n", "")
-    assert list(recorded_outputs(of_dvc_2)) == []
 
 
 def test_a_disk_that_gets_full_is_a_sentence_and_costs_nothing(repository: Scratch) -> None:

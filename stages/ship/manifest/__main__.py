@@ -5,20 +5,19 @@ second here and not another round of merging, quantising and judging. It holds c
 content gives the same manifest on every day.
 """
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from stages.core import paths
+from stages.core.dependencies import filled_in
 from stages.core.errors import run
-from stages.core.files import file_digest, files_under, read_json, write_json, write_text
+from stages.core.files import content_hashes, file_digest, files_under, read_json, write_json, write_text
 from stages.core.run_notes import library_versions
 from stages.core.yaml_reader import load_yaml
-from stages.params.loader import Params, load_params, read_params
-from stages.ship.manifest.attestations import provenance, test_result
-from stages.ship.manifest.bill_of_materials import bill_of_materials
+from stages.params.loader import Params, load_params
 from stages.ship.manifest.model_card import model_card
+from stages.ship.manifest.supply_chain import bill_of_materials, provenance, test_result
 
 FORMAT = 2  # described by manifest.schema.json
 _METRICS = (
@@ -45,7 +44,7 @@ def main() -> None:
     write_json(paths.PROVENANCE, provenance(manifest))
     write_json(paths.TEST_RESULT, test_result(manifest, metrics["gates"]))
     # They speak of what ships; that they are whole, the manifest says.
-    manifest["files"] |= {file.name: hashes(file) for file in _DOCUMENTS}
+    manifest["files"] |= {file.name: content_hashes(file) for file in _DOCUMENTS}
     write_json(paths.MANIFEST, manifest)
     print(f"wrote {paths.MANIFEST}: {len(manifest['files'])} files that ship")
 
@@ -58,13 +57,12 @@ def build_manifest(params: Params, artefacts: dict[str, Any]) -> dict[str, Any]:
     """
     deps = stage_dependencies("manifest")
     shipped = _files(dep for dep in deps if paths.RELEASE in dep.parents)
-    files = {file.relative_to(paths.RELEASE).as_posix(): hashes(file) for file in shipped}
-    adapter = _hashed([paths.ADAPTER])
+    files = {file.relative_to(paths.RELEASE).as_posix(): content_hashes(file) for file in shipped}
     return {
         "format": FORMAT,
         "files": files,
-        "formats": {name: judged(name, artefact, params, {**files, **adapter}) for name, artefact in artefacts.items()},
-        "adapter": adapter,
+        "formats": {name: judged(name, artefact, params, files) for name, artefact in artefacts.items()},
+        "adapter": _hashed([paths.ADAPTER]),
         "base": {
             "source": params.model.source,
             "sha256": params.model.sha256,
@@ -80,16 +78,12 @@ def build_manifest(params: Params, artefacts: dict[str, Any]) -> dict[str, Any]:
 
 
 def judged(name: str, artefact: dict[str, Any], params: Params, files: dict[str, Any]) -> dict[str, Any]:
-    """A format of the release: its files, the engine that was asked, how it decoded, and every score with its interval.
-
-    `folder` and `engine` of an artefact say where it lies and what serves it, when that is not the usual.
-    """
-    folder = artefact.get("folder", name)
+    """A format of the release: its files, the engine that was asked, how it decoded, every score with its interval."""
     return {
-        "folder": folder,
-        "files": {file: row["sha256"] for file, row in files.items() if file.startswith(f"{folder}/")},
-        "engine": artefact.get("engine", "transformers"),
-        "decoding": {"temperature": 0, **params.generation.model_dump(mode="json"), **artefact.get("decoding", {})},
+        "folder": name,
+        "files": {file: row["sha256"] for file, row in files.items() if file.startswith(f"{name}/")},
+        "engine": artefact["engine"],
+        "decoding": {"temperature": 0, **params.generation.model_dump(mode="json"), **artefact["decoding"]},
         "rows": artefact["scores"]["rows"],
         "confidence": params.scoring.confidence,
         "metrics": {key: one for key, one in artefact["scores"].items() if isinstance(one, dict) and "low" in one},
@@ -103,23 +97,9 @@ def code_before(stage: str) -> list[Path]:
     return sorted(dep for dep in code if not code & set(dep.parents))
 
 
-def hashes(file: Path) -> dict[str, Any]:
-    """SHA-256 for people and other tools, MD5 because DVC names contents by it, size in bytes."""
-    return {"sha256": file_digest(file), "md5": file_digest(file, "md5"), "bytes": file.stat().st_size}
-
-
 def stage_dependencies(stage: str) -> list[Path]:
     """The stage's `deps` in dvc.yaml with ${section.key} filled in from params.yaml."""
-
-    values = read_params()
-
-    def fill(match: re.Match[str]) -> str:
-        value: Any = values
-        for key in match.group(1).split("."):
-            value = value[key]
-        return str(value)
-
-    return [Path(re.sub(r"\$\{([\w.]+)\}", fill, dep)) for dep in _stages()[stage]["deps"]]
+    return [Path(filled_in(dep)) for dep in _stages()[stage]["deps"]]
 
 
 def _stages() -> dict[str, Any]:
@@ -137,7 +117,7 @@ def _files(places: Iterable[Path]) -> list[Path]:
 
 
 def _hashed(places: Iterable[Path]) -> dict[str, Any]:
-    return {file.as_posix(): hashes(file) for file in _files(places)}
+    return {file.as_posix(): content_hashes(file) for file in _files(places)}
 
 
 if __name__ == "__main__":

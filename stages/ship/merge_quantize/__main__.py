@@ -72,8 +72,7 @@ def write_format(name: str, params: Params) -> None:
 def merge(base: Path, adapter: Path, target: Path, dtype: str) -> None:
     """Add the adapter to the unquantised base in float32 and round once to `dtype`.
 
-    Raises:
-        Refusal: when a weight is NaN or infinite, or the adapter changes nothing; nothing is written then.
+    Raises Refusal when a weight is NaN or infinite, or the adapter changes nothing; nothing is written then.
     """
     model = load_tuned(base, adapter, dtype=torch.float32, device_map={"": "cpu"})
     factors = [weight for name, weight in model.named_parameters() if ".lora_B." in name or ".lora_E." in name]

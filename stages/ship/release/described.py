@@ -8,9 +8,9 @@ from typing import Any
 from stages.core import paths
 from stages.core.dvc_lock import Entry, Stage, entry_hash
 from stages.core.git import Tree
-from stages.ship.release.checks import flatten
 from stages.ship.release.dvc_files import Listings
 from stages.ship.release.finding import Place
+from stages.ship.release.lock_check import flatten
 
 _MODELS = paths.BASE.parent.as_posix()
 _METRICS = paths.METRICS.as_posix()
@@ -35,8 +35,7 @@ def describe(place: Place, tree: Tree, listings: Listings) -> dict[str, Any]:
         for dep in one.deps:
             maker = next((maker.name for maker, _ in lock.makers(dep.path)), None)
             if maker is None and is_code(dep.path):
-                row = code.setdefault(dep.path, {**_facts(dep, tree, listings), "used_by": []})
-                row["used_by"].append(one.name)
+                code.setdefault(dep.path, {**_facts(dep, tree, listings), "used_by": []})["used_by"].append(one.name)
             elif _top(dep.path) not in (_MODELS, _METRICS):
                 data[dep.path] = {**_facts(dep, tree, listings), "made_by": maker}
         for file, values in one.params.items():
@@ -57,20 +56,21 @@ def describe(place: Place, tree: Tree, listings: Listings) -> dict[str, Any]:
             for maker, made in lock.outs()
             if _top(made.path) == _METRICS and made.path.endswith(".json")
         },
-        "base": _base(params.get("model"), upstream),
+        "base": _base(params.get("model", {}), upstream),
         "code": dict(sorted(code.items())),
     }
 
 
 def _facts(dep: Entry, tree: Tree, listings: Listings) -> dict[str, Any]:
     """Hash and size; for a folder also the hash of each file, where that adds up to the folder's."""
-    facts: dict[str, Any] = {"md5": dep.md5, "bytes": dep.size}
-    if dep.is_folder:
-        files = tree.md5s(dep.path)
-        if entry_hash(files) != dep.md5:
-            files = listings.get(dep.md5 or "") or {}
-        facts["files"] = files or None
-    return facts
+    if not dep.is_folder:
+        return {"md5": dep.md5, "bytes": dep.size}
+    files = tree.md5s(dep.path)
+    return {
+        "md5": dep.md5,
+        "bytes": dep.size,
+        "files": files if entry_hash(files) == dep.md5 else listings.get(dep.md5),
+    }
 
 
 def _json(out: Entry, tree: Tree, listings: Listings) -> Any:
@@ -84,14 +84,11 @@ def _json(out: Entry, tree: Tree, listings: Listings) -> Any:
         return None
 
 
-def _base(model: Any, upstream: list[Stage]) -> dict[str, Any] | None:
+def _base(model: dict[str, Any], upstream: list[Stage]) -> dict[str, Any] | None:
     """The base model: where it came from, what it must be, and the hash of models/base. None when no stage had one."""
-    model = model if isinstance(model, dict) else {}
     out = next((out for stage in upstream for out in stage.outs if out.path == paths.BASE.as_posix()), None)
-    if not model and out is None:
-        return None
     named = {key: model.get(key) for key in ("source", "file", "sha256", "licence")}
-    return {**named, "path": out.path if out else None, "md5": out.md5 if out else None}
+    return {**named, "path": out.path, "md5": out.md5} if out else None
 
 
 def is_code(path: str) -> bool:

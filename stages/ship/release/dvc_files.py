@@ -1,19 +1,52 @@
-"""DVC's own files: dvc.yaml, the hash of a folder, and the listings of folders that can be proved by it."""
+"""DVC's own files: dvc.yaml, and the listings of folders that can be proved by the folder's hash."""
 
 import json
 import posixpath
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.core.dvc_lock import Lock, Stage, cached_listing, dvc_settings, folder_hash, object_path
-from stages.core.git import Tree, git_environment
+from stages.core.dvc_lock import (
+    Entry,
+    Lock,
+    Stage,
+    cached_listing,
+    dvc_settings,
+    folder_hash,
+    object_path,
+    parse_lock,
+    tracked_outputs,
+)
+from stages.core.errors import UserError
+from stages.core.git import LOCK, Tree
 from stages.core.yaml_reader import load_yaml
 
 _KINDS = ("outs", "metrics", "plots")
+
+
+def read_lock(tree: Tree) -> Lock:
+    """dvc.lock of a state of the repository, without a stage where there is none.
+
+    Raises UserError when it is unreadable.
+    """
+    try:
+        return parse_lock(tree.read(LOCK) or b"")
+    except ValueError as error:
+        raise UserError(f"{LOCK} in {tree.label} is unreadable ({error}); restore it: git checkout {LOCK}") from None
+
+
+@contextmanager
+def dvc_repo(root: Path, fault: str) -> Iterator[Any]:
+    """DVC at work in `root`; every error of the block is a UserError of `fault` and DVC's words."""
+    from dvc.repo import Repo
+
+    try:
+        with Repo(str(root)) as repo:
+            yield repo
+    except Exception as error:  # DVC's own, and those of the YAML, the file systems and the remotes that it reads
+        raise UserError(f"{fault}: {' '.join(str(error).split())}") from error
 
 
 @dataclass(frozen=True)
@@ -47,10 +80,6 @@ class Definition:
         artifacts = self.content.get("artifacts") or {}
         return next((name for name, row in artifacts.items() if row.get("path") == path), None)
 
-    def artifact_path(self, name: str) -> str | None:
-        row = (self.content.get("artifacts") or {}).get(name) or {}
-        return row.get("path")
-
     def differences(self, ran: Stage, label: str) -> Iterator[str]:
         """Where the stage as it ran is not the stage of dvc.yaml. What DVC fills in from `${...}` is not compared."""
         if "@" in ran.name:
@@ -71,7 +100,8 @@ class Definition:
         if "wdir" in stage or "@" in ran.name:
             return
         known = {dep.path for dep in ran.deps}
-        for path in _paths(stage.get("deps")):
+        for dep in stage.get("deps") or []:
+            path = str(dep if isinstance(dep, str) else next(iter(dep), ""))
             if "${" not in path and posixpath.normpath(path) not in known:
                 yield path
         used = ran.params.get("params.yaml", {})
@@ -79,15 +109,23 @@ class Definition:
             if isinstance(name, str) and name not in used:
                 yield f"parameter {name}"
 
-    def never_ran(self, lock: Lock) -> Iterator[str]:
-        """The stages that dvc.lock does not know, one by one or as `NAME@...` of a matrix."""
-        known = {name.partition("@")[0] for name in lock.stages}
-        yield from (name for name in self.stages if name not in known)
+
+def added(tree: Tree, dep: Entry) -> Entry | None:
+    """The path, or the folder around it, that a .dvc file (`dvc add`) tracks."""
+    path = posixpath.normpath(dep.path)
+    while path and not is_outside(path):
+        if (text := tree.read(f"{path}.dvc")) is not None:
+            try:
+                return next((out for out in tracked_outputs(text, f"{path}.dvc") if out.md5), None)
+            except ValueError:
+                return None
+        path = posixpath.dirname(path)
+    return None
 
 
-def _paths(rows: Any) -> list[str]:
-    """The paths of a list whose items are PATH or {PATH: options}."""
-    return [str(row if isinstance(row, str) else next(iter(row), "")) for row in rows or []]
+def is_outside(path: str) -> bool:
+    """Whether a dependency is no path below the root: absolute, above it or a URL."""
+    return posixpath.isabs(path) or path.startswith("../") or "://" in path or path[1:3] == ":\\"
 
 
 class Listings:
@@ -98,23 +136,24 @@ class Listings:
     """
 
     def __init__(self, root: Path) -> None:
-        settings = dvc_settings(root)
-        self.cache = Path(settings.get("cache", {}).get("dir") or root / ".dvc" / "cache")
+        self.root, settings = root, dvc_settings(root)
+        self.cache = Path(settings["cache"]["dir"])
         self.remote = settings.get("core", {}).get("remote")
         remote = settings.get(f'remote "{self.remote}"'.lower(), {})
         url = remote.get("url", "").removeprefix("file://")
         versioned = {remote.get("version_aware"), remote.get("worktree")} & {"true", "True"}
         self.remote_folder = Path(url) if url and "://" not in url and not versioned else None
-        self._known: dict[str, dict[str, str] | None] = {}
+        self._known: dict[str | None, dict[str, str] | None] = {}
 
     def cached_file(self, md5: str) -> Path:
         """Where DVC's cache keeps the bytes with this MD5, whether they are there or not."""
         return object_path(self.cache, md5)
 
-    def get(self, md5: str) -> dict[str, str] | None:
+    def get(self, md5: str | None) -> dict[str, str] | None:
         """Path below the folder to MD5, or None when nothing at hand says what was in it."""
         if md5 not in self._known:
-            self._known[md5] = cached_listing([self.cache, *([self.remote_folder] if self.remote_folder else [])], md5)
+            stores = [self.cache, *([self.remote_folder] if self.remote_folder else [])]
+            self._known[md5] = cached_listing(stores, md5) if md5 else None
         return self._known[md5]
 
     def holds(self, folder: str, md5: str) -> bool:
@@ -128,34 +167,20 @@ class Listings:
 
     def add_manifest(self, manifest: Mapping[str, Any]) -> None:
         """Learn the listing of every folder that a manifest's file lists cover."""
-        for files in manifest_files(manifest).values():
+        base = manifest.get("base")
+        for rows in (manifest["files"], manifest.get("adapter"), base.get("files") if isinstance(base, dict) else None):
             folders: dict[str, dict[str, str]] = {}
-            for name, md5 in files.items():
+            for name, md5 in manifest_md5s(rows).items():
                 for end in (i for i, character in enumerate(name) if character == "/"):
                     folders.setdefault(name[:end], {})[name[end + 1 :]] = md5
             for listing in folders.values():
                 self.add(listing)
 
-    def add_lock(self, lock: Lock) -> None:
-        """Learn the listing of every output folder whose files later stages read one by one, none left out."""
-        for _, out in lock.outs():
-            inside = {d.path: d.md5 for s in lock.stages.values() for d in s.deps if d.md5 and out.holds(d.path)}
-            self.add({path[len(out.path) + 1 :]: md5 for path, md5 in inside.items() if not md5.endswith(".dir")})
 
-
-def manifest_files(manifest: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """The file lists of a manifest, path to MD5: "files" (paths below models/release), "adapter" and "base"."""
-    base = manifest.get("base")
-    parts = {
-        "files": manifest.get("files"),
-        "adapter": manifest.get("adapter"),
-        "base": base.get("files") if isinstance(base, dict) else None,
-    }
-    return {
-        part: {name: row["md5"] for name, row in rows.items() if isinstance(row, dict) and "md5" in row}
-        for part, rows in parts.items()
-        if isinstance(rows, dict)
-    }
+def manifest_md5s(rows: Any) -> dict[str, str]:
+    """Path to MD5 of one of a manifest's file lists."""
+    rows = rows if isinstance(rows, dict) else {}
+    return {name: str(row["md5"]) for name, row in rows.items() if isinstance(row, dict) and "md5" in row}
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
@@ -165,9 +190,3 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) and isinstance(content.get("files"), dict) else None
-
-
-def run_dvc(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """DVC as a program, with the environment in which git is called."""
-    command = [sys.executable, "-P", "-m", "dvc", *arguments]
-    return subprocess.run(command, cwd=root, env=git_environment(), capture_output=True, encoding="utf-8", check=False)

@@ -1,24 +1,40 @@
-"""lock-check: does dvc.lock belong to this code, these data and parameters? Needs neither cache nor remote.
+"""lock-check: does dvc.lock belong to this code, these data and parameters? Does a state of the repository hold what it
+says made an output? Every gap is a sentence; neither cache nor remote is needed.
 
 `dvc status` compares what is in git, but cannot tell a stale stage from outputs that were not pulled, and
 `dvc repro --dry --allow-missing` tells them apart but exits with 0 either way. So its findings are sorted here.
 """
 
 import json
-from collections.abc import Iterator
+import posixpath
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from stages.core import paths
-from stages.core.dvc_lock import Lock, entry_hash
-from stages.core.errors import Refusal, UserError
-from stages.core.git import LOCK, Repository, WorkingTree
-from stages.ship.release.checks import AUTOCRLF, Checker, Findings, line_ends_alone
-from stages.ship.release.dvc_files import Definition, Listings
-from stages.ship.release.finding import read_lock
-from stages.ship.release.objects import Kept, examine, trail_entries
+from stages.core.dvc_lock import Entry, Lock, Stage, entry_hash, folder_hash, md5, value_at
+from stages.core.errors import Refusal, names
+from stages.core.git import LOCK, CommitTree, Repository, Tree, WorkingTree
+from stages.core.yaml_reader import load_yaml
+from stages.ship.release.dvc_files import Definition, Listings, added, dvc_repo, is_outside, read_lock
+from stages.ship.release.objects import Kept, examine
 
 _NOT_PULLED = ("deleted", "not in cache")
+_VERSIONS_SEARCHED = 50
+ABSENT = object()
+AUTOCRLF = (
+    "git changed them on checkout (core.autocrlf); put `* -text` into .gitattributes, commit your changes, then "
+    "`git rm -rq --cached . && git reset --hard` checks the right bytes out, and a stage that read others runs again"
+)
+
+
+@dataclass
+class Findings:
+    """What breaks the trail, and what could not be checked."""
+
+    broken: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def lock_check(root: Path, deep: bool = False) -> str:
@@ -28,19 +44,20 @@ def lock_check(root: Path, deep: bool = False) -> str:
         Refusal: naming each stale stage and what changed.
         UserError: when dvc cannot read the repository.
     """
-    lock = read_lock(WorkingTree(root)) or Lock({})
-    stale = stale_stages(dvc_status(root), lock)
-    for name, sentence in [*_unseen_by_dvc(root, lock), *_read_unhashed(root, lock)]:
-        stale.setdefault(name, []).append(sentence)
-    stale |= {name: ["never ran"] for name in Definition.read(WorkingTree(root)).never_ran(lock)}
     repository, tree, advice = Repository(root), WorkingTree(root), ""
+    lock = read_lock(tree)
+    stale: dict[str, list[str]] = {}
+    for name, sentence in [*_changes(dvc_status(root), lock), *_unseen_by_dvc(repository, lock)]:
+        stale.setdefault(name, []).append(sentence)
+    ran = {name.partition("@")[0] for name in lock.stages}
+    stale |= {name: ["never ran"] for name in Definition.read(tree).stages if name not in ran}
     for name, reasons in stale.items():
         for dep in lock.stages[name].deps if name in lock.stages else ():
             if (modified := f"{dep.path} modified") in reasons and line_ends_alone(repository, tree, dep):
                 reasons[reasons.index(modified)] = f"{dep.path} differs by line ends alone"
                 advice = f"\n  line ends: {AUTOCRLF}"
     if stale:
-        lines = [f"{name}: {'; '.join(reasons)}" for name, reasons in stale.items()]
+        lines = [f"{name}: {'; '.join(sorted(reasons))}" for name, reasons in stale.items()]
         raise Refusal(f"{LOCK} is stale; run `dvc repro` and commit it:\n  " + "\n  ".join(lines) + advice)
     fresh = f"{LOCK} is fresh: {len(lock.stages)} stages ran with this code, these data and parameters"
     if not deep:
@@ -64,69 +81,49 @@ def hash_all(root: Path, lock: Lock, listings: Listings) -> tuple[Findings, Kept
             )
     for stage in lock.stages.values():
         checker.check_sources(stage, findings)
-    kept = examine(trail_entries(lock, lock.stages.values(), tree), listings, root, deep=True)
-    findings.broken += kept.broken(listings)
-    findings.notes += kept.notes(listings)
+    kept = examine(lock, tree, listings, deep=True)
+    findings.broken += kept.broken()
+    findings.notes += kept.notes()
     return findings, kept
 
 
 def dvc_status(root: Path) -> dict[str, list[Any]]:
     """What `dvc status` says. Raises UserError with DVC's words when it fails."""
-    from dvc.repo import Repo
-
-    try:
-        with Repo(str(root)) as repo:
-            status: dict[str, list[Any]] = repo.status()
-    except Exception as error:  # DVC's own, and those of the YAML and the file systems that it reads
-        raise UserError(f"dvc status failed in {root}: {error}") from error
+    with dvc_repo(root, f"dvc status failed in {root}") as repo:
+        status: dict[str, list[Any]] = repo.status()
     return status
 
 
-def stale_stages(status: dict[str, list[Any]], lock: Lock) -> dict[str, list[str]]:
+def _changes(status: dict[str, list[Any]], lock: Lock) -> Iterator[tuple[str, str]]:
     """What changed for each stage, without the outputs (its own, or those it reads) that are merely absent."""
-    tracked = [name.removesuffix(".dvc") for name in status if name.endswith(".dvc")]
-    found = {name: sorted(_reasons(rows, lock, tracked)) for name, rows in status.items()}
-    return {name: reasons for name, reasons in found.items() if reasons}
+    tracked = [Entry(name.removesuffix(".dvc"), None, None, None) for name in status if name.endswith(".dvc")]
+    for name, rows in status.items():
+        if "changed command" in rows:
+            yield name, "its command in dvc.yaml changed"
+        kinds = [kind for row in rows if isinstance(row, dict) for kind in row.items()]
+        for kind, path, change in [(kind, *one) for kind, changes in kinds for one in changes.items()]:
+            made = kind == "changed outs" or lock.makers(path) or any(one.holds(path) for one in tracked)
+            if isinstance(change, dict):
+                yield from ((name, f"parameter {key} {value}") for key, value in change.items())
+            elif not (made and change in _NOT_PULLED):
+                yield name, f"{path} {change}"
 
 
-def _reasons(rows: list[Any], lock: Lock, tracked: list[str]) -> Iterator[str]:
-    for row in rows:
-        if row == "changed command":
-            yield "its command in dvc.yaml changed"
-        for kind, changes in row.items() if isinstance(row, dict) else []:
-            for path, change in changes.items():
-                absent = change in _NOT_PULLED and (kind == "changed outs" or _is_output(path, lock, tracked))
-                if not absent:
-                    yield from _sentences(path, change)
-
-
-def _sentences(path: str, change: Any) -> Iterator[str]:
-    if isinstance(change, dict):
-        yield from (f"parameter {key} {value}" for key, value in change.items())
-    else:
-        yield f"{path} {change}"
-
-
-def _is_output(path: str, lock: Lock, tracked: list[str]) -> bool:
-    return bool(lock.makers(path)) or any(path == one or path.startswith(f"{one}/") for one in tracked)
-
-
-def _unseen_by_dvc(root: Path, lock: Lock) -> Iterator[tuple[str, str]]:
+def _unseen_by_dvc(repository: Repository, lock: Lock) -> Iterator[tuple[str, str]]:
     """Stages that did not read what git says they read. DVC looks at the files, which are absent here."""
-    tree = WorkingTree(root)
+    tree = WorkingTree(repository.root)
     definition = Definition.read(tree)
-    checker = Checker(Repository(root), Listings(root), lock, tree)
+    checker = Checker(repository, Listings(repository.root), lock, tree)
     for stage in lock.stages.values():
-        absent = (name for name in definition.ran_without(stage) if lock.makers(name))
-        yield from ((stage.name, f"ran without {name}") for name in absent)
-        findings = Findings()
+        findings = Findings([f"ran without {name}" for name in definition.ran_without(stage) if lock.makers(name)])
         checker.check_links(stage, findings)
         yield from ((stage.name, sentence) for sentence in findings.broken)
+    yield from _read_unhashed(tree, lock)
 
 
-def _read_unhashed(root: Path, lock: Lock) -> Iterator[tuple[str, str]]:
+def _read_unhashed(tree: WorkingTree, lock: Lock) -> Iterator[tuple[str, str]]:
     """Whether clean read other files than DVC hashed for it, by the count that git has of both."""
-    stage, details = lock.stages.get("clean"), WorkingTree(root).read(paths.DETAILS.as_posix())
+    stage, details = lock.stages.get("clean"), tree.read(paths.DETAILS.as_posix())
     try:
         read = json.loads(details or b"{}").get("clean", {}).get("files")
     except ValueError:
@@ -139,3 +136,165 @@ def _read_unhashed(root: Path, lock: Lock) -> Iterator[tuple[str, str]]:
         if dep.path == raw and (dep.files or 1, dep.size) != (files, read["bytes"]):
             found = f"read {files} files of {read['bytes']} bytes in {raw}"
             yield stage.name, f"{found}, but {LOCK} has hashes of {dep.files or 1} files of {dep.size} bytes"
+
+
+@dataclass(frozen=True)
+class Checker:
+    """The checks of one lock against one state of the files."""
+
+    repository: Repository
+    listings: Listings
+    lock: Lock
+    tree: Tree
+
+    def check(self, stage: str) -> Findings:
+        """Check everything that the output of `stage` came from."""
+        findings = Findings()
+        definition = Definition.read(self.tree)
+        for upstream in self.lock.upstream(stage):
+            findings.broken += definition.differences(upstream, self.tree.label)
+            findings.broken += self._parameters(upstream)
+            self.check_links(upstream, findings)
+            self.check_sources(upstream, findings)
+        self._in_git(definition.in_git, findings)
+        return Findings(list(dict.fromkeys(findings.broken)), list(dict.fromkeys(findings.notes)))
+
+    def check_links(self, stage: Stage, findings: Findings) -> None:
+        """Check what the stage read from other stages and from `dvc add`, which git holds by hash alone."""
+        for dep in stage.deps:
+            makers = self.lock.makers(dep.path)
+            for maker, out in makers:
+                self._link(stage, dep, f"stage {maker.name} wrote", out, findings)
+            if not makers and (source := added(self.tree, dep)):
+                self._link(stage, dep, f"{source.path}.dvc says", source, findings)
+
+    def check_sources(self, stage: Stage, findings: Findings) -> None:
+        """Check what no stage makes: code, and data that git holds."""
+        for dep in stage.deps:
+            if self.lock.makers(dep.path) or dep.md5 is None:
+                continue
+            if is_outside(dep.path):
+                findings.notes.append(
+                    f"{dep.path} lies outside the repository: its hash is recorded, its bytes are not"
+                )
+            elif added(self.tree, dep) is None:
+                findings.broken += self._source(stage, dep)
+
+    def _link(self, stage: Stage, dep: Entry, origin: str, out: Entry, findings: Findings) -> None:
+        """What a stage read must be the output, or the part of it, that git names."""
+        if not out.holds(dep.path):
+            findings.notes.append(
+                f"{dep.path} gathers outputs of several stages; what {stage.name} read is not checked"
+            )
+            return
+        expected = out.md5
+        if out.path != dep.path:
+            files = self.listings.get(out.md5)
+            if files is None:
+                findings.notes.append(f"no listing of {out.path} is at hand: its part {dep.path} is not checked")
+                return
+            expected = part_hash(files, posixpath.relpath(dep.path, out.path))
+        if expected != dep.md5:
+            findings.broken.append(
+                f"stage {stage.name} read {dep.path} as {short(dep.md5)}, but {origin} {short(expected)}; "
+                "run `dvc repro` and commit dvc.lock"
+            )
+
+    def _source(self, stage: Stage, dep: Entry) -> list[str]:
+        files = self.tree.md5s(dep.path)
+        found = entry_hash(files)
+        if found == dep.md5:
+            return []
+        if found is None:
+            return [f"{dep.path}, which stage {stage.name} read, is not in {self.tree.label}: it cannot be restored"]
+        if line_ends_alone(self.repository, self.tree, dep):
+            return [
+                f"{dep.path} in {self.tree.label} differs by line ends alone from what {stage.name} read: {AUTOCRLF}"
+            ]
+        changed = names(self._changed(dep, files)) or dep.path
+        return [
+            f"{changed} in {self.tree.label} is not what stage {stage.name} ran with ({dep.path} was {short(dep.md5)})"
+        ]
+
+    def _changed(self, dep: Entry, files: Mapping[str, str]) -> list[str]:
+        """The files that differ from what ran, known when the working tree or some other commit holds what ran."""
+        recent = ["--all", "--full-history", f"-{_VERSIONS_SEARCHED}"]
+        commits = self.repository.git("rev-list", *recent, "--", dep.path, check=False).split()
+        for tree in (WorkingTree(self.repository.root), *(CommitTree(self.repository, one) for one in commits)):
+            ran = tree.md5s(dep.path)
+            if entry_hash(ran) == dep.md5:
+                changed = sorted(name for name in {*files, *ran} if files.get(name) != ran.get(name))
+                return [posixpath.join(dep.path, name) if name else dep.path for name in changed]
+        return []
+
+    def _parameters(self, stage: Stage) -> Iterator[str]:
+        for file, used in stage.params.items():
+            text = self.tree.read(file)
+            try:
+                values = load_yaml(text) if text is not None and not file.endswith((".py", ".toml")) else None
+            except ValueError:
+                values = None
+            if not isinstance(values, dict):
+                yield f"{file}, whose parameters stage {stage.name} read, is missing or unreadable in {self.tree.label}"
+                continue
+            for key, value in used.items():
+                now, then = flatten(value_at(values, key, ABSENT), key), flatten(value, key)
+                for name in dict.fromkeys([*then, *now]):
+                    if now.get(name, ABSENT) != then.get(name, ABSENT):
+                        said, ran = (repr(one[name]) if name in one else "nothing" for one in (now, then))
+                        yield f"{file} in {self.tree.label} says {name} = {said}, stage {stage.name} ran with {ran}"
+
+    def _in_git(self, names: list[str], findings: Findings) -> None:
+        """Check the outputs that git itself keeps: the metrics that people decide by."""
+        for stage, out in self.lock.outs():
+            if out.path not in names:
+                continue
+            found = entry_hash(self.tree.md5s(out.path))
+            if found is None:
+                findings.notes.append(f"{out.path} is not in {self.tree.label}; only its hash is recorded")
+            elif found != out.md5:
+                findings.broken.append(
+                    f"{out.path} in {self.tree.label} is not what stage {stage.name} wrote: it was changed since"
+                )
+            self.check_links(stage, findings)
+
+
+def flatten(value: Any, key: str) -> dict[str, Any]:
+    """Dotted names of the values below a section, so that a difference names its own key."""
+    if not isinstance(value, Mapping) or not value:
+        return {} if value is ABSENT else {key: value}
+    return {name: leaf for inner, node in value.items() for name, leaf in flatten(node, f"{key}.{inner}").items()}
+
+
+def part_hash(files: Mapping[str, str], path: str) -> str | None:
+    """The hash of a file or folder inside a folder, or None."""
+    if path in files:
+        return files[path]
+    inside = {name[len(path) + 1 :]: md5 for name, md5 in files.items() if name.startswith(f"{path}/")}
+    return folder_hash(inside) if inside else None
+
+
+def line_ends_alone(repository: Repository, tree: Tree, dep: Entry) -> bool:
+    """Whether a dependency is what a stage read but for line ends, as git's core.autocrlf changes them on checkout."""
+    head = CommitTree(repository, "HEAD") if repository.resolve("HEAD") else tree
+
+    def lf(content: bytes) -> bytes:
+        return content.replace(b"\r\n", b"\n")
+
+    def committed(path: str, content: bytes) -> bytes:
+        known = head.read(path)
+        return known if known is not None and lf(known) == lf(content) else lf(content)
+
+    def crlf(_: str, content: bytes) -> bytes:
+        return content if b"\0" in content else lf(content).replace(b"\n", b"\r\n")
+
+    files = {name: posixpath.join(dep.path, name) if name else dep.path for name in tree.md5s(dep.path)}
+    contents = {name: tree.read(path) or b"" for name, path in files.items()}
+    return any(
+        dep.md5 == entry_hash({name: md5(convert(files[name], content)) for name, content in contents.items()})
+        for convert in (committed, crlf)
+    )
+
+
+def short(md5: str | None) -> str:
+    return "an unknown hash" if md5 is None else md5[:10]

@@ -1,26 +1,32 @@
 """What DVC keeps of a trail: does its cache, or its remote, hold every object, and has it the bytes it is named by?
 
-An object is named by the MD5 of its bytes. DVC trusts that name; here the bytes are asked.
+An object is named by the MD5 of its bytes. DVC trusts that name; here the bytes are asked. `doctor` brings right bytes
+back and deletes nothing: a damaged object moves to .tunetrail/damaged, where it is in nobody's way.
 """
 
+import os
+import re
+import shutil
 import stat
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from stages.core.dvc_lock import Entry, Lock, Stage, entry_hash, object_path, parse_lock
-from stages.core.errors import UserError
+from stages.core.errors import Refusal, names
 from stages.core.files import file_digest
 from stages.core.git import CommitTree, Repository, Tree, WorkingTree
 from stages.core.progress import track
-from stages.ship.release.checks import added, is_outside
-from stages.ship.release.dvc_files import Definition, Listings
+from stages.ship.release.dvc_files import Definition, Listings, added, dvc_repo, is_outside, read_lock
 from stages.ship.release.finding import tagged_locks
 
+SAFE_GC = (
+    "To free space: `dvc gc --workspace --all-branches --all-tags` keeps what every release needs, also with --cloud; "
+    "without --all-tags it deletes what earlier releases need."
+)
+_OBJECT = re.compile(r"[0-9a-f]{30}(\.dir)?")
 _EMPTY = "d41d8cd98f00b204e9800998ecf8427e"
-_NAMES_SHOWN = 5
 
 RIGHT, ABSENT, DAMAGED = "right", "absent", "damaged"
 
@@ -29,6 +35,7 @@ RIGHT, ABSENT, DAMAGED = "right", "absent", "damaged"
 class Kept:
     """Where the objects of a trail are, as the paths in the working tree that they belong to."""
 
+    remote: str | None
     objects: dict[str, str] = field(default_factory=dict)  # path to MD5; a folder's listing has the folder's path
     damaged: list[str] = field(default_factory=list)  # in the cache, with other bytes
     not_cached: list[str] = field(default_factory=list)
@@ -36,8 +43,12 @@ class Kept:
     not_asked: list[str] = field(default_factory=list)  # of those, the ones that a remote beyond a network may hold
     lost: list[str] = field(default_factory=list)  # of those, the ones that are nowhere
 
-    def broken(self, listings: Listings) -> Iterator[str]:
-        remote = f"remote {listings.remote}" if listings.remote else "a remote (none is configured)"
+    def not_in_cache(self) -> list[str]:
+        """What `dvc checkout` could not bring back, though something else has it."""
+        return [path for path in self.not_cached if path not in self.lost]
+
+    def broken(self) -> Iterator[str]:
+        remote = f"remote {self.remote}" if self.remote else "a remote (none is configured)"
         if self.lost:
             yield (
                 f"{len(self.lost)} of {len(self.objects)} objects can no longer be brought back: neither DVC's cache "
@@ -49,69 +60,64 @@ class Kept:
                 "right ones from the remote"
             )
 
-    def notes(self, listings: Listings) -> Iterator[str]:
+    def notes(self) -> Iterator[str]:
         if self.only_here:
             yield f"only the working tree holds {names(self.only_here)}; `dvc commit` puts it into DVC's cache"
         if self.not_asked:
             yield (
                 f"{len(self.not_asked)} of {len(self.objects)} objects are not in DVC's cache; whether remote "
-                f"{listings.remote} holds them was not asked: `dvc fetch` brings them"
+                f"{self.remote} holds them was not asked: `dvc fetch` brings them"
             )
 
 
-def trail_entries(lock: Lock, stages: Iterable[Stage], tree: Tree) -> list[Entry]:
-    """What DVC, not git, keeps of these stages: their outputs, and the data of `dvc add` that they read."""
-    in_git = set(Definition.read(tree).in_git)
-    found: dict[Entry, None] = {}
-    for stage in stages:
-        found |= dict.fromkeys(out for out in stage.outs if out.md5 and out.path not in in_git)
-        found |= dict.fromkeys(
-            one for dep in stage.deps if not lock.makers(dep.path) and (one := added(tree, dep)) is not None
-        )
-    return [entry for entry in found if not is_outside(entry.path)]
-
-
-def examine(entries: list[Entry], listings: Listings, root: Path, deep: bool = False) -> Kept:
-    """Look for every object in the cache, in a remote that is a folder, and in its place in the working tree.
+def examine(
+    lock: Lock, tree: Tree, listings: Listings, stages: Iterable[Stage] | None = None, deep: bool = False
+) -> Kept:
+    """Look for every object of these stages, or of all, in the cache, in a remote that is a folder, and in its place.
 
     With `deep` all bytes are hashed; else names, sizes and the listings of folders are compared.
     """
-    kept, tree = Kept(), WorkingTree(root)
+    kept, here_tree = Kept(listings.remote), WorkingTree(listings.root)
+    entries = _entries(lock, lock.stages.values() if stages is None else stages, tree)
     for entry in track(entries, len(entries), "hashing DVC's objects") if deep else entries:
-        here: dict[str, str] | None = None
-        bytes_found = 0
-        for path, md5 in objects(entry, listings):
-            kept.objects[path] = md5
-            file = listings.cached_file(md5)
-            state = object_state(file, md5, deep)
-            if state == DAMAGED:
-                kept.damaged.append(path)
-            if state == RIGHT:
-                bytes_found += 0 if md5.endswith(".dir") else file.stat().st_size
+        found = _objects(entry, listings)
+        kept.objects |= found
+        states = {path: object_state(listings.cached_file(md5), md5, deep) for path, md5 in found.items()}
+        kept.damaged += [path for path, state in states.items() if state == DAMAGED]
+        kept.not_cached += [path for path, state in states.items() if state == ABSENT]
+        store, here = listings.remote_folder, None
+        for path in [path for path, state in states.items() if state != RIGHT]:
+            md5 = found[path]
+            if store and object_state(object_path(store, md5), md5, deep) == RIGHT:
                 continue
-            bytes_found = -1 << 60  # not all sizes are known
-            if state == ABSENT:
-                kept.not_cached.append(path)
-            if listings.remote_folder and object_state(object_path(listings.remote_folder, md5), md5, deep) == RIGHT:
-                continue
-            here = tree.md5s(entry.path) if here is None else here
+            here = here_tree.md5s(entry.path) if here is None else here
             if md5 == (entry_hash(here) if path == entry.path else here.get(path[len(entry.path) + 1 :])):
                 kept.only_here.append(path)
-            elif listings.remote and listings.remote_folder is None:
+            elif listings.remote and store is None:
                 kept.not_asked.append(path)
             else:
                 kept.lost.append(path)
-        if entry.size is not None and bytes_found >= 0 and bytes_found != entry.size:
-            kept.damaged.append(entry.path)
+        if set(states.values()) == {RIGHT} and entry.size is not None:
+            files = [listings.cached_file(md5) for md5 in found.values() if not md5.endswith(".dir")]
+            if sum(file.stat().st_size for file in files) != entry.size:
+                kept.damaged.append(entry.path)
     return kept
 
 
-def objects(entry: Entry, listings: Listings) -> Iterator[tuple[str, str]]:
-    """Path and MD5 of the objects of an output: the file, or the folder's listing and each of its files."""
-    if entry.md5:
-        yield entry.path, entry.md5
-        files = listings.get(entry.md5) if entry.is_folder else None
-        yield from ((f"{entry.path}/{name}", md5) for name, md5 in (files or {}).items())
+def _entries(lock: Lock, stages: Iterable[Stage], tree: Tree) -> list[Entry]:
+    """What DVC, not git, keeps of these stages: their outputs, and the data of `dvc add` that they read."""
+    in_git = Definition.read(tree).in_git
+    found: list[Entry | None] = []
+    for stage in stages:
+        found += [out for out in stage.outs if out.md5 and out.path not in in_git]
+        found += [added(tree, dep) for dep in stage.deps if not lock.makers(dep.path)]
+    return [entry for entry in dict.fromkeys(found) if entry and not is_outside(entry.path)]
+
+
+def _objects(entry: Entry, listings: Listings) -> dict[str, str]:
+    """Path to MD5 of the objects of an output: the file, or the folder's listing and each of its files."""
+    files = listings.get(entry.md5) if entry.is_folder else None
+    return {entry.path: str(entry.md5), **{f"{entry.path}/{name}": md5 for name, md5 in (files or {}).items()}}
 
 
 def object_state(file: Path, md5: str, deep: bool) -> str:
@@ -130,7 +136,7 @@ def object_state(file: Path, md5: str, deep: bool) -> str:
     return RIGHT if (found.st_size == 0) == (md5 == _EMPTY) else DAMAGED
 
 
-def missing_in_remote(root: Path, listings: Listings, kept: Kept) -> list[str]:
+def missing_in_remote(listings: Listings, kept: Kept) -> list[str]:
     """The paths whose objects the default remote does not hold; asks the network where the remote is no folder.
 
     The bytes of a folder's objects are hashed; of those beyond a network DVC tells the names and sizes.
@@ -141,7 +147,8 @@ def missing_in_remote(root: Path, listings: Listings, kept: Kept) -> list[str]:
     if listings.remote_folder:
         store = listings.remote_folder
         return [p for p, md5 in kept.objects.items() if object_state(object_path(store, md5), md5, True) != RIGHT]
-    with open_remote(root, listings) as remote:
+    with dvc_repo(listings.root, f"remote {listings.remote} does not answer") as repo:
+        remote = repo.cloud.get_remote_odb(listings.remote)
         present = set(remote.oids_exist(set(kept.objects.values())))
         sizes = {md5: remote.fs.size(remote.oid_to_path(md5)) for md5 in present}
 
@@ -152,18 +159,6 @@ def missing_in_remote(root: Path, listings: Listings, kept: Kept) -> list[str]:
     return [path for path, md5 in kept.objects.items() if not whole(md5)]
 
 
-@contextmanager
-def open_remote(root: Path, listings: Listings) -> Iterator[Any]:
-    """DVC's own access to the default remote. Raises UserError for every error of the block."""
-    from dvc.repo import Repo
-
-    try:
-        with Repo(str(root)) as repo:
-            yield repo.cloud.get_remote_odb(listings.remote)
-    except Exception as error:  # each kind of remote has errors of its own
-        raise UserError(f"remote {listings.remote} does not answer: {error}") from error
-
-
 def lost_releases(repository: Repository, listings: Listings) -> Iterator[str]:
     """A sentence for each tag whose release DVC's cache and remote can no longer bring back."""
     for tag, commit, text in tagged_locks(repository):
@@ -171,14 +166,78 @@ def lost_releases(repository: Repository, listings: Listings) -> Iterator[str]:
             lock = parse_lock(text)
         except ValueError:
             continue
-        kept = examine(
-            trail_entries(lock, lock.stages.values(), CommitTree(repository, commit)), listings, repository.root
+        kept = examine(lock, CommitTree(repository, commit), listings)
+        yield from (f"{tag}: {sentence}" for sentence in kept.broken())
+
+
+def doctor(root: Path) -> str:
+    """Heal what can be healed; return what was found and done.
+
+    Raises Refusal with the same text, when something stays damaged or lost.
+    """
+    listings, tree = Listings(root), WorkingTree(root)
+    lock = read_lock(tree)
+    damaged = _set_aside(root, listings.cache, "DVC's cache")
+    said = [f"DVC's cache: {len(damaged)} damaged objects"]
+    if listings.remote_folder and (wrong := _set_aside(root, listings.remote_folder, "the remote")):
+        said.append(
+            f"remote {listings.remote}: {len(wrong)} damaged objects set aside; `dvc push` sends the right ones"
         )
-        yield from (f"{tag}: {sentence}" for sentence in kept.broken(listings))
+    here = {out: tree.md5s(out.path) for _, out in lock.outs()}
+    places = {md5: root / out.path / name for out, files in here.items() for name, md5 in files.items()}
+    copies = {md5: partial(shutil.copyfile, places[md5]) for md5 in damaged if md5 in places}
+    left = [md5 for md5 in damaged if md5 not in copies or not _bring(listings, md5, copies[md5])]
+    left = _fetch(root, listings, left) if left and listings.remote else left
+    said += [f"  {len(damaged) - len(left)} healed"] if damaged else []
+    said += [f"  neither the working tree nor a remote has the right bytes of {names(left)}"] if left else []
+    for out, files in here.items():
+        if entry_hash(files) not in (None, out.md5):
+            for name in files:  # so that DVC looks at it again: it takes files of unchanged times for unchanged
+                os.utime(root / out.path / name if name else root / out.path)
+            said.append(f"{out.path} is not what dvc.lock says; `dvc checkout --force {out.path}` replaces it")
+    listings = Listings(root)
+    kept = examine(lock, tree, listings)
+    lost = [*kept.broken(), *lost_releases(Repository(root), listings)]
+    text = "\n".join([*said, *kept.notes(), *lost, SAFE_GC])
+    if left or lost:
+        raise Refusal(f"not everything could be healed\n{text}")
+    return text
 
 
-def names(paths: list[str]) -> str:
-    """The first few paths of a list, and how many more there are."""
-    unique = list(dict.fromkeys(paths))
-    more = f" and {len(unique) - _NAMES_SHOWN} more" if len(unique) > _NAMES_SHOWN else ""
-    return ", ".join(unique[:_NAMES_SHOWN]) + more
+def _set_aside(root: Path, store: Path, what: str) -> list[str]:
+    """Move every object whose bytes are not those of its name out of a cache or remote; return the names."""
+    files = sorted(f for f in (store / "files" / "md5").glob("[0-9a-f][0-9a-f]/*") if _OBJECT.fullmatch(f.name))
+    found = []
+    for file in track(files, len(files), f"hashing {what}"):
+        md5 = file.parent.name + file.name
+        if object_state(file, md5, deep=True) == DAMAGED:
+            aside = root / ".tunetrail" / "damaged" / md5
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(file, aside)
+            found.append(md5)
+    return found
+
+
+def _fetch(root: Path, listings: Listings, wanted: list[str]) -> list[str]:
+    """Bring objects into the cache from the remote; return those left."""
+    with dvc_repo(root, f"remote {listings.remote} does not answer") as repo:
+        remote = repo.cloud.get_remote_odb(listings.remote)
+        fetches = {md5: partial(remote.fs.get_file, remote.oid_to_path(md5)) for md5 in wanted}
+        return [md5 for md5, fetch in fetches.items() if not _bring(listings, md5, fetch)]
+
+
+def _bring(listings: Listings, md5: str, copy: Callable[[str], object]) -> bool:
+    """Put an object into the cache when `copy` brings the bytes that it is named by."""
+    file = listings.cached_file(md5)
+    half = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    try:
+        copy(str(half))
+        if object_state(half, md5, deep=True) != RIGHT:
+            return False
+        half.chmod(0o444)  # as DVC leaves them
+        half.replace(file)
+        return True
+    except OSError:
+        return False
+    finally:
+        half.unlink(missing_ok=True)

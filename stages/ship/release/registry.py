@@ -1,4 +1,5 @@
-"""The registry: which versions are released, and which one each stage has had since when, as GTO's tags say it.
+"""The registry and its history: which versions are released, and which one each stage had from when to when, by GTO's
+tags.
 
 GTO names the tags and parses them. Git writes them: it makes a tag once or not at all, where GTO's own writer replaces
 one that came in between, and it can sign.
@@ -10,7 +11,9 @@ import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from gto.constants import Action, name_re, semver
@@ -21,7 +24,7 @@ from stages.core import paths
 from stages.core.errors import Refusal, UserError
 from stages.core.git import Repository, WorkingTree
 from stages.ship.release.dvc_files import Definition
-from stages.ship.release.finding import parse_record
+from stages.ship.release.finding import parse_record, record_fault
 
 
 @dataclass(frozen=True)
@@ -99,14 +102,12 @@ class Registry:
 
     def live(self, stage: str) -> Live | None:
         """What a stage has now."""
-        last = self.intervals(stage)[-1:]
-        return last[0] if last and last[0].until is None else None
+        return next((one for one in self.intervals(stage) if one.until is None), None)
 
     def assign(self, stage: str, version: Tag, why: Mapping[str, Any], sign: bool = False) -> Tag:
         """Give a stage this version, unless it has it; return the tag that says so.
 
-        Raises:
-            Refusal: when another run was quicker, or the clock is behind the tags that are there.
+        Raises Refusal when another run was quicker, or the clock is behind the tags that are there.
         """
         now = self.live(stage)
         if now and now.commit == version.commit:
@@ -133,8 +134,7 @@ class Registry:
 def write_tag(repository: Repository, name: str, commit: str, record: Mapping[str, Any], sign: bool = False) -> None:
     """An annotated tag whose message is the record: JSON in ASCII, which holds nothing that a terminal would obey.
 
-    Raises:
-        Refusal: when the tag is there.
+    Raises Refusal when the tag is there.
     """
     how = ["--sign" if sign else "--annotate", "--cleanup=verbatim", "--file=-"]
     try:
@@ -184,3 +184,65 @@ def artifact_name(root: WorkingTree) -> str:
     if not name_re.fullmatch(name):
         raise UserError(f"dvc.yaml: artifact name {name!r} may have only letters, digits, '-', '_' and '/'")
     return name
+
+
+def history(root: Path, stage: str | None = None) -> list[dict[str, Any]]:
+    """A row for each time that a stage had a release, by stage and time; without `stage` also for releases never live.
+
+    Returns:
+        What `_live` and `_release` say (None for a release that was never live; "until" also for what is live now;
+        times in ISO 8601, UTC; "fault" is why the tag is not to be believed), and "scores" of the adapter as
+        metrics/details.json has them.
+
+    Raises:
+        UserError: for a stage that never had a release.
+    """
+    repository = Repository(root)
+    registry = Registry(repository, artifact_name(WorkingTree(root)))
+    if stage is not None and parse_stage(stage) not in registry.stages:
+        known = ", ".join(registry.stages) or "none; `tunetrail release VERSION --stage STAGE` assigns one"
+        raise UserError(f"stage {stage} never had a release of {registry.artifact}; the stages are: {known}")
+    lives = [one for name in ([stage] if stage else registry.stages) for one in registry.intervals(name)]
+    were_live = {one.commit for one in lives}
+    never = [commit for commit in registry.versions if commit not in were_live and stage is None]
+    commits = [*(one.commit for one in lives), *never]
+    rows = zip([*lives, *(None for _ in never)], commits, _scores(repository, commits), strict=True)
+    return [{**_live(live), **_release(registry, commit), "scores": scores} for live, commit, scores in rows]
+
+
+def _live(one: Live | None) -> dict[str, Any]:
+    return {
+        "stage": one.stage if one else None,
+        "from": _time(one.since.time) if one else None,
+        "until": _time(one.until.time) if one and one.until else None,
+        "assigned_by": one.since.who if one else None,
+        "reason": one.since.record.get("reason") if one else None,
+    }
+
+
+def _release(registry: Registry, commit: str) -> dict[str, Any]:
+    tag = registry.versions.get(commit)
+    record = tag.record if tag else {}
+    return {
+        "version": tag.version if tag else None,
+        "commit": commit,
+        "released": _time(tag.time) if tag else None,
+        "released_by": tag.who if tag else None,
+        **{key: record.get(key) for key in ("verdict", "accepted_marginal", "manifest_sha256")},
+        "fault": record_fault(registry.repository, tag.name, commit) if tag else "no version has this commit",
+    }
+
+
+def _scores(repository: Repository, commits: list[str]) -> list[dict[str, Any]]:
+    """The adapter's scores of each commit, empty where git has none."""
+    found: list[dict[str, Any]] = []
+    for text in repository.contents(f"{commit}:./{paths.DETAILS.as_posix()}" for commit in commits):
+        try:
+            found.append(json.loads(text or b"{}")["evaluate"]["adapter"])
+        except (ValueError, KeyError, TypeError):
+            found.append({})
+    return found
+
+
+def _time(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")

@@ -10,6 +10,7 @@ from stages.core.errors import Refusal, UserError
 from stages.core.files import atomic, file_digest
 from stages.core.git import Repository, WorkingTree
 from stages.core.yaml_reader import load_yaml
+from stages.params.task import Task
 from stages.scoring.metrics import FAIL
 from stages.ship.release.finding import read_record, record_fault, tagged_locks
 from stages.ship.release.registry import artifact_name, parse_version
@@ -37,15 +38,14 @@ def find_release(root: Path, start: Path, key: Path | None, unreleased: str | No
     version = ""
     with suppress(UserError):  # then it is a path
         version = parse_version(name)
-    tree = fetch(root, version) if version else root
-    folder = tree / paths.RELEASE if tree != root else start / name
+    tree = _fetch(root, version) if version else root
+    folder = tree / paths.RELEASE if version else start / name
     # A fetched folder is no output of dvc.lock as it is; below, its tag speaks for its manifest.
-    print(verify(None if tree != root else root, folder, key, tree / paths.SIGNATURE if key else None), flush=True)
+    print(verify(None if version else root, folder, key, tree / paths.SIGNATURE if key else None), flush=True)
     digest = file_digest(folder / paths.MANIFEST.name)
     repository = Repository(root)
-    tags = [
-        tag for tag, *_ in tagged_locks(repository) if read_record(repository, tag).get("manifest_sha256") == digest
-    ]
+    records = {tag: read_record(repository, tag) for tag, *_ in tagged_locks(repository)}
+    tags = [tag for tag, record in records.items() if record.get("manifest_sha256") == digest]
     tag = max(tags, key=lambda tag: tag.endswith(f"@{version}"), default="")
     if reasons := list(_against(repository, tag, key)):
         if unreleased is None:
@@ -69,11 +69,10 @@ def _against(repository: Repository, tag: str, key: Path | None) -> Iterator[str
         yield "its signature was not checked; give --key PUBLIC.pem, and `tunetrail sign --key KEY` makes one"
 
 
-def fetch(root: Path, version: str) -> Path:
+def _fetch(root: Path, version: str) -> Path:
     """A folder of a released version's files, laid out as in the repository: models/release and what its answers need.
 
-    Raises:
-        UserError: when it is not released, or neither DVC's cache nor its remote has the files.
+    Raises UserError when it is not released, or neither DVC's cache nor its remote has the files.
     """
     repository = Repository(root)
     tag = f"{artifact_name(WorkingTree(root))}@{version}"
@@ -86,7 +85,8 @@ def fetch(root: Path, version: str) -> Path:
         with atomic(target) as partial:
             try:
                 files = DVCFileSystem(str(root), rev=commit)
-                schema = load_yaml(files.read_bytes(str(paths.PARAMS)))["task"]["schema_file"]
+                task = load_yaml(files.read_bytes(str(paths.PARAMS))).get("task") or {}
+                schema = task.get("schema_file", Task.model_fields["schema_file"].default)
                 wanted = [paths.RELEASE, paths.ARTEFACT_GENERATIONS, paths.HOLDOUT, paths.SIGNATURE, schema]
                 for path in map(str, wanted):
                     if files.exists(path):

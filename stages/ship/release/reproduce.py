@@ -7,7 +7,6 @@ one who released.
 
 import json
 import os
-import platform
 import re
 import shutil
 import subprocess
@@ -22,17 +21,16 @@ from typing import Any
 from configobj import ConfigObj
 
 from stages.core import paths
-from stages.core.dvc_lock import Lock, dvc_settings
-from stages.core.errors import Refusal, UserError
+from stages.core.dvc_lock import cache_folder, dvc_settings
+from stages.core.errors import Refusal, UserError, names
 from stages.core.files import remove, write_json
 from stages.core.git import CommitTree, Repository, WorkingTree, git_environment
-from stages.core.run_notes import library_versions
+from stages.core.run_notes import machine_notes
 from stages.scoring.catalogue import catalogue_of, centre, is_interval
-from stages.ship.release.dvc_files import Listings, run_dvc
-from stages.ship.release.finding import read_lock, read_record
-from stages.ship.release.objects import names
+from stages.ship.release.dvc_files import Listings, read_lock
+from stages.ship.release.finding import read_record
 from stages.ship.release.registry import artifact_name, parse_version
-from stages.ship.release.signature import sign
+from stages.ship.release.verify import sign
 
 FOLDER = Path("attestations")
 PASSED, WARNED, FAILED = "PASSED", "WARNED", "FAILED"  # in-toto's words
@@ -57,7 +55,9 @@ def reproduce(root: Path, name: str, key: Path | None = None) -> str:
     tree = CommitTree(repository, commit)
     with _worktree(repository, tree.commit) as folder:
         _bring_inputs(root, folder)
-        _run(folder)
+        # Every stage, without a look at what is known, and without a trace in DVC's cache.
+        if code := _dvc(folder, "repro", "--force", "--no-run-cache", "--no-commit", capture=False).returncode:
+            raise UserError(f"the rebuild stopped: `dvc repro` ended with {code}, for the reason above")
         rebuild = _compared(root, tree, folder)
     result = PASSED if not rebuild["different"] else FAILED if rebuild["metrics"]["outside"] else WARNED
     file = root / FOLDER / f"{tag.replace('/', '-')}.json"
@@ -89,7 +89,7 @@ def _worktree(repository: Repository, commit: str) -> Iterator[Path]:
 def _bring_inputs(root: Path, folder: Path) -> None:
     """DVC's settings of this repository, its cache to read from, those of the machine, and the data of `dvc add`."""
     settings = dvc_settings(root)
-    settings.setdefault("cache", {})["dir"] = str(Listings(root).cache.absolute())
+    settings["cache"]["dir"] = str(cache_folder(root).absolute())
     local = folder / ".dvc" / "config.local"
     local.touch(mode=0o600)  # it may hold the keys of a remote
     with local.open("wb") as handle:
@@ -97,30 +97,30 @@ def _bring_inputs(root: Path, folder: Path) -> None:
     if (root / "machine.yaml").is_file():
         shutil.copy(root / "machine.yaml", folder)
     added = Repository(folder).git("ls-files", "--", "*.dvc").splitlines()
-    if added and run_dvc(folder, "checkout", *added).returncode:
-        done = run_dvc(folder, "pull", *added)
+    if added and _dvc(folder, "checkout", *added).returncode:
+        done = _dvc(folder, "pull", *added)
         if done.returncode:
             raise UserError(f"neither cache nor remote has all inputs of {names(added)}: {done.stderr.strip()}")
 
 
-def _run(folder: Path) -> None:
-    """Every stage, without a look at what is known, and without a trace in DVC's cache; its words go to stderr."""
-    command = [sys.executable, "-P", "-m", "dvc", "repro", "--force", "--no-run-cache", "--no-commit"]
+def _dvc(folder: Path, *arguments: str, capture: bool = True) -> subprocess.CompletedProcess[str]:
+    """DVC as a program; its words are captured, or go to stderr."""
+    command = [sys.executable, "-P", "-m", "dvc", *arguments]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    environment = {**git_environment(), "PATH": path}
-    if code := subprocess.run(command, cwd=folder, env=environment, stdout=2, check=False).returncode:
-        raise UserError(f"the rebuild stopped: `dvc repro` ended with {code}, for the reason above")
+    output = {"capture_output": True} if capture else {"stdout": 2}
+    return subprocess.run(
+        command, cwd=folder, env={**git_environment(), "PATH": path}, encoding="utf-8", check=False, **output
+    )
 
 
 def _compared(root: Path, tree: CommitTree, folder: Path) -> dict[str, Any]:
     """Every output's hash then and now, and the metrics that left their intervals."""
     now, listings = WorkingTree(folder), Listings(root)
-    made = {out.path: out.md5 for _, out in (read_lock(now) or Lock({})).outs()}
-    then = (read_lock(tree) or Lock({})).outs()
-    outputs: dict[str, Any] = {out.path: {"released": out.md5, "rebuilt": made.get(out.path)} for _, out in then}
-    different = [path for path, hashes in outputs.items() if hashes["released"] != hashes["rebuilt"]]
+    then, made = ({out.path: out.md5 for _, out in read_lock(one).outs()} for one in (tree, now))
+    outputs: dict[str, Any] = {path: {"released": md5, "rebuilt": made.get(path)} for path, md5 in then.items()}
+    different = [path for path, md5 in then.items() if md5 != made.get(path)]
     for path in different:
-        known, files = listings.get(outputs[path]["released"] or ""), now.md5s(path)
+        known, files = listings.get(then[path]), now.md5s(path)
         if known is not None:
             outputs[path]["files"] = sorted(one for one in {*known, *files} if known.get(one) != files.get(one))
     before, after = (catalogue_of(json.loads(one.read(paths.DETAILS.as_posix()) or b"{}")) for one in (tree, now))
@@ -139,26 +139,19 @@ def _compared(root: Path, tree: CommitTree, folder: Path) -> dict[str, Any]:
 
 
 def _machine() -> dict[str, Any]:
-    """What kind of machine this is, without its name."""
+    """What kind of machine this is, processor and cards included."""
     info = Path("/proc/cpuinfo")
     model = re.search(r"model name\s*: (.*)", info.read_text(errors="replace") if info.is_file() else "")
     smi = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     cards = subprocess.run(smi, capture_output=True, text=True, check=False).stdout if shutil.which(smi[0]) else ""
-    return {
-        "system": platform.system(),
-        "machine": platform.machine(),
-        "processor": model[1] if model else platform.processor(),
-        "cards": cards.splitlines(),
-        "python": platform.python_version(),
-        "libraries": library_versions(),
-    }
+    return {**machine_notes(), "processor": model[1] if model else "", "cards": cards.splitlines()}
 
 
 def _statement(tag: str, tree: CommitTree, result: str, rebuild: dict[str, Any]) -> dict[str, Any]:
     """An in-toto statement about what was released; its field `rebuild` is ours, and others pass over it."""
     outputs, different = rebuild["outputs"], rebuild["different"]
-    tests: dict[str, list[str]] = {PASSED: [path for path in outputs if path not in different], WARNED: [], FAILED: []}
-    tests[result] = tests[result] if result == PASSED else different
+    tests = {PASSED: [path for path in outputs if path not in different], WARNED: [], FAILED: []}
+    tests[result] += different
     subjects = [{"name": path, "digest": {"dvcMd5": hashes["released"]}} for path, hashes in outputs.items()]
     return {
         "_type": "https://in-toto.io/Statement/v1",
@@ -178,11 +171,9 @@ def _sentence(tag: str, result: str, rebuild: dict[str, Any]) -> str:
     if result == PASSED:
         return f"{result}: {tag} was made again, and all {len(outputs)} outputs have the same bytes"
     said = f"{result}: of {len(outputs)} outputs of {tag}, made again, {len(different)} have other bytes"
-    which = [
-        " ".join([path, *(f"({names(files)})" for files in [outputs[path].get("files")] if files)])
-        for path in different
-    ]
-    said += "".join(f"\n  {one}" for one in which)
+    for path in different:
+        files = outputs[path].get("files")
+        said += f"\n  {path} ({names(files)})" if files else f"\n  {path}"
     if metrics["outside"]:
         return f"{said}\nMetrics outside the interval that they had: {names(metrics['outside'])}"
     return f"{said}\nAll {metrics['compared']} metrics lie within the intervals that they had"

@@ -5,24 +5,23 @@ because with them comes the code of that release, which may know no rollback. Th
 interrupted.
 """
 
+import shlex
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 from stages.core import paths
-from stages.core.dvc_lock import Lock
-from stages.core.errors import Refusal, UserError
+from stages.core.errors import Refusal, UserError, names
 from stages.core.git import CommitTree, Repository, Tree, WorkingTree
 from stages.ship.release.described import is_code
-from stages.ship.release.dvc_files import Listings
-from stages.ship.release.finding import read_lock, record_fault
+from stages.ship.release.dvc_files import Listings, dvc_repo, read_lock
+from stages.ship.release.finding import record_fault
 from stages.ship.release.lock_check import dvc_status
-from stages.ship.release.objects import Kept, examine, names, trail_entries
+from stages.ship.release.objects import examine
 from stages.ship.release.registry import Registry, Tag, artifact_name, parse_stage, parse_version
-from stages.ship.release.tag import publishable
+from stages.ship.release.tag import uncommitted
 from stages.ship.release.verify import verify
 
+_DVC_FAILED = "dvc failed, mend that and run the same again"
 Changes = Callable[[Tree, Tree], list[tuple[str, str, str, str]]]
 
 
@@ -54,12 +53,13 @@ def rollback(
     if stage:
         tag = registry.assign(stage, target, {"reason": reason} if reason else {})
         said.append(f"Stage {stage} has {target.version} (before: {tag.record.get('before') or 'none'}).")
-        said.append(f"Publish:     git push --atomic origin {publishable(tag)}")
+        said.append(f"Publish:     git push --atomic origin {shlex.quote(tag.name)}")
     branch = repository.git("symbolic-ref", "--quiet", "--short", "HEAD", check=False)
     if repository.resolve("HEAD") != target.commit:
         repository.git("checkout", "--quiet", "--detach", target.commit)
         said += [f"Go forward:  git switch {branch} && dvc checkout"] if branch else []
-    _dvc(root, lambda repo: repo.checkout())
+    with dvc_repo(root, _DVC_FAILED) as repo:
+        repo.checkout()
     said.append(f"Verified:    {verify(root, root / paths.RELEASE, key).splitlines()[0]}")
     if now != target.commit:
         said += [f"From {was} to {target.version}:", *_told(rows)]
@@ -80,9 +80,8 @@ def _released(registry: Registry, version: str) -> Tag:
 
 def _would_be_lost(repository: Repository, commit: str) -> Iterator[str]:
     """What a person has changed, in git's files or in DVC's, and what a checkout would write over."""
-    if changed := repository.git("status", "--porcelain", "--untracked-files=no").splitlines():
-        files = names([line[3:] for line in changed])
-        yield f"{len(changed)} tracked files differ from HEAD ({files}); commit them, or `git stash` puts them aside"
+    if changed := list(uncommitted(repository)):
+        yield from changed
         return
     repository.git("update-index", "-q", "--refresh", check=False)  # the times of the files, which read-tree goes by
     try:
@@ -101,43 +100,28 @@ def _would_be_lost(repository: Repository, commit: str) -> Iterator[str]:
 def _cannot_be_had(repository: Repository, target: Tag) -> Iterator[str]:
     """What neither cache nor remote has of the release, all bytes hashed; what the cache lacks is fetched."""
     listings, tree = Listings(repository.root), CommitTree(repository, target.commit)
-    lock = read_lock(tree) or Lock({})
-    entries = trail_entries(lock, lock.stages.values(), tree)
-    kept = examine(entries, listings, repository.root)
-    if kept.not_cached and listings.remote:
-        _dvc(repository.root, partial(_fetch, commit=target.commit, remote=listings.remote))
+    lock = read_lock(tree)
+    if listings.remote and examine(lock, tree, listings).not_cached:
+        with dvc_repo(repository.root, _DVC_FAILED) as repo:
+            # The remote as it is now: DVC reads its configuration in the commit, where a relative path is lost.
+            remote = {listings.remote: dict(repo.config["remote"][listings.remote])}
+            config = {"core": {"remote": listings.remote}, "remote": remote}
+            repo.fetch(revs=[target.commit], workspace=False, config=config)
         listings = Listings(repository.root)
-    kept = examine(entries, listings, repository.root, deep=True)
-    yield from (f"{target.name}: {sentence}" for sentence in _broken(kept, listings))
-
-
-def _broken(kept: Kept, listings: Listings) -> Iterator[str]:
-    yield from kept.broken(listings)
-    if rest := [path for path in kept.not_cached if path not in kept.lost]:
-        yield f"DVC's cache does not hold {names(rest)}; run `dvc fetch`, or `dvc push` where the release was made"
-
-
-def _dvc(root: Path, action: Callable[[Any], object]) -> None:
-    from dvc.repo import Repo
-
-    try:
-        with Repo(str(root)) as repo:
-            action(repo)
-    except Exception as error:  # DVC's own, and those of each kind of remote
-        raise UserError(f"dvc failed: {' '.join(str(error).split())}; mend that and run the same again") from error
-
-
-def _fetch(repo: Any, commit: str, remote: str) -> None:
-    """Fetch from the remote as it is now. DVC reads its configuration in the commit, where a relative path is lost."""
-    now = {"core": {"remote": remote}, "remote": {remote: dict(repo.config["remote"][remote])}}
-    repo.fetch(revs=[commit], workspace=False, config=now)
+    kept = examine(lock, tree, listings, deep=True)
+    yield from (f"{target.name}: {sentence}" for sentence in kept.broken())
+    if rest := kept.not_in_cache():
+        yield (
+            f"{target.name}: DVC's cache does not hold {names(rest)}; run `dvc fetch`, or `dvc push` where the release "
+            "was made"
+        )
 
 
 def _sources(then: Tree, now: Tree) -> Iterator[tuple[str, str, str, str]]:
     """The data and the code that no stage makes, where they differ."""
     read = []
     for tree in (then, now):
-        lock = read_lock(tree) or Lock({})
+        lock = read_lock(tree)
         deps = [dep for stage in lock.stages.values() for dep in stage.deps if not lock.makers(dep.path)]
         read.append({dep.path: dep for dep in deps})
     for path in dict.fromkeys([*read[0], *read[1]]):

@@ -1,21 +1,20 @@
 """release: the annotated tag, in GTO's form, that says which commit ships; refused while anything is open."""
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from stages.core import paths
-from stages.core.dvc_lock import Lock
-from stages.core.errors import Refusal, UserError
+from stages.core.errors import Refusal, UserError, names
 from stages.core.files import file_digest, read_json
 from stages.core.git import Repository, WorkingTree
 from stages.scoring.metrics import FAIL, MARGINAL, PASS
-from stages.ship.release.dvc_files import Listings
-from stages.ship.release.finding import read_lock, record_fault
+from stages.ship.release.dvc_files import Listings, read_lock
+from stages.ship.release.finding import record_fault
 from stages.ship.release.lock_check import hash_all, lock_check
-from stages.ship.release.objects import missing_in_remote, names
-from stages.ship.release.registry import Registry, Tag, artifact_name, parse_stage, parse_version, write_tag
+from stages.ship.release.objects import missing_in_remote
+from stages.ship.release.registry import Registry, artifact_name, parse_stage, parse_version, write_tag
 from stages.ship.release.trace import trace
 from stages.ship.release.verify import verify
 
@@ -59,7 +58,8 @@ def release(
     there = next((one for one in registry.tags if one.name == tag), None)
     kept, remote = _kept(root, unpushed)
     marginal = accepted or (there.record.get("accepted_marginal") if there else None)
-    if reasons := [*_open_points(registry, tag, key), *kept, *_audit(root), *_fresh(root), *_gates(root, marginal)]:
+    gates = _refused(lambda: require(read_gates(root)["verdict"], strict=not marginal))
+    if reasons := [*_open_points(registry, tag, key), *kept, *_audit(root), *gates]:
         raise Refusal(f"{tag} is not released:\n  " + "\n  ".join(dict.fromkeys(reasons)))
     record = {**make_record(repository), "remote": remote}
     if record["verdict"] == MARGINAL:
@@ -78,23 +78,18 @@ def release(
         f"Stage {stage} has it{before}." if stage else "",
         f"The gates are MARGINAL, accepted because: {marginal}" if record["verdict"] == MARGINAL else "",
         _PUSHED[remote["checked"]] if remote else _NO_REMOTE,
-        f"Publish:    git push --atomic origin HEAD {publishable(tag, assigned)}",
+        f"Publish:    git push --atomic origin HEAD {shlex.join([tag, *([assigned.name] if assigned else [])])}",
         f"Roll back:  git checkout {tag} && dvc checkout    (after `dvc pull` where the cache lacks it)",
     ]
     return "\n".join(filter(None, lines))
 
 
-def publishable(*tags: Tag | str | None) -> str:
-    """Tags as words of a shell."""
-    return " ".join(shlex.quote(one.name if isinstance(one, Tag) else one) for one in tags if one)
-
-
 def _kept(root: Path, unpushed: str | None) -> tuple[list[str], dict[str, Any] | None]:
     """What cannot be brought back, and what the tag says of the remote: None where there is none."""
     listings = Listings(root)
-    findings, kept = hash_all(root, read_lock(WorkingTree(root)) or Lock({}), listings)
+    findings, kept = hash_all(root, read_lock(WorkingTree(root)), listings)
     reasons = findings.broken
-    if cold := [path for path in kept.not_cached if path not in kept.lost]:
+    if cold := kept.not_in_cache():
         reasons.append(
             f"DVC's cache does not hold {names(cold)}, so `dvc checkout` could not bring it back; `dvc commit` puts "
             "the files of the working tree there, `dvc fetch` those of the remote"
@@ -103,7 +98,7 @@ def _kept(root: Path, unpushed: str | None) -> tuple[list[str], dict[str, Any] |
         return reasons, None
     if unpushed is not None:
         return reasons, {"name": listings.remote, "checked": False, "reason": unpushed}
-    if missing := missing_in_remote(root, listings, kept):
+    if missing := missing_in_remote(listings, kept):
         reasons.append(
             f"remote {listings.remote} does not hold {names(missing)}; run `dvc push` first, or give "
             "--no-push-check REASON, which the tag records"
@@ -126,28 +121,27 @@ def make_record(repository: Repository) -> dict[str, Any]:
 
 
 def read_gates(root: Path) -> dict[str, Any]:
-    """metrics/gates.json, which the stage `gates` wrote.
-
-    Raises:
-        UserError: when it is missing or holds no verdict.
-    """
+    """metrics/gates.json, which the stage `gates` wrote. Raises UserError when it is missing or holds no verdict."""
     try:
         judged: dict[str, Any] = read_json(root / paths.GATES)
-        verdict, gates = judged["verdict"], judged["gates"]
+        if judged["verdict"] not in (PASS, MARGINAL, FAIL) or not isinstance(judged["gates"], dict):
+            raise ValueError("no verdict")
     except FileNotFoundError:
         raise UserError(f"{paths.GATES} is missing; run `dvc repro` to make it") from None
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{paths.GATES} holds no verdict and gates; run `dvc repro` to make it anew") from None
-    if verdict not in (PASS, MARGINAL, FAIL) or not isinstance(gates, dict):
-        raise UserError(f"{paths.GATES}: {verdict!r} is not PASS, MARGINAL or FAIL; run `dvc repro` to make it anew")
     return judged
 
 
 def require(verdict: str, strict: bool) -> None:
     """Raises Refusal on FAIL, and on MARGINAL when `strict`."""
-    if verdict == FAIL or (strict and verdict == MARGINAL):
-        doubt = ": too few rows to be sure" if verdict == MARGINAL else ""
-        raise Refusal(f"the gates are {verdict}{doubt}; `tunetrail gates` shows them")
+    if verdict == FAIL:
+        raise Refusal("the gates are FAIL; `tunetrail gates` shows them")
+    if strict and verdict == MARGINAL:
+        raise Refusal(
+            "the gates are MARGINAL: too few rows to be sure; `tunetrail gates` shows them; `tunetrail release "
+            "--accept-marginal REASON` accepts that and records why"
+        )
 
 
 def _open_points(registry: Registry, tag: str, key: Path | None) -> Iterator[str]:
@@ -160,27 +154,33 @@ def _open_points(registry: Registry, tag: str, key: Path | None) -> Iterator[str
     other = registry.versions.get(head)
     if other and other.name != tag:
         yield f"HEAD is released as {other.version} already, and a commit has one version; commit a new run first"
-    if changed := repository.git("status", "--porcelain", "--untracked-files=no").splitlines():
-        names = ", ".join(line[3:] for line in changed[:10])
-        yield f"{len(changed)} tracked files differ from HEAD ({names}); commit or restore them"
+    yield from uncommitted(repository)
     if (repository.root / paths.SIGNATURE).is_file():
         if not repository.git("ls-files", "--", paths.SIGNATURE.as_posix()):
             yield f"{paths.SIGNATURE} is not in git, so that the tag would not have it; commit it"
         if key is None:
             yield f"{paths.SIGNATURE} is there; give --key PUBLIC.pem, the key that it is verified with, or delete it"
-    try:
-        verify(repository.root, repository.root / paths.RELEASE, key)
-    except UserError as error:
-        yield str(error)
-    yield from _trail(repository)
+    yield from _refused(lambda: verify(repository.root, repository.root / paths.RELEASE, key))
+    if (repository.root / paths.MANIFEST).is_file():
+        trail = trace(repository.root, paths.MANIFEST.as_posix(), repository.root)["file"]["trail"]
+        yield from (f"the trail is broken: {sentence}" for sentence in trail["broken"])
+    yield from _refused(lambda: lock_check(repository.root))
 
 
-def _fresh(root: Path) -> Iterator[str]:
-    """What `dvc status` has to say."""
+def _refused(check: Callable[[], object]) -> list[str]:
+    """Why a check fails; nothing when it does not."""
     try:
-        lock_check(root)
+        check()
     except UserError as error:
-        yield str(error)
+        return [str(error)]
+    return []
+
+
+def uncommitted(repository: Repository) -> Iterator[str]:
+    """A sentence when tracked files differ from HEAD."""
+    if changed := repository.git("status", "--porcelain", "--untracked-files=no").splitlines():
+        files = names(line[3:] for line in changed)
+        yield f"{len(changed)} tracked files differ from HEAD ({files}); commit them, or `git stash` puts them aside"
 
 
 def _audit(root: Path) -> Iterator[str]:
@@ -190,21 +190,3 @@ def _audit(root: Path) -> Iterator[str]:
         yield f"{paths.DETAILS} is missing; run `dvc repro` to make it"
     elif planted := read_json(path).get("augment", {}).get("added", {}).get("canary", 0):
         yield f"this is an audit run: {planted} canary rows were trained on; set augment.canaries to 0 and run again"
-
-
-def _trail(repository: Repository) -> Iterator[str]:
-    if not (repository.root / paths.MANIFEST).is_file():
-        return
-    for sentence in trace(repository.root, paths.MANIFEST.as_posix(), repository.root)["file"]["trail"]["broken"]:
-        yield f"the trail is broken: {sentence}"
-
-
-def _gates(root: Path, accepted: str | None) -> Iterator[str]:
-    try:
-        judged = read_gates(root)
-        require(judged["verdict"], strict=not accepted)
-    except Refusal as error:
-        marginal = judged["verdict"] == MARGINAL
-        yield f"{error}{'; --accept-marginal REASON releases it and records why' * marginal}"
-    except UserError as error:
-        yield str(error)

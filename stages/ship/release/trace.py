@@ -1,27 +1,28 @@
 """trace: from a file's hash back to the data, parameters, code, metrics and base model that made it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from stages.core import paths
+from stages.core.dvc_lock import Entry, Lock, Stage
 from stages.core.errors import UserError
-from stages.core.git import LOCK, CommitTree, Repository, Tree
-from stages.ship.release.checks import Checker, Findings
+from stages.core.git import LOCK, CommitTree, Repository, Tree, WorkingTree
 from stages.ship.release.described import describe
-from stages.ship.release.dvc_files import Listings
+from stages.ship.release.dvc_files import Listings, manifest_md5s, read_lock, read_manifest
 from stages.ship.release.finding import (
-    Finder,
-    History,
     Place,
-    Recorded,
     Subject,
     best,
     find_subject,
-    read_lock,
+    lock_versions,
+    places,
     record_fault,
+    recorded,
     tagged_locks,
 )
-from stages.ship.release.objects import examine, trail_entries
+from stages.ship.release.lock_check import Checker, Findings, part_hash, short
+from stages.ship.release.objects import examine
 from stages.ship.release.verify import differences, odd_entries
 
 NOT_COMMITTED = "not committed yet"
@@ -31,6 +32,8 @@ _SHALLOW = "this clone has only part of the history; `git fetch --unshallow` bri
 
 def trace(root: Path, name: str, start: Path) -> dict[str, Any]:
     """The trail of the file, folder or release tag `name`, as seen from the folder `start`.
+
+    A release folder has the trail of its manifest, when it is what the manifest says.
 
     Returns:
         {"file", "stage", "data", "params", "metrics", "base", "code", "commit"}; `file.trail` says whether
@@ -42,190 +45,196 @@ def trace(root: Path, name: str, start: Path) -> dict[str, Any]:
     repository, listings = Repository(root), Listings(root)
     if not repository.git("rev-parse", "--git-dir", check=False):
         raise UserError(f"{root} is no git repository; the trail is read from git's history")
-    subject = find_subject(repository, name, start, listings)
     manifest = start / name / paths.MANIFEST.name
-    finder = Finder(repository, listings, subject)
-    result = Tracer(finder).result()
-    if result["stage"] is None and subject.commit is None and manifest.is_file():
-        return _by_its_manifest(repository, listings, subject, manifest)
+    is_release = read_manifest(manifest) is not None
+    subject = find_subject(repository, str(manifest) if is_release else name, start, listings)
+    result = Tracer(repository, listings, subject).result()
     trail = result["file"]["trail"]
-    if said := finder.other_bytes():
-        made = result["stage"]
-        whose = "/".join(filter(None, (made["output"]["path"], made["within"]))) if made else ""
-        owner = f"the bytes here are those of {whose}, which stage {made['name']} wrote" if made else ""
-        trail["broken"][:0] = [said, *filter(None, [owner])]
-    if subject.commit is None:
+    if is_release:
+        trail["broken"] += differences(manifest.parent, listings)
+        trail["notes"].append(f"traced by its {manifest.name}")
+        result["file"] |= {"path": str(Path(subject.path).parent), "sha256": None, "md5": None, "bytes": None}
+    elif subject.commit:
+        trail["broken"][:0] = filter(None, [record_fault(repository, name, subject.commit)])
+    else:
         trail["broken"] += odd_entries(start / name, listings)
-    if subject.commit and (fault := record_fault(repository, name, subject.commit)):
-        trail["broken"].insert(0, fault)
+    if repository.git("rev-parse", "--is-shallow-repository", check=False) == "true":
+        trail["notes"].insert(0, _SHALLOW)
     trail["complete"] = not trail["broken"]
     return result
 
 
-def _by_its_manifest(repository: Repository, listings: Listings, folder: Subject, manifest: Path) -> dict[str, Any]:
-    """The trail of a release folder: that of its manifest, when the folder is what the manifest says."""
-    subject = find_subject(repository, str(manifest), manifest.parent, listings)
-    result = Tracer(Finder(repository, listings, subject)).result()
-    trail = result["file"]["trail"]
-    trail["broken"] += differences(manifest.parent, listings)
-    trail["complete"] = not trail["broken"]
-    trail["notes"].append(f"traced by its {manifest.name}")
-    return {**result, "file": {**_facts(folder), "trail": trail}}
-
-
-def _facts(subject: Subject) -> dict[str, Any]:
-    return {name: getattr(subject, name) for name in ("path", "sha256", "md5", "bytes")}
-
-
-def _entries(place: Place) -> list[dict[str, Any]]:
-    return [stage.raw for stage in place.lock.upstream(place.stage.name)]
-
-
 class Tracer:
-    """Says of one subject what it came from, and whether git holds all of that."""
+    """Says of one subject what it came from, and whether git holds all of that.
 
-    def __init__(self, finder: Finder) -> None:
-        self.finder = finder
-        self.repository = finder.repository
-        self.subject = finder.subject
+    `lock` is that of the working tree, or of a tag's commit; `manifests` are those at hand, by their folders.
+    """
+
+    def __init__(self, repository: Repository, listings: Listings, subject: Subject) -> None:
+        self.repository, self.listings, self.subject = repository, listings, subject
+        self.working = WorkingTree(repository.root)
+        self.lock = read_lock(self._tree(subject.commit))
+        path = repository.root / subject.path
+        folders = dict.fromkeys([path, *path.parents, repository.root / paths.RELEASE])
+        found = {folder: read_manifest(folder / paths.MANIFEST.name) for folder in folders}
+        self.manifests = {folder: manifest for folder, manifest in found.items() if manifest is not None}
+        for manifest in self.manifests.values():
+            listings.add_manifest(manifest)
+        if (maker := self._maker()) and maker[1].is_folder and listings.get(maker[1].md5) is None:
+            listings.add(self.working.md5s(maker[1].path))
+
+    def _tree(self, commit: str | None) -> Tree:
+        return CommitTree(self.repository, commit) if commit else self.working
+
+    def _maker(self) -> tuple[Stage, Entry] | None:
+        """The stage and the output in whose place the file lies."""
+        place = "" if self.subject.commit else self.subject.place or ""
+        return next(((stage, out) for stage, out in self.lock.outs() if out.holds(place)), None)
 
     def result(self) -> dict[str, Any]:
-        here = self.finder.here_by_listing()
-        if self.subject.commit and here:
-            recorded = Recorded(self.subject.commit, here)
-            return self._recorded(recorded, self._check(here, CommitTree(self.repository, recorded.commit)))
-        if known := self.finder.recorded(here):
-            return self._oldest_complete(known)
-        here = here or self.finder.here_by_manifest()
-        return self._not_committed(here) if here else self._unknown()
+        md5, commit = self.subject.md5, self.subject.commit
+        here = best(list(places(self.lock, md5, self.listings)), self.subject.path)
+        if commit and here:
+            here = replace(here, commit=commit)
+            return self._recorded(here, self._check(here))
+        # Where the file stands in the lock at hand, its output tells the run that made it: others can have the file.
+        wanted, path = (here.out.md5 or md5, here.out.path) if here else (md5, self.subject.path)
+        known = recorded(self.repository, wanted, path, self.listings)
+        known = [replace(one, within=here.within) for one in known] if here else known
+        result = self._oldest_complete(known) if known else self._not_committed(here) if here else self._unknown()
+        if said := self._other_bytes():
+            made = result["stage"]
+            whose = "/".join(filter(None, (made["output"]["path"], made["within"]))) if made else ""
+            owner = [f"the bytes here are those of {whose}, which stage {made['name']} wrote"] if made else []
+            result["file"]["trail"]["broken"][:0] = [said, *owner]
+        return result
 
-    def _check(self, place: Place, tree: Tree) -> Findings:
-        """The findings for an output, and for the way from the file to that output."""
-        listings, out = self.finder.listings, place.out
-        findings = Checker(self.repository, listings, place.lock, tree).check(place.stage.name)
-        if place.within is not None and (listings.get(out.md5 or "") or {}).get(place.within) != self.subject.md5:
-            findings.broken.insert(
-                0, f"the manifest names it as {place.path}, but {LOCK} has another hash for {out.path} than that makes"
-            )
-        return findings
+    def _other_bytes(self) -> str | None:
+        """The sentence for a file or folder where dvc.lock, or the manifest around it, names other bytes."""
+        place, here = self.subject.place or "", short(self.subject.md5)
+        if maker := self._maker():
+            stage, out = maker
+            files = {"": out.md5 or ""} if out.path == place else self.listings.get(out.md5)
+            advice = f"run `dvc checkout` for the files of {LOCK}, or `git checkout {LOCK}` when {LOCK} was changed"
+            if files is None:
+                return (
+                    f"{out.path} is not what {LOCK} in the working tree says, and nothing at hand says which of its "
+                    f"files differ: {advice}"
+                )
+            expected = part_hash(files, place[len(out.path) + 1 :])
+            if expected is None:
+                return f"{LOCK} has no {place}: stage {stage.name} wrote {out.path} without it"
+            if expected != self.subject.md5:
+                wrote = f"stage {stage.name} wrote {short(expected)}, here are {here}"
+                return f"{LOCK} names other bytes for {place}: {wrote}; {advice}"
+            return None
+        path = self.repository.root / self.subject.path
+        for folder, manifest in self.manifests.items():
+            if folder in path.parents and path != folder / paths.MANIFEST.name:
+                name = path.relative_to(folder).as_posix()
+                expected = part_hash(manifest_md5s(manifest["files"]), name)
+                if expected != self.subject.md5 and (expected or place):
+                    return f"{paths.MANIFEST.name} around it names {short(expected)} for {name}, here are {here}"
+        return None
 
-    def _oldest_complete(self, known: list[Recorded]) -> dict[str, Any]:
+    def _check(self, place: Place) -> Findings:
+        return Checker(self.repository, self.listings, place.lock, self._tree(place.commit)).check(place.stage.name)
+
+    def _oldest_complete(self, known: list[Place]) -> dict[str, Any]:
         """The oldest commit that holds the hash and all that made it; the oldest at all when none does.
 
         A file that was left out of the first commit can come with a later one, where dvc.lock stays as it is.
         """
-        now = self._state_now(known)
-        states = known[:_STATES_CHECKED] + ([now] if now else [])
-        first = findings = self._check(known[0].place, CommitTree(self.repository, known[0].commit))
-        chosen = known[0]
-        for state in states[1:]:
-            if not findings.broken:
-                break
-            findings = self._check(state.place, CommitTree(self.repository, state.commit))
-            chosen = state
+        now = self._state_now(known[0])
+        chosen, findings = known[0], self._check(known[0])
         if findings.broken:
-            chosen, findings = known[0], first
-        elif chosen is not known[0]:
-            findings.notes.append(
-                f"commit {known[0].commit[:10]} recorded the hash first, without all that made it: {first.broken[0]}"
-            )
+            for other in [*known[1:_STATES_CHECKED], *([now] if now else [])]:
+                if not (later := self._check(other)).broken:
+                    oldest = f"commit {(known[0].commit or '')[:10]} recorded the hash first, without all that made it"
+                    later.notes.append(f"{oldest}: {findings.broken[0]}")
+                    chosen, findings = other, later
+                    break
         if not findings.broken:
             self._compare_with_now(chosen, findings, now)
         return self._recorded(chosen, findings)
 
-    def _state_now(self, known: list[Recorded]) -> Recorded | None:
+    def _state_now(self, like: Place) -> Place | None:
         """HEAD, when its dvc.lock still holds the output."""
         head = self.repository.resolve("HEAD")
-        lock = read_lock(CommitTree(self.repository, head)) if head else None
-        if not head or not lock:
-            return None
-        like = known[0].place
-        same = [Place(lock, stage, out, like.within) for stage, out in lock.outs() if out.md5 == like.out.md5]
-        place = best(same, like.path)
-        return Recorded(head, place) if place else None
+        lock = read_lock(CommitTree(self.repository, head)) if head else Lock({})
+        same = [Place(lock, stage, out, like.within, head) for stage, out in lock.outs() if out.md5 == like.out.md5]
+        return best(same, like.path)
 
-    def _recorded(self, recorded: Recorded, findings: Findings) -> dict[str, Any]:
-        if self.repository.is_shallow():
-            findings.notes.append(_SHALLOW)
-        tags = self._tags(recorded.place, findings)
-        commit = {**self.repository.describe(recorded.commit), "status": "recorded", "tags": tags}
-        return self._assemble(recorded.place, CommitTree(self.repository, recorded.commit), findings, commit)
+    def _recorded(self, place: Place, findings: Findings) -> dict[str, Any]:
+        commit = self.repository.describe(place.commit or "")
+        return self._assemble(place, findings, {**commit, "status": "recorded", "tags": self._tags(place, findings)})
 
-    def _compare_with_now(self, recorded: Recorded, findings: Findings, now: Recorded | None) -> None:
+    def _compare_with_now(self, chosen: Place, findings: Findings, now: Place | None) -> None:
         """Say where the repository has moved on without the file.
 
         For a file in its place that breaks the trail: what stands around it is not what made it. A copy
         elsewhere has its commit and needs no more.
         """
-        in_place = self.subject.place == recorded.place.path
-        if now and now.commit != recorded.commit:
-            later = self._check(now.place, CommitTree(self.repository, now.commit)).broken
+        in_place = self.subject.place == chosen.path
+        if now and now.commit != chosen.commit:
+            later = self._check(now).broken
             target = findings.broken if in_place else findings.notes
-            target += [f"{sentence} (commit {recorded.commit[:10]} still holds all that made it)" for sentence in later]
-            if not later and _entries(now.place) != _entries(recorded.place):
-                findings.notes.append(f"commit {now.commit[:10]} made the same bytes again, from other inputs")
+            held = f"commit {(chosen.commit or '')[:10]} still holds all that made it"
+            target += [f"{sentence} ({held})" for sentence in later]
+            if not later and _inputs(now) != _inputs(chosen):
+                findings.notes.append(f"commit {(now.commit or '')[:10]} made the same bytes again, from other inputs")
         if in_place:
-            findings.broken += self._uncommitted(recorded)
+            findings.broken += self._uncommitted(chosen)
 
-    def _uncommitted(self, recorded: Recorded) -> list[str]:
+    def _uncommitted(self, chosen: Place) -> list[str]:
         """Where dvc.lock in the working tree has been changed since the last commit."""
-        place = recorded.place
-        lock = self.finder.here
-        here = {out.path: (stage, out) for stage, out in lock.outs()} if lock else {}
-        if lock is None or place.out.path not in here:
-            return [f"{LOCK} in the working tree has no {place.out.path}; restore it: git checkout {LOCK}"]
-        stage, out = here[place.out.path]
-        if out.md5 == place.out.md5 and self.repository.git("status", "--porcelain", "--", LOCK):
-            return self._check(Place(lock, stage, out, place.within), self.finder.working).broken
-        return []
+        for stage, out in self.lock.outs():
+            if out.path == chosen.out.path:
+                edited = out.md5 == chosen.out.md5 and self.repository.git("status", "--porcelain", "--", LOCK)
+                return self._check(Place(self.lock, stage, out, chosen.within)).broken if edited else []
+        return [f"{LOCK} in the working tree has no {chosen.out.path}; restore it: git checkout {LOCK}"]
 
     def _not_committed(self, place: Place) -> dict[str, Any]:
-        findings = self._check(place, self.finder.working)
-        findings.broken.insert(
-            0, f"{NOT_COMMITTED}: only {LOCK} in the working tree names it; git add and commit {LOCK}"
-        )
-        commit: dict[str, Any] = {"sha": None, "status": NOT_COMMITTED, "tags": []}
-        return self._assemble(place, self.finder.working, findings, commit)
+        findings = self._check(place)
+        said = f"{NOT_COMMITTED}: only {LOCK} in the working tree names it; git add and commit {LOCK}"
+        findings.broken.insert(0, said)
+        return self._assemble(place, findings, {"sha": None, "status": NOT_COMMITTED, "tags": []})
 
     def _unknown(self) -> dict[str, Any]:
-        count = len(History(self.repository, everything=True).versions)
+        count = len(lock_versions(self.repository, everything=True))
         sentence = (
             f"no stage wrote it: its hash is in none of the {count} versions of {LOCK} in git, nor in the working tree"
         )
-        place = self.subject.place
-        notes: list[str] = []
-        if place and self.repository.git("ls-files", "--", place):
-            notes.append(f"git itself tracks it: git log -- {place}")
-        if self.repository.is_shallow():
-            notes.append(_SHALLOW)
         nothing: dict[str, Any] = {"data": {}, "params": {}, "metrics": {}, "base": None, "code": {}}
         commit: dict[str, Any] = {"sha": None, "status": "unknown", "tags": []}
-        return {**self._file([sentence], notes), "stage": None, **nothing, "commit": commit}
+        return {**self._file(Findings([sentence])), "stage": None, **nothing, "commit": commit}
 
     def _tags(self, place: Place, findings: Findings) -> list[str]:
         """The tags whose dvc.lock holds the output, without those that were moved since."""
-        needle = (place.out.md5 or "").encode()
         found = []
         for name, commit, text in tagged_locks(self.repository):
-            if needle in text:
+            if (place.out.md5 or "").encode() in text:
                 fault = record_fault(self.repository, name, commit)
                 findings.notes += [fault] if fault else []
                 found += [] if fault else [name]
         return found
 
-    def _assemble(self, place: Place, tree: Tree, findings: Findings, commit: dict[str, Any]) -> dict[str, Any]:
-        listings, lock = self.finder.listings, place.lock
-        entries = trail_entries(lock, lock.upstream(place.stage.name), tree)
-        kept = examine(entries, listings, self.repository.root)
+    def _assemble(self, place: Place, findings: Findings, commit: dict[str, Any]) -> dict[str, Any]:
+        tree = self._tree(place.commit)
+        kept = examine(place.lock, tree, self.listings, _upstream(place))
         release = f" (release {commit['tags'][0]})" if commit["tags"] else ""
-        findings.broken += [sentence + release for sentence in kept.broken(listings)]
-        findings.notes += kept.notes(listings)
-        return {
-            **self._file(findings.broken, findings.notes),
-            **describe(place, tree, listings),
-            "commit": commit,
-        }
+        findings.broken += [sentence + release for sentence in kept.broken()]
+        findings.notes += kept.notes()
+        return {**self._file(findings), **describe(place, tree, self.listings), "commit": commit}
 
-    def _file(self, broken: list[str], notes: list[str]) -> dict[str, Any]:
-        trail = {"complete": not broken, "broken": broken, "notes": notes}
-        return {"file": {**_facts(self.subject), "trail": trail}}
+    def _file(self, findings: Findings) -> dict[str, Any]:
+        facts = {name: getattr(self.subject, name) for name in ("path", "sha256", "md5", "bytes")}
+        return {"file": {**facts, "trail": {"broken": findings.broken, "notes": findings.notes}}}
+
+
+def _upstream(place: Place) -> list[Stage]:
+    return place.lock.upstream(place.stage.name)
+
+
+def _inputs(place: Place) -> list[dict[str, Any]]:
+    return [stage.raw for stage in _upstream(place)]

@@ -28,8 +28,7 @@ def answer_file(source: Path, target: Path, version: Version, server: Server) ->
         UserError: naming the first line that is no such row, before anything is asked; when the engine fails.
         Refusal: when `target` has rows of something else, or another run is writing it.
     """
-    rows = _read(source)
-    records = [_record(row, f"{source.name}:{number}") for number, row in enumerate(rows, start=1)]
+    rows, records = _read(source)
     with target.open("a+b") as out:
         try:
             fcntl.flock(out, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -79,8 +78,9 @@ def _done(out: IO[bytes], rows: Sequence[dict[str, Any]], release: str, target: 
     return len(lines)
 
 
-def _read(source: Path) -> list[dict[str, Any]]:
-    rows = []
+def _read(source: Path) -> tuple[list[dict[str, Any]], list[Record]]:
+    rows: list[dict[str, Any]] = []
+    records: list[Record] = []
     try:
         lines = source.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, ValueError) as error:
@@ -90,19 +90,17 @@ def _read(source: Path) -> list[dict[str, Any]]:
             try:
                 parse_json(line)  # strictly: no key twice, no number that JSON has not
                 row = json.loads(line)
-                _record(row, "")
                 json.dumps(row, allow_nan=False).encode()
+                context = [Message(str(turn["role"]), turn["content"]) for turn in row.get("context", [])]
+                if "answer" in row or not isinstance(row["prompt"], str) or not isinstance(row.get("task"), str | None):
+                    raise TypeError("no row to answer")
+                origin = f"{source.name}:{len(rows) + 1}"
+                record = make_record(row["prompt"], "", None, "answer", origin, task=row.get("task"), context=context)
             except (BrokenContract, KeyError, TypeError, ValueError, AttributeError):
                 raise UserError(
                     f'{source}, line {number}: expected {{"prompt": TEXT}}, with "task": TEXT, "context": '
                     '[{"role": TEXT, "content": TEXT}] if there are any, and without "answer"'
                 ) from None
             rows.append(row)
-    return rows
-
-
-def _record(row: dict[str, Any], origin: str) -> Record:
-    context = [Message(str(turn["role"]), turn["content"]) for turn in row.get("context", [])]
-    if "answer" in row or not isinstance(row["prompt"], str) or not isinstance(row.get("task"), str | None):
-        raise TypeError("no row to answer")
-    return make_record(row["prompt"], "", None, "answer", origin, task=row.get("task"), context=context)
+            records.append(record)
+    return rows, records

@@ -54,8 +54,7 @@ class Front:
     def answering(self, host: str = _LOOPBACK[0], port: int = 0) -> Iterator[str]:
         """Answer at the address that is yielded until the block ends; what was asked by then is answered.
 
-        Raises:
-            UserError: when the port is taken, or other machines are let in without an API key.
+        Raises UserError when the port is taken, or other machines are let in without an API key.
         """
         if host not in _LOOPBACK and not self._api_key:
             raise UserError(f"--host {host} lets other machines in; --api-key-variable NAME says what holds their key")

@@ -78,18 +78,14 @@ class Version:
         return [(messages, record.task, said[record.id]) for messages, record in asked]
 
 
-def version_of(found: tuple[str, Path, Path], engine: str | None) -> Version:
+def version_of(release: str, folder: Path, tree: Path, engine: str | None) -> Version:
     """The format for this engine; where none is named, GGUF by llama.cpp if it ships, else merged by its judge.
 
-    Raises:
-        UserError: when the release has no file for the engine.
+    Raises UserError when the release has no file for the engine.
     """
-    release, folder, tree = found
-    manifest = read_json(folder / paths.MANIFEST.name)
-    # A format that was not asked for has a folder too, which says so; manifests of before 2 name no formats.
-    forms = set(manifest.get("formats") or (name.partition("/")[0] for name in manifest["files"]))
-    judged = manifest["params"].get("quantize", {}).get("engines", {}).get(paths.MERGED.name, "transformers")
-    engine = engine or ("llama.cpp" if "gguf" in forms else str(judged))
+    forms = read_json(folder / paths.MANIFEST.name)["formats"]  # one that was not asked for has a folder, too
+    judged = str(forms.get(paths.MERGED.name, {}).get("engine", "transformers"))
+    engine = engine or ("llama.cpp" if "gguf" in forms else judged)
     form = "gguf" if engine == "llama.cpp" else paths.MERGED.name
     if form not in forms:
         raise UserError(f"{release} ships {', '.join(sorted(forms))}; {engine} wants {form} (quantize.formats)")

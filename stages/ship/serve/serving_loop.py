@@ -89,8 +89,7 @@ def _canary(text: str) -> tuple[str, float]:
 def follow(front: Front, start: Start, link: Path | None, stopped: threading.Event) -> None:
     """Bring what the link names to the front; a version that does not come up changes nothing, and the link goes back.
 
-    Raises:
-        UserError: when an engine ends by itself.
+    Raises UserError when an engine ends by itself.
     """
     live = link.readlink().name if link else ""
     while not stopped.wait(_LOOK_EVERY):
@@ -125,8 +124,7 @@ def point(link: Path, name: str) -> None:
 def switch(version: Version, link: Path, url: str | None) -> str:
     """Point `current` at a fetched version; with the front's address, wait until that serves it.
 
-    Raises:
-        Refusal: when the version did not come up, and the one before is served on.
+    Raises Refusal when the version did not come up, and the one before is served on.
     """
     name = version.tree.name
     point(link, name)

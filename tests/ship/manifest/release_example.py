@@ -30,9 +30,8 @@ def make_scores() -> dict[str, Any]:
 
 
 def make_artefacts() -> dict[str, Any]:
-    int8 = {"bytes": 7_000_000, "scores": make_scores()}
-    decoding = {"enforce": "schema"}
-    return {"int8": int8, "gguf": {**int8, "engine": "llama.cpp", "decoding": decoding}}
+    int8 = {"bytes": 7_000_000, "scores": make_scores(), "engine": "transformers", "decoding": {"enforce": "none"}}
+    return {"int8": int8, "gguf": {**int8, "engine": "llama.cpp", "decoding": {"enforce": "schema"}}}
 
 
 def make_gates(text: str) -> dict[str, Any]:

@@ -14,13 +14,12 @@ from hypothesis import strategies as st
 from in_toto_attestation.predicates.provenance.v1.provenance_pb2 import Provenance
 from in_toto_attestation.predicates.test_result.v0.test_result_pb2 import TestResult as InTotoTestResult
 from in_toto_attestation.v1.statement_pb2 import Statement
-from release_example import make_artefacts, make_gates, make_manifest, make_params
+from release_example import make_gates, make_manifest
 from scored import ROOT
 
 from stages.core.files import read_json
-from stages.ship.manifest import attestations
-from stages.ship.manifest.__main__ import judged
-from stages.ship.manifest.bill_of_materials import bill_of_materials
+from stages.ship.manifest import supply_chain
+from stages.ship.manifest.supply_chain import bill_of_materials
 
 SCHEMA = read_json(ROOT / "stages/ship/manifest/manifest.schema.json")
 TEXTS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)
@@ -54,13 +53,6 @@ def test_a_format_names_its_files_engine_decoding_and_every_score_with_an_interv
     assert found["gguf"]["decoding"]["enforce"] == "schema"
     assert found["int8"]["decoding"]["temperature"] == 0
     assert set(found["int8"]["metrics"]) == {"exact_match", "valid", "perplexity"}
-
-
-def test_the_adapter_as_a_format_has_its_files_where_they_are() -> None:
-    artefact = {**make_artefacts()["int8"], "folder": "models/adapter"}
-    row = {"sha256": "1" * 64}
-    found = judged("adapter", artefact, make_params("a"), {"models/adapter/a": row, "models/adapter_other": row})
-    assert found["files"] == {"models/adapter/a": "1" * 64}
 
 
 @settings(max_examples=25)
@@ -104,8 +96,8 @@ def test_the_documents_are_the_same_from_the_same_release_and_others_from_anothe
         manifest = make_manifest(text)
         made = (
             bill_of_materials(manifest),
-            attestations.provenance(manifest),
-            attestations.test_result(manifest, make_gates(text)),
+            supply_chain.provenance(manifest),
+            supply_chain.test_result(manifest, make_gates(text)),
         )
         return [json.dumps(one) for one in made]
 
@@ -118,7 +110,7 @@ def test_the_documents_are_the_same_from_the_same_release_and_others_from_anothe
 @given(TEXTS)
 def test_the_attestations_have_the_form_of_their_standards(text: str) -> None:
     manifest = make_manifest(text)
-    made = attestations.provenance(manifest)
+    made = supply_chain.provenance(manifest)
     ParseDict(made, Statement())  # raises on a key that the standard does not have
     found = ParseDict(made["predicate"], Provenance())
     assert made["predicateType"] == "https://slsa.dev/provenance/v1"
@@ -136,7 +128,7 @@ def test_the_attestations_have_the_form_of_their_standards(text: str) -> None:
 
 @given(TEXTS)
 def test_the_test_result_sorts_the_gates_by_what_they_count_for(text: str) -> None:
-    made = attestations.test_result(make_manifest("a"), make_gates(text))
+    made = supply_chain.test_result(make_manifest("a"), make_gates(text))
     ParseDict(made, Statement())
     found = ParseDict(made["predicate"], InTotoTestResult())
     assert made["predicateType"] == "https://in-toto.io/attestation/test-result/v0.1"

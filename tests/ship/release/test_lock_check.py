@@ -9,6 +9,7 @@ from scratch import Answer, Scratch
 from stages.core import paths
 from stages.core.dvc_lock import Entry, Lock, Stage
 from stages.core.files import write_json
+from stages.core.git import WorkingTree
 from stages.ship.release import lock_check
 
 pytest_plugins = ["scratch_fixtures"]
@@ -125,6 +126,6 @@ def test_files_that_clean_read_are_those_that_dvc_hashed(files: int, bytes_: int
     stage = Stage("clean", "run", (entry,), (), {"params.yaml": {"clean": {"raw": "data/raw"}}}, {})
     metrics = {"clean": {"files": {"read": files, "passed_over": 0, "bytes": bytes_}}}
     write_json(tmp_path / paths.DETAILS, metrics)
-    found = list(lock_check._read_unhashed(tmp_path, Lock({"clean": stage})))
+    found = list(lock_check._read_unhashed(WorkingTree(tmp_path), Lock({"clean": stage})))
     said = f"read {files} files of {bytes_} bytes in data/raw, but dvc.lock has hashes of 1 files of 103 bytes"
     assert found == ([] if (files, bytes_) == (1, 103) else [("clean", said)])

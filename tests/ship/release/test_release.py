@@ -26,7 +26,7 @@ def set_verdict(scratch: Scratch, state: str, name: str = "metrics/gates.json") 
 def test_verify_counts_the_files(scratch_template: Scratch) -> None:
     answer = scratch_template.tunetrail("verify")
     assert answer.code == 0
-    assert answer.out.startswith("models/release: 4 files")
+    assert answer.out.startswith("models/release: 5 files")
 
 
 def test_verify_names_every_difference(scratch: Scratch) -> None:
@@ -55,15 +55,23 @@ def test_verify_notices_a_changed_length(scratch: Scratch) -> None:
     assert "merged/model.safetensors has other bytes than the manifest says" in scratch.tunetrail("verify").err
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "README.md"])
-def test_verify_holds_manifest_and_card_against_the_lock(scratch: Scratch, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("manifest.json", "manifest.json is not the one in dvc.lock"),
+        ("README.md", "README.md has other bytes than the manifest says"),
+    ],
+)
+def test_verify_holds_the_manifest_against_the_lock_and_the_card_against_it(
+    scratch: Scratch, name: str, said: str
+) -> None:
     file = scratch.root / "models/release" / name
     text = file.read_text()
     file.unlink()
     file.write_text(text + "\n")
     answer = scratch.tunetrail("verify")
     assert answer.code == 1
-    assert f"{name} is not the one in dvc.lock" in answer.err
+    assert said in answer.err
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "a/state.pkl", "optimizer.PT", "harmless.txt"])

@@ -10,7 +10,7 @@ from in_toto_attestation.v1.statement_pb2 import Statement
 from key_files import write_keys
 from scratch import Scratch
 
-from stages.ship.release.signature import signed_differences
+from stages.ship.release.verify import signed_differences
 
 pytest_plugins = ["scratch_fixtures"]
 

@@ -24,9 +24,7 @@ from scratch import Scratch
 
 from stages.core.errors import Refusal, UserError
 from stages.core.files import file_digest, files_under
-from stages.ship.release.changed_files import changes, digests
-from stages.ship.release.signature import sign, signed_differences
-from stages.ship.release.verify import verify
+from stages.ship.release.verify import changes, shipped_files, sign, signed_differences, verify
 
 pytest_plugins = ["scratch_fixtures"]
 
@@ -36,6 +34,10 @@ FILES = {
     for form in ("merged", "gguf")
     for name, size in (("a.json", 9), ("b.txt", 40))
 }
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {name: file_digest(folder / name) for name in shipped_files(folder)}
 
 
 def write_key(folder: Path, name: str, key: ec.EllipticCurvePrivateKey, lock: KeySerializationEncryption) -> Path:

@@ -48,8 +48,9 @@ def make_version(
     write_rows(tree / paths.ARTEFACT_GENERATIONS / "gguf.jsonl", rows)
     write_json(tree / "data/schema.json", {"type": "object"})
     files: dict[str, Any] = {"merged/config.json": {}, "gguf/model.gguf": {}}
+    formats = {"merged": {"engine": "transformers"}, "gguf": {"engine": "llama.cpp"}}
     params = {"task": task, "generation": {"max_new_tokens": TOKENS}}
-    write_json(release / "manifest.json", {"format": 1, "files": files, "params": params})
+    write_json(release / "manifest.json", {"format": 2, "files": files, "formats": formats, "params": params})
     return Version(name, release, tree, "gguf", "llama.cpp")
 
 

@@ -11,7 +11,7 @@ from scratch import Scratch
 from stages.core.errors import Refusal, UserError
 from stages.core.files import tree_digest
 from stages.ship.release.released_files import find_release
-from stages.ship.release.signature import sign
+from stages.ship.release.verify import sign
 
 pytest_plugins = ["scratch_fixtures"]
 

@@ -14,9 +14,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from scratch import Scratch
 from served import make_version
 
-from stages.core.files import files_under, read_json, write_json
-from stages.ship.manifest.__main__ import hashes
-from stages.ship.release.signature import sign
+from stages.core.files import content_hashes, files_under, read_json, write_json
+from stages.ship.release.verify import sign
 
 ROOT = Path(__file__).parents[3]
 
@@ -28,7 +27,7 @@ def test_a_signed_release_is_served_smoke_tested_and_asked_until_ctrl_c(
     repository.write("dvc.yaml", "stages: {}\n")
     repository.git("init", "--quiet")
     release = make_version(repository.root, "whatever").folder.rename(tmp_path / "release")
-    files = {file.relative_to(release).as_posix(): hashes(file) for file in files_under(release)}
+    files = {file.relative_to(release).as_posix(): content_hashes(file) for file in files_under(release)}
     files.pop("manifest.json")
     write_json(release / "manifest.json", {**read_json(release / "manifest.json"), "files": files})
     key = ec.generate_private_key(ec.SECP256R1())

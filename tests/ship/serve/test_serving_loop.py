@@ -96,19 +96,16 @@ def test_serve_ends_with_its_engine(versions: dict[str, Version], tmp_path: Path
 def test_the_engine_says_which_file(versions: dict[str, Version]) -> None:
     one = versions["v1"]
     found = (one.id, one.folder, one.tree)
-    assert version_of(found, None) == one
+    assert version_of(*found, None) == one
     merged = dataclasses.replace(one, form="merged", engine="transformers")
-    assert version_of(found, "transformers") == merged
+    assert version_of(*found, "transformers") == merged
     manifest = one.folder / "manifest.json"
     content = read_json(manifest)
-    write_json(manifest, {**content, "files": {"merged/config.json": {}}})
-    assert version_of(found, None) == merged
     absent: dict[str, dict[str, str]] = {"merged/config.json": {}, "gguf/absent.txt": {}}
-    write_json(manifest, {**content, "files": absent, "formats": {"merged": {}}})
-    assert version_of(found, None) == merged
-    params = {**content["params"], "quantize": {"engines": {"merged": "vllm"}}}
-    write_json(manifest, {**content, "files": {"merged/config.json": {}}, "params": params})
-    assert version_of(found, None).engine == "vllm"
+    write_json(manifest, {**content, "files": absent, "formats": {"merged": {"engine": "transformers"}}})
+    assert version_of(*found, None) == merged
+    write_json(manifest, {**content, "files": absent, "formats": {"merged": {"engine": "vllm"}}})
+    assert version_of(*found, None).engine == "vllm"
     with pytest.raises(UserError, match=r"a@v1 ships merged; llama\.cpp wants gguf"):
-        version_of(found, "llama.cpp")
+        version_of(*found, "llama.cpp")
     write_json(manifest, content)
