@@ -1,4 +1,4 @@
-"""How prompts are compared: the text that stands for a record, the near pairs of all prompts, the last word on leaks.
+"""Prompts: how they are compared, the near pairs of all of them, the last word on leaks, files of general ones.
 
 `dedup` searches the near pairs once and writes them, and the stages after it read them.
 """
@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from stages.core.errors import Refusal, UserError
-from stages.records.record import Record, read_rows, write_rows
+from stages.records.record import REPLAY, Record, make_record, read_rows, write_rows
 from stages.text.normal_form import normalise, prompt_hash
+from stages.text.strict_json import BrokenContract, parse_json
 
 Item = TypeVar("Item", bound=Hashable)
 
@@ -129,3 +130,32 @@ def refuse_overlap(what: str, seen: Iterable[Record], ids: AbstractSet[str], pro
     if leaks:
         names = ", ".join(f"{row.origin} ({row.id[:12]})" for row in leaks[:10])
         raise Refusal(f"{len(leaks)} rows of {what} are in the hold-out: {names}; nothing was written")
+
+
+def read_texts(key: str, file: str, wanted: set[str]) -> list[Record]:
+    """The records of the JSONL file that the parameter `key` names: general prompts, without exact repeats.
+
+    Raises:
+        UserError: when it cannot be read or a line is something else; with file and line.
+    """
+    try:
+        lines = Path(file).read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, ValueError) as error:  # missing, a folder, no UTF-8, no name that a file can have
+        raise UserError(
+            f"{key}: {file[:200]!r} cannot be read ({str(error)[:200]}); it must name a JSONL file of "
+            f"{' and '.join(sorted(wanted))}, an empty one for none"
+        ) from None
+    records: dict[str, Record] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = parse_json(line)
+        except BrokenContract as error:
+            raise UserError(f"{file}, line {number}: not JSON ({error})") from None
+        texts = list(row.values()) if isinstance(row, dict) and row.keys() == wanted else [None]
+        if not all(isinstance(text, str) and text.strip() for text in texts):
+            raise UserError(f"{file}, line {number}: expected an object of texts with {' and '.join(sorted(wanted))}")
+        record = make_record(row["prompt"], row.get("completion", ""), None, REPLAY, f"{Path(file).name}:{number}")
+        records.setdefault(record.id, record)
+    return list(records.values())

@@ -10,7 +10,7 @@ from rapidfuzz.fuzz import ratio
 from stages.report.formats import excerpt, plural, value_text
 from stages.scoring.rows import RowScore, same_value
 from stages.text.json_schema import Tasks
-from stages.text.strict_json import BrokenContract, parse_json
+from stages.text.strict_json import parsed
 
 Row = dict[str, Any]
 
@@ -189,8 +189,8 @@ def _faults(answer: Answer, tasks: Tasks) -> list[str]:
 
 def _lines(completion: str, said: Sequence[Answer]) -> list[tuple[str, list[Cell]]]:
     """The fields in which an answer differs; whole texts where an answer has no fields."""
-    reference, predicted = _object(completion), [one.score.predicted for one in said]
-    if reference is None or not all(isinstance(value, dict) for value in predicted):
+    reference, predicted = parsed(completion), [one.score.predicted for one in said]
+    if not isinstance(reference, dict) or not all(isinstance(value, dict) for value in predicted):
         found = [(excerpt(one.row["output"], _ANSWER), None if one.free else one.score.exact_match) for one in said]
         return [("answer", _cells(excerpt(completion, _ANSWER), found))]
     added = sorted({key for value in predicted for key in value} - reference.keys())
@@ -221,11 +221,3 @@ def _right(value: Any, expected: Any) -> bool:
 
 def _text(value: Any) -> str:
     return "(absent)" if value is _ABSENT else value_text(value)
-
-
-def _object(text: str) -> dict[str, Any] | None:
-    try:
-        value = parse_json(text)
-    except BrokenContract:
-        return None
-    return value if isinstance(value, dict) else None

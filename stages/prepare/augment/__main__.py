@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 
 from stages.core import paths
 from stages.core.errors import UserError, run
@@ -14,14 +13,13 @@ from stages.prepare.augment.added_rows import (
     balance_tasks,
     malformed_rows,
     plan,
-    read_replay,
     repeat_structured,
     rows_that_can_refuse,
     swapped_rows,
     training_order,
 )
 from stages.records.canaries import make_canaries
-from stages.records.prompt import asked, compared, refuse_overlap
+from stages.records.prompt import asked, compared, read_texts, refuse_overlap
 from stages.records.record import REPLAY, Record, rank, read_records, write_records
 from stages.text.json_schema import Tasks
 from stages.text.normal_form import prompt_hash
@@ -43,7 +41,11 @@ def main() -> None:
     if settings.malformed_every is not None:
         able = rows_that_can_refuse(rows, settings.malformed_completion, Tasks(params.task))
         malformed = malformed_rows(able, settings.malformed_every, settings.malformed_completion, known, seed)
-    replay = read_replay(Path(settings.replay_file)) if settings.replay_share else []
+    replay = (
+        read_texts("augment.replay_file", settings.replay_file, {"prompt", "completion"})
+        if settings.replay_share
+        else []
+    )
     # These texts are new, so dedup's near pairs do not have them: the one search of this stage.
     near = near_held([*swapped, *malformed, *replay], held, params.dedup.threshold)
     refuse_leaks(replay, near, settings.replay_file)

@@ -15,7 +15,6 @@ from dataclasses import replace
 from fractions import Fraction
 from functools import reduce
 from operator import getitem
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -23,7 +22,7 @@ from rapidfuzz import fuzz
 
 from stages.core.errors import UserError
 from stages.records.prompt import compared
-from stages.records.record import REPLAY, Record, make_record, rank
+from stages.records.record import Record, make_record, rank
 from stages.text.json_schema import Contract, Tasks
 from stages.text.normal_form import normalise
 from stages.text.strict_json import BrokenContract, is_structured, parse_json, parsed
@@ -291,23 +290,3 @@ def training_order(rows: Iterable[Record], seed: int) -> list[Record]:
         copies[row.id, row.source] += 1
         placed.append((rank(seed, "order", f"{row.id}:{row.source}:{copies[row.id, row.source]}"), row))
     return [row for _, row in sorted(placed, key=lambda pair: pair[0])]
-
-
-def read_replay(path: Path) -> list[Record]:
-    """Read JSONL with `prompt` and `completion`, without its exact repeats, in the order of the lines."""
-    if not path.is_file():
-        raise UserError(f"{path} is missing; augment.replay_file must name a JSONL file of prompt and completion")
-    found: dict[str, Record] = {}
-    with path.open("rb") as handle:
-        for number, line in enumerate(handle, start=1):
-            record = _record(line, path, number)
-            found.setdefault(record.id, record)
-    return list(found.values())
-
-
-def _record(line: bytes, path: Path, number: int) -> Record:
-    match parsed(line.decode("utf-8", "surrogateescape")):
-        case {"prompt": str(prompt), "completion": str(completion), **rest} if not rest:
-            if prompt.strip() and completion.strip():
-                return make_record(prompt, completion, None, REPLAY, f"{path.name}:{number}")
-    raise UserError(f"{path}, line {number}: expected an object of two texts, prompt and completion")

@@ -12,7 +12,6 @@ from stages.core.files import read_json
 from stages.near_duplicates.rule import is_near
 from stages.params.loader import read_params
 from stages.prepare.augment.__main__ import main
-from stages.prepare.augment.added_rows import read_replay
 from stages.records.record import Record, make_record, read_records, write_records
 from stages.text.normal_form import normalise
 
@@ -132,20 +131,20 @@ def test_replay_of_a_held_prompt_is_refused() -> None:
 
 def test_replay_that_is_missing_or_no_pairs_is_a_user_error() -> None:
     REPLAY.unlink()
-    with pytest.raises(UserError, match=r"data/replay\.jsonl is missing.*replay_file"):
+    with pytest.raises(UserError, match=r"augment\.replay_file: 'data/replay\.jsonl' cannot be read"):
         main()
     for line, message in [
-        (b"no json", "expected an object of two texts"),
-        (b"\xff", "expected an object of two texts"),
-        (b"[]", "expected an object of two texts"),
-        (b'{"prompt": "a"}', "expected an object of two texts"),
-        (b'{"prompt": "a", "completion": 1}', "expected an object of two texts"),
-        (b'{"prompt": " ", "completion": "b"}', "expected an object of two texts"),
-        (b'{"prompt": "a", "completion": "b", "more": 1}', "expected an object of two texts"),
+        (b"no json", "line 2: not JSON"),
+        (b"\xff", "cannot be read"),
+        (b"[]", "line 2: expected an object of texts"),
+        (b'{"prompt": "a"}', "line 2: expected an object of texts"),
+        (b'{"prompt": "a", "completion": 1}', "line 2: expected an object of texts"),
+        (b'{"prompt": " ", "completion": "b"}', "line 2: expected an object of texts"),
+        (b'{"prompt": "a", "completion": "b", "more": 1}', "line 2: expected an object of texts"),
     ]:
         REPLAY.write_bytes(b'{"prompt": "a", "completion": "b"}\n' + line + b"\n")
-        with pytest.raises(UserError, match=f"line 2: {message}"):
-            read_replay(REPLAY)
+        with pytest.raises(UserError, match=message):
+            main()
 
 
 def test_replay_of_nearly_a_held_prompt_is_refused() -> None:
