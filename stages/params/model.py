@@ -50,6 +50,7 @@ def _layer_range(text: str | None) -> str | None:
     return text
 
 
+Norm = Annotated[float, Field(gt=0, le=1_000_000)]
 Layers = Annotated[str | None, AfterValidator(_layer_range)]
 Scheduler = Literal["constant", "constant_with_warmup", "linear", "cosine"]
 
@@ -75,7 +76,7 @@ class Train(Section):
     scheduler: Scheduler = Field("cosine", description="how the learning rate goes down")
     warmup_share: Share = Field(0.05, description="of the steps, over which the learning rate rises")
     weight_decay: Share = Field(0.0, description="of AdamW")
-    max_gradient_norm: Annotated[float, Field(gt=0, le=1_000_000)] = Field(1.0, description="larger ones are scaled")
+    max_gradient_norm: Norm = Field(1.0, description="larger gradients are scaled down to it")
     epochs: Annotated[float, Field(gt=0, le=10_000)] = Field(3, description="how often each row is seen")
     batch_size: Size = Field(4, description="rows of one optimiser step, over all devices")
     max_tokens: Annotated[int, Field(ge=8, le=10_000_000)] = Field(256, description="longer rows are left out")
@@ -85,7 +86,7 @@ class Train(Section):
     )
     deterministic: bool = Field(False, description="the same adapter from every run on one card; a CPU always does")
     evaluate_every: Count = Field(60, description="optimiser steps between validations and checkpoints")
-    early_stopping_patience: Count | None = Field(3, description="validations without improvement; null for never")
+    early_stopping_patience: Count | None = Field(3, description="validations without improvement; null: to the end")
     sample_prompts: FewOrNone = Field(2, description="validation prompts answered at each validation")
 
     @property
@@ -107,7 +108,7 @@ class Generation(Section):
     """How answers are generated: greedily, in batches."""
 
     max_new_tokens: Size = Field(40, description="an answer ends after so many tokens")
-    enforce: Enforced = Field("none", description="what a server holds answers to; its artefacts are asked both ways")
+    enforce: Enforced = Field("none", description="what a server holds answers to as it decodes; judged both ways")
 
 
 class Engine(Section):

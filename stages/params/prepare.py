@@ -12,6 +12,7 @@ Language = Annotated[str, Field(pattern="^[a-z]{2}$")]
 Ratio = Annotated[int, Field(ge=50, le=100)]
 Confidence = Annotated[float, Field(gt=0.5, le=1)]
 Open = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[float, Field(gt=0, le=1)]
 Part = Annotated[float, Field(ge=0, lt=1)]
 Least = Annotated[float, Field(ge=0, lt=0.5)]
 Folds = Annotated[int, Field(ge=2, le=100)]
@@ -52,7 +53,8 @@ class Clean(Section):
 
     raw: PathName = Field("data/raw", description="a JSONL file, or a folder of them")
     sources: dict[str, Source] = Field(
-        {}, description="NAME: {files: PATTERN, ...} or {dataset: OWNER/NAME@COMMIT, ...}; other files are their own"
+        {},
+        description="NAME: {files: PATTERN} or {dataset: OWNER/NAME@COMMIT}; other files are each their own source",
     )
     keep_columns: list[str] = Field([], description="further columns of the raw rows that records keep, for slices")
     ignore_columns: list[str] = Field([], description='left out, ["*"] for all; other unknown ones reject their row')
@@ -113,8 +115,8 @@ class Split(Section):
         description="rows with one completion that at most ten rows have are near from this ratio of their prompts",
     )
     max_train_rows: Count | None = Field(None, description="train on a seeded sample of this many rows; null for all")
-    max_source_share: Annotated[float, Field(gt=0, le=1)] = Field(1, description="of the training rows, by source")
-    cross_validation: Folds | None = Field(None, description="k: write k folds of the rows to data/split/folds/")
+    max_source_share: Positive = Field(1, description="no source has more than this share of the training rows")
+    cross_validation: Folds | None = Field(None, description="k: write k folds of the rows outside the hold-out")
     fold: Count | None = Field(None, description="1 to k: train and validate on this fold")
 
     @model_validator(mode="after")
@@ -128,7 +130,7 @@ class Augment(Section):
     """Rows added to the training rows."""
 
     value_swapped_per_row: Swaps = Field(0, description="rows with exchanged values (city, name ...) for each row")
-    smallest_task_share: Share = Field(0, description="every tagged task has at least this share of the largest one's")
+    smallest_task_share: Share = Field(0, description="every tagged task has this share of the largest one's rows")
     malformed_every: Count | None = Field(None, description="one malformed prompt for so many rows; null for none")
     malformed_completion: str = Field("", description="the right answer to a malformed prompt")
     structured_share: Share = Field(0, description="at least this share of rows has a JSON completion")
@@ -142,6 +144,6 @@ class Checks(Section):
     """Signs of poisoning and bias: which n-grams are tested, the chance of any false alarm, which sources compare."""
 
     ngram_min_rows: Annotated[int, Field(ge=3, le=10**9)] = Field(5, description="an n-gram in fewer is not tested")
-    ngram_max_share: Annotated[float, Field(gt=0, le=1)] = Field(0.05, description="nor one in more of the rows")
+    ngram_max_share: Positive = Field(0.05, description="an n-gram in more than this share of the rows is not tested")
     error_rate: Open = Field(0.01, description="chance of any false alarm among all n-grams")
     source_min_rows: Count = Field(50, description="the distances of a source with fewer rows are not judged")
