@@ -9,7 +9,7 @@ import pandas as pd
 
 from stages.report.formats import plural, whole
 from stages.report.tables import BETTER, WORSE, Comparison, Measured, say_change
-from stages.scoring.metrics import FAIL, MARGINAL, PASS
+from stages.scoring.metrics import FAIL, MARGINAL, PASS, WORST_FIRST
 
 _HEADLINE = {PASS: "Ready to release", MARGINAL: "Not proven yet", FAIL: "Do not release"}
 _LEAKS = {
@@ -17,7 +17,6 @@ _LEAKS = {
     "verbatim": "training text word for word",
     "forbidden": "forbidden content",
 }
-_WORST_FIRST = (FAIL, MARGINAL, PASS)
 
 
 class Step(NamedTuple):
@@ -63,7 +62,7 @@ def gate_table(judged: Mapping[str, Any]) -> pd.DataFrame:
         (name, gate["state"], _asked(gate), gate["reason"], gate["model"], gate["required"])
         for name, gate in judged["gates"].items()
     ]
-    rows.sort(key=lambda row: (_WORST_FIRST.index(row[1]), not row[5]))
+    rows.sort(key=lambda row: (WORST_FIRST.index(row[1]), not row[5]))
     told = [(*row[:4], f"{row[4]}, {'required' if row[5] else 'advisory'}") for row in rows]
     return pd.DataFrame(told, columns=["Gate", "State", "Asked", "Measured", "On"], dtype=object).set_index("Gate")
 

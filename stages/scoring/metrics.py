@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Annotated, Any
 
 PASS, MARGINAL, FAIL = "PASS", "MARGINAL", "FAIL"  # the states of a gate and of the verdict
+WORST_FIRST = (FAIL, MARGINAL, PASS)
 
 
 @dataclass(frozen=True, slots=True)

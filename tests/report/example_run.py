@@ -18,7 +18,7 @@ from stages.core import paths
 from stages.core.files import read_json, write_json, write_text
 from stages.measure.evaluate.groups import write_confusion
 from stages.measure.evaluate.previous import Previous, compare_previous
-from stages.measure.gates.judging import check_gates
+from stages.measure.gates.__main__ import check_gates
 from stages.params.loader import Params, check_params, read_params
 from stages.records.record import write_rows
 from stages.scoring.metrics import as_json

@@ -18,7 +18,7 @@ from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.files import read_json, write_json
 from stages.core.yaml_reader import load_yaml
-from stages.measure.gates.judging import check_gates
+from stages.measure.gates.__main__ import check_gates
 from stages.records.record import read_rows, write_rows
 from stages.report.__main__ import _some, main
 

@@ -5,16 +5,19 @@ It gathers the numbers, too: metrics/summary.json is what people decide by, the 
 metrics/details.json has all that the stages measured, in git, so that two revisions compare without a cache.
 """
 
+import difflib
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from stages.core import paths
 from stages.core.errors import UserError, run
 from stages.core.files import read_json, write_json
-from stages.measure.gates.judging import check_gates, weight
 from stages.params.gates import Gate
 from stages.params.loader import Params, load_params
+from stages.params.model import FORMATS
 from stages.scoring.catalogue import Catalogue, Key, catalogue_of, centre
-from stages.scoring.metrics import FAIL, MARGINAL
+from stages.scoring.metrics import FAIL, MARGINAL, PASS, WORST_FIRST
 
 _MEASURED = (
     paths.CLEAN_METRICS,
@@ -29,7 +32,12 @@ _MEASURED = (
     paths.JUDGE_METRICS,
     paths.REVIEW_METRICS,
 )
-_MODELS, _ARTEFACTS = ("base", "adapter"), ("merged", "nf4", "int8", "gguf")
+_RELATION = {
+    ("minimum", True): "at least",
+    ("minimum", False): "below",
+    ("maximum", True): "at most",
+    ("maximum", False): "above",
+}
 
 
 def main() -> None:
@@ -55,6 +63,133 @@ def asked(params: Params) -> dict[str, Gate]:
     return found
 
 
+def check_gates(gates: Mapping[str, Gate], files: Mapping[str, Any]) -> dict[str, Any]:
+    """Judge every gate against the metrics files, by their names without ending.
+
+    A metric with an interval is judged by what the interval can show, unless the gate's evidence is `value`. With
+    evidence `for`, PASS is when the whole interval keeps the threshold, FAIL when none of it does, MARGINAL between;
+    with `against`, FAIL is when no part of it does, else PASS when the value does and MARGINAL when it does not. A
+    plain number passes or fails; what is no finite number fails. An advisory gate can make the verdict MARGINAL, never
+    FAIL. A gate against the previous release where there is none is PASS without a value.
+
+    Returns:
+        {"verdict": state, "reason": sentence, "gates": {name: gate}}, as metrics/gates.json holds them.
+
+    Raises:
+        UserError: when a gate names a metric that is not there.
+    """
+    catalogue = catalogue_of(files)
+    checked = {name: _check(name, gate, catalogue) for name, gate in gates.items()}
+    verdict = worst(weight(gate) for gate in checked.values())
+    return {"verdict": verdict, "reason": _summary(checked), "gates": checked}
+
+
+def worst(states: Iterable[str]) -> str:
+    """The worst of the states; PASS when there are none."""
+    return min(states, key=WORST_FIRST.index, default=PASS)
+
+
+def weight(gate: Mapping[str, Any]) -> str:
+    """What a checked gate contributes to the verdict: an advisory one can warn but not fail."""
+    if gate["required"]:
+        return str(gate["state"])
+    return MARGINAL if gate["state"] == FAIL else PASS
+
+
+def _summary(checked: Mapping[str, Mapping[str, Any]]) -> str:
+    """Which gates do not pass, in one sentence."""
+    if not checked:
+        return "No gates are set."
+    said = []
+    for state, words in ((FAIL, "fail"), (MARGINAL, "cannot be told from these rows")):
+        for required, kind in ((True, "required"), (False, "advisory")):
+            names = [name for name, gate in checked.items() if (gate["state"], gate["required"]) == (state, required)]
+            if names:
+                said.append(f"{len(names)} {kind} {words}: {', '.join(names)}")
+    if said:
+        return f"Of {len(checked)} gates {'; '.join(said)}."
+    return f"All {len(checked)} gates hold." if len(checked) > 1 else "The one gate holds."
+
+
+def _check(name: str, gate: Gate, catalogue: Catalogue) -> dict[str, Any]:
+    kind = "maximum" if gate.minimum is None else "minimum"
+    threshold = next(one for one in (gate.minimum, gate.maximum) if one is not None)
+    missing = _not_there(gate, catalogue)
+    of = next(((str(part), member) for part, member in gate.of.items()), None)
+    key = Key(gate.model, gate.metric, gate.against, of)
+    metric = None if missing else catalogue.get(key)
+    if metric is None and not missing:
+        near = difflib.get_close_matches(str(key), map(str, catalogue), n=1, cutoff=0) or ["nothing"]
+        raise UserError(f"gate {name}: {key} is not among the metrics; did you mean {near[0]}?")
+    numbers: dict[str, float] = {}
+    if metric is not None:
+        numbers["value"] = centre(metric)
+        if isinstance(metric, Mapping):
+            numbers |= {"low": metric["low"], "high": metric["high"]}
+    if missing:
+        state, reason = PASS, missing
+    elif not all(map(math.isfinite, numbers.values())):
+        state, reason, numbers = FAIL, "not a finite number: the measurement broke", {}
+    elif isinstance(metric, Mapping) and gate.evidence != "value":
+        state, reason = _judge_interval(numbers, kind, threshold, gate.evidence, _rows(metric))
+    else:
+        state, reason = _judge_number(numbers["value"], kind, threshold)
+    return {
+        "state": state,
+        **gate.model_dump(include={"model", "metric", "against", "of"}),
+        **numbers,
+        "kind": kind,
+        "threshold": threshold,
+        "evidence": gate.evidence,
+        "required": gate.required,
+        "reason": reason,
+    }
+
+
+def _not_there(gate: Gate, catalogue: Catalogue) -> str | None:
+    """Why there is nothing to compare with, where that is no mistake."""
+    models, pairs = {key.model for key in catalogue}, {(key.model, key.against) for key in catalogue}
+    if gate.model in FORMATS and gate.model not in models:
+        return f"{gate.model} is not among quantize.formats: it was not made"
+    if gate.against and gate.model in models and (gate.model, gate.against) not in pairs:
+        if gate.against == "previous":
+            return "first release: there is no previous one to compare with"
+        if gate.against == "linear":
+            return "no linear baseline: the rows have no labels to learn"
+    return None
+
+
+def _rows(metric: Mapping[str, Any]) -> str:
+    """What the numbers rest on."""
+    if "won" in metric:
+        return f"these rows (won {metric['won']}, lost {metric['lost']})"
+    return f"{metric['n']} rows" if "n" in metric else "these rows"
+
+
+def _judge_number(value: float, kind: str, threshold: float) -> tuple[str, str]:
+    kept = value >= threshold if kind == "minimum" else value <= threshold
+    return PASS if kept else FAIL, f"{value:.4g} is {_RELATION[kind, kept]} {threshold:g}"
+
+
+def _judge_interval(
+    numbers: Mapping[str, float], kind: str, threshold: float, evidence: str, rows: str
+) -> tuple[str, str]:
+    value, low, high = numbers["value"], numbers["low"], numbers["high"]
+    measured = f"{value:.3f} ({low:.3f} to {high:.3f}) of {rows}"
+    sign = 1 if kind == "minimum" else -1
+    nearest, farthest = (low, high) if kind == "minimum" else (high, low)
+    if sign * (farthest - threshold) < 0:
+        return FAIL, f"{measured}: {_RELATION[kind, False]} {threshold:g} over the whole interval"
+    if sign * (nearest - threshold) >= 0:
+        return PASS, f"{measured}: {_RELATION[kind, True]} {threshold:g} over the whole interval"
+    if evidence == "for":
+        return MARGINAL, f"{measured}: {rows} cannot show {threshold:g} either way"
+    kept = sign * (value - threshold) >= 0
+    if kept:
+        return PASS, f"{measured}: {_RELATION[kind, kept]} {threshold:g}"
+    return MARGINAL, f"{measured}: {_RELATION[kind, kept]} {threshold:g}, but {rows} cannot show that it is"
+
+
 def summary(catalogue: Catalogue, gates: dict[str, Any]) -> dict[str, Any]:
     """At most 25 numbers that people decide by, nested for `dvc metrics`; what a run does not have is left out.
 
@@ -63,9 +198,9 @@ def summary(catalogue: Catalogue, gates: dict[str, Any]) -> dict[str, Any]:
     """
     weights = [weight(gate) for gate in gates.values()]
     found: dict[str, Any] = {"gates": {"failed": weights.count(FAIL), "unproven": weights.count(MARGINAL)}}
-    for model in _MODELS:
+    for model in ("base", "adapter"):
         found[model] = _with_bounds(catalogue, model, "exact_match")
-    for model in _ARTEFACTS:  # their drop has a gate
+    for model in FORMATS:  # their drop has a gate
         found[model] = _plain(catalogue, "exact_match", Key(model, "exact_match"))
     found["linear"] = _with_bounds(catalogue, "linear", "label_accuracy")
     for name in ("schema_valid", "perplexity"):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.core.errors import UserError
-from stages.measure.gates.judging import check_gates, worst
+from stages.measure.gates.__main__ import check_gates, worst
 from stages.params.gates import Gate
 from stages.scoring.catalogue import Key, catalogue_of
 from stages.scoring.intervals import proportion_interval

@@ -21,7 +21,7 @@ from servers import Proxy, judging, reply
 import stages.core.errors
 from stages.core import paths
 from stages.core.files import read_json
-from stages.measure.gates.judging import check_gates
+from stages.measure.gates.__main__ import check_gates
 from stages.measure.judge.__main__ import main
 from stages.records.record import write_rows
 

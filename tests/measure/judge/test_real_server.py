@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stages.core import paths
 from stages.core.files import read_json
-from stages.measure.gates.judging import check_gates
+from stages.measure.gates.__main__ import check_gates
 
 PAIRS = [("wrong", "RIGHT"), ("RIGHT", "wrong"), ("same", "same"), ("a", "b")]
 SECONDS_TO_START = 120

@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 from servers import read_question
 
 from stages.core.errors import UserError
-from stages.measure.gates.judging import check_gates
+from stages.measure.gates.__main__ import check_gates
 from stages.measure.judge.__main__ import summarise
 from stages.measure.judge.asking import Reply, ask_about
 from stages.params.gates import Gate, Price

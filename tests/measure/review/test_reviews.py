@@ -14,7 +14,7 @@ from review_project import make_review_project
 from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.files import read_json
-from stages.measure.gates.judging import check_gates
+from stages.measure.gates.__main__ import check_gates
 from stages.measure.review.__main__ import main, summarise
 from stages.measure.review.reviews import (
     Review,

@@ -9,7 +9,7 @@ from labelled_rows import from_source, intents, with_backdoor
 from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.files import read_json
-from stages.measure.gates.judging import check_gates
+from stages.measure.gates.__main__ import check_gates
 from stages.near_duplicates.pairs import near_pairs
 from stages.params.loader import check_params, read_params
 from stages.prepare.checks.__main__ import main
