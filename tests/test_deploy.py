@@ -1,0 +1,97 @@
+"""The recipes of examples/deploy: linters and schemas pass, and they name what project, params.yaml and CLI have."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+from project import ROOT
+
+from stages.cli import parser
+from stages.core.yaml_reader import load_yaml
+
+DEPLOY = ROOT / "examples/deploy"
+DOCKERFILE = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
+OF_THE_USER = {"release-key.pub", ".tunetrail/releases/v${VERSION}"}
+
+
+def instructions(name: str) -> list[str]:
+    text = DOCKERFILE.replace("\\\n", " ")
+    return [line.removeprefix(name).strip() for line in text.splitlines() if line.startswith(f"{name} ")]
+
+
+def resources() -> dict[str, Any]:
+    parts = (DEPLOY / "kubernetes.yaml").read_text(encoding="utf-8").split("\n---\n")
+    return {one["kind"]: one for one in map(load_yaml, parts)}
+
+
+def test_the_dockerfile_has_no_lint() -> None:
+    linter = Path(sys.executable).with_name("hadolint")
+    done = subprocess.run([linter, DEPLOY / "Dockerfile"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_image_takes_what_is_there_and_the_build_may_see_it() -> None:
+    ignore = (DEPLOY / "Dockerfile.dockerignore").read_text(encoding="utf-8")
+    sources = [word for line in instructions("COPY") for word in line.split()[:-1]]
+    assert {"stages", "constraints", ".git"} < set(sources)
+    for source in sources:
+        assert source in OF_THE_USER or (ROOT / source).exists() or source == ".git"
+        assert f"\n!{source.removesuffix('/v${VERSION}')}\n" in ignore
+
+
+def test_the_image_has_every_pin() -> None:
+    pins = {str(file.relative_to(ROOT)) for file in (ROOT / "constraints").glob("*.txt")}
+    assert set(re.findall(r"--constraint (\S+)", instructions("RUN")[0])) == pins
+
+
+def test_the_container_starts_a_command_that_is_one() -> None:
+    shell = json.loads(instructions("CMD")[0])
+    words = shlex.split(shell[2].replace("$VERSION", "1.0.0"))
+    assert words[:2] == ["exec", "tunetrail"]
+    options = parser().parse_args(words[2:])
+    assert (options.name, options.port, options.host) == ("1.0.0", int(instructions("EXPOSE")[0]), "0.0.0.0")
+    assert options.key.name in instructions("COPY")[-2]
+    assert (
+        options.api_key_variable
+        == resources()["Deployment"]["spec"]["template"]["spec"]["containers"][0]["env"][0]["name"]
+    )
+
+
+@pytest.mark.parametrize("kind", ["Deployment", "Service", "HorizontalPodAutoscaler", "PodDisruptionBudget"])
+def test_kubernetes_takes_the_manifest(kind: str) -> None:
+    one = resources()[kind]
+    kubernetes_validate.validate(one, "1.31", strict=True)
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate({**one, "spec": {**one["spec"], "replica": 2}}, "1.31", strict=True)
+
+
+def test_no_pod_goes_before_another_is_ready() -> None:
+    found = resources()
+    deployment = found["Deployment"]["spec"]
+    container = deployment["template"]["spec"]["containers"][0]
+    assert deployment["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+    assert container["ports"][0]["containerPort"] == int(instructions("EXPOSE")[0])
+    assert {container[f"{one}Probe"]["httpGet"]["path"] for one in ("startup", "readiness", "liveness")} == {"/health"}
+    assert found["Service"]["spec"]["selector"] == deployment["template"]["metadata"]["labels"]
+    assert found["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]["name"] == found["Deployment"]["metadata"]["name"]
+
+
+def test_ollama_asks_as_the_release_was_judged() -> None:
+    params = load_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    text = (DEPLOY / "Modelfile").read_text(encoding="utf-8")
+    given = dict(re.findall(r"^PARAMETER (\S+) (.+)$", text, re.MULTILINE))
+    assert given["num_predict"] == str(params["generation"]["max_new_tokens"])
+    assert (given["temperature"], given["seed"]) == ("0", "0")
+    assert f'SYSTEM "{params["task"]["instruction"]}"' in text
+    assert f"gguf/model-{params['quantize']['gguf']['type']}.gguf" in text
+    turn, end = re.findall(r"{{ range .Messages }}(.*?){{ end }}(.*?)\"\"\"", text, re.DOTALL)[0]
+    messages = [("system", "Answer."), ("user", "Hello")]
+    said = "".join(turn.replace("{{ .Role }}", role).replace("{{ .Content }}", words) for role, words in messages) + end
+    assert said == ("<|im_start|>system\nAnswer.<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n")
+    assert given["stop"].strip('"') in turn
