@@ -79,6 +79,11 @@ def parser() -> argparse.ArgumentParser:
     reproduce = command("reproduce", "make a release again from its inputs alone and compare every output", _reproduce)
     reproduce.add_argument("name", metavar="VERSION", help="or the tag of the release")
     reproduce.add_argument("--key", metavar="PRIVATE.pem", type=_path, help="sign the attestation")
+    publish = command("publish", "upload a released version to a model hub, and read it back", _publish)
+    publish.add_argument("version", metavar="VERSION", help="MAJOR.MINOR.PATCH")
+    publish.add_argument("target", metavar="hub:OWNER/NAME", help="made if it is not there, and then private")
+    publish.add_argument("--format", action="append", default=[], help="or adapter; default: all formats that ship")
+    publish.add_argument("--public", action="store_true", help="let everybody read a repository that this makes")
     serve = command("serve", "answer requests with a release, through its engine", _serve)
     serve.add_argument("name", metavar="VERSION|PATH", nargs="?", help=f"default: {paths.RELEASE}; or: current")
     serve.add_argument("--host", default="127.0.0.1", help="another than this machine's own needs an API key")
@@ -105,7 +110,7 @@ def parser() -> argparse.ArgumentParser:
     for one in (serve, switch, smoke, answer):
         one.add_argument("--unreleased", metavar="WHY", help="take what is unreleased, unsigned or failed its gates")
         one.add_argument("--engine", choices=["llama.cpp", "transformers", "vllm"], help="default: by what ships")
-    for one in (release, rollback, serve, switch, smoke, answer):
+    for one in (release, rollback, publish, serve, switch, smoke, answer):
         one.add_argument("--key", metavar="PUBLIC.pem", type=_path, help=f"of whom {paths.SIGNATURE} must be")
     for one in (serve, smoke, answer):
         one.add_argument("--api-key-variable", metavar="NAME", help="environment variable with the server's key")
@@ -238,6 +243,16 @@ def _reproduce(options: Options, root: Path, start: Path) -> None:
     from stages.ship.release.reproduce import reproduce
 
     print(reproduce(root, options.name, options.key))
+
+
+def _publish(options: Options, root: Path, start: Path) -> None:
+    from stages.ship.release.publish import publish
+    from stages.ship.release.registry import parse_version
+    from stages.ship.release.released_files import find_release
+
+    found = find_release(root, root, options.key, None, parse_version(options.version))
+    adapter = found.tree / paths.ADAPTER
+    print(publish(found.folder, adapter, found.id, options.target, options.format, options.public))
 
 
 def _version(options: Options, root: Path, start: Path, name: str | None) -> Any:

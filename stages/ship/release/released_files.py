@@ -87,7 +87,14 @@ def _fetch(root: Path, version: str) -> Path:
                 files = DVCFileSystem(str(root), rev=commit)
                 task = load_yaml(files.read_bytes(str(paths.PARAMS))).get("task") or {}
                 schema = task.get("schema_file", Task.model_fields["schema_file"].default)
-                wanted = [paths.RELEASE, paths.ARTEFACT_GENERATIONS, paths.HOLDOUT, paths.SIGNATURE, schema]
+                wanted = [
+                    paths.RELEASE,
+                    paths.ADAPTER,
+                    paths.ARTEFACT_GENERATIONS,
+                    paths.HOLDOUT,
+                    paths.SIGNATURE,
+                    schema,
+                ]
                 for path in map(str, wanted):
                     if files.exists(path):
                         (partial / path).parent.mkdir(parents=True, exist_ok=True)

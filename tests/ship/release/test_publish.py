@@ -1,5 +1,6 @@
 """publish: the hub has the released bytes and no others, privately; a break goes on; what differs there is said."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,12 +8,18 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 from hub_server import LARGE, Hub, serve_hub
+from key_files import write_keys
 from numpy import zeros
 from safetensors.numpy import save
+from scratch import Scratch
 
+from stages.core import paths
 from stages.core.errors import Refusal, UserError
 from stages.core.files import content_hashes, file_digest, files_under, write_json
 from stages.ship.release.publish import publish
+from stages.ship.release.verify import sign
+
+pytest_plugins = ["scratch_fixtures"]
 
 FORMS = ("merged", "nf4")
 
@@ -120,3 +127,28 @@ def test_mistakes_are_sentences_without_the_token(hub: Hub, folder: Path, monkey
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="offline mode"):
         send(folder)
+
+
+def test_a_version_is_published_and_what_is_not_released_is_not(
+    hub: Hub, scratch: Scratch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private, public = write_keys(tmp_path, "release")
+    sign(scratch.root, scratch.root / paths.RELEASE, private, scratch.root / paths.SIGNATURE)
+    scratch.commit("Signed")
+    words = "publish", "1.0.0", "hub:ann/tickets", "--format", "nf4", "--format", "adapter"
+    assert "there is no tag support-tickets@v1.0.0" in scratch.tunetrail(*words, "--key", str(public)).err
+    assert scratch.tunetrail("release", "1.0.0", "--key", str(public)).code == 0
+    scratch.replace("params.yaml", "1e-3", "2e-3")  # the working tree goes on
+    scratch.dvc("repro")
+    refused = scratch.tunetrail(*words)
+    assert (refused.code, hub.visibility) == (1, {})
+    assert "its signature was not checked" in refused.err
+    said = scratch.tunetrail(*words, "--key", str(public))
+    assert said.code == 0, said.err
+    assert "support-tickets@v1.0.0 is hub:ann/tickets" in said.out
+    manifest = json.loads(hub.files["manifest.json"])
+    for name, row in [("nf4/model", manifest["files"]), ("adapter/adapter", manifest["adapter"])]:
+        file = f"{name}.safetensors"
+        recorded = row.get(file) or row[f"models/{file}"]
+        assert hashlib.sha256(hub.files[file]).hexdigest() == recorded["sha256"]
+    assert not any(name.startswith("merged/") for name in hub.files)
