@@ -206,14 +206,14 @@ def _written_out(number: str) -> str:
 
 
 def _said(text: str, values: Values) -> str | None:
-    """The type of a value that a text has, also where a number has other separators or lacks its first digits."""
-    folded = text.casefold()
+    """The type of a value that a text has; of a number also with other separators, in pieces, or without its start."""
+    folded, joined = text.casefold(), re.sub(r"\D", "", text)
     runs = [re.sub(r"\D|^0+", "", run) for run in _NUMBER.findall(text)]
     for kind, value in dict.fromkeys(values):
         if value.casefold() in folded and re.search(rf"(?<!\w){re.escape(value)}(?!\w)", text, re.IGNORECASE):
             return kind
-        digits = re.sub(r"\D", "", value) if runs else ""
-        if len(digits) >= _DIGITS and any(run in digits or digits in run for run in runs):
+        digits = re.sub(r"\D", "", value) if joined else ""
+        if len(digits) >= _DIGITS and (digits in joined or any(run in digits or digits in run for run in runs)):
             return kind
     return None
 

@@ -252,6 +252,6 @@ def _as_text(value: Any) -> str:
 
 def _unknown(name: str, word: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(word[:100].lower(), known, n=1, cutoff=0.7)
-    meant = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)};"
+    meant = f"did you mean {near[0]!r}? To" if near else f"known are {', '.join(known)}; to"
     kept = "; to keep it for slices, in clean.keep_columns" if name == word else ""
-    return f"column {name!r} is unknown; {meant} To leave it out, name it in clean.ignore_columns{kept}"
+    return f"column {name!r} is unknown; {meant} leave it out, name it in clean.ignore_columns{kept}"

@@ -273,6 +273,8 @@ def test_personal_data_in_numbers_and_keys_are_masked_or_reject_the_row(
         ("my card 4111 1111 1111 1111", '{"last": "1111 1111 1111"}'),
         ("mail jane@example.com", '{"file": "jane@example.com(1)"}'),
         ("host 192.0.2.44", '{"host": "version 192.0.2.44"}'),
+        ("host 192.168.12.77", '{"host": [192, 168, 12, 77]}'),
+        ("my card 4111 1111 1111 1111", '{"first": 41111111, "second": "1111", "third": [1111]}'),
     ],
 )
 @pytest.mark.parametrize("check", [True, False])
