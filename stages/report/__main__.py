@@ -61,7 +61,6 @@ def view(params: Params, tasks: Tasks) -> dict[str, Any]:
         "models": list(scores),
         "interval_chart": interval_chart(scores, found[0].main, _threshold(params, found[0].main), confidence),
         "brief": tables.brief_table(found),
-        "sizes": tables.size_row(list(scores), artefacts),
         "confusion": tables.confusion_table(_table(paths.CONFUSION, ",")),
         "label_field": params.task.label_field,
         "instruction": params.task.instruction,

@@ -225,8 +225,19 @@ def brief_table(parts: Sequence[Measured]) -> pd.DataFrame:
     return frame(rows, list(parts[0].scores), "On the hold-out")
 
 
-def size_row(models: Sequence[str], artefacts: Mapping[str, Any]) -> list[Cell]:
-    return [Cell(do_filesizeformat(artefacts[name]["bytes"]) if name in artefacts else ABSENT) for name in models]
+def format_table(artefacts: Mapping[str, Any]) -> pd.DataFrame:
+    """The formats as they were asked: by which engine, held to what; one held to a contract also without it, below."""
+    rows = []
+    for name, one in artefacts.items():
+        types = ", ".join(f"{count} {kind}" for kind, count in one["types"].items())
+        facts = [one["engine"], do_filesizeformat(one["bytes"]), types]
+        for asked in (one, *([one["free"]] if "free" in one else [])):
+            shares = [value_cell(asked["scores"][key]) for key in ("exact_match", "valid")]
+            same = f"{asked['agreement']['same']:,} of {asked['agreement']['rows']:,}"
+            cells = [*facts, asked["decoding"]["enforce"], *shares, same, percent(asked["stopped"])]
+            rows.append((name if asked is one else f"{name}, free", cells))
+    columns = ["Engine", "Size", "Tensors", "Held to", "Exact match", "Valid", "As the adapter", "Ended by stop token"]
+    return frame(rows, columns, "Format")
 
 
 def change_table(compared: Sequence[Comparison]) -> pd.DataFrame:

