@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,17 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
+from key_files import write_keys
 from project import ROOT
+from scratch import Scratch
 
 from stages.cli import parser
+from stages.core import paths
 from stages.core.yaml_reader import load_yaml
+from stages.ship.release.released_files import find_release
+from stages.ship.release.verify import sign
+
+pytest_plugins = ["scratch_fixtures"]
 
 DEPLOY = ROOT / "examples/deploy"
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
@@ -61,6 +69,27 @@ def test_the_container_starts_a_command_that_is_one() -> None:
         options.api_key_variable
         == resources()["Deployment"]["spec"]["template"]["spec"]["containers"][0]["env"][0]["name"]
     )
+
+
+def test_what_the_image_has_is_enough_to_find_and_verify_the_release(scratch: Scratch, tmp_path: Path) -> None:
+    private, public = write_keys(scratch.root, "release-key")
+    private.rename(tmp_path / private.name)
+    public.rename(tmp_path / public.name)
+    sign(scratch.root, scratch.root / paths.RELEASE, tmp_path / private.name, scratch.root / paths.SIGNATURE)
+    scratch.commit("Signed")
+    assert scratch.tunetrail("release", "1.0.0", "--key", str(tmp_path / public.name)).code == 0
+    found = find_release(scratch.root, scratch.root, tmp_path / public.name, None, "1.0.0")
+    shutil.copy(tmp_path / public.name, scratch.root)
+    image = tmp_path / "image"
+    for line in instructions("COPY"):
+        *sources, target = line.replace("${VERSION}", "1.0.0").split()
+        for source in filter(Path.exists, (scratch.root / source for source in sources)):
+            goal = image / target / (source.name if target == "./" else "")
+            goal.parent.mkdir(parents=True, exist_ok=True)
+            (shutil.copytree if source.is_dir() else shutil.copy)(source, goal)
+    assert not (image / ".dvc").exists()
+    there = find_release(image, image, image / public.name, None, "1.0.0")
+    assert (there.id, there.tree) == (found.id, image / ".tunetrail/releases/v1.0.0")
 
 
 @pytest.mark.parametrize("kind", ["Deployment", "Service", "HorizontalPodAutoscaler", "PodDisruptionBudget"])

@@ -48,21 +48,31 @@ def test_commands_about_the_project_itself_name_what_is_there(page: Path) -> Non
             assert all((ROOT / place).exists() for place in places), f"{page.name}: {command}"
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if set(commands(page)) - {"make repro", "make test"}], ids=str)
-def test_every_other_command_runs(page: Path, pipeline: Path, tmp_path: Path) -> None:
-    todo = [command for command in commands(page) if not of_the_checkout(command)]
-    if not todo:
-        pytest.skip("all commands of this page are about the project itself")
-    shutil.copytree(pipeline.parent, tmp_path / "copy", symlinks=True)
-    repository = tmp_path / "copy" / pipeline.name
+@pytest.fixture(scope="module")
+def releasable(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny pipeline with a remote and gates that let a model pass that has learnt nothing."""
+    folder = tmp_path_factory.mktemp("docs") / "releasable"
+    shutil.copytree(pipeline.parent, folder, symlinks=True)
+    repository = folder / pipeline.name
     # The tiny model learns nothing, so the gates that refuse a release must ask nothing of it; and it must be allowed
     # tokens enough for a right answer, or preflight says that no model could give one.
     params = load_yaml((repository / "params.yaml").read_text(encoding="utf-8"))
     params |= {"gates": dict.fromkeys(STANDING), "generation": {"max_new_tokens": 80}}
     (repository / "params.yaml").write_text(dumps_yaml(params), encoding="utf-8")
     run(repository, "dvc", "repro")
+    commit(repository, "No gates")
+    return repository
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if set(commands(page)) - {"make repro", "make test"}], ids=str)
+def test_every_other_command_runs(page: Path, releasable: Path, tmp_path: Path) -> None:
+    todo = [command for command in commands(page) if not of_the_checkout(command)]
+    if not todo:
+        pytest.skip("all commands of this page are about the project itself")
+    shutil.copytree(releasable.parent, tmp_path / "copy", symlinks=True)
+    repository = tmp_path / "copy" / releasable.name
     run(repository, "dvc", "remote", "add", "--default", "store", str(tmp_path / "remote"))
-    commit(repository, "No gates, and a remote to push to")
+    commit(repository, "A remote to push to")
     for command in todo:
         run(repository, "bash", "-c", command)
 
