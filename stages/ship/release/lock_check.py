@@ -49,8 +49,12 @@ def lock_check(root: Path, deep: bool = False) -> str:
     stale: dict[str, list[str]] = {}
     for name, sentence in [*_changes(dvc_status(root), lock), *_unseen_by_dvc(repository, lock)]:
         stale.setdefault(name, []).append(sentence)
-    ran = {name.partition("@")[0] for name in lock.stages}
-    stale |= {name: ["never ran"] for name in Definition.read(tree).stages if name not in ran}
+    ran, defined = {name.partition("@")[0] for name in lock.stages}, Definition.read(tree).stages
+    if gone := sorted(ran - set(defined)):
+        raise Refusal(
+            f"{LOCK} has {', '.join(gone)}, which {paths.PIPELINE} no longer has; delete that there: DVC keeps it"
+        )
+    stale |= {name: ["never ran"] for name in defined if name not in ran}
     for name, reasons in stale.items():
         for dep in lock.stages[name].deps if name in lock.stages else ():
             if (modified := f"{dep.path} modified") in reasons and line_ends_alone(repository, tree, dep):

@@ -74,6 +74,18 @@ def test_every_change_of_the_pipeline_is_named(bare: Scratch) -> None:
     ]
 
 
+def test_a_stage_that_the_pipeline_lost_is_named_until_its_entry_goes(scratch: Scratch) -> None:
+    """DVC never drops an entry, and `dvc repro` would not help."""
+    kept = (scratch.root / "dvc.lock").read_text()
+    lost = "  old_name:\n    cmd: python old.py\n    outs:\n    - path: data/old\n      hash: md5\n      md5: "
+    scratch.replace("dvc.lock", "stages:\n", f"stages:\n{lost}{'a' * 32}\n      size: 1\n")
+    answer = scratch.tunetrail("lock-check")
+    assert "old_name, which dvc.yaml no longer has; delete that there" in answer.err
+    assert answer.code == 1
+    scratch.write("dvc.lock", kept)
+    assert scratch.tunetrail("lock-check").code == 0
+
+
 def test_lock_of_two_runs_merged_by_hand(bare: Scratch) -> None:
     """Each stage is fresh for itself, but one read what the other did not write; DVC sees that in the files alone."""
     text = (bare.root / "dvc.lock").read_text()
