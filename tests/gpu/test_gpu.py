@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from packaging.version import Version
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Qwen3Config
 
 pytestmark = [
@@ -213,7 +214,7 @@ def test_the_stage_takes_the_fused_path_and_two_cards_learn_what_one_does(
     _, two = stage(project, processes="2")
     assert two == pytest.approx(one, rel=1e-2)
     both["result"] = "same; not sharded with this torch"
-    if torch.__version__ < "2.13":
+    if Version(torch.__version__) < Version("2.13"):
         return
     _, sharded = stage(
         lay_out(tmp_path / "sharded", early_stopping_patience=None, batch_size=8), processes="2", sharding="true"
