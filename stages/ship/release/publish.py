@@ -43,7 +43,7 @@ def publish(folder: Path, adapter: Path, release: str, target: str, forms: Seque
         there = _files(api, name, commit)
         wrong = _differences(files, there)
         if not wrong:
-            api.create_tag(name, tag=release.rpartition("@")[2], revision=commit, exist_ok=True)
+            _tag(api, name, release.rpartition("@")[2], commit)
     except Exception as error:  # the library's own, and those of the way to the hub
         said = " ".join(str(error).split())
         raise UserError(
@@ -52,6 +52,14 @@ def publish(folder: Path, adapter: Path, release: str, target: str, forms: Seque
     if wrong:
         raise Refusal(f"hub:{name} is not what was sent; publish it again:\n  " + "\n  ".join(wrong))
     return f"{release} is hub:{name} at {commit[:10]}: {len(files)} files, read back"
+
+
+def _tag(api: HfApi, name: str, tag: str, commit: str) -> None:
+    """Let the tag name the commit, also where other formats of the version were published before."""
+    at = {one.name: one.target_commit for one in api.list_repo_refs(name).tags}
+    if at.get(tag, commit) != commit:
+        api.delete_tag(name, tag=tag)
+    api.create_tag(name, tag=tag, revision=commit, exist_ok=True)
 
 
 def _files(api: HfApi, name: str, revision: str | None) -> dict[str, RepoFile]:

@@ -35,6 +35,13 @@ class Hub:
     def dead(self) -> bool:
         return self.die_after is not None and len(self.sent) >= self.die_after
 
+    def get(self, path: str) -> tuple[Any, int]:
+        if path.partition("?")[0].endswith("/refs"):
+            tags = [{"name": n, "ref": f"refs/tags/{n}", "targetCommit": commit} for n, commit in self.tags.items()]
+            return {"tags": tags, "branches": [], "converts": []}, 200
+        asked = re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/?]+).*", path)
+        return (self.tree(asked[2]), 200) if asked and asked[1] in self.visibility else ({"error": path}, 404)
+
     def post(self, path: str, text: bytes) -> tuple[Any, int]:
         rows = [json.loads(line) for line in text.splitlines()]
         if path == "/api/repos/create":
@@ -118,10 +125,12 @@ def serve_hub(hub: Hub) -> Iterator[str]:
         def body(self) -> bytes:
             return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
+        def do_DELETE(self) -> None:
+            del hub.tags[self.path.rpartition("/")[2]]
+            self.reply({})
+
         def do_GET(self) -> None:
-            asked = re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/?]+).*", self.path)
-            known = asked is not None and asked[1] in hub.visibility
-            self.reply(hub.tree(asked[2]) if asked and known else {"error": self.path}, 200 if known else 404)
+            self.reply(*hub.get(self.path))
 
         def do_PUT(self) -> None:
             content = self.body()

@@ -90,6 +90,17 @@ def test_what_an_older_version_left_goes(hub: Hub, folder: Path) -> None:
     assert "nf4/model.safetensors" in hub.commits[first]
 
 
+def test_the_tag_of_a_version_names_what_was_published_of_it_last(hub: Hub, folder: Path) -> None:
+    send(folder, "nf4")
+    first = hub.head
+    send(folder)
+    assert hub.head != first
+    assert hub.tags == {"v1.0.0": hub.head}
+    assert hub.files == local(folder)
+    send(folder)  # nothing to send, and nothing to move
+    assert hub.tags == {"v1.0.0": hub.head}
+
+
 def test_a_break_publishes_nothing_and_the_next_run_sends_what_had_not_arrived(hub: Hub, folder: Path) -> None:
     hub.die_after = 1
     with pytest.raises(UserError, match=r"hub:ann/tickets did not take tickets@v1\.0\.0: .*run it again"):
