@@ -43,12 +43,18 @@ def load_tokenizer(folder: Path, **options: Any) -> Any:
 def load_model(folder: Path, **options: Any) -> Any:
     """A causal language model from safetensors, in evaluation mode on the machine's device.
 
-    A quantised artefact is loaded as its own config.json says.
+    A quantised artefact is loaded as its own config.json says, and computes in the machine's type as every model does:
+    config.json names the one of a card, which takes a CPU 3.7 times as long. Two kernels have a type of their own: INT8
+    rounds its inputs in float16, and NF4 multiplies in bfloat16 on a CPU with AVX-512 BF16.
     """
     from transformers import AutoModelForCausalLM
 
     options = {"dtype": compute_dtype(), "device_map": {"": device()}, "use_safetensors": True} | options
-    return _load(AutoModelForCausalLM, folder, **options).eval()
+    model = _load(AutoModelForCausalLM, folder, **options).eval()
+    for layer in model.modules() if "quantization_config" not in options else ():
+        if hasattr(layer, "compute_dtype"):
+            layer.compute_dtype = options["dtype"]
+    return model
 
 
 def empty_model(folder: Path) -> Any:

@@ -18,6 +18,7 @@ from stages.model.answers import divergence, rows_with_likelihood
 from stages.model.chat import task_chat
 from stages.model.loading import (
     Weights,
+    compute_dtype,
     empty_model,
     int8_config,
     load_model,
@@ -52,7 +53,7 @@ def main() -> None:
         spent: dict[str, Any] = {}
         artefacts = {name: judge(paths.RELEASE / name, params, tasks, spent) for name in params.quantize.formats}
         artefacts["merged"]["divergence"] = _divergence(params)
-        notes["generation"] = spent
+        notes |= {"generation": spent, "precision": str(compute_dtype())}
     write_json(paths.QUANTIZE_METRICS, as_json({"artefacts": artefacts}))
 
 
@@ -109,7 +110,7 @@ def quantise(merged: Path, target: Path, form: Literal["nf4", "int8"], nf4: Nf4 
     if form == "nf4":
         nf4 = nf4 or Nf4()
         kept = [*nf4.keep_in_16_bit, *_output_layers(merged)]
-        # The compute type is that of the machine that serves; 16 bit is right on a GPU, and slow but right elsewhere.
+        # What config.json tells a server; load_model computes in the type of its machine.
         config = nf4_config(torch.bfloat16, kept, nf4.double_quantisation)
     else:
         config = int8_config()

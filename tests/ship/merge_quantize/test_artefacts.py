@@ -11,7 +11,7 @@ from tiny_model import save_tiny_model
 from stages.core.errors import Refusal
 from stages.model.answers import divergence
 from stages.model.chat import make_chat
-from stages.model.loading import load_model, load_tokenizer
+from stages.model.loading import compute_dtype, load_model, load_tokenizer
 from stages.params.model import Nf4
 from stages.records.record import make_record
 from stages.ship.merge_quantize.__main__ import merge, quantise
@@ -92,7 +92,11 @@ def test_layers_that_nf4_keeps_come_back_exactly_and_the_others_rounded(trained:
     assert linear > kept
     assert {name for name in linear if stored[name].dtype == torch.uint8} == linear - kept
     assert all(torch.equal(stored[name], merged[name]) for name in merged.keys() - (linear - kept))
-    again = load_model(tmp_path / "nf4").state_dict()
+    model = load_model(tmp_path / "nf4")
+    layers = [layer for layer in model.modules() if hasattr(layer, "compute_dtype")]
+    assert len(layers) == len(linear - kept)
+    assert {layer.compute_dtype for layer in layers} == {compute_dtype()}
+    again = model.state_dict()
     assert all(torch.equal(again[name].bfloat16(), merged[name]) for name in kept)
 
 
