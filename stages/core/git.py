@@ -108,7 +108,8 @@ class Repository:
 
     def contents(self, names: Iterable[str]) -> list[bytes | None]:
         """The bytes that each name (an id, or such as COMMIT:./dvc.lock) stands for, or None, read in one go."""
-        wanted = list(names)
+        if not (wanted := list(names)):
+            return []
         output = self._run("cat-file", "--batch", stdin="".join(f"{name}\n" for name in wanted).encode()).stdout
         found: list[bytes | None] = []
         at = 0
@@ -123,12 +124,13 @@ class Repository:
         return found
 
     def blob_md5s(self, ids: Iterable[str]) -> dict[str, str]:
-        """The MD5 of each object's bytes: git names them by another hash than DVC."""
+        """The MD5 of each object's bytes, without those that git lacks: git names them by another hash than DVC."""
         wanted = dict.fromkeys(ids)
         unknown = [i for i in wanted if i not in self._md5s]
         for object_id, content in zip(unknown, self.contents(unknown), strict=True):
-            self._md5s[object_id] = hashlib.md5(content or b"", usedforsecurity=False).hexdigest()
-        return {i: self._md5s[i] for i in wanted}
+            if content is not None:
+                self._md5s[object_id] = hashlib.md5(content, usedforsecurity=False).hexdigest()
+        return {i: self._md5s[i] for i in wanted if i in self._md5s}
 
     def describe(self, commit: str) -> dict[str, str]:
         """Hash, author, date and subject of a commit."""
@@ -164,12 +166,18 @@ class CommitTree(Tree):
         object_id = self.blobs.get(path)
         return None if object_id is None else self.repository.contents([object_id])[0]
 
+    def hash_at_once(self, places: Iterable[str]) -> None:
+        """Ask git once for all files at or below these paths; `md5s` of one of them then asks no more."""
+        wanted = {posixpath.normpath(path) for path in places}
+        folders = tuple(f"{path}/" for path in wanted)
+        self.repository.blob_md5s(i for p, i in self.blobs.items() if p in wanted or p.startswith(folders))
+
     def md5s(self, path: str) -> dict[str, str]:
         path = posixpath.normpath(path)
         inside = {p[len(path) + 1 :]: i for p, i in self.blobs.items() if p == path or p.startswith(f"{path}/")}
         kept = {p: i for p, i in inside.items() if not self._ignored.match_file(posixpath.join(path, p))}
         known = self.repository.blob_md5s(kept.values())
-        return {p: known[i] for p, i in kept.items()}
+        return {p: known[i] for p, i in kept.items() if i in known}
 
 
 @dataclass

@@ -1,17 +1,22 @@
-"""What a run took and ran on. It changes from run to run, so it is kept out of every tracked output."""
+"""How far a run is, what it took and ran on. It changes from run to run, so it is kept out of every tracked output."""
 
 import importlib.metadata
 import platform
 import resource
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from stages.core import paths
 from stages.core.files import write_json
 
+_SECONDS_BETWEEN_LINES = 15.0
 # The libraries whose version can change a model or an answer.
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "tokenizers", "safetensors")
+
+Item = TypeVar("Item")
 
 
 def library_versions() -> dict[str, str]:
@@ -47,3 +52,26 @@ def measured(stage: str) -> Iterator[dict[str, object]]:
             **notes,
         },
     )
+
+
+def track(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
+    """Yield `items` while showing how many of `total` are done and how long the rest should take.
+
+    A bar on a terminal, a plain line now and then elsewhere.
+    """
+    if not sys.stderr.isatty():
+        return _lines(items, total, what)
+    import rich.progress
+
+    return iter(rich.progress.track(items, what, total))
+
+
+def _lines(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
+    start = last = time.monotonic()
+    for done, item in enumerate(items):
+        now = time.monotonic()
+        if done and now - last >= _SECONDS_BETWEEN_LINES:
+            left = (now - start) / done * (total - done)
+            print(f"{what}: {done} of {total}, about {left:.0f} s left", file=sys.stderr, flush=True)
+            last = now
+        yield item

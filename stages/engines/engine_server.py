@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from stages.core.errors import UserError
 from stages.core.machine import machine_settings
-from stages.core.progress import track
+from stages.core.run_notes import track
 from stages.engines import llama_server
 from stages.params.model import Generation
 from stages.params.task import Task

@@ -23,8 +23,7 @@ from stages.core import paths
 from stages.core.errors import Refusal
 from stages.core.files import atomic, tree_digest
 from stages.core.machine import machine_settings
-from stages.core.progress import track
-from stages.core.run_notes import library_versions
+from stages.core.run_notes import library_versions, track
 from stages.model.chat import Chat
 from stages.model.loading import Weights, bytes_a_token, causal_of, head_is_plain
 from stages.params.model import Generation

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.core.progress import track
+from stages.core.run_notes import track
 from stages.near_duplicates import kernels
 from stages.near_duplicates.pairs import Found, SortedTexts, Tile, aligned, tiles, window
 

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.files import tree_digest
-from stages.core.progress import track
+from stages.core.run_notes import track
 from stages.measure.judge.asking import SYSTEM, Question, Reply
 from stages.params.gates import Judge
 from stages.params.model import Generation

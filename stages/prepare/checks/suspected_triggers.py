@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from scipy.stats import binom, hypergeom
 
-from stages.core.progress import track
+from stages.core.run_notes import track
 from stages.params.prepare import Checks
 from stages.prepare.checks.labels import shown
 from stages.records.prompt import compared

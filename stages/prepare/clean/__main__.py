@@ -8,7 +8,7 @@ from pathlib import Path
 from stages.core import paths
 from stages.core.errors import run
 from stages.core.files import atomic, write_json
-from stages.core.progress import track
+from stages.core.run_notes import track
 from stages.params.loader import load_params
 from stages.prepare.clean.cleaning import Kept, Rules, clean_row
 from stages.prepare.clean.counts import Tally

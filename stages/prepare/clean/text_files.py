@@ -23,6 +23,7 @@ _BOM = "\ufeff"
 _MANY = 10  # lines inside of one record that are rows by themselves: no text of so many looks like that by chance
 _BROKEN = ("not_csv", "line_too_long")  # so is a record of several lines that is rejected for another reason
 _AHEAD = 50  # lines in which the end of a broken record is looked for
+_BARE_RETURN = "a carriage return without a line feed; where all lines end so, change that: tr '\\r' '\\n' < OLD > NEW"
 
 
 class Line(NamedTuple):
@@ -117,7 +118,8 @@ def csv_rows(handle: IO[bytes], file: str, max_bytes: int) -> Iterator[Row]:
     try:
         table.columns.extend(_header(table.fields(lines, []), file))
     except (Rejected, csv.Error) as error:
-        raise UserError(f"{file}: the first line must name the columns ({error})") from None
+        fault = _BARE_RETURN if b"\r" in first.content.rstrip(b"\r") else error
+        raise UserError(f"{file}: the first line must name the columns ({fault})") from None
     while (record := table.next_record(lines))[0]:
         taken, values = record
         doubt, inner = None, len(taken) - 2
@@ -148,7 +150,7 @@ class _Csv:
         try:
             return taken, _csv_values(self.columns, self.fields(lines, taken), taken)
         except csv.Error as error:
-            return taken, Rejected("not_csv", str(error))
+            return taken, Rejected("not_csv", _BARE_RETURN if "new-line character" in str(error) else str(error))
         except Rejected as rejected:
             return taken, rejected
 

@@ -21,7 +21,7 @@ from stages.core.dvc_lock import (
 )
 from stages.core.errors import UserError
 from stages.core.git import LOCK, Tree
-from stages.core.yaml_reader import load_yaml
+from stages.core.yaml_reader import load_written_yaml
 
 _KINDS = ("outs", "metrics", "plots")
 
@@ -59,7 +59,7 @@ class Definition:
     def read(cls, tree: Tree) -> "Definition":
         """dvc.yaml of `tree`; empty when it is missing or unreadable."""
         try:
-            content = load_yaml(tree.read("dvc.yaml") or b"")
+            content = load_written_yaml(tree.read("dvc.yaml") or b"")
         except ValueError:
             content = None
         return cls(content if isinstance(content, dict) else {})

@@ -154,8 +154,10 @@ class Checker:
     def check(self, stage: str) -> Findings:
         """Check everything that the output of `stage` came from."""
         findings = Findings()
-        definition = Definition.read(self.tree)
-        for upstream in self.lock.upstream(stage):
+        definition, stages = Definition.read(self.tree), self.lock.upstream(stage)
+        if isinstance(self.tree, CommitTree):
+            self.tree.hash_at_once(dep.path for upstream in stages for dep in upstream.deps)
+        for upstream in stages:
             findings.broken += definition.differences(upstream, self.tree.label)
             findings.broken += self._parameters(upstream)
             self.check_links(upstream, findings)
@@ -209,15 +211,17 @@ class Checker:
         found = entry_hash(files)
         if found == dep.md5:
             return []
-        if found is None:
-            return [f"{dep.path}, which stage {stage.name} read, is not in {self.tree.label}: it cannot be restored"]
-        if line_ends_alone(self.repository, self.tree, dep):
+        if found and line_ends_alone(self.repository, self.tree, dep):
             return [
                 f"{dep.path} in {self.tree.label} differs by line ends alone from what {stage.name} read: {AUTOCRLF}"
             ]
-        changed = names(self._changed(dep, files)) or dep.path
+        changed = self._changed(dep, files) if found else []
+        if all(posixpath.relpath(path, dep.path) not in files for path in changed) and (changed or not found):
+            lost = names(changed) or dep.path
+            return [f"{lost}, which stage {stage.name} read, is not in {self.tree.label}: it cannot be restored"]
+        named = names(changed) or dep.path
         return [
-            f"{changed} in {self.tree.label} is not what stage {stage.name} ran with ({dep.path} was {short(dep.md5)})"
+            f"{named} in {self.tree.label} is not what stage {stage.name} ran with ({dep.path} was {short(dep.md5)})"
         ]
 
     def _changed(self, dep: Entry, files: Mapping[str, str]) -> list[str]:

@@ -17,7 +17,7 @@ from stages.core.dvc_lock import Entry, Lock, Stage, entry_hash, object_path, pa
 from stages.core.errors import Refusal, names
 from stages.core.files import file_digest
 from stages.core.git import CommitTree, Repository, Tree, WorkingTree
-from stages.core.progress import track
+from stages.core.run_notes import track
 from stages.ship.release.dvc_files import Definition, Listings, added, dvc_repo, is_outside, read_lock
 from stages.ship.release.finding import tagged_locks
 

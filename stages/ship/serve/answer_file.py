@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from stages.core.errors import Refusal, UserError
-from stages.core.progress import track
+from stages.core.run_notes import track
 from stages.engines.engine_server import CHAT, EngineError, Server, call, reply
 from stages.records.record import Message, Record, make_record, row_line
 from stages.ship.serve.served_version import Version

@@ -71,6 +71,12 @@ def test_each_fault_spoils_its_own_record_alone() -> None:
     assert [row.number for row, _ in rows] == [2, 3, 4, 5, 6, 7]
 
 
+def test_a_bare_carriage_return_spoils_its_line_and_is_named() -> None:
+    rows = read(b"a,b\n1,2\n3\r4,5\n6,7\r\n")
+    assert [reason(row) for row, _ in rows] == [None, "not_csv", None]
+    assert getattr(rows[1][0].values, "detail", "").startswith("a carriage return without a line feed")
+
+
 def test_a_quote_that_is_never_closed_does_not_swallow_the_file() -> None:
     content = b'a,b\n1,2\n"open,2\n' + b"1,2\n" * 100
     rows = read(content, max_bytes=50)
@@ -99,6 +105,8 @@ def test_an_empty_file_has_no_rows_and_needs_no_header() -> None:
         (b'"a,b', "must name"),
         (b"\n", "none empty"),
         (b"a,caf\xe9\n1,2\n", "in UTF-8"),
+        (b"a,b\r1,2\r3,4\r", r"a carriage return without a line feed; .* tr '\\r' '\\n'"),
+        (b"a,b\r" + b"1,2\r" * 500, "a carriage return without a line feed"),
     ],
 )
 def test_a_header_that_names_no_columns_is_an_error(content: bytes, what: str) -> None:

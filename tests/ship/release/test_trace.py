@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from scratch import Scratch
-from trails import KEYS, MODEL, broken, head, trace, whole
+from trails import KEYS, MODEL, broken, head, second_run, trace, whole
 
 pytest_plugins = ["scratch_fixtures"]
 
@@ -170,6 +170,25 @@ def test_changed_file_in_its_place_names_the_output(scratch: Scratch) -> None:
     (scratch.root / MODEL).unlink()
     scratch.write(MODEL, "changed")
     assert "dvc.lock names other bytes for models/release/nf4" in broken(scratch)
+
+
+def forget_object(scratch: Scratch, name: str) -> None:
+    """Delete a file's bytes from git, as a damaged or partial clone lacks them."""
+    object_id = scratch.git("rev-parse", f"HEAD:{name}")
+    (scratch.root / ".git/objects" / object_id[:2] / object_id[2:]).unlink()
+
+
+@pytest.mark.parametrize("content", ["LOOP = 2\n", ""])
+def test_bytes_that_git_has_lost_are_missing_not_empty(scratch: Scratch, content: str) -> None:
+    scratch.write("stages/train/loop.py", content)
+    scratch.write("stages/train/step.py", "STEP = 1\n")
+    second_run(scratch)
+    whole(scratch)
+    forget_object(scratch, "stages/train/loop.py")
+    lost = f"which stage train read, is not in commit {head(scratch)[:10]}: it cannot be restored"
+    assert broken(scratch) == f"stages/train/loop.py, {lost}"
+    forget_object(scratch, "stages/train/step.py")
+    assert broken(scratch) == f"stages/train, {lost}"
 
 
 def test_missing_file_and_unknown_tag(scratch: Scratch) -> None:
