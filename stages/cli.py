@@ -122,6 +122,8 @@ def parser() -> argparse.ArgumentParser:
     canary.add_argument("--confidence", type=float, default=0.95, help="of all comparisons together; default: 0.95")
     compare = command("compare", "show as Markdown what changed against a branch", _compare)
     compare.add_argument("base", metavar="BASE", help="a branch, tag or commit, such as origin/main")
+    merge_lock = command("merge-lock", "after a git merge, take of each branch's dvc.lock what holds", _merge_lock)
+    merge_lock.add_argument("revisions", metavar="REV", nargs="*", help="default: those that git is merging")
     lock_check = command("lock-check", "check that dvc.lock belongs to this code, data and parameters", _lock_check)
     lock_check.add_argument("--deep", action="store_true", help="hash the working tree and DVC's cache, too")
     command("doctor", "find damaged objects of DVC's cache and remote, and heal them", _doctor)
@@ -347,6 +349,12 @@ def _lock_check(options: Options, root: Path, start: Path) -> None:
     from stages.ship.release.lock_check import lock_check
 
     print(lock_check(root, options.deep))
+
+
+def _merge_lock(options: Options, root: Path, start: Path) -> None:
+    from stages.team.lock_merge import merge_lock
+
+    print(merge_lock(root, options.revisions))
 
 
 def _doctor(options: Options, root: Path, start: Path) -> None:

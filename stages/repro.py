@@ -70,7 +70,7 @@ def is_whole(lock: bytes) -> bool:
     from voluptuous import Invalid
 
     if b"\n<<<<<<< " in b"\n" + lock:
-        raise UserError(f"{LOCK} is in a merge conflict; take one side (`git checkout --ours {LOCK}`) and run again")
+        raise UserError(f"{LOCK} is in a merge conflict; `tunetrail merge-lock` resolves it")
     try:
         content = COMPILED_LOCKFILE_SCHEMA(load_yaml(lock))
         stages = content.get("stages", {}).values()

@@ -79,7 +79,7 @@ def test_a_whole_lock_is_left_alone_and_a_conflict_is_for_people(scratch: Scratc
     assert (scratch.root / "dvc.lock").read_bytes() == whole
     conflict = b"<<<<<<< HEAD\n" + whole + b"=======\n" + whole + b">>>>>>> other\n"
     (scratch.root / "dvc.lock").write_bytes(conflict)
-    with pytest.raises(UserError, match=r"merge conflict; take one side"):
+    with pytest.raises(UserError, match=r"merge conflict; `tunetrail merge-lock` resolves it"):
         list(mend_lock(scratch.root))
     assert (scratch.root / "dvc.lock").read_bytes() == conflict
 
