@@ -231,6 +231,21 @@ def test_a_run_whose_best_checkpoint_is_damaged_starts_anew(
     assert curve(project) == curve(killed_and_whole[1])
 
 
+def test_another_machine_goes_on_from_a_checkpoint_folder_that_outlives_the_first(
+    killed_and_whole: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """What examples/gpu/retrain.sh does with $CHECKPOINTS: the folder is a link to storage that machines share."""
+    killed, whole = killed_and_whole
+    shared, project = tmp_path / "shared", lay_out(tmp_path / "next")
+    shutil.copytree(killed / paths.CHECKPOINTS, shared)
+    (project / paths.CHECKPOINTS).parent.mkdir(exist_ok=True)
+    (project / paths.CHECKPOINTS).symlink_to(shared)
+    assert "going on from" in train(project)["printed"]
+    assert curve(project) == curve(whole)
+    file = paths.ADAPTER / "adapter_model.safetensors"
+    assert (project / file).read_bytes() == (whole / file).read_bytes()
+
+
 def test_of_other_unfinished_runs_the_latest_alone_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for age, key in enumerate(["a", "b", "c"]):
