@@ -6,7 +6,7 @@ PINS := $(wildcard constraints/*.txt)
 AXE := tests/node_modules/axe-core/package.json
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-.PHONY: setup repro test test-gpu drill check
+.PHONY: setup repro test test-gpu test-sky drill check
 
 setup: $(READY)
 
@@ -35,6 +35,12 @@ drill: $(READY)
 # What only a CUDA card can show, in the Python that is there; the table goes to benchmarks/results/gpu_tests.md.
 test-gpu:
 	@$(or $(wildcard $(VENV)/bin/python),$(PYTHON)) -m pytest tests/gpu --confcutdir=tests/gpu --capture=no
+
+# examples/gpu/gpu.yaml by SkyPilot's own parser, in an environment of its own: its pins are others.
+test-sky:
+	@test -x .venv-sky/bin/sky || $(PYTHON) -m venv .venv-sky
+	@.venv-sky/bin/pip install --quiet --disable-pip-version-check skypilot==0.14.1
+	@.venv-sky/bin/python -c 'import sky; print(sky.Task.from_yaml("examples/gpu/gpu.yaml"))'
 
 # For the tests of pages; without npm they skip.
 $(AXE): tests/package.json

@@ -4,6 +4,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,17 @@ def test_files_and_folders_that_it_names_exist(page: Path, pipeline: Path) -> No
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
         assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_site_builds_without_a_warning_and_needs_no_network(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for page in PAGES[2:]:
+        built = tmp_path / ("index.html" if page.stem == "index" else f"{page.stem}/index.html")
+        loaded = re.findall(r'<(?:script|img|link rel="stylesheet")[^>]* (?:src|href)="(.*?)"', built.read_text())
+        assert loaded
+        assert not [place for place in loaded if "//" in place], page.name
 
 
 @pytest.mark.parametrize(
