@@ -14,6 +14,7 @@ from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.git import CommitTree, Repository, Tree, WorkingTree
 from stages.core.yaml_reader import load_yaml
+from stages.report.data_difference import data_difference
 from stages.report.formats import between, number, p_value, percent, points, render
 from stages.report.verdict import gate_table
 from stages.scoring.catalogue import Key, Number, catalogue_of, centre
@@ -43,11 +44,14 @@ def compare(root: Path, base: str, lock: str) -> str:
     gates = [_json(tree, paths.GATES) for tree in trees]
     moved, tests, rest, unseen = _compared(*(catalogue_of(_json(tree, paths.DETAILS)) for tree in trees))
     first = [*_settings(*trees), *moved[:MOST], *tests]
+    about_data, groups = data_difference(repository, *trees)
     return render(
         "compare.md.j2",
         {
             "base": base,
             "lock": lock,
+            "data": about_data,
+            "groups": groups.map("{:,}".format),
             "verdicts": [one.get("verdict") for one in gates],
             "changed": _frame(first, base),
             "hidden": max(0, len(moved) - MOST),

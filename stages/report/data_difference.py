@@ -1,0 +1,163 @@
+"""What a change does to the data, row by row: the first thing that a reviewer asks, and the last that metrics tell."""
+
+import hashlib
+import json
+import posixpath
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from stages.core import paths
+from stages.core.dvc_lock import cache_folder, object_path, parse_lock, value_at
+from stages.core.git import LOCK, Repository, Tree
+from stages.core.yaml_reader import load_yaml
+from stages.report.formats import plural
+
+_GROUPS = ("label", "source", "annotator")
+_WHOLE = "all rows"
+
+
+class Row(NamedTuple):
+    """A row of the data: `asked` is what the model reads, `said` the whole of it; both only to be compared."""
+
+    asked: str
+    said: str
+    groups: tuple[tuple[str, str], ...]
+
+
+def data_difference(repository: Repository, then: Tree, now: Tree) -> tuple[list[str], pd.DataFrame]:
+    """Sentences about rows and hold-out, and a table of the groups of rows that differ.
+
+    The rows are those of `clean.raw` where git has them, else those of data/clean.jsonl from DVC's cache: the same
+    commit and the same access give the same text. A row of the same prompt and another answer is a changed one.
+    """
+    rows = [_raw_rows(tree) for tree in (then, now)]
+    if None in rows:
+        rows = [_clean_rows(repository, tree) for tree in (then, now)]
+    said = [_holdout(then, now)]
+    empty = pd.DataFrame(columns=["then", "now", "added", "removed", "changed"]).rename_axis("rows")
+    old, new = rows
+    if old is None or new is None:
+        return [
+            *said,
+            "Data: which rows differ is not known here; `dvc fetch clean` on both revisions brings them.",
+        ], empty
+    table = _table(old, new)
+    if table.empty:
+        return [*said, f"Data: the same {len(new):,} rows."], empty
+    added, removed, changed = (int(table.loc[_WHOLE, name]) for name in ("added", "removed", "changed"))
+    return [
+        *said,
+        f"Data: {plural(added, 'row')} added, {removed:,} removed, {changed:,} changed, of {len(new):,}.",
+    ], table
+
+
+def _table(old: Iterable[Row], new: Iterable[Row]) -> pd.DataFrame:
+    """Rows of each group then and now, and how many came, went or got another answer; groups that differ alone."""
+    old, new = list(old), list(new)
+    gone, come = (Counter(row.said for row in one) for one in (old, new))
+    gone, come = gone - come, come - gone
+    left, right = _pick(old, gone), _pick(new, come)
+    asked_before, asked_now = ({row.asked for row in one} for one in (left, right))
+    counts: dict[str, Counter[str]] = {}
+
+    def count(row: Row, what: str) -> None:
+        for group in (_WHOLE, *(f"{kind} {name}" for kind, name in row.groups)):
+            counts.setdefault(group, Counter())[what] += 1
+
+    for rows, what in ((old, "then"), (new, "now")):
+        for row in rows:
+            count(row, what)
+    for row in left:
+        if row.asked not in asked_now:
+            count(row, "removed")
+    for row in right:
+        count(row, "changed" if row.asked in asked_before else "added")
+    table = pd.DataFrame.from_dict(counts, orient="index", columns=["then", "now", "added", "removed", "changed"])
+    table = table.fillna(0).astype(int)
+    order = sorted(table.index, key=lambda group: (group != _WHOLE, group))
+    return table.loc[order][lambda t: (t[["added", "removed", "changed"]] != 0).any(axis=1)].rename_axis("rows")
+
+
+def _pick(rows: Iterable[Row], wanted: Counter[str]) -> list[Row]:
+    """Of each row that is there more often than on the other side, as many as there are more."""
+    left = wanted.copy()
+    found = []
+    for row in rows:
+        if left[row.said] > 0:
+            left[row.said] -= 1
+            found.append(row)
+    return found
+
+
+def _raw_rows(tree: Tree) -> list[Row] | None:
+    """The raw lines that git has of this tree; None where `clean.raw` is not in git."""
+    place = _parameter(tree, "clean.raw", "data/raw")
+    names = [posixpath.join(place, name).rstrip("/") for name in tree.md5s(place)]
+    names = [name for name in names if not name.endswith((".gitignore", ".dvc"))]
+    if not names:
+        return None
+    return [_raw_row(line, posixpath.basename(n)) for n in names for line in (tree.read(n) or b"").splitlines()]
+
+
+def _raw_row(line: bytes, source: str) -> Row:
+    try:
+        content = json.loads(line)
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        return Row(_digest(line), _digest(line), (("source", source),))
+    asked = {k: v for k, v in content.items() if k in ("prompt", "instruction", "input", "task", "system")}
+    return _row(_digest(json.dumps(asked or content, sort_keys=True)), _digest(line), {"source": source} | content)
+
+
+def _clean_rows(repository: Repository, tree: Tree) -> list[Row] | None:
+    """The records of data/clean.jsonl that dvc.lock of this tree names; None where the cache has them not."""
+    name = str(paths.CLEAN)
+    lock = parse_lock(tree.read(LOCK) or b"")
+    hashes = [entry.md5 for _, entry in lock.outs() if entry.path == name and entry.md5]
+    file = object_path(cache_folder(repository.root), hashes[0]) if hashes else None
+    if file is None or not file.is_file():
+        return None
+    rows = map(json.loads, file.read_bytes().splitlines())
+    return [
+        _row(
+            _digest(json.dumps([row["prompt"], row.get("context"), row.get("task")])),
+            row["id"],
+            row.get("fields", {}) | row,
+        )
+        for row in rows
+    ]
+
+
+def _row(asked: str, said: str, columns: dict[str, Any]) -> Row:
+    return Row(asked, said, tuple((kind, str(columns[kind])) for kind in _GROUPS if columns.get(kind) is not None))
+
+
+def _digest(text: str | bytes) -> str:
+    return hashlib.sha256(text.encode() if isinstance(text, str) else text).hexdigest()
+
+
+def _holdout(then: Tree, now: Tree) -> str:
+    old, new = ({row["id"] for row in _lock_rows(tree)} for tree in (then, now))
+    if old == new:
+        return f"Hold-out: the same {len(new):,} rows."
+    if not old <= new:
+        gone = f"{len(old - new):,} of {len(old):,} rows are others"
+        return f"Hold-out: REDRAWN, {gone}; scores before and after do not compare."
+    return f"Hold-out: {plural(len(new - old), 'row')} added to {len(old):,}."
+
+
+def _lock_rows(tree: Tree) -> list[dict[str, Any]]:
+    try:
+        return list(
+            json.loads(tree.read(_parameter(tree, "holdout.lock", "data/holdout.lock")) or b"{}").get("rows", ())
+        )
+    except ValueError:
+        return []
+
+
+def _parameter(tree: Tree, key: str, default: str) -> str:
+    return str(value_at(load_yaml(tree.read(str(paths.PARAMS)) or b"{}"), key) or default)
