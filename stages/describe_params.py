@@ -41,7 +41,8 @@ A gate of `params.yaml` with one of these names changes the keys that it gives; 
 _MACHINE_HEAD = """
 ## Settings of a machine
 
-They change how fast a run is, not what comes out beyond rounding, so they are no parameters and make nothing stale.
+They change how fast a run is, or who is told of it, not what comes out beyond rounding, so they are no parameters and
+make nothing stale.
 Each is an environment variable, such as `TUNETRAIL_PACKING=false`, or a line of `machine.yaml`, which git ignores.
 """
 

@@ -41,6 +41,7 @@ NO_RESULT = {
     "dvc",
     "dvc-data",
     "dvclive",
+    "google-auth",  # has the name `google` in common with protobuf, and nothing here imports it
     "openai",
     "pathspec",
     "platformdirs",
@@ -52,7 +53,7 @@ NO_RESULT = {
     "urllib3",
 }
 # Not tracked by DVC: parameters and the pipeline are watched by other means, the rest lies outside the trail.
-OUTSIDE = {"PARAMS", "PIPELINE", "ENVIRONMENT", "CHECKPOINTS", "CONSTRAINTS", "JUDGE_REPLIES"}
+OUTSIDE = {"PARAMS", "PIPELINE", "ENVIRONMENT", "TRACKED_RUNS", "CHECKPOINTS", "CONSTRAINTS", "JUDGE_REPLIES"}
 
 
 def test_what_runs_before_every_stage_changes_speed_alone() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from scratch import Scratch
 
 MODEL = "models/release/nf4/model.safetensors"
-KEYS = {"file", "stage", "data", "params", "metrics", "base", "code", "commit"}
+KEYS = {"file", "stage", "data", "params", "metrics", "base", "tracked_run", "code", "commit"}
 
 
 def trace(scratch: Scratch, name: str, cwd: Path | None = None) -> tuple[int, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What only changes speed: settings of this machine, no parameters of the project, so that they make nothing stale.
+"""Settings of this machine, no parameters of the project: they change no result, only speed or who is told of a run.
 
 Each is read from the environment variable TUNETRAIL_NAME, else from machine.yaml, which git ignores.
 """
@@ -19,7 +19,7 @@ Count = Annotated[int, Field(ge=1, le=10**9)]
 
 
 class Machine(BaseModel):
-    """Speed settings; `auto` fits the machine."""
+    """Settings that make nothing stale; `auto` fits the machine."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -37,6 +37,9 @@ class Machine(BaseModel):
     generation_tokens: Count | Auto = Field("auto", description="prompt and answer tokens in memory at once")
     engine_threads: Count | Auto = Field("auto", description="of an engine's server; auto: one for each core")
     vllm_python: str = Field("", description="the Python of vLLM's own environment, which is started from there")
+    report_to: Literal["none", "mlflow", "wandb", "trackio"] = Field(
+        "none", description="the tracker that is told of training, by its own settings, such as MLFLOW_TRACKING_URI"
+    )
 
 
 def machine_settings() -> Machine:

@@ -64,6 +64,7 @@ CONFUSION = METRICS / "confusion.csv"
 REPORT_HTML = METRICS / "report.html"
 REPORT_MARKDOWN = METRICS / "report.md"
 ENVIRONMENT = METRICS / "env"
+TRACKED_RUNS = ENVIRONMENT / "tracked_runs.json"  # hash of an adapter in dvc.lock: the run of a tracker that made it
 
 REVIEWS = Path("reviews")
 

@@ -24,7 +24,8 @@ def describe(place: Place, tree: Tree, listings: Listings) -> dict[str, Any]:
     Returns:
         "stage": the stage, the output, where the file lies in it and the entry of dvc.lock; "data" and "code": every
         file or folder that the upstream stages read, by path; "params": the values of all upstream stages, those of
-        another file than params.yaml under its name; "base": the base model; "metrics": every JSON file in metrics/.
+        another file than params.yaml under its name; "base": the base model; "tracked_run": the tracker, and its run,
+        that this machine told of the training, if any; "metrics": every JSON file in metrics/.
     """
     lock, stage, out = place.lock, place.stage, place.out
     upstream = lock.upstream(stage.name)
@@ -57,6 +58,7 @@ def describe(place: Place, tree: Tree, listings: Listings) -> dict[str, Any]:
             if _top(made.path) == _METRICS and made.path.endswith(".json")
         },
         "base": _base(params.get("model", {}), upstream),
+        "tracked_run": _tracked_run(upstream, listings),
         "code": dict(sorted(code.items())),
     }
 
@@ -81,6 +83,14 @@ def _json(out: Entry, tree: Tree, listings: Listings) -> Any:
     try:
         return None if text is None else json.loads(text)
     except ValueError:
+        return None
+
+
+def _tracked_run(upstream: list[Stage], listings: Listings) -> dict[str, str] | None:
+    try:
+        known = json.loads((listings.root / paths.TRACKED_RUNS).read_bytes())
+        return next((known[out.md5] for stage in upstream for out in stage.outs if out.md5 in known), None)
+    except (OSError, ValueError, TypeError):
         return None
 
 
@@ -115,6 +125,8 @@ def _lines(trail: Mapping[str, Any]) -> Iterator[str]:
     yield f"  stage    {stage['name']}: {stage['command']}"
     yield f"  output   {stage['output']['path']}  {stage['output']['md5']}"
     yield f"  after    {', '.join(stage['upstream'][:-1]) or 'no other stage'}"
+    if run := trail["tracked_run"]:
+        yield f"  tracked  {run['tracker']} run {run['run']}"
     if base := trail["base"]:
         yield "base model"
         yield from (f"  {key:<8} {value}" for key, value in base.items() if value is not None)

@@ -36,8 +36,8 @@ def trace(root: Path, name: str, start: Path) -> dict[str, Any]:
     A release folder has the trail of its manifest, when it is what the manifest says.
 
     Returns:
-        {"file", "stage", "data", "params", "metrics", "base", "code", "commit"}; `file.trail` says whether
-        the trail is complete, and where it is broken.
+        {"file", "stage", "data", "params", "metrics", "base", "tracked_run", "code", "commit"}; `file.trail` says
+        whether the trail is complete, and where it is broken.
 
     Raises:
         UserError: when there is nothing of that name, or no git repository.
@@ -205,7 +205,14 @@ class Tracer:
         sentence = (
             f"no stage wrote it: its hash is in none of the {count} versions of {LOCK} in git, nor in the working tree"
         )
-        nothing: dict[str, Any] = {"data": {}, "params": {}, "metrics": {}, "base": None, "code": {}}
+        nothing: dict[str, Any] = {
+            "data": {},
+            "params": {},
+            "metrics": {},
+            "base": None,
+            "tracked_run": None,
+            "code": {},
+        }
         commit: dict[str, Any] = {"sha": None, "status": "unknown", "tags": []}
         return {**self._file(Findings([sentence])), "stage": None, **nothing, "commit": commit}
 

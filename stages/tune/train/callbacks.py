@@ -1,11 +1,13 @@
-"""What happens beside the optimiser's steps: curves, sample answers, progress, checkpoints.
+"""What happens beside the optimiser's steps: curves, trackers, sample answers, progress, checkpoints.
 
 Checkpoints live outside DVC's outputs, one folder for each exact state of inputs, parameters and code.
 """
 
 import hashlib
+import importlib.util
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,11 +17,15 @@ from typing import Any
 
 from accelerate import PartialState
 from transformers import TrainerCallback
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import get_last_checkpoint
 
 from stages.core import paths
-from stages.core.errors import Refusal
-from stages.core.files import read_json, remove, tree_digest, write_text
+from stages.core.dvc_lock import entry_hash
+from stages.core.errors import Refusal, UserError
+from stages.core.files import file_digest, read_json, remove, tree_digest, write_json, write_text
+from stages.core.git import LOCK, Repository, WorkingTree
+from stages.core.machine import machine_settings
 from stages.core.run_notes import library_versions
 from stages.core.yaml_reader import load_yaml
 from stages.model.answers import answer_rows
@@ -72,6 +78,76 @@ class Curves(TrainerCallback):  # type: ignore[misc]
             if name in entry:
                 self._live.log_metric(curve, entry[name], timestamp=False)
         self._live.sync()
+
+
+class Tracked(TrainerCallback):  # type: ignore[misc]
+    """Tells MLflow, Weights & Biases or Trackio of the run, by transformers' own callback and the tracker's settings.
+
+    The run there is tagged with commit, release and dvc.lock. A tracker that does not take the run ends training before
+    it starts; one that fails later is left alone, and training goes on. A run that is resumed is a new one there.
+    """
+
+    def __init__(self, tracker: str) -> None:
+        if importlib.util.find_spec(tracker) is None:
+            raise UserError(f"report_to: {tracker} is not installed here; install it, or set TUNETRAIL_REPORT_TO=none")
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # else it tries for minutes
+        (kind,) = get_reporting_integration_callbacks([tracker])
+        self.tracker, self.run, self._theirs = tracker, "", kind()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        try:
+            self._theirs.on_train_begin(args, state, control, **kwargs)
+            module = importlib.import_module(self.tracker)
+            if self.tracker == "mlflow":
+                module.set_tags(trail_tags())
+                self.run = module.active_run().info.run_id
+            else:
+                module.config.update(trail_tags(), allow_val_change=True)
+                self.run = module.run.id if self.tracker == "wandb" else module.context_vars.current_run.get().name
+        except Exception as error:
+            why = next(iter(str(error).splitlines()), type(error).__name__)
+            raise UserError(
+                f"report_to: {self.tracker} takes no run: {why}; TUNETRAIL_REPORT_TO=none goes without"
+            ) from error
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._tell("on_log", args, state, control, **kwargs)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._tell("on_train_end", args, state, control, **kwargs)
+
+    def _tell(self, event: str, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not state.is_world_process_zero or self._theirs is None:
+            return
+        try:
+            getattr(self._theirs, event)(args, state, control, **kwargs)
+        except Exception as error:
+            self._theirs = None
+            print(f"report_to: {self.tracker} failed ({type(error).__name__}); training goes on without it", flush=True)
+
+    def remember(self) -> None:
+        """Write down which run made models/adapter, for `tunetrail trace` on this machine."""
+        known = read_json(paths.TRACKED_RUNS) if paths.TRACKED_RUNS.is_file() else {}
+        adapter = entry_hash(WorkingTree(Path()).md5s(paths.ADAPTER.as_posix()))
+        write_json(paths.TRACKED_RUNS, {**known, adapter: {"tracker": self.tracker, "run": self.run}})
+
+
+def trackers() -> list[TrainerCallback]:
+    """The tracker that this machine reports to, if any."""
+    return [] if (name := machine_settings().report_to) == "none" else [Tracked(name)]
+
+
+def trail_tags() -> dict[str, str]:
+    """What leads from a tracker's run back here. The release is the last one before, in the form of `git describe`."""
+    repository, lock = Repository(Path.cwd()), Path(LOCK)
+    return {
+        "tunetrail.commit": repository.git("rev-parse", "HEAD", check=False),
+        "tunetrail.release": repository.git("describe", "--tags", "--dirty", check=False),
+        "tunetrail.dvc_lock_md5": file_digest(lock, "md5") if lock.is_file() else "",
+    }
 
 
 class Samples(TrainerCallback):  # type: ignore[misc]

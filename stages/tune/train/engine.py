@@ -17,7 +17,7 @@ from stages.params.loader import Params
 from stages.params.model import Train
 from stages.tune.train import devices
 from stages.tune.train.adapters import AllocateRanks, load_trainable
-from stages.tune.train.callbacks import Curves, Progress, Samples, StopsAtNaN, WholeCheckpoints
+from stages.tune.train.callbacks import Curves, Progress, Samples, StopsAtNaN, WholeCheckpoints, trackers
 from stages.tune.train.completion_trainer import CompletionTrainer
 from stages.tune.train.examples import Examples, SeededBatches, optimiser_steps
 from stages.tune.train.fused.attention import can_pack
@@ -45,7 +45,7 @@ def make_trainer(
         samples.records = []  # all processes together could ask it, and one cannot
 
     def build(engine: str) -> CompletionTrainer:
-        beside: list[TrainerCallback] = [samples, Curves(), Progress(), StopsAtNaN(), WholeCheckpoints()]
+        beside: list[TrainerCallback] = [samples, Curves(), Progress(), StopsAtNaN(), WholeCheckpoints(), *trackers()]
         if settings.early_stopping_patience:
             beside.append(EarlyStoppingCallback(early_stopping_patience=settings.early_stopping_patience))
         if settings.adaptive:
@@ -169,7 +169,8 @@ def training_arguments(
         logging_nan_inf_filter=False,  # a loss that is not a number must show
         router_aux_loss_coef=None if settings.method == "full" else 0.0,
         disable_tqdm=True,
-        report_to="none",
+        report_to="none",  # `Tracked` does
+        run_name=folder.name,  # the hash of all that decides the result
         **measure,
         **shard,
         **({"save_strategy": "no"} if settings.adaptive else keep),

@@ -22,7 +22,7 @@ from stages.params.loader import load_params
 from stages.records.record import read_records, write_rows
 from stages.tune.train import devices
 from stages.tune.train.adapters import save_trained
-from stages.tune.train.callbacks import Progress, Samples, checkpoint_folder, newest_checkpoint, run_key
+from stages.tune.train.callbacks import Progress, Samples, Tracked, checkpoint_folder, newest_checkpoint, run_key
 from stages.tune.train.engine import make_trainer
 from stages.tune.train.examples import Examples, make_examples
 from stages.tune.train.preflight import check, checked_chat
@@ -67,6 +67,8 @@ def train_stage() -> None:
             save_trained(trainer.model, chat.tokenizer, partial, weights)
         write_rows(paths.TRAINING_SAMPLES, samples.rows)
         write_json(paths.TRAIN_METRICS, summarise(trainer, train))
+        for tracked in (one for one in trainer.callback_handler.callbacks if isinstance(one, Tracked)):
+            tracked.remember()
         confirm()  # a run that is refused for what changed meanwhile must be able to go on from here
         shutil.rmtree(folder)
     PartialState().destroy_process_group()

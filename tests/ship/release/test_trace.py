@@ -11,6 +11,10 @@ import pytest
 from scratch import Scratch
 from trails import KEYS, MODEL, broken, head, second_run, trace, whole
 
+from stages.core import paths
+from stages.core.dvc_lock import parse_lock
+from stages.core.files import write_json
+
 pytest_plugins = ["scratch_fixtures"]
 
 ROOT = Path(__file__).parents[3]
@@ -39,6 +43,16 @@ def test_file_in_a_folder_leads_to_all_that_made_it(scratch: Scratch) -> None:
     assert trail["base"]["md5"].endswith(".dir")
     assert trail["commit"]["sha"] == head(scratch)
     assert trail["commit"]["status"] == "recorded"
+
+
+def test_the_run_of_a_tracker_is_named_for_what_it_trained(scratch: Scratch) -> None:
+    outs = {out.path: out.md5 for _, out in parse_lock((scratch.root / "dvc.lock").read_bytes()).outs()}
+    assert whole(scratch, "models/adapter")["tracked_run"] is None
+    run = {"tracker": "mlflow", "run": "0123abc"}
+    write_json(scratch.root / paths.TRACKED_RUNS, {outs["models/adapter"]: run, "of another adapter.dir": {}})
+    assert whole(scratch, "models/release")["tracked_run"] == run
+    assert whole(scratch, "models/base")["tracked_run"] is None
+    assert "tracked  mlflow run 0123abc" in scratch.tunetrail("trace", "models/adapter").out
 
 
 @pytest.mark.parametrize(
