@@ -131,7 +131,7 @@ def _check(name: str, gate: Gate, catalogue: Catalogue) -> dict[str, Any]:
     elif not all(map(math.isfinite, numbers.values())):
         state, reason, numbers = FAIL, "not a finite number: the measurement broke", {}
     elif isinstance(metric, Mapping) and gate.evidence != "value":
-        state, reason = _judge_interval(numbers, kind, threshold, gate.evidence, _rows(metric))
+        state, reason = _judge_interval(numbers, kind, threshold, gate.evidence, *_rows(metric))
     else:
         state, reason = _judge_number(numbers["value"], kind, threshold)
     return {
@@ -159,11 +159,11 @@ def _not_there(gate: Gate, catalogue: Catalogue) -> str | None:
     return None
 
 
-def _rows(metric: Mapping[str, Any]) -> str:
-    """What the numbers rest on."""
+def _rows(metric: Mapping[str, Any]) -> tuple[str, str]:
+    """What the numbers rest on: as it goes on from them, and as the subject of a sentence."""
     if "won" in metric:
-        return f"these rows (won {metric['won']}, lost {metric['lost']})"
-    return f"{metric['n']} rows" if "n" in metric else "these rows"
+        return f", won {metric['won']}, lost {metric['lost']}", "these rows"
+    return (f" of {metric['n']} rows", f"{metric['n']} rows") if "n" in metric else ("", "these rows")
 
 
 def _judge_number(value: float, kind: str, threshold: float) -> tuple[str, str]:
@@ -172,10 +172,10 @@ def _judge_number(value: float, kind: str, threshold: float) -> tuple[str, str]:
 
 
 def _judge_interval(
-    numbers: Mapping[str, float], kind: str, threshold: float, evidence: str, rows: str
+    numbers: Mapping[str, float], kind: str, threshold: float, evidence: str, of_rows: str, rows: str
 ) -> tuple[str, str]:
     value, low, high = numbers["value"], numbers["low"], numbers["high"]
-    measured = f"{value:.3f} ({low:.3f} to {high:.3f}) of {rows}"
+    measured = f"{value:.3f} ({low:.3f} to {high:.3f}){of_rows}"
     sign = 1 if kind == "minimum" else -1
     nearest, farthest = (low, high) if kind == "minimum" else (high, low)
     if sign * (farthest - threshold) < 0:
