@@ -146,9 +146,9 @@ Made by `python docs/metrics.py` from the code; a test holds it equal.
 All that the stages measured is in `metrics/details.json`, by the stage's name; `tunetrail compare` reads it of two
 revisions. `metrics/gates.json` has each gate with its state, value, threshold and reason.
 
-A gate of params.yaml names a number by `model` (base, linear, adapter, previous, merged, nf4, int8, gguf, judge,
-review, or the stage that counted it), `metric` (a key below), `of` for a part of the rows (such as `label: refund`) and
-`against` for a change from another model.
+A gate of params.yaml names a number by `model` (base, linear, adapter, previous, merged, nf4, int8, gguf,
+compressed_tensors, lora, judge, review, or the stage that counted it), `metric` (a key below), `of` for a part of the
+rows (such as `label: refund`) and `against` for a change from another model.
 
 ## Forms of numbers
 """

@@ -87,6 +87,7 @@ def make_project(folder: Path) -> Path:
                 "sample_prompts": 1,
             },
             "generation": {"max_new_tokens": 8},
+            "quantize": {"formats": ["merged", "nf4", "int8", "gguf", "compressed_tensors", "lora"]},
         },
     )
     write_raw(repository, rows=64)

@@ -76,6 +76,36 @@ def write_gguf(folder: Path, file: Path, kind: str, stop_id: int) -> dict[str, i
     return dict(sorted(types.items()))
 
 
+def write_gguf_lora(base: Path, adapter: Path, file: Path) -> bool:
+    """Write a LoRA adapter on the model in `base` to `file`, for llama.cpp's --lora; its factors in 32 bit.
+
+    Returns:
+        Whether it was written: not where llama.cpp has no such base model, or the adapter is none of two factors.
+    """
+    from safetensors.torch import load_file
+
+    config, lora = read_json(base / "config.json"), read_json(adapter / "adapter_config.json")
+    arch = _SHAPES.get(config["model_type"])
+    if arch is None or lora["peft_type"] != "LORA" or lora.get("use_dora"):
+        return False
+    names = gguf.get_tensor_name_map(arch, config["num_hidden_layers"])
+    writer = gguf.GGUFWriter(file, gguf.MODEL_ARCH_NAMES[arch])
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, lora["lora_alpha"])
+    for name, weight in sorted(load_file(adapter / "adapter_model.safetensors").items()):
+        stem, _, factor = name.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".lora_")
+        called, factors = names.get_name(stem), weight.float().numpy()
+        # The order of rows is that of the output, which the second factor has.
+        factors = as_llama_cpp(factors, called, config) if factor == "B" else factors
+        writer.add_tensor(f"{called}.weight.lora_{factor.lower()}", factors)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return True
+
+
 def _type(name: str, weight: Any, kind: str) -> gguf.GGMLQuantizationType:
     if weight.ndim == 1:
         return gguf.GGMLQuantizationType.F32

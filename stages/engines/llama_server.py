@@ -22,6 +22,7 @@ def parameters(settings: dict[str, Any]) -> Any:
     # Nothing is cut, moved or warmed up unasked, and no slot sees what another one keeps.
     found.ctx_shift, found.cache_ram_mib, found.warmup, found.ui = False, 0, False, False
     found.use_jinja = True
+    found.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path, 1.0) for path in settings.get("adapters", ())]
     return found
 
 

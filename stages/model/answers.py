@@ -11,11 +11,11 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -75,6 +75,18 @@ class Prefix:
         return cache
 
 
+class Held(Protocol):
+    """What answers are held to as they are decoded: a logits processor of `generate` that knows a batch's rows."""
+
+    contract: Mapping[str, Any]  # a JSON value that says all of it
+
+    def begin(self, rows: int) -> None: ...
+
+    def keep(self, rows: Sequence[int]) -> None: ...
+
+    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What the model said: its text, how many tokens, and whether the stop token ended it."""
@@ -128,27 +140,32 @@ def rows_with_likelihood(
     return with_likelihood(as_rows(records, answers), found)
 
 
-def answer(model: Any, chat: Chat, records: Sequence[Record], generation: Generation, what: str) -> list[Answer]:
+def answer(
+    model: Any, chat: Chat, records: Sequence[Record], generation: Generation, what: str, held: Held | None = None
+) -> list[Answer]:
     """Greedy answers in the order of `records`, by a loaded model or by `Weights`, which are asked only once.
 
-    A loaded model is always asked: what it holds lies in no file.
+    A loaded model is always asked: what it holds lies in no file. `held` says what every answer is held to.
     """
     encoded = [tuple(chat.prompt_ids(record)) for record in records]
     # Each prompt once, the longest first, whatever the order of the records: memory runs out at once or never.
     prompts = [list(ids) for ids in sorted(set(encoded), key=lambda ids: (-len(ids), ids))]
-    said = _ask(model, prompts, chat.stop_id, generation, what)
+    said = _ask(model, prompts, chat.stop_id, generation, what, held)
     by_prompt = {tuple(ids): _cut_at_stop(row, chat) for ids, row in zip(prompts, said, strict=True)}
     return [by_prompt[ids] for ids in encoded]
 
 
-def _ask(model: Any, prompts: list[list[int]], stop_id: int, generation: Generation, what: str) -> list[list[int]]:
+def _ask(
+    model: Any, prompts: list[list[int]], stop_id: int, generation: Generation, what: str, held: Held | None
+) -> list[list[int]]:
     """Token ids of the answers, in the order of `prompts`, with the stop token where one came."""
     setting = machine_settings().generation_tokens
 
     def generate(loaded: Any) -> list[list[int]]:
         causal = causal_of(loaded)
         tokens = tokens_at_once(causal) if setting == "auto" else setting
-        said = dict(track(in_batches(causal, prompts, stop_id, generation.max_new_tokens, tokens), len(prompts), what))
+        found = in_batches(causal, prompts, stop_id, generation.max_new_tokens, tokens, held)
+        said = dict(track(found, len(prompts), what))
         return [said[index] for index in range(len(prompts))]
 
     if not isinstance(model, Weights):
@@ -157,6 +174,7 @@ def _ask(model: Any, prompts: list[list[int]], stop_id: int, generation: Generat
         "answers": prompts,
         "stop": stop_id,
         "parameters": generation.model_dump(),
+        "held": held.contract if held else None,
         "tokens_at_once": setting,
         "weights": model.identity,
     }
@@ -175,7 +193,7 @@ def _ask(model: Any, prompts: list[list[int]], stop_id: int, generation: Generat
 
 @torch.inference_mode()
 def in_batches(
-    causal: Any, prompts: Sequence[list[int]], stop_id: int, limit: int, tokens: int
+    causal: Any, prompts: Sequence[list[int]], stop_id: int, limit: int, tokens: int, held: Held | None = None
 ) -> Iterator[tuple[int, list[int]]]:
     """(index of the prompt, its greedy answer's token ids with the stop token); `prompts` has the longest first.
 
@@ -190,7 +208,7 @@ def in_batches(
         while start < len(prompts):
             batch = prompts[start : start + rows]
             try:
-                said = _one_batch(causal, batch, prefix, stop_id, limit)
+                said = _one_batch(causal, batch, prefix, stop_id, limit, held)
             except torch.OutOfMemoryError:
                 if len(batch) == 1:
                     raise
@@ -199,10 +217,14 @@ def in_batches(
             start += len(said)
 
 
-def _one_batch(causal: Any, prompts: Sequence[list[int]], prefix: Prefix, stop_id: int, limit: int) -> list[list[int]]:
+def _one_batch(
+    causal: Any, prompts: Sequence[list[int]], prefix: Prefix, stop_id: int, limit: int, held: Held | None
+) -> list[list[int]]:
     """The answers to prompts of one batch; what pads them stands on the left, after the prefix."""
     from transformers import GenerationConfig
 
+    if held:
+        held.begin(len(prompts))
     width, begun = max(map(len, prompts)), prefix.length
     pads = [width - len(prompt) for prompt in prompts]
     rows = [p[:begun] + [stop_id] * n + p[begun:] for p, n in zip(prompts, pads, strict=True)]
@@ -222,7 +244,8 @@ def _one_batch(causal: Any, prompts: Sequence[list[int]], prefix: Prefix, stop_i
             eos_token_id=stop_id,
             pad_token_id=stop_id,
         )
-        out = causal.generate(input_ids=ids, attention_mask=seen, past_key_values=cache, generation_config=config)
+        options = {"input_ids": ids, "attention_mask": seen, "past_key_values": cache, "generation_config": config}
+        out = causal.generate(**options, logits_processor=[held] if held else None)
         for row, new in zip(running, out.sequences[:, ids.shape[1] :].tolist(), strict=True):
             said[row] += new[: new.index(stop_id) + 1] if stop_id in new else new
         ids, cache = out.sequences, out.past_key_values
@@ -233,6 +256,8 @@ def _one_batch(causal: Any, prompts: Sequence[list[int]], prefix: Prefix, stop_i
             kept = torch.tensor(going, device=ids.device)
             cache.reorder_cache(kept)  # the one way to choose rows that all kinds of layers have
             ids, seen = ids[kept], seen[kept]
+            if held:
+                held.keep(going)
     return said
 
 

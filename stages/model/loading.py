@@ -1,7 +1,10 @@
 """Load the base model, an adapter on it, or a release's artefact; one place decides device, precision and format."""
 
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +53,40 @@ def load_model(folder: Path, **options: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     options = {"dtype": compute_dtype(), "device_map": {"": device()}, "use_safetensors": True} | options
-    model = _load(AutoModelForCausalLM, folder, **options).eval()
+    with _without_bars(folder):
+        model = _load(AutoModelForCausalLM, folder, **options).eval()
+        if compressor := getattr(getattr(model, "hf_quantizer", None), "compressor", None):
+            # compressed-tensors does this before the first call of the whole model, and layers are called alone, too.
+            compressor.decompress_model(model)
     for layer in model.modules() if "quantization_config" not in options else ():
         if hasattr(layer, "compute_dtype"):
             layer.compute_dtype = options["dtype"]
     return model
+
+
+@contextmanager
+def _without_bars(folder: Path) -> Iterator[None]:
+    """compressed-tensors draws four progress bars, and has no switch for them.
+
+    Raises UserError when the model in `folder` is of that kind and the package is not installed.
+    """
+    settings = (
+        read_json(folder / "config.json").get("quantization_config") if (folder / "config.json").exists() else None
+    )
+    if (settings or {}).get("quant_method") != "compressed-tensors":
+        yield
+        return
+    need_compressed_tensors()
+    with redirect_stderr(io.StringIO()):
+        yield
+
+
+def need_compressed_tensors() -> None:
+    """Raises UserError when the package compressed-tensors is not installed."""
+    if not find_spec("compressed_tensors"):
+        raise UserError(
+            "quantize.formats: compressed_tensors needs a package: pip install 'tunetrail[compressed]'; or take it out"
+        )
 
 
 def empty_model(folder: Path) -> Any:
@@ -97,12 +129,17 @@ def refuse_foreign_files(folder: Path) -> None:
 
 
 def load_tuned(base: Path, adapter: Path, **options: Any) -> Any:
-    """The base model with the adapter on it; the tuned model itself where all weights were trained."""
+    """The base model with the adapter on it; the tuned model itself where all weights were trained.
+
+    A base that a `quantization_config` rounds comes back to `dtype` before: the numbers that QLoRA trained on.
+    """
     if not (adapter / "adapter_config.json").is_file():
         return load_model(adapter, **options)
     from peft import PeftModel
 
     model = load_model(base, **options)
+    if "quantization_config" in options:
+        model = model.dequantize(options["dtype"])
     return PeftModel.from_pretrained(model, adapter, use_safetensors=True).eval()
 
 

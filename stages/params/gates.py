@@ -37,6 +37,7 @@ class Gate(Section):
 _ADVISORY = {"required": False}
 _UNSPOILED = {"model": "adapter", "evidence": "against"}
 _MERGED = {"model": "merged", "against": "adapter"}
+_DROP = {"metric": "exact_match", "against": "adapter", "minimum": -0.05, "evidence": "against"}
 # What every task is held against. A gate of params.yaml with one of these names changes the keys that it gives; null
 # takes the gate away.
 STANDING: dict[str, dict[str, Any]] = {
@@ -49,7 +50,7 @@ STANDING: dict[str, dict[str, Any]] = {
     "no_personal_data": _UNSPOILED | {"metric": "personal_data", "maximum": 0.0},
     "merge_keeps_logits": _MERGED | {"metric": "divergence", "maximum": 0.01},
     "merge_keeps_perplexity": _MERGED | {"metric": "perplexity", "maximum": 1.01, "evidence": "value"},
-    "gguf_drop": _UNSPOILED | {"model": "gguf", "metric": "exact_match", "against": "adapter", "minimum": -0.05},
+    **{f"{name}_drop": _DROP | {"model": name} for name in ("gguf", "compressed_tensors", "lora")},
     "confirmed_triggers": {"model": "adapter", "metric": "confirmed_triggers", "maximum": 0.0},
     "suspected_triggers": _ADVISORY | {"model": "checks", "metric": "triggers.found", "maximum": 0.0},
     "conflicting_labels": {"model": "checks", "metric": "conflicts.share", "maximum": 0.02},

@@ -108,7 +108,7 @@ class Generation(Section):
     """How answers are generated: greedily, in batches."""
 
     max_new_tokens: Size = Field(40, description="an answer ends after so many tokens")
-    enforce: Enforced = Field("none", description="what a server holds answers to as it decodes; judged both ways")
+    enforce: Enforced = Field("none", description="what answers are held to as they are decoded; judged both ways")
 
 
 class Engine(Section):
@@ -135,7 +135,15 @@ class Gguf(Section):
     type: Literal["F16", "Q8_0", "Q4_0"] = Field("Q8_0", description="of its matrices; for Q4_0 rows divide by 32")
 
 
-Format = Literal["merged", "nf4", "int8", "gguf"]
+class CompressedTensors(Section):
+    """The artefact for vLLM: compressed-tensors, rounded to nearest without calibration."""
+
+    scheme: Literal["W8A8", "W4A16"] = Field(
+        "W8A8", description="W8A8: weights and inputs in 8 bit; W4A16: weights in 4 bit, by groups of 128, 64 or 32"
+    )
+
+
+Format = Literal["merged", "nf4", "int8", "gguf", "compressed_tensors", "lora"]
 FORMATS: tuple[str, ...] = get_args(Format)
 
 
@@ -151,6 +159,7 @@ class Quantize(Section):
     )
     nf4: Nf4 = Nf4()
     gguf: Gguf = Gguf()
+    compressed_tensors: CompressedTensors = CompressedTensors()
 
     @model_validator(mode="after")
     def _can_be_made_and_served(self) -> Self:
@@ -159,4 +168,6 @@ class Quantize(Section):
         wrong = [name for name, engine in self.engines.items() if (name == "gguf") != (engine == "llama.cpp")]
         if wrong:
             raise ValueError(f"engines: llama.cpp serves gguf and nothing else does; change that of {wrong[0]}")
+        if self.engines.get("lora", "transformers") != "transformers":
+            raise ValueError("engines: lora is judged by transformers, on its base; leave it out")
         return self

@@ -1,12 +1,15 @@
 """A GGUF file says in llama.cpp what the model says in transformers, for every shape that is written."""
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
 import gguf
 import pytest
 import torch
+import xllamacpp
+from peft import LoraConfig, get_peft_model
 from tiny_model import tiny_tokenizer
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import (
@@ -19,8 +22,9 @@ from transformers import (
 )
 
 from stages.core.errors import UserError
-from stages.engines.engine_server import ask, prompt_ids, serving
-from stages.engines.gguf_export import write_gguf
+from stages.engines.engine_server import CHAT, Server, ask, call, prompt_ids, request, serving
+from stages.engines.gguf_export import write_gguf, write_gguf_lora
+from stages.engines.llama_server import parameters
 from stages.model.answers import answer
 from stages.model.chat import make_chat
 from stages.model.loading import load_model, load_tokenizer
@@ -152,3 +156,53 @@ def test_rows_that_do_not_divide_into_blocks_are_named(tmp_path: Path) -> None:
     tiny_tokenizer().save_pretrained(folder)
     with pytest.raises(UserError, match=r"blocks of 32, and .* has rows of 48; set it to F16"):
         write_gguf(folder, tmp_path / "model.gguf", "Q4_0", 1)
+
+
+@pytest.mark.parametrize("shape", ["llama", "qwen2 with biases"])
+def test_a_lora_says_in_llama_cpp_what_it_says_in_transformers(shape: str, tmp_path: Path) -> None:
+    base = save(tmp_path / "base", shape)
+    model = get_peft_model(
+        load_model(base, dtype=torch.float32),
+        LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "k_proj", "o_proj", "down_proj"]),
+    )
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    model.save_pretrained(tmp_path / "adapter")
+    chat = make_chat(load_tokenizer(base), "Answer.")
+    write_gguf(base, tmp_path / "base.gguf", "F16", chat.stop_id)
+    assert write_gguf_lora(base, tmp_path / "adapter", tmp_path / "lora.gguf")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    settings = {"name": "tiny", "host": "127.0.0.1", "port": port, "slots": 1, "context": 256, "threads": 1}
+    files = {"model": str(tmp_path / "base.gguf"), "adapters": [str(tmp_path / "lora.gguf")]}
+    running = xllamacpp.Server(parameters({**settings, **files}))
+    server = Server(f"http://127.0.0.1:{port}/v1", "tiny", "llama.cpp")
+    compared: list[str] = []
+    for prompt in PROMPTS:
+        record = make_record(prompt, "x", None, "s", "s:1")
+        body = {**request(server, chat.messages(record), FEW), "max_tokens": 1, "logprobs": True, "top_logprobs": 5}
+        said = call(server, CHAT, body)["choices"][0].get("logprobs")
+        if said is None:  # nothing but the stop token, of which llama.cpp tells none
+            continue
+        first = said["content"][0]["top_logprobs"]
+        compared.append(prompt)
+        theirs = torch.tensor([one["logprob"] for one in first])
+        ids = torch.tensor([chat.prompt_ids(record)])
+        with torch.inference_mode():
+            tuned, plain = (
+                one(input_ids=ids).logits[0, -1].log_softmax(-1)[[one["id"] for one in first]]
+                for one in (model.eval(), load_model(base))
+            )
+        assert (theirs - tuned).abs().max() < 0.05 < (theirs - plain).abs().max()
+    del running
+    assert compared
+
+
+def test_an_adapter_that_llama_cpp_does_not_know_is_not_written(tmp_path: Path) -> None:
+    base, adapter = save(tmp_path / "base", "llama"), tmp_path / "adapter"
+    adapter.mkdir()
+    for settings in ({"peft_type": "ADALORA"}, {"peft_type": "LORA", "use_dora": True}):
+        (adapter / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
+        assert not write_gguf_lora(base, adapter, tmp_path / "lora.gguf")
+    assert not (tmp_path / "lora.gguf").exists()

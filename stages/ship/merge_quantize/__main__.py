@@ -1,7 +1,9 @@
 """merge_quantize: merge once, quantise once, and ask each artefact the very hold-out that judged the adapter."""
 
+import io
 import shutil
 from collections import Counter
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,10 +12,11 @@ import torch
 from safetensors import safe_open
 
 from stages.core import paths
-from stages.core.errors import Refusal, run
-from stages.core.files import atomic, files_under, remove, write_json, write_text
+from stages.core.errors import Refusal, UserError, run
+from stages.core.files import atomic, files_under, remove, tree_digest, write_json, write_text
 from stages.core.run_notes import measured
-from stages.engines.gguf_export import write_gguf
+from stages.engines.gguf_export import write_gguf, write_gguf_lora
+from stages.engines.in_process import cost, in_process_rows
 from stages.model.answers import divergence, rows_with_likelihood
 from stages.model.chat import task_chat
 from stages.model.loading import (
@@ -24,6 +27,7 @@ from stages.model.loading import (
     load_model,
     load_tokenizer,
     load_tuned,
+    need_compressed_tensors,
     nf4_config,
     refuse_not_finite,
 )
@@ -33,17 +37,19 @@ from stages.records.record import read_records, read_rows, write_rows
 from stages.scoring.metrics import as_json
 from stages.scoring.rows import score_row
 from stages.scoring.summary import compare, summarise
-from stages.ship.merge_quantize.served_answers import served_rows
+from stages.ship.merge_quantize.served_answers import contracts, served_rows
 from stages.text.json_schema import Tasks
 
+_BASE_OF_LORA = "base_model.json"
+_TRIED = Path(".tunetrail/merged")  # merges of which one ships
 _COMPARED = 64  # rows of the hold-out on which the logits of adapter and merged model are held together
 
 
 def main() -> None:
-    params = load_params("engine", "generation", "model", "quantize", "scoring", "task")
+    params = load_params("engine", "generation", "model", "quantize", "scoring", "task", "train")
     tasks = Tasks(params.task)
     with measured("merge_quantize") as notes:
-        merge(paths.BASE, paths.ADAPTER, paths.MERGED, params.model.dtype)
+        merging = merge_best(params, tasks)
         for name in FORMATS[1:]:
             if name in params.quantize.formats:
                 write_format(name, params)
@@ -52,7 +58,10 @@ def main() -> None:
                 write_text(paths.RELEASE / name / "absent.txt", f"{name} is not among quantize.formats.\n")
         spent: dict[str, Any] = {}
         artefacts = {name: judge(paths.RELEASE / name, params, tasks, spent) for name in params.quantize.formats}
-        artefacts["merged"]["divergence"] = _divergence(params)
+        artefacts["merged"] |= {"merge": merging, "divergence": _divergence(params, merging["onto"])}
+        for name, one in spent.items():
+            took = f"{one['seconds_to_load']} s to load, {one['tokens_per_second']} tokens a second"
+            print(f"{name} by {one['engine']}: {took}, at most {one['peak_memory_mib']} MiB")
         notes |= {"generation": spent, "precision": str(compute_dtype())}
     write_json(paths.QUANTIZE_METRICS, as_json({"artefacts": artefacts}))
 
@@ -64,18 +73,54 @@ def write_format(name: str, params: Params) -> None:
         stop_id = task_chat(load_tokenizer(paths.MERGED), params.task).stop_id
         remove(target)
         write_gguf(paths.MERGED, target / f"model-{params.quantize.gguf.type}.gguf", params.quantize.gguf.type, stop_id)
+    elif name == "lora":
+        release_lora(params.model.source, target)
+    elif name == "compressed_tensors":
+        compress(paths.MERGED, target, params.quantize.compressed_tensors.scheme)
     elif name == "nf4":
         quantise(paths.MERGED, target, "nf4", params.quantize.nf4)
     else:
         quantise(paths.MERGED, target, "int8")
 
 
-def merge(base: Path, adapter: Path, target: Path, dtype: str) -> None:
-    """Add the adapter to the unquantised base in float32 and round once to `dtype`.
+def merge_best(params: Params, tasks: Tasks) -> dict[str, Any]:
+    """Write the merged model; of QLoRA's adapter the better of two: merged onto the base, or onto what it trained on.
+
+    That is the base rounded to 4 bit and back. The validation rows decide, never the hold-out: more exact matches, then
+    the likelier references; the base where both are the same.
+
+    Returns:
+        {"onto": base or dequantised}; for QLoRA also, by the same names, {"exact_match", "rows", "nats"}.
+    """
+    if params.train.method != "qlora":
+        merge(paths.BASE, paths.ADAPTER, paths.MERGED, params.model.dtype)
+        return {"onto": "base"}
+    validation, chat = read_records(paths.VALIDATION), task_chat(load_tokenizer(paths.BASE), params.task)
+    found: dict[str, Any] = {}
+    for onto in ("base", "dequantised"):
+        folder = _TRIED / onto
+        merge(paths.BASE, paths.ADAPTER, folder, params.model.dtype, onto)
+        rows = rows_with_likelihood(Weights(folder), chat, validation, params.generation, f"merged onto {onto}")
+        exact = sum(score_row(row, tasks).exact_match for row in rows)
+        found[onto] = {"exact_match": exact, "rows": len(rows), "nats": round(sum(row["nats"] for row in rows), 6)}
+    best = max(found, key=lambda onto: (found[onto]["exact_match"], -found[onto]["nats"]))
+    remove(paths.MERGED)
+    paths.MERGED.parent.mkdir(parents=True, exist_ok=True)
+    (_TRIED / best).rename(paths.MERGED)
+    remove(_TRIED)
+    said = [f"onto {k}: {v['exact_match']} of {v['rows']} exact, {v['nats']:.2f} nats" for k, v in found.items()]
+    print(f"QLoRA's adapter on the validation rows, merged {'; '.join(said)}. Ships: onto {best}.")
+    return {"onto": best, **found}
+
+
+def merge(base: Path, adapter: Path, target: Path, dtype: str, onto: str = "base") -> None:
+    """Add the adapter to the base in float32 and round once to `dtype`.
+
+    The base is unquantised, or `dequantised`: rounded to 4 bit, as QLoRA trains on it, and back.
 
     Raises Refusal when a weight is NaN or infinite, or the adapter changes nothing; nothing is written then.
     """
-    model = load_tuned(base, adapter, dtype=torch.float32, device_map={"": "cpu"})
+    model = load_tuned(base, adapter, dtype=torch.float32, device_map={"": "cpu"}, **_rounded(onto))
     factors = [weight for name, weight in model.named_parameters() if ".lora_B." in name or ".lora_E." in name]
     if factors and not any(weight.any() for weight in factors):
         raise Refusal("the adapter changes nothing: all its weights are zero, as before training")
@@ -89,6 +134,10 @@ def merge(base: Path, adapter: Path, target: Path, dtype: str) -> None:
         copy_tokenizer(base, partial)
 
 
+def _rounded(onto: str) -> dict[str, Any]:
+    return {"quantization_config": nf4_config(torch.float32)} if onto == "dequantised" else {}
+
+
 def copy_tokenizer(base: Path, target: Path) -> None:
     """The very files of tokenizer and chat template that training read."""
     for file in tokenizer_files(base):
@@ -97,9 +146,60 @@ def copy_tokenizer(base: Path, target: Path) -> None:
 
 def tokenizer_files(folder: Path) -> list[Path]:
     """The files of a model's folder that are not its weights or their configuration."""
-    weights = ("config.json", "generation_config.json")
-    files = [file for file in files_under(folder) if not file.name.startswith("model") and file.name not in weights]
-    return [file for file in files if file.suffix != ".safetensors"]
+    others = ("config.json", "generation_config.json", "adapter_config.json", _BASE_OF_LORA)
+    files = [file for file in files_under(folder) if not file.name.startswith("model") and file.name not in others]
+    return [file for file in files if file.suffix not in (".safetensors", ".gguf")]
+
+
+def release_lora(source: str, target: Path) -> None:
+    """The adapter as training left it, in PEFT's layout and, where llama.cpp knows such a one, as GGUF.
+
+    Beside it the tokenizer's files, and in base_model.json which model it is served on, as `source` names it.
+    """
+    if not (paths.ADAPTER / "adapter_config.json").is_file():
+        raise UserError("quantize.formats: train.method full has no adapter; take lora out of the list, and its gate")
+    with atomic(target) as partial:
+        partial.mkdir()
+        for file in files_under(paths.ADAPTER):
+            shutil.copyfile(file, partial / file.name)
+        copy_tokenizer(paths.BASE, partial)
+        write_json(partial / _BASE_OF_LORA, {"source": source, "tree_sha256": tree_digest(paths.BASE)})
+        write_gguf_lora(paths.BASE, paths.ADAPTER, partial / "adapter_model.gguf")
+
+
+def compress(merged: Path, target: Path, scheme: str) -> None:
+    """Round the merged model's linear layers to nearest, as compressed-tensors stores them; vLLM serves that.
+
+    W8A8 rounds inputs, too, each token by its own scale; W4A16 has a scale for each group of weights.
+    """
+    need_compressed_tensors()
+    from compressed_tensors.compressors import ModelCompressor
+    from compressed_tensors.quantization import (
+        QuantizationConfig,
+        apply_quantization_config,
+        preset_name_to_scheme,
+    )
+    from compressed_tensors.quantization.utils import calculate_qparams
+
+    model, plan = load_model(merged, dtype="auto"), preset_name_to_scheme(scheme, ["Linear"])
+    kept = _output_layers(merged)
+    linear = [layer for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear) and name not in kept]
+    if plan.weights.group_size:
+        sizes = [n for n in (128, 64, 32) if not any(layer.in_features % n for layer in linear)]
+        if not sizes:
+            raise UserError("quantize.compressed_tensors.scheme: W4A16 wants rows that 32 divides; take W8A8")
+        plan.weights.group_size = sizes[0]
+    with redirect_stderr(io.StringIO()):  # progress bars without a switch
+        apply_quantization_config(model, QuantizationConfig(config_groups={"group_0": plan}, ignore=kept))
+        for layer in linear:
+            groups = layer.weight.detach().view(layer.out_features, -1, plan.weights.group_size or layer.in_features)
+            layer.weight_scale.data, _ = calculate_qparams(*groups.aminmax(dim=-1), plan.weights)
+        compressor = ModelCompressor.from_pretrained_model(model)
+        compressor.compress_model(model)
+        with atomic(target) as partial:
+            model.save_pretrained(partial)
+            compressor.update_config(str(partial))
+            copy_tokenizer(merged, partial)
 
 
 def quantise(merged: Path, target: Path, form: Literal["nf4", "int8"], nf4: Nf4 | None = None) -> None:
@@ -127,11 +227,12 @@ def _output_layers(folder: Path) -> list[str]:
     return [name for name, module in model.named_modules() if module is head]
 
 
-def _divergence(params: Params) -> float:
+def _divergence(params: Params, onto: str) -> float:
     """How far the merged file's logits are from those of base and adapter; exact match can stay when they do not."""
     chat, records = task_chat(load_tokenizer(paths.MERGED), params.task), read_records(paths.HOLDOUT)
     merged = load_model(paths.MERGED)
-    return divergence(load_tuned(paths.BASE, paths.ADAPTER), merged, chat, records[:_COMPARED])
+    tuned = load_tuned(paths.BASE, paths.ADAPTER, dtype=compute_dtype(), **_rounded(onto))
+    return divergence(tuned, merged, chat, records[:_COMPARED])
 
 
 def judge(artefact: Path, params: Params, tasks: Tasks, spent: dict[str, Any]) -> dict[str, Any]:
@@ -157,9 +258,11 @@ def judge(artefact: Path, params: Params, tasks: Tasks, spent: dict[str, Any]) -
 
     def found(label: str, enforce: str) -> dict[str, Any]:
         if engine == "transformers":
-            weights = Weights(artefact)
-            rows = rows_with_likelihood(weights, chat, holdout, params.generation, name)
-            spent.update(weights.spent)
+            held, weights = contracts(holdout, params, enforce), Weights(artefact)
+            if name == "lora":
+                weights = Weights(paths.BASE, artefact)
+            spent[label] = cost(weights, chat, holdout, params.generation, held)
+            rows = in_process_rows(weights, chat, holdout, params.generation, held, label)
         else:
             rows, spent[label] = served_rows(artefact, engine, chat, holdout, params, enforce)
         rows = [{**row, "agrees": row["output"] == before[row["id"]]} for row in rows]
@@ -174,7 +277,7 @@ def judge(artefact: Path, params: Params, tasks: Tasks, spent: dict[str, Any]) -
         }
 
     facts = {"bytes": sum(file.stat().st_size for file in files_under(artefact)), "types": tensor_types(artefact)}
-    enforce = "none" if engine == "transformers" else params.generation.enforce
+    enforce = params.generation.enforce
     free = {"free": found(f"{name}_free", "none")} if enforce != "none" else {}
     return {**facts, "engine": engine, **found(name, enforce), **free}
 
@@ -190,7 +293,7 @@ def refuse_other_tokenizer(artefact: Path) -> None:
 
     A GGUF file has them inside: there, the ids of every prompt are compared.
     """
-    if any(artefact.glob("*.gguf")):
+    if any(artefact.glob("model*.gguf")):
         return
     theirs, ours = ({file.name: file.read_bytes() for file in tokenizer_files(one)} for one in (artefact, paths.BASE))
     if wrong := sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name)):

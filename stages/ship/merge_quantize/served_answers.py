@@ -8,9 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from stages.core.errors import Refusal, UserError
 from stages.core.files import tree_digest
 from stages.engines.engine_server import Messages, Reply, Server, ask, held_to, prompt_ids, serving
+from stages.engines.in_process import peak_memory_mib
 from stages.model.answers import as_rows, remember
 from stages.model.chat import Chat
 from stages.params.loader import Params
@@ -31,12 +34,7 @@ def served_rows(
         Refusal: when the engine shows the model other tokens than training did.
         UserError: when the engine cannot be had, or cannot hold answers to the contract.
     """
-    conversations = [chat.messages(record) for record in records]
-    held = [held_to(enforce, params.task, record.task) for record in records]
-    if enforce != "none" and not any(held):
-        raise UserError(
-            f"generation.enforce: no row of the hold-out has a contract of the kind {enforce}; set it to none"
-        )
+    conversations, held = [chat.messages(record) for record in records], contracts(records, params, enforce)
     longest = max(len(chat.prompt_ids(record)) for record in records) + params.generation.max_new_tokens
     notes: dict[str, Any] = {"engine": engine, "prompts": len(records)}
 
@@ -46,12 +44,13 @@ def served_rows(
             start = time.perf_counter()
             said = ask(server, conversations, params.generation, held, artefact.name)
             seconds, tokens = time.perf_counter() - start, sum(one.tokens for one in said)
-            notes.update(seconds_to_start=round(server.seconds_to_start, 2), tokens=tokens)
-            notes.update(tokens_per_second=round(tokens / seconds, 1), peak_memory_mib=_peak_memory(server))
-        return [[one.output, one.tokens, one.stopped] for one in said]
+            notes.update(seconds_to_load=round(server.seconds_to_start, 2), tokens=tokens, at_once=server.slots)
+            notes.update(tokens_per_second=round(tokens / seconds, 1))
+            notes.update(peak_memory_mib=_peak_memory_mib(server))
+        return [notes, [[one.output, one.tokens, one.stopped] for one in said]]
 
     if engine != "llama.cpp" or _elsewhere(engine, params):
-        return as_rows(records, [Reply(*one) for one in answers()]), notes
+        return as_rows(records, [Reply(*one) for one in answers()[1]]), notes
     request = {
         "served": conversations,
         "held": held,
@@ -59,8 +58,18 @@ def served_rows(
         "artefact": tree_digest(artefact),
         "engine": [engine, importlib.metadata.version("xllamacpp")],
     }
-    said, notes["remembered"] = remember(request, answers)
-    return as_rows(records, [Reply(*one) for one in said]), notes
+    (notes, said), known = remember(request, answers)
+    return as_rows(records, [Reply(*one) for one in said]), {**notes, "remembered": known}
+
+
+def contracts(records: Sequence[Record], params: Params, enforce: str) -> list[dict[str, Any] | None]:
+    """What the answer to each record is held to. Raises UserError where `enforce` holds none of them to anything."""
+    held = [held_to(enforce, params.task, record.task) for record in records]
+    if enforce != "none" and not any(held):
+        raise UserError(
+            f"generation.enforce: no row of the hold-out has a contract of the kind {enforce}; set it to none"
+        )
+    return held
 
 
 def _elsewhere(engine: str, params: Params) -> str | None:
@@ -98,10 +107,9 @@ def refuse_other_tokens(
             )
 
 
-def _peak_memory(server: Server) -> int | None:
-    """MiB that the server's own process held at most."""
-    status = Path(f"/proc/{server.process.pid}/status") if server.process else None
-    if status is None or not status.is_file():
+def _peak_memory_mib(server: Server) -> int | None:
+    """Of the process that has the model: the server's, or the largest of those that it started."""
+    if server.process is None:
         return None
-    found = next((line for line in status.read_text().splitlines() if line.startswith("VmHWM:")), "VmHWM: 0")
-    return int(found.split()[1]) // 1024
+    started = [one.pid for one in psutil.Process(server.process.pid).children(recursive=True)]
+    return max((peak_memory_mib(pid) or 0 for pid in (server.process.pid, *started)), default=None)

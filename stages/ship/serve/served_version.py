@@ -71,7 +71,10 @@ class Version:
 
     def golden(self, count: int) -> list[tuple[Messages, str | None, str]]:
         """Of the first `count` rows of the hold-out: conversation, the row's tag, and the answer that was judged."""
-        file = self.tree / paths.ARTEFACT_GENERATIONS / f"{self.form}.jsonl"
+        folder = self.tree / paths.ARTEFACT_GENERATIONS
+        file, free = folder / f"{self.form}.jsonl", folder / f"{self.form}_free.jsonl"
+        if self.engine == "transformers" and free.exists():  # its server holds answers to nothing
+            file = free
         said = {row["id"]: row["output"] for row in read_rows(file)}
         records = [record for record in read_records(self.tree / paths.HOLDOUT) if record.id in said][:count]
         asked = zip(self.messages(records), records, strict=True)

@@ -1,6 +1,7 @@
 """What ships is what was trained: merging against arithmetic, quantising against the merged model."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,13 +9,26 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from tiny_model import save_tiny_model
 
-from stages.core.errors import Refusal
+from stages.core import paths
+from stages.core.errors import Refusal, UserError
+from stages.core.files import read_json, tree_digest
 from stages.model.answers import divergence
 from stages.model.chat import make_chat
-from stages.model.loading import compute_dtype, load_model, load_tokenizer
-from stages.params.model import Nf4
-from stages.records.record import make_record
-from stages.ship.merge_quantize.__main__ import merge, quantise
+from stages.model.loading import compute_dtype, load_model, load_tokenizer, nf4_config
+from stages.params.loader import Params
+from stages.params.model import Generation, Model, Nf4, Train
+from stages.params.task import Task
+from stages.records.record import make_record, write_records
+from stages.ship.merge_quantize.__main__ import (
+    compress,
+    merge,
+    merge_best,
+    quantise,
+    refuse_other_tokenizer,
+    release_lora,
+    tensor_types,
+)
+from stages.text.json_schema import Tasks
 from stages.tune.train.adapters import save_trained
 
 
@@ -122,3 +136,93 @@ def test_a_weight_that_overflows_float16_stops_the_merge(trained: Path, tmp_path
     with pytest.raises(Refusal, match="the merged model holds NaN or infinity"):
         merge(base, trained / "adapter", tmp_path / "merged", "float16")
     assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize(("scheme", "size", "away"), [("W8A8", 0.45, 0.002), ("W4A16", 0.4, 0.02)])
+def test_compressed_tensors_are_small_near_and_computed_whole(
+    trained: Path, tmp_path: Path, scheme: str, size: float, away: float
+) -> None:
+    """Near to the merged model and not equal to it; its layers called alone, as likelihoods are, say the same."""
+    merge(trained / "base", trained / "adapter", tmp_path / "merged", "float32")
+    compress(tmp_path / "merged", tmp_path / "small", scheme)
+    assert set(tensor_types(tmp_path / "small")) == ({"F32", "I8"} if scheme == "W8A8" else {"F32", "I32", "I64"})
+    bytes_of = {n: (tmp_path / n / "model.safetensors").stat().st_size for n in ("merged", "small")}
+    assert bytes_of["small"] < size * bytes_of["merged"]
+    ids = torch.arange(40)[None]
+    with torch.inference_mode():
+        model = load_model(tmp_path / "small")
+        alone = model.lm_head(model.model(ids).last_hidden_state).softmax(-1)
+        near = model(ids).logits.softmax(-1)
+        exact = load_model(tmp_path / "merged")(ids).logits.softmax(-1)
+    assert torch.equal(near, alone)
+    assert 0 < (exact - near).abs().max() < away
+
+
+def test_compressed_tensors_without_their_package_are_a_sentence(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.model.loading.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"tunetrail\[compressed\]"):
+        compress(trained / "base", tmp_path / "small", "W8A8")
+
+
+def test_the_lora_that_ships_is_the_adapter_and_names_its_base(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stages.model.loading import load_tuned
+
+    (tmp_path / "models").symlink_to(trained)
+    monkeypatch.chdir(tmp_path)
+    release_lora("hub:someone/model@" + "0" * 40, Path("lora"))
+    base, shipped = trained / "base", tmp_path / "lora"
+    for file in (trained / "adapter").iterdir():
+        assert (shipped / file.name).read_bytes() == file.read_bytes()
+    refuse_other_tokenizer(Path("lora"))
+    named = read_json(shipped / "base_model.json")
+    assert named == {"source": "hub:someone/model@" + "0" * 40, "tree_sha256": tree_digest(base)}
+    ids = torch.arange(40)[None]
+    with torch.inference_mode():
+        assert torch.equal(load_tuned(base, shipped)(ids).logits, load_tuned(base, trained / "adapter")(ids).logits)
+    (shipped / "tokenizer.json").write_text("{}")
+    with pytest.raises(Refusal, match=r"tokenizer\.json is not the file that training read"):
+        refuse_other_tokenizer(Path("lora"))
+
+
+def test_qlora_is_merged_onto_what_it_trained_on_or_onto_the_base_as_validation_says(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "models").mkdir()
+    for name in ("base", "adapter"):
+        (tmp_path / "models" / name).symlink_to(trained / name)
+    monkeypatch.chdir(tmp_path)
+    task = Task.model_validate({"kind": "text", "instruction": "Answer."})
+    sections: dict[str, Any] = {
+        "model": Model(source="path:models", licence="Apache-2.0", dtype="float32"),
+        "train": Train(method="qlora"),
+        "generation": Generation(max_new_tokens=4),
+        "task": task,
+    }
+    params = Params.model_construct(**sections)
+    write_records(paths.VALIDATION, [make_record(f"order {n}", "shipped", None, "s", f"s:{n}") for n in range(3)])
+    Path("data/schema.json").write_text("{}", encoding="utf-8")
+    found = merge_best(params, Tasks(task))
+    nats = {onto: found[onto]["nats"] for onto in ("base", "dequantised")}
+    assert found["onto"] == min(nats, key=lambda onto: nats[onto])
+    assert nats["base"] != nats["dequantised"]
+    assert {found[onto]["rows"] for onto in nats} == {3}
+    assert f"Ships: onto {found['onto']}." in capsys.readouterr().out
+    assert not list((tmp_path / ".tunetrail/merged").glob("*"))
+    # The dequantised base is what a 4-bit layer multiplies by; the product of the factors is added to that.
+    merge(paths.BASE, paths.ADAPTER, tmp_path / "onto", "float32", "dequantised")
+    name = "model.layers.0.self_attn.q_proj"
+    four = load_model(paths.BASE, quantization_config=nf4_config(torch.float32), dtype=torch.float32)
+    adapter = load_file(paths.ADAPTER / "adapter_model.safetensors")
+    a, b = (adapter[f"base_model.model.{name}.lora_{factor}.weight"] for factor in "AB")
+    expected = four.get_submodule(name)(torch.eye(64)).T + 2 * b @ a
+    torch.testing.assert_close(load_file(tmp_path / "onto" / "model.safetensors")[f"{name}.weight"], expected)
+    shipped = load_file(paths.MERGED / "model.safetensors")[f"{name}.weight"]
+    assert torch.equal(shipped, load_file(tmp_path / "onto" / "model.safetensors")[f"{name}.weight"]) == (
+        found["onto"] == "dequantised"
+    )
+    params.train.__dict__["method"] = "lora"
+    assert merge_best(params, Tasks(task)) == {"onto": "base"}

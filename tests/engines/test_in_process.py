@@ -1,0 +1,111 @@
+"""What transformers answers in this process: the likeliest label, JSON by a grammar, and what it takes."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_model import save_tiny_model
+
+from stages.core.errors import UserError
+from stages.engines import in_process
+from stages.engines.in_process import MOST_LABELS, Grammar, cost, in_process_rows
+from stages.model.answers import answer, rows_with_likelihood
+from stages.model.chat import Chat, make_chat
+from stages.model.loading import Weights, load_tokenizer
+from stages.params.model import Generation
+from stages.records.record import make_record
+
+RECORDS = [make_record(f"order {n}", "refund", "refund", "s", f"s:{n}") for n in range(6)]
+LABELS = ["refund", "refunds", "größer", 'a "quoted" one']
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"a": {"enum": ["x", "y"]}, "b": {"type": "boolean"}},
+    "required": ["a", "b"],
+    "additionalProperties": False,
+    "x-guidance": {"whitespace_flexible": False},  # of which a random model would write without end
+}
+FEW = Generation(max_new_tokens=12)
+FREE = [None] * len(RECORDS)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("in_process") / "model", seed=3)
+
+
+@pytest.fixture
+def weights(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Weights:
+    monkeypatch.chdir(tmp_path)
+    return Weights(folder)
+
+
+@pytest.fixture(scope="module")
+def chat(folder: Path) -> Chat:
+    return make_chat(load_tokenizer(folder), "Answer.")
+
+
+def test_the_label_is_the_likeliest_whole_completion_one_by_one(weights: Weights, chat: Chat) -> None:
+    held = [{"labels": LABELS}] * 5 + [None]
+    rows = in_process_rows(weights, chat, RECORDS, FEW, held, "labels")
+    free = rows_with_likelihood(weights, chat, RECORDS, FEW, "free")
+    for row, record in zip(rows[:5], RECORDS[:5], strict=True):
+        nats = []
+        for label in LABELS:
+            prompt, completion = chat.prompt_ids(record), chat.completion_ids(label)
+            assert completion[-1] == chat.stop_id
+            with torch.inference_mode():
+                logits = weights.model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
+            nats.append(-logits.log_softmax(-1)[range(len(completion)), completion].sum().item())
+        assert row["output"] == LABELS[nats.index(min(nats))]
+        assert (row["stopped"], row["tokens"]) == (True, len(chat.completion_ids(row["output"])))
+    assert rows[5] == free[5]
+    assert [row["nats"] for row in rows] == [row["nats"] for row in free]
+
+
+def test_more_labels_than_a_short_list_are_decoded_by_a_grammar(
+    weights: Weights, chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = [f"label {n:03}" for n in range(MOST_LABELS + 1)]
+    monkeypatch.setattr(in_process, "_likeliest", None)
+    rows = in_process_rows(weights, chat, RECORDS[:2], FEW, [{"labels": labels}] * 2, "many")
+    assert {row["output"] for row in rows} <= {*labels}
+    assert all(row["stopped"] for row in rows)
+
+
+def test_answers_held_to_a_schema_are_valid_in_any_batch_and_greedy_within_it(weights: Weights, chat: Chat) -> None:
+    """Rows leave the batch at different times; what each says is what it says alone."""
+    records = [replace(record, prompt="go on " * n + record.prompt) for n, record in enumerate(RECORDS)]
+    long, held = Generation(max_new_tokens=60), {"schema": SCHEMA}
+    together = answer(weights.model, chat, records, long, "held", Grammar(held, chat))
+    alone = [answer(weights.model, chat, [one], long, "held", Grammar(held, chat))[0] for one in records]
+    assert together == alone
+    ended = [json.loads(one.output) for one in together if one.stopped]
+    assert ended
+    assert all(one.keys() == {"a", "b"} and one["a"] in "xy" for one in ended)
+    assert all(one.output.lstrip().startswith("{") for one in together)
+    rows = in_process_rows(weights, chat, records, long, [held] * 6, "held")
+    assert [row["output"] for row in rows] == [one.output for one in together]
+
+
+def test_what_cannot_be_held_is_a_sentence(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="llguidance cannot hold answers to it: Pointer '/nowhere'"):
+        Grammar({"schema": {"$ref": "#/nowhere"}}, chat)
+    monkeypatch.setattr(in_process, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"tunetrail\[enforce\]"):
+        Grammar({"schema": SCHEMA}, chat)
+
+
+def test_cost_is_that_of_the_artefact_and_is_measured_once(weights: Weights, chat: Chat) -> None:
+    taken = cost(weights, chat, RECORDS, FEW, FREE)
+    answered = answer(weights.model, chat, RECORDS, FEW, "again")
+    assert (taken["tokens"], taken["at_once"]) == (sum(one.tokens for one in answered), len(RECORDS))
+    assert all(taken[name] > 0 for name in ("seconds_to_load", "tokens_per_second", "peak_memory_mib"))
+    assert cost(Weights(weights.folder), chat, RECORDS, FEW, FREE) == {**taken, "remembered": True}
+    labelled = cost(Weights(weights.folder), chat, RECORDS[:2], FEW, [{"labels": LABELS}] * 2)
+    assert not labelled["remembered"]
+    ballast = torch.ones(100 << 18)  # 100 MiB of a model before this one
+    del ballast
+    assert cost(weights, chat, RECORDS[:2], FEW, FREE[:2])["peak_memory_mib"] < taken["peak_memory_mib"] + 50
