@@ -16,7 +16,7 @@ from stages.core.errors import Refusal, UserError, run
 from stages.core.files import atomic, files_under, remove, tree_digest, write_json, write_text
 from stages.core.run_notes import measured
 from stages.engines.gguf_export import write_gguf, write_gguf_lora
-from stages.engines.in_process import cost, in_process_rows
+from stages.engines.in_process import cost, in_process_rows, peak_memory_mib
 from stages.model.answers import divergence, rows_with_likelihood
 from stages.model.chat import task_chat
 from stages.model.loading import (
@@ -57,12 +57,15 @@ def main() -> None:
                 remove(paths.RELEASE / name)
                 write_text(paths.RELEASE / name / "absent.txt", f"{name} is not among quantize.formats.\n")
         spent: dict[str, Any] = {}
+        before = peak_memory_mib("self")  # `cost` starts the count of this process again
         artefacts = {name: judge(paths.RELEASE / name, params, tasks, spent) for name in params.quantize.formats}
         artefacts["merged"] |= {"merge": merging, "divergence": _divergence(params, merging["onto"])}
+        here = [one["peak_memory_mib"] for one in spent.values() if one["engine"] == "transformers"]
+        notes["peak_memory_mib"] = max(filter(None, [before, *here, peak_memory_mib("self")]), default=None)
+        notes |= {"generation": spent, "precision": str(compute_dtype())}
         for name, one in spent.items():
             took = f"{one['seconds_to_load']} s to load, {one['tokens_per_second']} tokens a second"
-            print(f"{name} by {one['engine']}: {took}, at most {one['peak_memory_mib']} MiB")
-        notes |= {"generation": spent, "precision": str(compute_dtype())}
+            print(f"{name} by {one['engine']}: {took}, at most {one['peak_memory_mib'] or '?'} MiB")
     write_json(paths.QUANTIZE_METRICS, as_json({"artefacts": artefacts}))
 
 
