@@ -79,8 +79,7 @@ def write_gguf(folder: Path, file: Path, kind: str, stop_id: int) -> dict[str, i
 def write_gguf_lora(base: Path, adapter: Path, file: Path) -> bool:
     """Write a LoRA adapter on the model in `base` to `file`, for llama.cpp's --lora; its factors in 32 bit.
 
-    Returns:
-        Whether it was written: not where llama.cpp has no such base model, or the adapter is none of two factors.
+    Returns False, and writes nothing, where llama.cpp has no such base model or the adapter is none of two factors.
     """
     from safetensors.torch import load_file
 
@@ -95,10 +94,10 @@ def write_gguf_lora(base: Path, adapter: Path, file: Path) -> bool:
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, lora["lora_alpha"])
     for name, weight in sorted(load_file(adapter / "adapter_model.safetensors").items()):
         stem, _, factor = name.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".lora_")
-        called, factors = names.get_name(stem), weight.float().numpy()
+        called, numbers = names.get_name(stem), weight.float().numpy()
         # The order of rows is that of the output, which the second factor has.
-        factors = as_llama_cpp(factors, called, config) if factor == "B" else factors
-        writer.add_tensor(f"{called}.weight.lora_{factor.lower()}", factors)
+        numbers = as_llama_cpp(numbers, called, config) if factor == "B" else numbers
+        writer.add_tensor(f"{called}.weight.lora_{factor.lower()}", numbers)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -14,15 +14,7 @@ import numpy as np
 import torch
 
 from stages.core.errors import UserError
-from stages.model.answers import (
-    Answer,
-    answer,
-    as_rows,
-    likelihoods,
-    remember,
-    rows_with_likelihood,
-    with_likelihood,
-)
+from stages.model.answers import Answer, answer, as_rows, likelihoods, remember, rows_with_likelihood, with_likelihood
 from stages.model.chat import Chat
 from stages.model.loading import Weights
 from stages.params.model import Generation
@@ -32,16 +24,11 @@ from stages.records.record import Record
 MOST_LABELS = 50
 _TIMED = 8  # rows of the hold-out that are answered against the clock, at once
 
-Contract = Mapping[str, Any]
+Contracts = Sequence[Mapping[str, Any] | None]
 
 
 def in_process_rows(
-    weights: Weights,
-    chat: Chat,
-    records: Sequence[Record],
-    generation: Generation,
-    held: Sequence[Contract | None],
-    what: str,
+    weights: Weights, chat: Chat, records: Sequence[Record], generation: Generation, held: Contracts, what: str
 ) -> list[dict[str, Any]]:
     """The rows of `rows_with_likelihood`; each answer is held to what `held_to` says of its record.
 
@@ -58,12 +45,7 @@ def in_process_rows(
 
 
 def _answers(
-    model: Any,
-    chat: Chat,
-    records: Sequence[Record],
-    generation: Generation,
-    held: Sequence[Contract | None],
-    what: str,
+    model: Any, chat: Chat, records: Sequence[Record], generation: Generation, held: Contracts, what: str
 ) -> list[Answer]:
     groups: dict[str, list[Record]] = {}
     for record, one in zip(records, held, strict=True):
@@ -90,20 +72,15 @@ def _likeliest(model: Any, chat: Chat, records: Sequence[Record], labels: Sequen
 class Grammar:
     """A logits processor that lets each row of a batch go on only as its contract allows, by llguidance."""
 
-    def __init__(self, contract: Contract, chat: Chat) -> None:
+    def __init__(self, contract: Mapping[str, Any], chat: Chat) -> None:
         if not find_spec("llguidance"):
-            raise UserError(
-                "generation.enforce: transformers holds answers to a schema through llguidance: pip install "
-                "'tunetrail[enforce]'; or set it to none"
-            )
+            raise UserError("generation.enforce: needs a package: pip install 'tunetrail[enforce]'; or set it to none")
         import llguidance
         import llguidance.hf
 
         self.contract = contract
-        if "schema" in contract:
-            grammar = llguidance.grammar_from("json_schema", json.dumps(contract["schema"]))
-        else:
-            grammar = llguidance.grammar_from("choice", json.dumps(contract["labels"]))
+        schema, labels = contract.get("schema"), json.dumps(contract.get("labels"))
+        grammar = llguidance.grammar_from(*(("json_schema", json.dumps(schema)) if schema else ("choice", labels)))
         tokenizer = llguidance.hf.from_tokenizer(chat.tokenizer, eos_token=chat.stop_id)
         self._first = llguidance.LLMatcher(tokenizer, grammar)
         if self._first.is_error():
@@ -129,41 +106,33 @@ class Grammar:
 
 
 def cost(
-    weights: Weights, chat: Chat, records: Sequence[Record], generation: Generation, held: Sequence[Contract | None]
+    weights: Weights, chat: Chat, records: Sequence[Record], generation: Generation, held: Contracts
 ) -> dict[str, Any]:
     """What the artefact takes: seconds to load it, tokens a second of its answers to the first rows, memory.
 
     The memory is the most that this process held meanwhile, its libraries included, as a server's process has them;
     on a card also what torch held there. Measured once for the same files on the same kind of machine.
     """
-    rows = records[:_TIMED]
+    rows, held = records[:_TIMED], held[:_TIMED]
 
     def measure() -> list[Any]:
         gc.collect()  # the model before this one
         with suppress(OSError):  # a kernel that cannot start the count again
             Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-        on_card = torch.cuda.is_available()
-        if on_card:
+        if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         start = time.perf_counter()
         model = weights.model
         loaded = time.perf_counter()
-        said = _answers(model, chat, rows, generation, held[:_TIMED], "timed")
-        seconds, tokens = time.perf_counter() - loaded, sum(one.tokens for one in said)
-        return [
-            {
-                "seconds_to_load": round(loaded - start, 2),
-                "tokens": tokens,
-                "tokens_per_second": round(tokens / seconds, 1),
-                "at_once": len(rows),
-                "peak_memory_mib": peak_memory_mib("self"),
-                **({"peak_card_memory_mib": torch.cuda.max_memory_allocated() >> 20} if on_card else {}),
-            }
-        ]
+        tokens = sum(one.tokens for one in _answers(model, chat, rows, generation, held, "timed"))
+        speed = tokens / (time.perf_counter() - loaded)
+        took = {"seconds_to_load": round(loaded - start, 2), "tokens": tokens, "tokens_per_second": round(speed, 1)}
+        card = {"peak_card_memory_mib": torch.cuda.max_memory_allocated() >> 20} if torch.cuda.is_available() else {}
+        return [{**took, "at_once": len(rows), "peak_memory_mib": peak_memory_mib("self"), **card}]
 
-    asked = {"cost": [chat.prompt_ids(record) for record in rows], "held": held[:_TIMED]}
+    asked = {"cost": [chat.prompt_ids(record) for record in rows], "held": held, "weights": weights.identity}
     parameters = {"tokens": generation.max_new_tokens, "threads": torch.get_num_threads()}
-    found, known = remember({**asked, **parameters, "weights": weights.identity}, measure)
+    found, known = remember({**asked, **parameters}, measure)
     return {"engine": "transformers", **found[0], "remembered": known}
 
 

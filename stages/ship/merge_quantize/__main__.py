@@ -1,6 +1,7 @@
 """merge_quantize: merge once, quantise once, and ask each artefact the very hold-out that judged the adapter."""
 
 import io
+import math
 import shutil
 from collections import Counter
 from contextlib import redirect_stderr
@@ -90,10 +91,8 @@ def merge_best(params: Params, tasks: Tasks) -> dict[str, Any]:
     """Write the merged model; of QLoRA's adapter the better of two: merged onto the base, or onto what it trained on.
 
     That is the base rounded to 4 bit and back. The validation rows decide, never the hold-out: more exact matches, then
-    the likelier references; the base where both are the same.
-
-    Returns:
-        {"onto": base or dequantised}; for QLoRA also, by the same names, {"exact_match", "rows", "nats"}.
+    the likelier references; the base where both are the same. Returns {"onto": base or dequantised}; for QLoRA also, by
+    the same names, {"exact_match", "rows", "nats"}.
     """
     if params.train.method != "qlora":
         merge(paths.BASE, paths.ADAPTER, paths.MERGED, params.model.dtype)
@@ -107,9 +106,8 @@ def merge_best(params: Params, tasks: Tasks) -> dict[str, Any]:
         exact = sum(score_row(row, tasks).exact_match for row in rows)
         found[onto] = {"exact_match": exact, "rows": len(rows), "nats": round(sum(row["nats"] for row in rows), 6)}
     best = max(found, key=lambda onto: (found[onto]["exact_match"], -found[onto]["nats"]))
-    remove(paths.MERGED)
-    paths.MERGED.parent.mkdir(parents=True, exist_ok=True)
-    (_TRIED / best).rename(paths.MERGED)
+    with atomic(paths.MERGED) as partial:
+        (_TRIED / best).rename(partial)
     remove(_TRIED)
     said = [f"onto {k}: {v['exact_match']} of {v['rows']} exact, {v['nats']:.2f} nats" for k, v in found.items()]
     print(f"QLoRA's adapter on the validation rows, merged {'; '.join(said)}. Ships: onto {best}.")
@@ -117,9 +115,7 @@ def merge_best(params: Params, tasks: Tasks) -> dict[str, Any]:
 
 
 def merge(base: Path, adapter: Path, target: Path, dtype: str, onto: str = "base") -> None:
-    """Add the adapter to the base in float32 and round once to `dtype`.
-
-    The base is unquantised, or `dequantised`: rounded to 4 bit, as QLoRA trains on it, and back.
+    """Add the adapter to the base, as it is or `dequantised`, in float32 and round once to `dtype`.
 
     Raises Refusal when a weight is NaN or infinite, or the adapter changes nothing; nothing is written then.
     """
@@ -162,9 +158,7 @@ def release_lora(source: str, target: Path) -> None:
     if not (paths.ADAPTER / "adapter_config.json").is_file():
         raise UserError("quantize.formats: train.method full has no adapter; take lora out of the list, and its gate")
     with atomic(target) as partial:
-        partial.mkdir()
-        for file in files_under(paths.ADAPTER):
-            shutil.copyfile(file, partial / file.name)
+        shutil.copytree(paths.ADAPTER, partial)
         copy_tokenizer(paths.BASE, partial)
         write_json(partial / _BASE_OF_LORA, {"source": source, "tree_sha256": tree_digest(paths.BASE)})
         write_gguf_lora(paths.BASE, paths.ADAPTER, partial / "adapter_model.gguf")
@@ -177,21 +171,14 @@ def compress(merged: Path, target: Path, scheme: str) -> None:
     """
     need_compressed_tensors()
     from compressed_tensors.compressors import ModelCompressor
-    from compressed_tensors.quantization import (
-        QuantizationConfig,
-        apply_quantization_config,
-        preset_name_to_scheme,
-    )
+    from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config, preset_name_to_scheme
     from compressed_tensors.quantization.utils import calculate_qparams
 
     model, plan = load_model(merged, dtype="auto"), preset_name_to_scheme(scheme, ["Linear"])
     kept = _output_layers(merged)
     linear = [layer for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear) and name not in kept]
     if plan.weights.group_size:
-        sizes = [n for n in (128, 64, 32) if not any(layer.in_features % n for layer in linear)]
-        if not sizes:
-            raise UserError("quantize.compressed_tensors.scheme: W4A16 wants rows that 32 divides; take W8A8")
-        plan.weights.group_size = sizes[0]
+        plan.weights.group_size = math.gcd(128, *(layer.in_features for layer in linear))
     with redirect_stderr(io.StringIO()):  # progress bars without a switch
         apply_quantization_config(model, QuantizationConfig(config_groups={"group_0": plan}, ignore=kept))
         for layer in linear:
@@ -261,9 +248,8 @@ def judge(artefact: Path, params: Params, tasks: Tasks, spent: dict[str, Any]) -
 
     def found(label: str, enforce: str) -> dict[str, Any]:
         if engine == "transformers":
-            held, weights = contracts(holdout, params, enforce), Weights(artefact)
-            if name == "lora":
-                weights = Weights(paths.BASE, artefact)
+            held = contracts(holdout, params, enforce)
+            weights = Weights(paths.BASE, artefact) if name == "lora" else Weights(artefact)
             spent[label] = cost(weights, chat, holdout, params.generation, held)
             rows = in_process_rows(weights, chat, holdout, params.generation, held, label)
         else:

@@ -45,8 +45,7 @@ def served_rows(
             said = ask(server, conversations, params.generation, held, artefact.name)
             seconds, tokens = time.perf_counter() - start, sum(one.tokens for one in said)
             notes.update(seconds_to_load=round(server.seconds_to_start, 2), tokens=tokens, at_once=server.slots)
-            notes.update(tokens_per_second=round(tokens / seconds, 1))
-            notes.update(peak_memory_mib=_peak_memory_mib(server))
+            notes.update(tokens_per_second=round(tokens / seconds, 1), peak_memory_mib=_peak_memory_mib(server))
         return [notes, [[one.output, one.tokens, one.stopped] for one in said]]
 
     if engine != "llama.cpp" or _elsewhere(engine, params):
@@ -111,5 +110,5 @@ def _peak_memory_mib(server: Server) -> int | None:
     """Of the process that has the model: the server's, or the largest of those that it started."""
     if server.process is None:
         return None
-    started = [one.pid for one in psutil.Process(server.process.pid).children(recursive=True)]
-    return max((peak_memory_mib(pid) or 0 for pid in (server.process.pid, *started)), default=None)
+    own = psutil.Process(server.process.pid)
+    return max(peak_memory_mib(one.pid) or 0 for one in (own, *own.children(recursive=True)))
