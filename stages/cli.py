@@ -107,6 +107,13 @@ def parser() -> argparse.ArgumentParser:
         "target", metavar="OUT.jsonl", type=_path, help="the same rows with their answer and the release's id"
     )
     answer.add_argument("--url", help="ask a server of this release in place of one that is started for it")
+    collect = command("collect", "take from the logs of served requests the rows that are worth annotating", _collect)
+    collect.add_argument("logs", metavar="LOG.jsonl", nargs="+", type=_path, help="requests with their answers")
+    collect.add_argument("--limit", type=int, default=100, metavar="ROWS", help="default: 100")
+    collect.add_argument(
+        "--below", type=float, default=-0.1, metavar="NATS", help="mean log-probability of a token; default: -0.1"
+    )
+    collect.add_argument("--week", metavar="NAME", help="default: the ISO week of the latest request")
     for one in (serve, switch, smoke, answer):
         one.add_argument("--unreleased", metavar="WHY", help="take what is unreleased, unsigned or failed its gates")
         one.add_argument("--engine", choices=["llama.cpp", "transformers", "vllm"], help="default: by what ships")
@@ -323,6 +330,14 @@ def _answer(options: Options, root: Path, start: Path) -> None:
     finally:
         if engine:
             engine.close()
+
+
+def _collect(options: Options, root: Path, start: Path) -> None:
+    from stages.params.loader import load_params
+    from stages.weekly.collect import collect
+
+    params = load_params("clean", "dedup", "task")
+    print(collect(options.logs, params, options.limit, options.below, options.week))
 
 
 def _canary(options: Options, root: Path, start: Path) -> None:

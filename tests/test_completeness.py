@@ -238,7 +238,7 @@ def test_no_two_files_have_one_name() -> None:
 
 
 LAYERS = ("core", "params", "text", "records", "near_duplicates", "model", "engines", "scoring")  # docs/architecture.md
-CHAPTERS = ("prepare", "tune", "measure", "ship", "report", "team")
+CHAPTERS = ("prepare", "tune", "measure", "ship", "report", "team", "weekly")
 
 
 def strangers(root: Path) -> list[str]:

@@ -1,0 +1,257 @@
+"""collect: shapes of logs, why a request is kept, what is left out, in which order, and nothing personal."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.core import paths
+from stages.core.errors import UserError
+from stages.params.loader import Params
+from stages.records.record import Record, make_record, write_records
+from stages.weekly.collect import collect
+from stages.weekly.logs import Served, _served, read_logs
+
+SCHEMA = {"type": "object", "properties": {"intent": {"enum": ["refund", "invoice"]}}, "required": ["intent"]}
+GOOD, BAD = '{"intent": "refund"}', '{"intent": "sing"}'
+CHAT = {"model": "m", "messages": [{"role": "system", "content": "Do it."}, {"role": "user", "content": "Refund me"}]}
+
+
+def reply(text: str, **more: Any) -> dict[str, Any]:
+    return {
+        "id": "r1",
+        "created": 1790000000,
+        "model": "tickets@1.0.0",
+        "choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": "stop", **more}],
+    }
+
+
+TOKENS = {"content": [{"token": "a", "logprob": -0.5}, {"token": "b", "logprob": -1.5}]}
+SHAPES: dict[str, dict[str, Any]] = {
+    "a proxy before vLLM or llama.cpp": {"request": CHAT, "response": reply(GOOD, logprobs=TOKENS)},
+    "bodies as text": {"request": json.dumps(CHAT), "response": json.dumps(reply(GOOD, logprobs=TOKENS))},
+    "a batch": {
+        "custom_id": "7",
+        "request": {"body": CHAT},
+        "response": {"status_code": 200, "body": reply(GOOD, logprobs=TOKENS)},
+    },
+    "LiteLLM": {
+        "id": "x",
+        "startTime": 1790000000.5,
+        "model": "tickets@1.0.0",
+        "messages": CHAT["messages"],
+        "response": reply(GOOD, logprobs=TOKENS),
+    },
+    "content in parts": {
+        "request": {"messages": [{"role": "user", "content": [{"type": "text", "text": "Refund me"}]}]},
+        "response": reply(GOOD, logprobs=TOKENS),
+    },
+    "completions": {
+        "request": {"prompt": "Refund me"},
+        "response": {
+            "created": 1790000000,
+            "model": "tickets@1.0.0",
+            "choices": [{"text": GOOD, "finish_reason": "stop", "logprobs": {"token_logprobs": [None, -0.5, -1.5]}}],
+        },
+    },
+    "tunetrail answer": {
+        "prompt": "Refund me",
+        "output": GOOD,
+        "release": "tickets@1.0.0",
+        "log_probability": -1.0,
+        "time": "2026-09-21T14:13:20Z",
+    },
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shapes(shape: str, tmp_path: Path) -> None:
+    file = tmp_path / "log.jsonl"
+    file.write_text(json.dumps(SHAPES[shape]) + "\n")
+    ((one,), left) = read_logs([file])
+    assert left == []
+    assert one.messages[-1].content == "Refund me"
+    assert (one.output, one.release, one.log_probability) == (GOOD, "tickets@1.0.0", -1.0)
+    assert one.time is not None
+    assert one.time.date().isoformat() == "2026-09-21"
+    assert one.place == "log.jsonl:1"
+
+
+@pytest.mark.parametrize(
+    ("said", "thumb", "correction"),
+    [
+        ({"feedback": "thumbs_down"}, False, None),
+        ({"feedback": {"score": -1}}, False, None),
+        ({"metadata": {"rating": "positive"}}, True, None),
+        ({"feedback": {"thumb": False, "correction": GOOD}}, False, GOOD),
+        ({"feedback": None, "score": 0.7}, None, None),
+    ],
+)
+def test_what_people_said(said: dict[str, Any], thumb: bool | None, correction: str | None) -> None:
+    one = _served(json.dumps({"request": CHAT, "response": reply(GOOD)} | said).encode(), "l:1")
+    assert isinstance(one, Served)
+    assert (one.feedback, one.correction) == (thumb, correction)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.floats(allow_nan=True) | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    "messages",
+                    "prompt",
+                    "choices",
+                    "request",
+                    "response",
+                    "message",
+                    "content",
+                    "logprobs",
+                    "feedback",
+                    "time",
+                    "output",
+                ]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
+)
+
+
+@given(json_values)
+def test_any_line_is_an_answered_request_or_a_sentence(value: Any) -> None:
+    found = _served(json.dumps(value).encode(), "l:1")
+    assert isinstance(found, Served) or found.startswith("l:1: no ")
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/schema.json").write_text(json.dumps(SCHEMA))
+    write_records(paths.UNIQUE, [row("Please refund the blue kettle that I bought on Monday", 1)])
+    write_records(paths.HOLDOUT, [row("Send me the invoice of order seven, it never came", 2)])
+    return tmp_path
+
+
+def row(prompt: str, line: int) -> Record:
+    return make_record(prompt, GOOD, None, "raw.jsonl", f"raw.jsonl:{line}")
+
+
+PARAMS = Params.model_validate(
+    {"task": {"kind": "json", "instruction": "Do it."}, "model": {"source": "path:x", "licence": "MIT"}, "gates": {}}
+)
+
+
+def asked(text: str, said: str = BAD, **more: Any) -> dict[str, Any]:
+    messages = [{"role": "system", "content": "Do it."}, {"role": "user", "content": text}]
+    return {"request": {"messages": messages}, "response": reply(said, **more.pop("choice", {})), **more}
+
+
+def run(project: Path, *lines: dict[str, Any], limit: int = 100) -> tuple[str, list[dict[str, Any]]]:
+    (project / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    said = collect([Path("log.jsonl")], PARAMS, limit, -0.1, "week")
+    rows = [json.loads(line) for line in (project / "data/inbox/week.jsonl").read_text().splitlines() if line]
+    return said, rows
+
+
+def test_failures_alone_are_kept_each_with_its_reasons(project: Path) -> None:
+    said, rows = run(
+        project,
+        asked("A sound answer to one thing", GOOD),
+        asked("Something broke its contract here"),
+        asked("A person gave this a thumb down", GOOD, feedback="down"),
+        asked("Corrected by somebody who knows", BAD, correction=GOOD),
+        asked("The answer was cut before its end", GOOD, choice={"finish_reason": "length"}),
+        asked("Hardly sure of what it said there", GOOD, choice={"logprobs": TOKENS}),
+    )
+    assert {row["log"]: row["kept_because"] for row in rows} == {
+        "log.jsonl:2": ["contract broken"],
+        "log.jsonl:3": ["thumb down"],
+        "log.jsonl:4": ["corrected", "contract broken"],
+        "log.jsonl:5": ["cut off"],
+        "log.jsonl:6": ["uncertain"],
+    }
+    assert {row["log"] for row in rows[:2]} == {"log.jsonl:3", "log.jsonl:4"}  # what people said comes first
+    corrected = next(row for row in rows if row["log"] == "log.jsonl:4")
+    assert (corrected["completion"], corrected["answer"], corrected["source"]) == (GOOD, BAD, "inbox-week")
+    assert all(row["release"] == "tickets@1.0.0" and row["asked"].startswith("2026-09-21") for row in rows)
+    assert all("context" not in row for row in rows)  # the task's own instruction is no part of a row
+    assert said.splitlines()[0] == "6 answered requests, 1 of them sound"
+    assert said.splitlines()[-1] == "5 of 5 rows in data/inbox/week.jsonl"
+
+
+def test_what_is_known_held_out_or_repeated_is_left_out_by_name(project: Path) -> None:
+    said, rows = run(
+        project,
+        asked("Please refund the blue kettle that I bought on Mondays"),
+        asked("Send me the invoice of order seven, it never come"),
+        asked("Where is the parcel with my green lamp today"),
+        asked("Where is the parcel with my green lamp today?"),
+        asked("Send me the invoice of order seven, it never came", feedback="down"),
+    )
+    assert [(row["log"], row["times"]) for row in rows] == [("log.jsonl:3", 2)]
+    for sentence in (
+        "log.jsonl:1 is near a known row, raw.jsonl:1",
+        "log.jsonl:2 is near the hold-out, raw.jsonl:2",
+        "log.jsonl:4 repeats log.jsonl:3",
+        "log.jsonl:5 is near the hold-out, raw.jsonl:2",
+    ):
+        assert f"  left out: {sentence}" in said.splitlines()
+
+
+def test_a_correction_of_a_known_question_stays(project: Path) -> None:
+    """It says that the row which taught the answer is wrong."""
+    _, rows = run(project, asked("Please refund the blue kettle that I bought on Monday", BAD, correction=GOOD))
+    assert [row["kept_because"][0] for row in rows] == ["corrected"]
+
+
+def test_the_new_comes_before_the_known_and_the_unsure_before_the_sure(project: Path) -> None:
+    sure, unsure = ({"choice": {"logprobs": {"content": [{"logprob": value}]}}} for value in (-0.2, -3.0))
+    _, rows = run(
+        project,
+        asked("Refund the kettle on Monday please, the blue one I mean", GOOD, **sure),
+        asked("Zwölf Boxkämpfer jagen Viktor quer über Sylt", GOOD, **unsure),
+        asked("Refund that blue kettle, bought Monday, or swap it", GOOD, **sure),
+        limit=2,
+    )
+    assert len(rows) == 2
+    assert rows[0]["log"] == "log.jsonl:2"
+
+
+SECRETS = ["jane.doe@example.com", "4111 1111 1111 1111", "DE89 3704 0044 0532 0130 00", "(212) 555-0187"]
+
+
+@given(st.lists(st.sampled_from(SECRETS), min_size=1, max_size=3), st.sampled_from(["prompt", "answer", "correction"]))
+def test_no_personal_data_reaches_the_inbox(secrets: list[str], place: str) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        Path("data").mkdir()
+        Path("data/schema.json").write_text(json.dumps(SCHEMA))
+        write_records(paths.UNIQUE, [row("Please refund the blue kettle that I bought on Monday", 1)])
+        write_records(paths.HOLDOUT, [row("Send me the invoice of order seven, it never came", 2)])
+        said = f"Mine: {', '.join(secrets)}."
+        texts = {"prompt": "Where is my lamp", "answer": BAD, "correction": GOOD} | {place: said}
+        line = asked(texts["prompt"], texts["answer"], correction=texts["correction"])
+        printed, rows = run(Path(folder), line)
+        written = Path("data/inbox/week.jsonl").read_text()
+        assert len(rows) == 1
+        assert not [secret for secret in secrets if secret in written + printed]
+
+
+def test_nothing_is_written_over_and_a_log_of_something_else_is_named(project: Path) -> None:
+    run(project, asked("Where is the parcel with my green lamp today"))
+    with pytest.raises(UserError, match="is there already"):
+        run(project, asked("Where is the parcel with my green lamp today"))
+    (project / "other.jsonl").write_text('{"level": "info"}\n')
+    with pytest.raises(UserError, match="no line with a request and its answer"):
+        collect([Path("other.jsonl")], PARAMS, 100, -0.1, "other")
+    with pytest.raises(UserError, match="cannot be read"):
+        collect([Path("none.jsonl")], PARAMS, 100, -0.1, "other")
