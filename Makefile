@@ -2,11 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 READY := $(VENV)/.ready
-PINS := $(wildcard constraints/*.txt)
+PINS := $(filter-out constraints/vllm.txt,$(wildcard constraints/*.txt))
 AXE := tests/node_modules/axe-core/package.json
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-.PHONY: setup repro test test-gpu test-sky drill check
+.PHONY: setup repro test test-gpu test-sky test-vllm vllm drill check
 
 setup: $(READY)
 
@@ -41,6 +41,19 @@ test-sky:
 	@test -x .venv-sky/bin/sky || $(PYTHON) -m venv .venv-sky
 	@.venv-sky/bin/pip install --quiet --disable-pip-version-check skypilot==0.14.1
 	@.venv-sky/bin/python -c 'import sky; print(sky.Task.from_yaml("examples/gpu/gpu.yaml"))'
+
+# vLLM's CPU build in an environment of its own: it wants another transformers. TUNETRAIL_VLLM_PYTHON names it.
+VLLM := $(abspath .venv-vllm)
+vllm: $(VLLM)/.ready
+
+$(VLLM)/.ready: constraints/vllm.txt
+	@echo "Setting up .venv-vllm: vLLM for the CPU (3 GB, minutes)"
+	@test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	@$(VLLM)/bin/pip install --quiet --disable-pip-version-check --no-deps --requirement constraints/vllm.txt
+	@touch $@
+
+test-vllm: $(READY) $(VLLM)/.ready
+	@TUNETRAIL_VLLM_PYTHON=$(VLLM)/bin/python python -m pytest tests/engines/test_vllm.py
 
 # For the tests of pages; without npm they skip.
 $(AXE): tests/package.json

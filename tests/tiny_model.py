@@ -27,23 +27,23 @@ def tiny_tokenizer(template: str = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def save_tiny_model(folder: Path, seed: int = 0, template: str = CHAT_TEMPLATE) -> Path:
-    """Write the model and its tokenizer to `folder` in the transformers layout."""
+def save_tiny_model(folder: Path, seed: int = 0, template: str = CHAT_TEMPLATE, heads: int = 4) -> Path:
+    """Write the model and its tokenizer to `folder` in the transformers layout; two heads are of 32, four of 16."""
     torch.manual_seed(seed)
     tokenizer = tiny_tokenizer(template)
-    LlamaForCausalLM(tiny_config(tokenizer)).save_pretrained(folder)
+    LlamaForCausalLM(tiny_config(tokenizer, heads)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
-def tiny_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+def tiny_config(tokenizer: PreTrainedTokenizerFast, heads: int = 4) -> LlamaConfig:
     return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 2,
         max_position_embeddings=512,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,

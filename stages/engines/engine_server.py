@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import secrets
 import shutil
 import signal
 import socket
@@ -17,9 +19,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from stages.core.errors import UserError
+from stages.core.files import read_json
 from stages.core.machine import machine_settings
 from stages.core.run_notes import track
 from stages.engines import llama_server
@@ -28,7 +31,8 @@ from stages.params.task import Task
 
 _SECONDS_TO_START, _SECONDS_TO_STOP, _SECONDS_TO_ANSWER = 600.0, 20.0, 600.0
 _LOOPBACK = "127.0.0.1"
-CHAT = "/v1/chat/completions"
+_VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank takes
+CHAT, LORA_GGUF = "/v1/chat/completions", "adapter_model.gguf"
 
 Messages = list[dict[str, str]]
 
@@ -43,6 +47,7 @@ class Server:
         engine: transformers, llama.cpp or vllm.
         api_key: what a request must bring, None where it need not.
         slots: how many requests it works on at once.
+        adapters: names of the LoRA adapters on its model; a request gives one as `model`, see `addressed`.
         process: the server's process, None when it runs elsewhere.
         seconds_to_start: until it answered; 0.0 when it runs elsewhere.
     """
@@ -54,6 +59,7 @@ class Server:
     slots: int = 1
     process: "subprocess.Popen[bytes] | None" = None
     seconds_to_start: float = 0.0
+    adapters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,21 +79,43 @@ class EngineError(UserError):
         self.status = status
 
 
+class _Start(NamedTuple):
+    """What an engine is started with."""
+
+    model: Path
+    name: str
+    port: int
+    slots: int
+    context: int
+    adapters: Mapping[str, Path]
+    api_key: str
+
+
 @contextmanager
-def serving(model: Path, engine: str, *, name: str = "", slots: int = 1, context: int = 2048) -> Iterator[Server]:
+def serving(
+    model: Path,
+    engine: str,
+    *,
+    name: str = "",
+    slots: int = 1,
+    context: int = 2048,
+    adapters: Mapping[str, Path] | None = None,
+) -> Iterator[Server]:
     """The engine's own server on `model`, a folder or a GGUF file, until the block ends; on a free port of loopback.
 
     It holds `slots` requests at once of `context` tokens each. On a CPU several slots answer no faster than one, and
     what is answered beside others is rounded otherwise: with one slot, the same requests in the same order get the same
-    answers.
+    answers. `adapters` are folders of LoRA adapters by the names that they are asked by: vLLM reads PEFT's files,
+    llama.cpp the adapter_model.gguf beside them. llama.cpp and vLLM answer only to a key, which is drawn here.
 
     Raises:
         UserError: when the engine is not installed, cannot serve that, or does not come up: with its last words.
     """
-    name, at = name or model.stem, time.perf_counter()
+    name, at, adapters = name or model.stem, time.perf_counter(), adapters or {}
     with socket.create_server((_LOOPBACK, 0)) as free:
         port = int(free.getsockname()[1])
-    command, environment = _COMMANDS[engine](model, name, port, slots, context)
+    key = "" if engine == "transformers" else secrets.token_urlsafe()
+    command, environment = _COMMANDS[engine](_Start(model, name, port, slots, context, adapters, key))
     with tempfile.TemporaryFile() as log:
         # A session of its own: whatever processes the engine starts end with it.
         process = subprocess.Popen(
@@ -101,55 +129,70 @@ def serving(model: Path, engine: str, *, name: str = "", slots: int = 1, context
         try:
             url = f"http://{_LOOPBACK}:{port}"
             _wait_until_up(url, engine, process, log)
-            yield Server(f"{url}/v1", name, engine, None, slots, process, time.perf_counter() - at)
+            taken = time.perf_counter() - at
+            yield Server(f"{url}/v1", name, engine, key or None, slots, process, taken, tuple(adapters))
         finally:
             _stop(process)
 
 
-def _llama_cpp(model: Path, name: str, port: int, slots: int, context: int) -> tuple[list[str], dict[str, str]]:
+def _llama_cpp(start: _Start) -> tuple[list[str], dict[str, str]]:
+    model, threads = start.model, machine_settings().engine_threads
     files = [model] if model.is_file() else sorted(model.glob("*.gguf"))
     if len(files) != 1:
         raise UserError(f"llama.cpp serves one GGUF file, and {model} has {len(files)}; take another engine")
-    threads = machine_settings().engine_threads
+    loras = [folder / LORA_GGUF for folder in start.adapters.values()]
+    if absent := [str(file) for file in loras if not file.is_file()]:
+        raise UserError(f"llama.cpp serves an adapter from a GGUF file, and there is no {absent[0]}; take vllm")
     settings = {
         "model": str(files[0]),
-        "name": name,
+        "name": start.name,
         "host": _LOOPBACK,
-        "port": port,
-        "slots": slots,
-        "context": context,
+        "port": start.port,
+        "slots": start.slots,
+        "context": start.context,
         "threads": len(os.sched_getaffinity(0)) if threads == "auto" else threads,
+        "adapters": [str(file) for file in loras],
     }
     # Threads that spin while they wait make each other wait, as soon as another program wants the cores as well.
-    passive = {"OMP_WAIT_POLICY": "passive"}
-    return [sys.executable, "-m", llama_server.__name__, json.dumps(settings)], passive
+    environment = {"OMP_WAIT_POLICY": "passive", llama_server.KEY_VARIABLE: start.api_key}
+    return [sys.executable, "-m", llama_server.__name__, json.dumps(settings)], environment
 
 
-def _vllm(model: Path, name: str, port: int, slots: int, context: int) -> tuple[list[str], dict[str, str]]:
+def _vllm(start: _Start) -> tuple[list[str], dict[str, str]]:
     python = machine_settings().vllm_python
     if not python or not shutil.which(python):
         raise UserError(
             "vLLM wants an environment of its own: set TUNETRAIL_VLLM_PYTHON (or vllm_python in machine.yaml) to the "
-            f"Python of that environment{f'; {python} is no program' if python else ''}; or set engine.url to a "
-            "server that runs elsewhere"
+            f"Python of that environment{f'; {python} is no program' if python else ''}; `make vllm` makes one for a "
+            "CPU, .venv-vllm/bin/python; or set engine.url to a server that runs elsewhere"
         )
     # fmt: off
     command = [
-        python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model),
-        "--served-model-name", name, "--host", _LOOPBACK, "--port", str(port),
-        "--max-model-len", str(context), "--max-num-seqs", str(slots),
+        python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(start.model),
+        "--served-model-name", start.name, "--host", _LOOPBACK, "--port", str(start.port),
+        "--max-model-len", str(start.context), "--max-num-seqs", str(start.slots),
         "--generation-config", "vllm",  # else a file of the model's decides how answers are sampled
     ]
     # fmt: on
+    if start.adapters:
+        ranks = [read_json(folder / "adapter_config.json")["r"] for folder in start.adapters.values()]
+        largest = next((rank for rank in _VLLM_RANKS if rank >= max(ranks)), max(ranks))
+        command += ["--enable-lora", "--max-loras", str(len(ranks)), "--max-lora-rank", str(largest)]
+        command += ["--lora-modules", *(f"{name}={folder}" for name, folder in start.adapters.items())]
     memory = os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1")
-    return command, {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": memory}
+    environment = {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": memory, "HF_HUB_OFFLINE": "1"}
+    # It compiles its model, which stages.core.errors switches off for what runs in this process.
+    return command, environment | {"VLLM_API_KEY": start.api_key, "TORCHDYNAMO_DISABLE": "0"}
 
 
-def _transformers(model: Path, name: str, port: int, slots: int, context: int) -> tuple[list[str], dict[str, str]]:
+def _transformers(start: _Start) -> tuple[list[str], dict[str, str]]:
+    if start.adapters:
+        raise UserError("`transformers serve` serves no adapters beside each other; take llama.cpp or vllm")
     program = shutil.which("transformers", path=str(Path(sys.executable).parent))
     if not program:
         raise UserError(f"there is no `transformers` command beside {sys.executable}")
-    return [program, "serve", str(model), "--host", _LOOPBACK, "--port", str(port)], {"HF_HUB_OFFLINE": "1"}
+    command = [program, "serve", str(start.model), "--host", _LOOPBACK, "--port", str(start.port)]
+    return command, {"HF_HUB_OFFLINE": "1"}
 
 
 _COMMANDS = {"transformers": _transformers, "llama.cpp": _llama_cpp, "vllm": _vllm}
@@ -174,8 +217,12 @@ def _wait_until_up(url: str, engine: str, process: "subprocess.Popen[bytes]", lo
         if process.poll() is not None or time.monotonic() > until:
             log.seek(0)
             said = log.read().decode("utf-8", "replace").strip().splitlines()
+            # vLLM says why in a line of a process of its own, long before it ends.
+            said = [line for line in said if re.search(r"\w(Error|Exception): \S", line)] or said
             how = "ended" if process.poll() is not None else f"did not answer within {_SECONDS_TO_START:.0f} seconds"
-            raise EngineError(f"the server of {engine} {how}; its last words:\n  " + "\n  ".join(said[-5:]))
+            raise EngineError(
+                f"the server of {engine} {how}; its last words:\n  " + "\n  ".join(dict.fromkeys(said[-5:]))
+            )
         time.sleep(0.1)
 
 
@@ -219,7 +266,7 @@ def request(
         UserError: when the engine cannot hold an answer to that.
     """
     body: dict[str, Any] = {
-        "model": server.model,
+        **addressed(server),
         "messages": messages,
         "max_tokens": generation.max_new_tokens,
         "temperature": 0.0,
@@ -236,6 +283,14 @@ def request(
     if server.engine == "vllm":
         body |= {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
     return body | (_enforced(server.engine, enforce) if enforce else {})
+
+
+def addressed(server: Server) -> dict[str, Any]:
+    """The fields of a request that say who answers: the server's model, or the adapter on it that has its name."""
+    if server.engine == "llama.cpp" and server.adapters:
+        scales = [{"id": number, "scale": float(name == server.model)} for number, name in enumerate(server.adapters)]
+        return {"model": server.model, "lora": scales}
+    return {"model": server.model}
 
 
 def held_to(enforce: str, task: Task, tag: str | None) -> dict[str, Any] | None:

@@ -4,8 +4,11 @@ It ends when standard input does, so that it never outlives who started it.
 """
 
 import json
+import os
 import sys
 from typing import Any
+
+KEY_VARIABLE = "LLAMA_API_KEY"  # llama.cpp's own name for it; arguments can be read by every user of the machine
 
 
 def parameters(settings: dict[str, Any]) -> Any:
@@ -22,7 +25,9 @@ def parameters(settings: dict[str, Any]) -> Any:
     # Nothing is cut, moved or warmed up unasked, and no slot sees what another one keeps.
     found.ctx_shift, found.cache_ram_mib, found.warmup, found.ui = False, 0, False, False
     found.use_jinja = True
-    found.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path, 1.0) for path in settings.get("adapters", ())]
+    found.api_keys = [key] if (key := os.environ.get(KEY_VARIABLE)) else []
+    # Each request says which adapter answers it; one that says nothing is answered by the model without any.
+    found.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path, 0.0) for path in settings.get("adapters", ())]
     return found
 
 

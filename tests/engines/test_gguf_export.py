@@ -1,14 +1,14 @@
 """A GGUF file says in llama.cpp what the model says in transformers, for every shape that is written."""
 
+import itertools
 import json
-import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gguf
 import pytest
 import torch
-import xllamacpp
 from peft import LoraConfig, get_peft_model
 from tiny_model import tiny_tokenizer
 from tokenizers import Tokenizer, decoders, models, normalizers
@@ -22,9 +22,8 @@ from transformers import (
 )
 
 from stages.core.errors import UserError
-from stages.engines.engine_server import CHAT, Server, ask, call, prompt_ids, request, serving
+from stages.engines.engine_server import CHAT, LORA_GGUF, EngineError, ask, call, prompt_ids, request, serving
 from stages.engines.gguf_export import write_gguf, write_gguf_lora
-from stages.engines.llama_server import parameters
 from stages.model.answers import answer
 from stages.model.chat import make_chat
 from stages.model.loading import load_model, load_tokenizer
@@ -159,44 +158,48 @@ def test_rows_that_do_not_divide_into_blocks_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shape", ["llama", "qwen2 with biases"])
-def test_a_lora_says_in_llama_cpp_what_it_says_in_transformers(shape: str, tmp_path: Path) -> None:
+def test_each_request_is_answered_by_the_lora_that_it_names_as_in_transformers(shape: str, tmp_path: Path) -> None:
     base = save(tmp_path / "base", shape)
-    model = get_peft_model(
-        load_model(base, dtype=torch.float32),
-        LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "k_proj", "o_proj", "down_proj"]),
-    )
-    for name, weight in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.1)
-    model.save_pretrained(tmp_path / "adapter")
     chat = make_chat(load_tokenizer(base), "Answer.")
     write_gguf(base, tmp_path / "base.gguf", "F16", chat.stop_id)
-    assert write_gguf_lora(base, tmp_path / "adapter", tmp_path / "lora.gguf")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    settings = {"name": "tiny", "host": "127.0.0.1", "port": port, "slots": 1, "context": 256, "threads": 1}
-    files = {"model": str(tmp_path / "base.gguf"), "adapters": [str(tmp_path / "lora.gguf")]}
-    running = xllamacpp.Server(parameters({**settings, **files}))
-    server = Server(f"http://127.0.0.1:{port}/v1", "tiny", "llama.cpp")
+    models, folders = {"base": load_model(base)}, {}
+    for seed, name in enumerate(("returns", "billing")):
+        torch.manual_seed(seed)
+        settings = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "k_proj", "o_proj", "down_proj"])
+        models[name] = get_peft_model(load_model(base, dtype=torch.float32), settings)
+        for parameter, weight in models[name].named_parameters():
+            if "lora_B" in parameter:
+                torch.nn.init.normal_(weight, std=0.1)
+        folders[name] = tmp_path / name
+        models[name].save_pretrained(folders[name])
+        assert write_gguf_lora(base, folders[name], folders[name] / LORA_GGUF)
     compared: list[str] = []
-    for prompt in PROMPTS:
-        record = make_record(prompt, "x", None, "s", "s:1")
-        body = {**request(server, chat.messages(record), FEW), "max_tokens": 1, "logprobs": True, "top_logprobs": 5}
-        said = call(server, CHAT, body)["choices"][0].get("logprobs")
-        if said is None:  # nothing but the stop token, of which llama.cpp tells none
-            continue
-        first = said["content"][0]["top_logprobs"]
-        compared.append(prompt)
-        theirs = torch.tensor([one["logprob"] for one in first])
-        ids = torch.tensor([chat.prompt_ids(record)])
-        with torch.inference_mode():
-            tuned, plain = (
-                one(input_ids=ids).logits[0, -1].log_softmax(-1)[[one["id"] for one in first]]
-                for one in (model.eval(), load_model(base))
-            )
-        assert (theirs - tuned).abs().max() < 0.05 < (theirs - plain).abs().max()
-    del running
-    assert compared
+    with serving(tmp_path / "base.gguf", "llama.cpp", name="base", context=256, adapters=folders) as server:
+        for prompt, name in itertools.product(PROMPTS, models):
+            record = make_record(prompt, "x", None, "s", "s:1")
+            asked = request(replace(server, model=name), chat.messages(record), FEW)
+            body = call(server, CHAT, {**asked, "max_tokens": 1, "logprobs": True, "top_logprobs": 5})
+            said = body["choices"][0].get("logprobs")
+            if said is None:  # nothing but the stop token, of which llama.cpp tells none
+                continue
+            first = said["content"][0]["top_logprobs"]
+            compared.append(name)
+            theirs = torch.tensor([one["logprob"] for one in first])
+            ids = torch.tensor([chat.prompt_ids(record)])
+            with torch.inference_mode():
+                off = {
+                    other: float((theirs - logits[0, -1].log_softmax(-1)[[one["id"] for one in first]]).abs().max())
+                    for other, logits in ((key, one.eval()(input_ids=ids).logits) for key, one in models.items())
+                }
+            assert off.pop(name) < 0.05 < min(off.values())
+        with pytest.raises(EngineError, match="HTTP 401"):  # another user of this machine has no key
+            call(replace(server, api_key=None), CHAT, {})
+    assert {*compared} == {*models}
+    with (
+        pytest.raises(UserError, match=LORA_GGUF),
+        serving(tmp_path / "base.gguf", "llama.cpp", adapters={"none": base}),
+    ):
+        pass
 
 
 def test_an_adapter_that_llama_cpp_does_not_know_is_not_written(tmp_path: Path) -> None:

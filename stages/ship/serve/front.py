@@ -16,7 +16,7 @@ from uuid import uuid4
 from aiohttp import ClientError, ClientSession, ClientTimeout, web
 
 from stages.core.errors import UserError
-from stages.engines.engine_server import CHAT, EngineError, Server, healthy
+from stages.engines.engine_server import CHAT, EngineError, Server, addressed, healthy
 from stages.ship.serve.served_version import Version
 
 _MAX_BYTES, _SECONDS = 16 << 20, 600.0
@@ -145,10 +145,12 @@ class Front:
     async def _pass_on(
         self, request: web.Request, target: Target, body: dict[str, Any], request_id: str
     ) -> tuple[web.StreamResponse, dict[str, Any]]:
-        told = target.defaults | body | {"model": target.server.model}
+        told = target.defaults | body | addressed(target.server)
         headers = {"X-Request-Id": request_id, "X-Release": target.version.id}
+        key = {"Authorization": f"Bearer {target.server.api_key}"} if target.server.api_key else {}
+        address = target.server.url.removesuffix("/v1") + CHAT
         try:
-            async with self._engines.post(target.server.url.removesuffix("/v1") + CHAT, json=told) as reply:
+            async with self._engines.post(address, json=told, headers=key) as reply:
                 headers["Content-Type"] = reply.headers.get("Content-Type", "application/json")
                 if not body.get("stream"):
                     said, row = await reply.read(), {"status": reply.status}
