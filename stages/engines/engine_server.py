@@ -29,7 +29,7 @@ from stages.engines import llama_server
 from stages.params.model import Generation
 from stages.params.task import Task
 
-_SECONDS_TO_START, _SECONDS_TO_STOP, _SECONDS_TO_ANSWER = 600.0, 20.0, 600.0
+_SECONDS_TO_START, _SECONDS_TO_STOP, _SECONDS_TO_ANSWER = 1200.0, 20.0, 600.0
 _LOOPBACK = "127.0.0.1"
 _VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank takes
 CHAT, LORA_GGUF = "/v1/chat/completions", "adapter_model.gguf"
