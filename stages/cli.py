@@ -133,7 +133,10 @@ def parser() -> argparse.ArgumentParser:
     merge_lock.add_argument("revisions", metavar="REV", nargs="*", help="default: those that git is merging")
     lock_check = command("lock-check", "check that dvc.lock belongs to this code, data and parameters", _lock_check)
     lock_check.add_argument("--deep", action="store_true", help="hash the working tree and DVC's cache, too")
-    command("doctor", "find damaged objects of DVC's cache and remote, and heal them", _doctor)
+    doctor = command(
+        "doctor", "check machine and project, and heal damaged objects; exit with 1 for a problem", _doctor
+    )
+    doctor.add_argument("--json", action="store_true", help="print one JSON list")
     check = command("check", "show what cleaning would do with a file; exit with 2 when it is unfit", _check, data)
     check.add_argument("path", metavar="FILE", type=_path, help="a file, a data set saved on disk, or a folder of them")
     check.add_argument("--strict", action="store_true", help="one rejected row makes it unfit")
@@ -373,9 +376,19 @@ def _merge_lock(options: Options, root: Path, start: Path) -> None:
 
 
 def _doctor(options: Options, root: Path, start: Path) -> None:
-    from stages.ship.release.objects import doctor
+    from dataclasses import asdict
 
-    print(doctor(root))
+    from stages.doctor import PROBLEM, doctor
+
+    checks = []
+    for check in doctor(root):
+        checks.append(check)
+        if not options.json:
+            print(check, flush=True)
+    if options.json:
+        print(json.dumps([asdict(check) for check in checks], indent=2))
+    if problems := [check.name for check in checks if check.state == PROBLEM]:
+        raise Refusal(f"doctor found a problem with {', '.join(problems)}")
 
 
 def _check(options: Options, root: Path, start: Path) -> None:

@@ -46,7 +46,14 @@ def dvc_repo(root: Path, fault: str) -> Iterator[Any]:
         with Repo(str(root)) as repo:
             yield repo
     except Exception as error:  # DVC's own, and those of the YAML, the file systems and the remotes that it reads
-        raise UserError(f"{fault}: {' '.join(str(error).split())}") from error
+        raise UserError(f"{fault}: {in_words(error)}") from error
+
+
+def in_words(error: Exception) -> str:
+    """What an error says, in one line and without the secret of a URL that it may quote."""
+    from stages.text.personal_data import masker
+
+    return masker(("secret",), "", "")(" ".join(str(error).split()) or type(error).__name__)
 
 
 @dataclass(frozen=True)

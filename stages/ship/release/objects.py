@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from stages.core.dvc_lock import Entry, Lock, Stage, entry_hash, object_path, parse_lock
-from stages.core.errors import Refusal, names
+from stages.core.errors import names
 from stages.core.files import file_digest
 from stages.core.git import CommitTree, Repository, Tree, WorkingTree
 from stages.core.run_notes import track
@@ -159,6 +159,15 @@ def missing_in_remote(listings: Listings, kept: Kept) -> list[str]:
     return [path for path, md5 in kept.objects.items() if not whole(md5)]
 
 
+def writable_by_all(listings: Listings) -> list[str]:
+    """A sentence when everybody may write into a remote that is a folder here; of others only their settings tell."""
+    store = listings.remote_folder
+    modes = {path: path.lstat().st_mode for path in [store, *store.rglob("*")]} if store and store.is_dir() else {}
+    found = [str(path) for path, mode in modes.items() if mode & stat.S_IWOTH and not stat.S_ISLNK(mode)]
+    said = f"remote {listings.remote}: everybody on this machine may write {names(found)}, so anybody can change a"
+    return [f"{said} release; `chmod -R o-w {store}` ends that"] if found else []
+
+
 def lost_releases(repository: Repository, listings: Listings) -> Iterator[str]:
     """A sentence for each tag whose release DVC's cache and remote can no longer bring back."""
     for tag, commit, text in tagged_locks(repository):
@@ -170,11 +179,8 @@ def lost_releases(repository: Repository, listings: Listings) -> Iterator[str]:
         yield from (f"{tag}: {sentence}" for sentence in kept.broken())
 
 
-def doctor(root: Path) -> str:
-    """Heal what can be healed; return what was found and done.
-
-    Raises Refusal with the same text, when something stays damaged or lost.
-    """
+def heal(root: Path) -> tuple[list[str], list[str]]:
+    """Heal what can be healed; return what was found and done, and what stays damaged or lost."""
     listings, tree = Listings(root), WorkingTree(root)
     lock = read_lock(tree)
     damaged = _set_aside(root, listings.cache, "DVC's cache")
@@ -188,8 +194,7 @@ def doctor(root: Path) -> str:
     copies = {md5: partial(shutil.copyfile, places[md5]) for md5 in damaged if md5 in places}
     left = [md5 for md5 in damaged if md5 not in copies or not _bring(listings, md5, copies[md5])]
     left = _fetch(root, listings, left) if left and listings.remote else left
-    said += [f"  {len(damaged) - len(left)} healed"] if damaged else []
-    said += [f"  neither the working tree nor a remote has the right bytes of {names(left)}"] if left else []
+    said += [f"{len(damaged) - len(left)} healed"] if damaged else []
     for out, files in here.items():
         if entry_hash(files) not in (None, out.md5):
             for name in files:  # so that DVC looks at it again: it takes files of unchanged times for unchanged
@@ -197,11 +202,8 @@ def doctor(root: Path) -> str:
             said.append(f"{out.path} is not what dvc.lock says; `dvc checkout --force {out.path}` replaces it")
     listings = Listings(root)
     kept = examine(lock, tree, listings)
-    lost = [*kept.broken(), *lost_releases(Repository(root), listings)]
-    text = "\n".join([*said, *kept.notes(), *lost, SAFE_GC])
-    if left or lost:
-        raise Refusal(f"not everything could be healed\n{text}")
-    return text
+    lost = [f"neither the working tree nor a remote has the right bytes of {names(left)}"] if left else []
+    return [*said, *kept.notes()], [*lost, *kept.broken(), *lost_releases(Repository(root), listings)]
 
 
 def _set_aside(root: Path, store: Path, what: str) -> list[str]:

@@ -13,12 +13,13 @@ from stages.scoring.metrics import FAIL, MARGINAL, PASS
 from stages.ship.release.dvc_files import Listings, read_lock
 from stages.ship.release.finding import record_fault
 from stages.ship.release.lock_check import hash_all, lock_check
-from stages.ship.release.objects import missing_in_remote
+from stages.ship.release.objects import missing_in_remote, writable_by_all
 from stages.ship.release.registry import Registry, artifact_name, parse_stage, parse_version, write_tag
 from stages.ship.release.trace import trace
 from stages.ship.release.verify import verify
 
 _NO_REMOTE = "No DVC remote is configured: this machine's cache alone can bring the files back."
+_WRITERS = "Who else may write to the DVC remote, only its own settings tell: docs/access.md."
 _PUSHED = {
     True: "DVC's cache and remote hold every object.",
     False: "Whether the DVC remote holds them was not checked.",
@@ -78,6 +79,7 @@ def release(
         f"Stage {stage} has it{before}." if stage else "",
         f"The gates are MARGINAL, accepted because: {marginal}" if record["verdict"] == MARGINAL else "",
         _PUSHED[remote["checked"]] if remote else _NO_REMOTE,
+        _WRITERS if remote and Listings(root).remote_folder is None else "",
         f"Publish:    git push --atomic origin HEAD {shlex.join([tag, *([assigned.name] if assigned else [])])}",
         f"Roll back:  git checkout {tag} && dvc checkout    (after `dvc pull` where the cache lacks it)",
     ]
@@ -96,6 +98,7 @@ def _kept(root: Path, unpushed: str | None) -> tuple[list[str], dict[str, Any] |
         )
     if listings.remote is None:
         return reasons, None
+    reasons += writable_by_all(listings)
     if unpushed is not None:
         return reasons, {"name": listings.remote, "checked": False, "reason": unpushed}
     if missing := missing_in_remote(listings, kept):
