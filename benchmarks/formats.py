@@ -9,6 +9,7 @@ task, to the labels. The table goes to benchmarks/results/formats_NAME.md.
 """
 
 import argparse
+import importlib
 import os
 import platform
 from collections.abc import Iterator, Sequence
@@ -48,6 +49,8 @@ def main() -> None:
     engines = ["transformers", "llama.cpp", "vllm"]
     given.add_argument("--engines", nargs="+", default=engines[:2], choices=engines)
     options = given.parse_args()
+    for library in ("transformers.generation", "peft", "bitsandbytes", "compressed_tensors"):
+        importlib.import_module(library)  # no part of what it takes to load the first format of each kind
     os.chdir(options.project)
     params = check_params(read_params())
     enforce = "labels" if params.task.kind == "classification" else "schema"
