@@ -254,7 +254,8 @@ def strangers(root: Path) -> list[str]:
             if place[0] in LAYERS:
                 bad = there[0] not in LAYERS[: LAYERS.index(place[0]) + 1]
             else:
-                another_stage = len(there) > 1 and place[0] != "report" and there[1] != place[1]
+                of_a_stage = len(place) > 2 and place[0] != "report"
+                another_stage = of_a_stage and len(there) > 1 and there[1] != place[1]
                 bad = there[0] in CHAPTERS and (there[0] != place[0] or another_stage)
             if bad:
                 found.append(f"{'/'.join(place)} imports {module}")
