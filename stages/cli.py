@@ -131,6 +131,10 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("base", metavar="BASE", help="a branch, tag or commit, such as origin/main")
     merge_lock = command("merge-lock", "after a git merge, take of each branch's dvc.lock what holds", _merge_lock)
     merge_lock.add_argument("revisions", metavar="REV", nargs="*", help="default: those that git is merging")
+    sweep = command(
+        "sweep", "search parameters of training by their loss on validation rows; run again to go on", _sweep
+    )
+    sweep.add_argument("path", metavar="sweep.yaml", type=_path, help="docs/experiments.md")
     lock_check = command("lock-check", "check that dvc.lock belongs to this code, data and parameters", _lock_check)
     lock_check.add_argument("--deep", action="store_true", help="hash the working tree and DVC's cache, too")
     doctor = command(
@@ -373,6 +377,12 @@ def _merge_lock(options: Options, root: Path, start: Path) -> None:
     from stages.team.lock_merge import merge_lock
 
     print(merge_lock(root, options.revisions))
+
+
+def _sweep(options: Options, root: Path, start: Path) -> None:
+    from stages.team.sweep import sweep
+
+    print(sweep(root, options.path.relative_to(root) if options.path.is_relative_to(root) else options.path))
 
 
 def _doctor(options: Options, root: Path, start: Path) -> None:
