@@ -86,6 +86,13 @@ def parser() -> argparse.ArgumentParser:
     publish.add_argument("--public", action="store_true", help="let everybody read a repository that this makes")
     serve = command("serve", "answer requests with a release, through its engine", _serve)
     serve.add_argument("name", metavar="VERSION|PATH", nargs="?", help=f"default: {paths.RELEASE}; or: current")
+    serve.add_argument(
+        "--adapter",
+        metavar="NAME=VERSION|PATH",
+        action="append",
+        default=[],
+        help=f"serve this release's adapter on {paths.BASE}, beside others, as the model NAME; again for each",
+    )
     serve.add_argument("--host", default="127.0.0.1", help="another than this machine's own needs an API key")
     serve.add_argument("--port", type=int, default=0, help="default: a free one")
     serve.add_argument(
@@ -271,12 +278,12 @@ def _publish(options: Options, root: Path, start: Path) -> None:
     print(publish(found.folder, adapter, found.id, options.target, options.format, options.public))
 
 
-def _version(options: Options, root: Path, start: Path, name: str | None) -> Any:
+def _version(options: Options, root: Path, start: Path, name: str | None, adapter: bool = False) -> Any:
     from stages.ship.release.released_files import find_release
     from stages.ship.serve.served_version import version_of
 
     place, key, name = start if name else root, options.key, name or str(paths.RELEASE)
-    return version_of(*find_release(root, place, key, options.unreleased, name), options.engine)
+    return version_of(*find_release(root, place, key, options.unreleased, name), options.engine, adapter)
 
 
 def _api_key(options: Options) -> str | None:
@@ -287,8 +294,12 @@ def _api_key(options: Options) -> str | None:
 
 
 def _serve(options: Options, root: Path, start: Path) -> None:
-    from stages.ship.serve.serving_loop import CURRENT, Address, serve, start_engine
+    from stages.ship.serve.serving_loop import CURRENT, Address, serve, start_adapters, start_engine
 
+    given = dict(text.partition("=")[::2] for text in options.adapter)
+    if given and (options.name or options.canary or not all(given.values()) or len(given) < len(options.adapter)):
+        raise UserError("--adapter is NAME=VERSION or NAME=PATH, each name once, without a version or --canary beside")
+    versions = {name: _version(options, root, start, place, True) for name, place in given.items()}
     link = root / paths.RELEASES / CURRENT if options.name == CURRENT else None
     if link and not link.is_symlink():
         raise UserError("nothing is current yet; `tunetrail switch VERSION` says what is")
@@ -298,6 +309,7 @@ def _serve(options: Options, root: Path, start: Path) -> None:
         Address(options.host, options.port, _api_key(options), options.log or root / paths.REQUESTS),
         options.canary,
         link,
+        start_adapters(versions, root / paths.BASE, options.context) if versions else None,
     )
 
 

@@ -35,6 +35,7 @@ class Target:
 class Front:
     """Gives each request to `target` or, for a share of the requests by a hash of their ids, to a canary.
 
+    Where there are `adapters`, a request's model names one of them, and each is a version of its own.
     `note` says why the last switch did not come about; /health shows it. The log has a line for each request: its id,
     the release that answered it, and how it went, but nothing of what was said.
     """
@@ -42,13 +43,14 @@ class Front:
     def __init__(self, target: Target, api_key: str | None = None, log: Path | None = None) -> None:
         self.target, self.note, self._api_key = target, "", api_key
         self.canary: tuple[Target, float] | None = None
+        self.adapters: dict[str, Target] = {}
         if log:
             log.parent.mkdir(parents=True, exist_ok=True)
         self._log = log.open("a", encoding="utf-8", buffering=1) if log else None
 
     @property
     def targets(self) -> list[Target]:
-        return [self.target, *([self.canary[0]] if self.canary else [])]
+        return [*self.adapters.values()] or [self.target, *([self.canary[0]] if self.canary else [])]
 
     @contextmanager
     def answering(self, host: str = _LOOPBACK[0], port: int = 0) -> Iterator[str]:
@@ -116,7 +118,8 @@ class Front:
         return web.json_response(said | {"engine": target.version.engine}, status=200 if up else 503)
 
     async def _models(self, request: web.Request) -> web.Response:
-        return web.json_response({"object": "list", "data": [{"id": self.target.version.id, "object": "model"}]})
+        names = [*self.adapters] or [self.target.version.id]
+        return web.json_response({"object": "list", "data": [{"id": name, "object": "model"} for name in names]})
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         try:
@@ -127,11 +130,14 @@ class Front:
         messages = body.get("messages")
         if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
             return _refusal(400, "a request is a JSON object with messages, a list of objects; as application/json")
+        named = self.adapters.get(str(body.get("model")))
+        if self.adapters and not named:
+            return _refusal(404, f"a request's model is one of {', '.join(self.adapters)}")
         given = request.headers.get("X-Request-Id", "")
         request_id = given if re.fullmatch(r"[\w.-]{1,100}", given, re.ASCII) else uuid4().hex
         drawn = int.from_bytes(hashlib.sha256(request_id.encode()).digest()[:8]) / 2**64
         canary = self.canary is not None and drawn < self.canary[1]
-        target = self.canary[0] if self.canary and canary else self.target
+        target = named or (self.canary[0] if self.canary and canary else self.target)
         target.busy += 1  # no other task runs between the choice and this
         start, row = time.perf_counter(), dict[str, Any]()
         try:

@@ -6,15 +6,18 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from stages.core import paths
 from stages.core.errors import Refusal, UserError
+from stages.core.files import atomic, read_json, tree_digest
 from stages.engines.engine_server import Server, serving
 from stages.ship.serve.front import Front, Target
-from stages.ship.serve.served_version import Version
+from stages.ship.serve.served_version import LORA, Version
 from stages.ship.serve.smoke import get, smoke, table
 
 CURRENT = "current"
@@ -36,12 +39,59 @@ def start_engine(version: Version, context: int = 2048) -> Target:
         name = str(form) if version.engine == "transformers" else version.id
         server = stack.enter_context(serving(form, version.engine, name=name, context=context))
         target = Target(version, server)
-        with Front(target).answering() as url:
-            checks = smoke(Server(f"{url}/v1", version.id, version.engine), version, version.golden(_GOLDEN))
-        if not all(check.passed for check in checks):
-            raise Refusal(f"{version.id} fails its smoke test:\n{table(checks)}")
+        _try(Front(target))
         target.close = stack.pop_all().close
         return target
+
+
+def start_adapters(versions: Mapping[str, Version], base: Path, context: int = 2048) -> dict[str, Target]:
+    """Start one engine on the base model with the adapter of each version, and smoke-test each by its name.
+
+    Raises:
+        UserError: when there is no base model, or the engine does not come up.
+        Refusal: when an adapter is of another base, or fails its smoke test.
+    """
+    if not base.is_dir():
+        raise UserError(f"--adapter serves adapters on {base}, which is not there; `dvc checkout` or `dvc repro base`")
+    digest, first = tree_digest(base), next(iter(versions.values()))
+    for name, version in versions.items():
+        wanted = read_json(version.folder / LORA / "base_model.json")
+        if wanted["tree_sha256"] != digest:
+            raise Refusal(f"--adapter {name} was trained on {wanted['source']}, and {base} is another model")
+    model = base
+    if first.engine == "llama.cpp":
+        model = base.parents[1] / paths.RELEASES / f"base-{digest[:16]}.gguf"
+        if not model.exists():
+            _write_base(base, model, first)
+    with ExitStack() as stack:
+        folders = {name: version.folder / LORA for name, version in versions.items()}
+        server = stack.enter_context(serving(model, first.engine, name="base", context=context, adapters=folders))
+        targets = {name: Target(version, replace(server, model=name)) for name, version in versions.items()}
+        front = Front(targets[next(iter(targets))])
+        front.adapters = targets
+        _try(front)
+        front.target.close = stack.pop_all().close
+        return targets
+
+
+def _write_base(base: Path, file: Path, version: Version) -> None:
+    from stages.engines.gguf_export import write_gguf
+    from stages.model.chat import task_chat
+    from stages.model.loading import load_tokenizer
+
+    with atomic(file) as partial:
+        write_gguf(base, partial, "F16", task_chat(load_tokenizer(base), version.task).stop_id)
+
+
+def _try(front: Front) -> None:
+    """Raises Refusal when one of the front's versions fails its smoke test."""
+    with front.answering() as url:
+        for target in front.targets:
+            version = target.version
+            name = target.server.model if front.adapters else version.id
+            checks = smoke(Server(f"{url}/v1", name, version.engine), version, version.golden(_GOLDEN))
+            if not all(check.passed for check in checks):
+                raise Refusal(f"{version.id} fails its smoke test:\n{table(checks)}")
 
 
 class Address(NamedTuple):
@@ -53,17 +103,26 @@ class Address(NamedTuple):
     log: Path
 
 
-def serve(start: Start, name: str, address: Address, canary: str | None, link: Path | None) -> None:
+def serve(
+    start: Start,
+    name: str,
+    address: Address,
+    canary: str | None,
+    link: Path | None,
+    adapters: dict[str, Target] | None = None,
+) -> None:
     """Answer until Ctrl-C or SIGTERM with the version of this name; where `link` is given, with whatever it names.
 
-    `canary` is VERSION=SHARE%, a version beside it and its share of the requests.
+    `canary` is VERSION=SHARE%, a version beside it and its share of the requests. `adapters` are served in place of the
+    version, each by its name.
 
     Raises:
         UserError: when an engine does not come up, or ends; for an address or a canary that cannot be had.
         Refusal: when a version is not to be served.
     """
     beside, percent = _canary(canary) if canary else ("", 0.0)
-    front = Front(start(name), address.api_key, address.log)
+    front = Front(next(iter(adapters.values())) if adapters else start(name), address.api_key, address.log)
+    front.adapters = adapters or {}
     try:
         if beside:
             front.canary = start(beside), percent / 100
@@ -72,7 +131,8 @@ def serve(start: Start, name: str, address: Address, canary: str | None, link: P
             signal.signal(number, lambda *_: stopped.set())
         with front.answering(address.host, address.port) as url:
             for target in front.targets:
-                print(f"{target.version.id} by {target.version.engine} at {url}/v1", flush=True)
+                called = f", as {target.server.model}" if adapters else ""
+                print(f"{target.version.id} by {target.version.engine} at {url}/v1{called}", flush=True)
             follow(front, start, link, stopped)
     finally:
         for target in front.targets:

@@ -44,7 +44,7 @@ def smoke(server: Server, version: Version, golden: Sequence[tuple[Messages, str
     named = models(server)
     checks = [
         Check("health", True, base),
-        Check("model", version.id in named, f"/v1/models has {', '.join(named) or 'none'}; wanted {version.id}"),
+        Check("model", server.model in named, f"/v1/models has {', '.join(named) or 'none'}; wanted {server.model}"),
         Check("golden prompts", not wrong, "; ".join([f"{len(golden) - len(wrong)} of {len(golden)} equal", *wrong])),
         Check(
             "concurrent", not failed, f"{_AT_ONCE - len(failed)} of {_AT_ONCE} answered {failed[0] if failed else ''}"
