@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -114,7 +115,8 @@ def test_the_router_sends_a_request_to_the_specialist_of_its_keywords(
         reply = client.post(CHAT, json={"model": model, "messages": [{"role": "user", "content": words}]})
         assert (reply.status_code, reply.json()["model"], reply.headers["X-Release"]) == (200, release, release)
     assert client.post(CHAT, json={"model": "nobody", "messages": HELLO}).status_code == 404
-    for wrong in ([], {}, {"messages": []}, {"messages": 7}):
+    mistakes: tuple[Any, ...] = ([], {}, {"messages": []}, {"messages": 7})
+    for wrong in mistakes:
         assert client.post(CHAT, json=wrong).status_code == 400
     monkeypatch.setenv("SPECIALISTS", "http://127.0.0.1:9")
     assert client.post(CHAT, json={"messages": HELLO}).status_code == 502
