@@ -7,7 +7,7 @@ before the other files are merged.
 """
 
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from graphlib import CycleError, TopologicalSorter
@@ -17,7 +17,6 @@ from typing import Any
 from stages.core import paths
 from stages.core.dependencies import filled_in
 from stages.core.dvc_lock import (
-    Entry,
     Lock,
     Stage,
     cache_folder,
@@ -67,16 +66,12 @@ def merge_lock(root: Path, revisions: Sequence[str] = ()) -> str:
         UserError: when nothing is being merged and no revision is given, or one cannot be read.
     """
     repository = Repository(root)
-    conflicts = [
-        path
-        for path in repository.git("diff", "--name-only", "--diff-filter=U", "--relative", "-z").split("\0")
-        if path
-    ]
+    conflicts = repository.git("diff", "--name-only", "--diff-filter=U", "--relative").splitlines()
     if defining := [name for name in conflicts if name in (paths.PIPELINE.as_posix(), paths.PARAMS.as_posix())]:
         raise Refusal(f"{names(defining)} is in conflict, and says what the stages are; resolve it and run again")
     merge = Merge(WorkingTree(root), _definitions(), _sources(repository, revisions))
     in_git = [path for one in merge.definitions.values() for path in one.in_git]
-    kept = [path for path in conflicts if any(Entry(out, None, None, None).holds(path) for out in in_git)]
+    kept = [path for path in conflicts if any(_holds(out, path) for out in in_git)]
     if left := [path for path in conflicts if path != LOCK and path not in kept]:
         raise Refusal(f"{names(left)}: in conflict; what a stage reads decides whose run counts: resolve and run again")
     merge.choose()
@@ -89,20 +84,20 @@ class Merge:
 
     def __init__(self, tree: WorkingTree, definitions: dict[str, Definition], sources: dict[str, CommitTree]) -> None:
         self.tree, self.definitions = tree, definitions
-        self.runs = {name: list(_runs(name, sources)) for name in definitions}
+        locks = [(revision, one, _lock(one)) for revision, one in sources.items()]
+        self.runs = {
+            name: [Run(revision, one, lock.stages[name]) for revision, one, lock in locks if name in lock.stages]
+            for name in definitions
+        }
         self.trees, self.cache = list(sources.values()), cache_folder(tree.root)
         self.taken: dict[str, Run] = {}
         self.to_run: dict[str, list[str]] = {}  # stage to reasons
-        self.restored: dict[
-            str, CommitTree
-        ] = {}  # an output that git keeps, and the tree that has it as it was written
+        self.restored: dict[str, CommitTree] = {}  # output that git keeps to the revision that has it as it was written
 
     def choose(self) -> None:
         """Fill `taken`, `to_run` and `restored`."""
-        before = {
-            name: {maker for dep in one.deps for maker, _ in self._makers(dep)}
-            for name, one in self.definitions.items()
-        }
+        stages = self.definitions.items()
+        before = {name: {maker for dep in one.deps for maker, _ in self._makers(dep)} for name, one in stages}
         try:
             order = list(TopologicalSorter(before).static_order())
         except CycleError as error:
@@ -150,9 +145,8 @@ class Merge:
 
     def _makers(self, dep: str) -> list[tuple[str, str]]:
         """The stages that write `dep`, what is around it or below it, and that output."""
-        asked = Entry(dep, None, None, None)
         outs = [(name, out) for name, one in self.definitions.items() for out in (*one.outs, *one.in_git)]
-        return [(name, out) for name, out in outs if asked.holds(out) or Entry(out, None, None, None).holds(dep)]
+        return [(name, out) for name, out in outs if _holds(dep, out) or _holds(out, dep)]
 
     def _hash(self, dep: str) -> str | None:
         """The hash of a dependency in the merged tree; None where nothing at hand tells it."""
@@ -180,14 +174,17 @@ class Merge:
     def _holder(self, run: Run, path: str) -> CommitTree | None:
         """The revision whose `path` is what the run wrote, first its own."""
         wanted = next((out.md5 for out in run.stage.outs if out.path == path), None)
-        return next(
-            (tree for tree in (run.tree, *self.trees) if wanted and wanted == entry_hash(tree.md5s(path))), None
-        )
+        holders = (tree for tree in (run.tree, *self.trees) if entry_hash(tree.md5s(path)) == wanted)
+        return next(holders, None) if wanted else None
+
+
+def _holds(folder: str, path: str) -> bool:
+    return path == folder or path.startswith(f"{folder}/")
 
 
 def _part(listing: dict[str, str] | None, path: str) -> str | None:
     """The hash of a file or a folder inside a folder; None where nothing lists it."""
-    files = {name: md5 for name, md5 in (listing or {}).items() if Entry(path, None, None, None).holds(name)}
+    files = {name: md5 for name, md5 in (listing or {}).items() if _holds(path, name)}
     return entry_hash({name[len(path) + 1 :]: md5 for name, md5 in files.items()})
 
 
@@ -216,28 +213,17 @@ def _sources(repository: Repository, revisions: Sequence[str]) -> dict[str, Comm
     if not named:
         if (other := next((head for head in _HEADS if repository.resolve(head)), None)) is None:
             raise UserError(f"nothing is being merged; name the revisions whose runs {LOCK} may take, such as main")
-        base = repository.git("merge-base", "HEAD", other, check=False).split()[:1]
+        base = repository.git("merge-base", "HEAD", other, check=False)[:12].split()
         named = ["HEAD", other, *base]  # a merge can undo what both sides changed
     commits = {name: repository.resolve(name) for name in named}
     if unknown := [name for name, commit in commits.items() if commit is None]:
         raise UserError(f"git knows no revision {names(unknown)}")
-    return {name[:20]: CommitTree(repository, commit) for name, commit in commits.items() if commit}
-
-
-def _runs(stage: str, sources: dict[str, CommitTree]) -> Iterator[Run]:
-    for name, tree in sources.items():
-        if stage in (lock := _lock(tree)).stages:
-            yield Run(name, tree, lock.stages[stage])
-
-
-@lru_cache
-def _parsed(text: bytes) -> Lock:
-    return parse_lock(text)
+    return {name: CommitTree(repository, commit) for name, commit in commits.items() if commit}
 
 
 def _lock(tree: CommitTree) -> Lock:
     try:
-        return _parsed(tree.read(LOCK) or b"")
+        return parse_lock(tree.read(LOCK) or b"")
     except ValueError as error:
         raise UserError(f"{LOCK} in {tree.label} is unreadable: {error}") from None
 
@@ -255,7 +241,7 @@ def _write(repository: Repository, merge: Merge, conflicts: Sequence[str]) -> No
         remove(repository.root / path)
         repository.git("checkout", tree.commit, "--", path)
     for path in conflicts:
-        if not any(Entry(out, None, None, None).holds(path) for out in merge.restored):
+        if not any(_holds(out, path) for out in merge.restored):
             repository.git("checkout", "--ours", "--", path, check=False)
     stages = {name: merge.taken[name].stage.raw for name in merge.definitions if name in merge.taken}
     write_text(repository.root / LOCK, dumps_yaml({"schema": "2.0", "stages": stages}))
@@ -267,11 +253,7 @@ def _said(merge: Merge) -> str:
     for revision in dict.fromkeys(run.revision for run in merge.taken.values()):
         stages = [name for name in merge.definitions if name in merge.taken and merge.taken[name].revision == revision]
         lines.append(f"  as in {revision}: {', '.join(stages)}")
-    lines += [
-        f"  must run: {name} ({'; '.join(merge.to_run[name])})" for name in merge.definitions if name in merge.to_run
-    ]
-    lines.append(
-        "next: dvc checkout --force --allow-missing, or dvc pull for what only the other side's machine has; then"
-    )
+    lines += [f"  must run: {name} ({'; '.join(why)})" for name, why in merge.to_run.items()]
+    lines.append("next: dvc checkout --force --allow-missing (dvc pull for what another machine made); then")
     lines.append(f"tunetrail repro; git add {LOCK} {paths.METRICS}; git commit" if merge.to_run else "git commit")
     return "\n".join(lines)
