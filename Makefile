@@ -6,7 +6,7 @@ PINS := $(filter-out constraints/vllm.txt,$(wildcard constraints/*.txt))
 AXE := tests/node_modules/axe-core/package.json
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-.PHONY: setup repro test test-gpu test-sky test-vllm vllm drill check
+.PHONY: setup repro test test-gpu test-remotes test-sky test-vllm vllm drill check
 
 setup: $(READY)
 
@@ -31,6 +31,11 @@ SECONDS ?= 60
 SEED ?= 0
 drill: $(READY)
 	@python tests/drills/drill.py --seed $(SEED) --seconds $(SECONDS)
+
+# DVC remotes behind real servers, S3 included, whose packages take 80 MB.
+test-remotes: $(READY)
+	@pip install --quiet --disable-pip-version-check $(PINS:%=--constraint %) --editable '.[dev,s3,test-remotes]'
+	@python -m pytest tests/ship/release/test_remotes.py -rs
 
 # What only a CUDA card can show, in the Python that is there; the table goes to benchmarks/results/gpu_tests.md.
 test-gpu:

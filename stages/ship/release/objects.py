@@ -202,6 +202,8 @@ def heal(root: Path) -> tuple[list[str], list[str]]:
             said.append(f"{out.path} is not what dvc.lock says; `dvc checkout --force {out.path}` replaces it")
     listings = Listings(root)
     kept = examine(lock, tree, listings)
+    if listings.remote and not listings.remote_folder and (cut := _send_again(listings, kept)):
+        said.append(f"remote {listings.remote}: {cut} objects were cut, and are sent again")
     lost = [f"neither the working tree nor a remote has the right bytes of {names(left)}"] if left else []
     return [*said, *kept.notes()], [*lost, *kept.broken(), *lost_releases(Repository(root), listings)]
 
@@ -226,6 +228,19 @@ def _fetch(root: Path, listings: Listings, wanted: list[str]) -> list[str]:
         remote = repo.cloud.get_remote_odb(listings.remote)
         fetches = {md5: partial(remote.fs.get_file, remote.oid_to_path(md5)) for md5 in wanted}
         return [md5 for md5, fetch in fetches.items() if not _bring(listings, md5, fetch)]
+
+
+def _send_again(listings: Listings, kept: Kept) -> int:
+    """Replace what a killed server left cut, since `dvc push` takes an object of the right name for whole."""
+    with dvc_repo(listings.root, f"remote {listings.remote} does not answer") as repo:
+        remote = repo.cloud.get_remote_odb(listings.remote)
+        present = {md5: remote.oid_to_path(md5) for md5 in remote.oids_exist(set(kept.objects.values()))}
+        files = {path: listings.cached_file(md5) for md5, path in present.items()}
+        cut = [path for path, file in files.items() if file.is_file() and file.stat().st_size != remote.fs.size(path)]
+        for path in cut:
+            remote.fs.remove(path)
+            remote.fs.put_file(str(files[path]), path)
+    return len(cut)
 
 
 def _bring(listings: Listings, md5: str, copy: Callable[[str], object]) -> bool:

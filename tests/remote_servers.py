@@ -1,0 +1,210 @@
+"""Real servers on loopback for a DVC remote: SFTP over SSH (asyncssh), WebDAV (WsgiDAV) and S3 (moto).
+
+`python remote_servers.py KIND FOLDER FAULT COUNT` serves until it is killed. With the fault `dies writing` or
+`dies reading` it is killed by itself in the middle of the COUNT-th object; with `lies` every object that it gives has
+one bit flipped. What S3 holds is in memory.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from base64 import b64decode
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+USER, READER, PASSWORD = "ann", "reader", "right-password"
+BUCKET = "store"
+
+
+class Faults:
+    """What goes wrong, and when."""
+
+    def __init__(self, name: str, count: int) -> None:
+        self.name, self.left = name, count
+
+    def begins(self, fault: str) -> bool:
+        """Whether the transfer that begins is the one that fails."""
+        self.left -= fault == self.name
+        return fault == self.name and self.left == 0
+
+    def die(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def given(self, data: bytes) -> bytes:
+        return bytes([data[0] ^ 1]) + data[1:] if data and self.name == "lies" else data
+
+
+def serve_ssh(folder: Path, faults: Faults) -> None:  # noqa: C901 - short methods of two classes
+    import asyncio
+
+    import asyncssh
+
+    class Login(asyncssh.SSHServer):
+        def begin_auth(self, username: str) -> bool:
+            return True
+
+        def password_auth_supported(self) -> bool:
+            return True
+
+        def validate_password(self, username: str, password: str) -> bool:
+            return username in (USER, READER) and password == PASSWORD
+
+    class Files(asyncssh.SFTPServer):
+        def __init__(self, channel: Any) -> None:
+            super().__init__(channel, chroot=str(folder).encode())
+            self.reader = channel.get_extra_info("username") == READER
+
+        def _may_write(self) -> None:
+            if self.reader:
+                raise asyncssh.SFTPPermissionDenied("this account may read only")
+
+        def open(self, path: bytes, pflags: int, attrs: Any) -> object:
+            if pflags & asyncssh.FXF_WRITE:
+                self._may_write()
+            return super().open(path, pflags, attrs)
+
+        def mkdir(self, path: bytes, attrs: Any) -> Any:
+            self._may_write()
+            return super().mkdir(path, attrs)
+
+        def remove(self, path: bytes) -> Any:
+            self._may_write()
+            return super().remove(path)
+
+        def write(self, file_obj: Any, offset: int, data: bytes) -> Any:
+            if faults.begins("dies writing"):
+                super().write(file_obj, offset, data[: len(data) // 2])
+                file_obj.flush()
+                faults.die()
+            return super().write(file_obj, offset, data)
+
+        def read(self, file_obj: Any, offset: int, size: int) -> bytes:
+            if faults.begins("dies reading"):
+                faults.die()
+            data = super().read(file_obj, offset, size)
+            return faults.given(data) if offset == 0 else data  # type: ignore[arg-type]
+
+    async def serve() -> None:
+        key = asyncssh.generate_private_key("ssh-ed25519")
+        server = await asyncssh.listen(
+            "127.0.0.1", 0, server_factory=Login, server_host_keys=[key], sftp_factory=Files, allow_scp=False
+        )
+        print(server.get_port(), flush=True)
+        await server.wait_closed()
+
+    asyncio.run(serve())
+
+
+class _HalfBody:
+    """The body of a request whose server is killed after half of it."""
+
+    def __init__(self, stream: Any, length: int, faults: Faults) -> None:
+        self.stream, self.half, self.faults = stream, length // 2, faults
+
+    def read(self, size: int = -1) -> bytes:
+        if not self.half:
+            self.faults.die()
+        data: bytes = self.stream.read(self.half)
+        self.half = 0
+        return data
+
+
+def with_faults(app: Callable[..., Any], faults: Faults) -> Callable[..., Any]:
+    """A WSGI application before which transfers of objects fail, and the reader may not write."""
+
+    def call(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        method, is_object = environ["REQUEST_METHOD"], "/files/md5/" in environ["PATH_INFO"]
+        kind, _, login = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+        reader = kind == "Basic" and b64decode(login).decode().partition(":")[0] == READER
+        if reader and method not in ("GET", "HEAD", "OPTIONS", "PROPFIND"):
+            start_response("403 Forbidden", [("Content-Length", "0")])
+            return [b""]
+        if method == "PUT" and is_object and faults.begins("dies writing"):
+            environ["wsgi.input"] = _HalfBody(environ["wsgi.input"], int(environ["CONTENT_LENGTH"]), faults)
+        if method == "GET" and is_object and faults.begins("dies reading"):
+            faults.die()
+        answer = app(environ, start_response)
+        return [faults.given(b"".join(answer))] if method == "GET" and is_object and faults.name == "lies" else answer
+
+    return call
+
+
+def _serve_wsgi(app: Callable[..., Any], ready: Callable[[int], None]) -> None:
+    from cheroot.wsgi import Server
+
+    server = Server(("127.0.0.1", 0), app, numthreads=8)
+    server.prepare()
+    ready(server.bind_addr[1])
+    server.serve()
+
+
+def serve_webdav(folder: Path, faults: Faults) -> None:
+    from wsgidav.wsgidav_app import WsgiDAVApp
+
+    users = {name: {"password": PASSWORD} for name in (USER, READER)}
+    config = {
+        "provider_mapping": {"/": str(folder)},
+        "simple_dc": {"user_mapping": {"*": users}},
+        "http_authenticator": {"accept_basic": True, "accept_digest": False, "default_to_digest": False},
+        "logging": {"enable": False},
+        "verbose": 0,
+    }
+    _serve_wsgi(with_faults(WsgiDAVApp(config), faults), partial(print, flush=True))
+
+
+def serve_s3(folder: Path, faults: Faults) -> None:
+    """IAM is enforced once the users are there; the policies are those of docs/access.md."""
+    import json
+    import re
+    import threading
+
+    import boto3
+    import requests
+    from moto.server import DomainDispatcherApplication, create_backend_app
+
+    text = (Path(__file__).parents[1] / "docs/access.md").read_text(encoding="utf-8")
+    policy = re.search(r"```json\n(.*?)```", text, re.DOTALL)[1].replace("BUCKET", BUCKET)  # type: ignore[index]
+    policies = {USER: policy, READER: policy.replace('["s3:GetObject", "s3:PutObject"]', '["s3:GetObject"]')}
+
+    def ready(port: int) -> None:
+        def prepare() -> None:
+            url = f"http://127.0.0.1:{port}"
+            made = {"endpoint_url": url, "aws_access_key_id": "x", "aws_secret_access_key": "x"}
+            boto3.client("s3", region_name="us-east-1", **made).create_bucket(Bucket=BUCKET)
+            iam, keys = boto3.client("iam", region_name="us-east-1", **made), {}
+            for name, document in policies.items():
+                iam.create_user(UserName=name)
+                iam.put_user_policy(UserName=name, PolicyName="access", PolicyDocument=document)
+                key = iam.create_access_key(UserName=name)["AccessKey"]
+                keys[name] = [key["AccessKeyId"], key["SecretAccessKey"]]
+            (folder / "keys.json").write_text(json.dumps(keys))
+            requests.post(f"{url}/moto-api/reset-auth", data="0", timeout=30)
+            print(port, flush=True)
+
+        threading.Thread(target=prepare, daemon=True).start()
+
+    _serve_wsgi(with_faults(DomainDispatcherApplication(create_backend_app), faults), ready)
+
+
+SERVERS = {"ssh": serve_ssh, "webdav": serve_webdav, "s3": serve_s3}
+
+
+@contextmanager
+def server(kind: str, folder: Path, fault: str = "none", count: int = 0) -> Iterator[int]:
+    """The port of a server in a process of its own, which is killed at the end."""
+    command = [sys.executable, __file__, kind, str(folder), fault, str(count)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            assert process.stdout
+            yield int(process.stdout.readline())
+        finally:
+            process.kill()
+
+
+if __name__ == "__main__":
+    chosen, place, fault_name, at = sys.argv[1:]
+    SERVERS[chosen](Path(place), Faults(fault_name, int(at)))
