@@ -85,8 +85,8 @@ def serve_ssh(folder: Path, faults: Faults) -> None:  # noqa: C901 - short metho
         def read(self, file_obj: Any, offset: int, size: int) -> bytes:
             if faults.begins("dies reading"):
                 faults.die()
-            data = super().read(file_obj, offset, size)
-            return faults.given(data) if offset == 0 else data  # type: ignore[arg-type]
+            data = bytes(super().read(file_obj, offset, size))  # type: ignore[arg-type]
+            return faults.given(data) if offset == 0 else data
 
     async def serve() -> None:
         key = asyncssh.generate_private_key("ssh-ed25519")

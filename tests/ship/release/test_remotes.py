@@ -16,7 +16,8 @@ import pytest
 from dvc.cli import main as dvc_main
 from remote_servers import BUCKET, PASSWORD, READER, USER, server
 from scratch import Scratch
-from test_kept import MODEL, cached, flip
+from test_kept import cached, flip
+from trails import MODEL
 
 pytest_plugins = ["scratch_fixtures"]
 
@@ -145,7 +146,7 @@ def test_wrong_and_read_only_credentials(scratch: Scratch, store: Path, kind: st
             (["release", "1.0.0"], "remote store does not answer: "),
             (["doctor"], "cannot be used"),
         ):
-            answer = scratch.tunetrail(*command.split())
+            answer = scratch.tunetrail(*command)
             assert answer.code in (1, 2)
             assert fault in answer.out + answer.err
             assert "wrong-secret" not in answer.out + answer.err
