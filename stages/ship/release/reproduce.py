@@ -5,6 +5,8 @@ statement with a test result (https://in-toto.io/attestation/test-result/v0.1), 
 one who released.
 """
 
+import fcntl
+import glob
 import json
 import os
 import re
@@ -13,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -74,16 +76,36 @@ def reproduce(root: Path, name: str, key: Path | None = None) -> str:
 def _worktree(repository: Repository, commit: str) -> Iterator[Path]:
     """The commit in a worktree beside the repository, so that paths out of it (`path:../base`) lead where they did."""
     top = Path(repository.git("rev-parse", "--show-toplevel"))
+    prefix = f".{top.name}-rebuild-"
+    for left in top.parent.glob(f"{glob.escape(prefix)}*"):  # by a process that was killed, if none holds it any more
+        with suppress(OSError), _locked(left):
+            _remove_worktree(repository, left)
     try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{top.name}-rebuild-", dir=top.parent))
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=top.parent))
     except OSError as error:
         raise UserError(f"no worktree can be made in {top.parent}: {error.strerror}") from None
+    with _locked(folder):
+        try:
+            repository.git("worktree", "add", "--detach", str(folder), commit)
+            yield folder / repository.root.resolve().relative_to(top)
+        finally:
+            _remove_worktree(repository, folder)
+
+
+def _remove_worktree(repository: Repository, folder: Path) -> None:
+    repository.git("worktree", "remove", "--force", str(folder), check=False)
+    remove(folder)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder, until the process ends if need be. Raises OSError where another process does."""
+    lock = os.open(folder, os.O_RDONLY)
     try:
-        repository.git("worktree", "add", "--detach", str(folder), commit)
-        yield folder / repository.root.resolve().relative_to(top)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
     finally:
-        repository.git("worktree", "remove", "--force", str(folder), check=False)
-        remove(folder)
+        os.close(lock)
 
 
 def _bring_inputs(root: Path, folder: Path) -> None:

@@ -1,5 +1,6 @@
 """canary: is the new version, by what the front logged, worse than the one before, or shown not to be?"""
 
+import glob
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -57,8 +58,11 @@ def judge_canary(log: Path, margin: float, confidence: float) -> tuple[str, str]
 
 
 def _read(log: Path) -> Sequence[Row]:
+    """The lines of the log, after those of the full ones before it."""
+    full = sorted(log.parent.glob(f"{glob.escape(log.stem)}-[0-9]*T[0-9]*{log.suffix}"))
     try:
-        rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+        texts = [file.read_text(encoding="utf-8") for file in (*full, log)]
+        rows = [json.loads(line) for text in texts for line in text.splitlines()]
         return [row for row in rows if {"canary", "release", "status", "seconds"} <= row.keys()]
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{log} cannot be read as the log of `tunetrail serve`: {error}") from None

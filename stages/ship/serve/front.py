@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -20,6 +21,7 @@ from stages.engines.engine_server import CHAT, EngineError, Server, addressed, h
 from stages.ship.serve.served_version import Version
 
 _MAX_BYTES, _SECONDS = 16 << 20, 600.0
+_LOG_BYTES = 64 << 20
 _LOOPBACK = ("127.0.0.1", "localhost")
 _T = TypeVar("_T")
 
@@ -37,7 +39,8 @@ class Front:
 
     Where there are `adapters`, a request's model names one of them, and each is a version of its own.
     `note` says why the last switch did not come about; /health shows it. The log has a line for each request: its id,
-    the release that answered it, and how it went, but nothing of what was said.
+    the release that answered it, and how it went, but nothing of what was said. A full one keeps its lines in a file
+    beside it that has the time in its name.
     """
 
     def __init__(self, target: Target, api_key: str | None = None, log: Path | None = None) -> None:
@@ -175,6 +178,12 @@ class Front:
             return _refusal(502, "the engine does not answer"), {"status": 502}
 
     def _record(self, row: dict[str, Any]) -> None:
+        if self._log and self._log.tell() >= _LOG_BYTES:
+            path = Path(self._log.name)
+            with suppress(OSError):  # else the file goes on growing
+                path.rename(path.with_stem(f"{path.stem}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}"))
+                self._log.close()
+                self._log = path.open("a", encoding="utf-8", buffering=1)
         if self._log:
             self._log.write(json.dumps(row) + "\n")
 

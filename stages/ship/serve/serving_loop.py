@@ -22,6 +22,7 @@ from stages.ship.serve.smoke import get, smoke, table
 
 CURRENT = "current"
 _GOLDEN, _LOOK_EVERY = 5, 0.2
+_GONE = f"there is no link {CURRENT} any more"
 
 Start = Callable[[str], Target]
 
@@ -133,7 +134,7 @@ def serve(
             for target in front.targets:
                 called = f", as {target.server.model}" if adapters else ""
                 print(f"{target.version.id} by {target.version.engine} at {url}/v1{called}", flush=True)
-            follow(front, start, link, stopped)
+            follow(front, start, name, link, stopped)
     finally:
         for target in front.targets:
             target.close()
@@ -146,29 +147,40 @@ def _canary(text: str) -> tuple[str, float]:
     return found[1], float(found[2])
 
 
-def follow(front: Front, start: Start, link: Path | None, stopped: threading.Event) -> None:
+def follow(front: Front, start: Start, live: str, link: Path | None, stopped: threading.Event) -> None:
     """Bring what the link names to the front; a version that does not come up changes nothing, and the link goes back.
 
-    Raises UserError when an engine ends by itself.
+    `live` names what the front has; without the link it is served on. Raises UserError when an engine ends by itself.
     """
-    live = link.readlink().name if link else ""
     while not stopped.wait(_LOOK_EVERY):
         for target in front.targets:
             if target.server.process and target.server.process.poll() is not None:
                 raise UserError(f"the engine of {target.version.id} ended by itself")
-        wanted = link.readlink().name if link else live
-        if link is None or wanted == live:
+        if link is None:
+            continue
+        if (wanted := _named(link)) is None and not front.note.startswith(_GONE):
+            front.note = f"{_GONE}, {live} is served on; `tunetrail switch VERSION` says what is current"
+            print(front.note, file=sys.stderr, flush=True)
+        if wanted in (None, live):
             continue
         try:
             front.switch(start(wanted)).close()
         except UserError as error:
             front.note = f"{wanted} is not served, {live} still is: {error}"
             print(front.note, file=sys.stderr, flush=True)
-            if link.readlink().name == wanted:
+            if _named(link) == wanted:
                 point(link, live)
         else:
             live, front.note = wanted, ""
             print(f"{front.target.version.id} is served now", flush=True)
+
+
+def _named(link: Path) -> str | None:
+    """The version that the link names; None where there is no link."""
+    try:
+        return link.readlink().name
+    except OSError:
+        return None
 
 
 def point(link: Path, name: str) -> None:
@@ -192,7 +204,7 @@ def switch(version: Version, link: Path, url: str | None) -> str:
         return f"{CURRENT} is {name}; `tunetrail serve {CURRENT}` takes it"
     server = Server(f"{url.rstrip('/').removesuffix('/v1')}/v1", version.id, version.engine)
     while (said := get(server, "/health") or {}).get("release") != version.id:
-        if link.readlink().name != name:
+        if _named(link) != name:
             raise Refusal(said.get("note") or f"{name} did not come up; see what `tunetrail serve` printed")
         time.sleep(_LOOK_EVERY)
     return f"{url} serves {version.id}"

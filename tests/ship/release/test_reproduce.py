@@ -1,6 +1,8 @@
 """reproduce: a release made again in a worktree; what is equal, what differs, and what a stranger can check of it."""
 
+import fcntl
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -129,3 +131,16 @@ def test_only_a_release_is_made_again(scratch_template: Scratch, name: str) -> N
     answer = scratch_template.tunetrail("reproduce", name)
     assert answer.code == 2
     assert "is no release that `tunetrail release` tagged" in answer.err
+
+
+def test_what_a_killed_rebuild_left_is_removed_and_one_that_runs_is_not(scratch: Scratch, tmp_path: Path) -> None:
+    released(scratch)
+    left, held = tmp_path / ".repository-rebuild-killed", tmp_path / ".repository-rebuild-at-work"
+    scratch.git("worktree", "add", "--quiet", "--detach", str(left))
+    held.mkdir()
+    lock = os.open(held, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    assert scratch.tunetrail("reproduce", "1.0.0").code == 0
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [held.name, "repository"]
+    assert len(scratch.git("worktree", "list").splitlines()) == 1
+    os.close(lock)

@@ -52,6 +52,17 @@ def test_the_decision(old: dict[str, int], new: dict[str, int], decision: str, t
     assert said.splitlines()[-1] == decision
 
 
+def test_full_logs_before_it_count(tmp_path: Path) -> None:
+    file = log(tmp_path / "log.jsonl", {"n": 500}, {"n": 100, "broken": 9})
+    whole = judge_canary(file, 0.02, 0.95)
+    lines = file.read_text().splitlines(keepends=True)
+    (tmp_path / "log-20260101T000000000001.jsonl").write_text("".join(lines[:200]))
+    (tmp_path / "log-20260102T000000000001.jsonl").write_text("".join(lines[200:550]))
+    file.write_text("".join(lines[550:]))
+    (tmp_path / "log-book.jsonl").write_text("{")
+    assert judge_canary(file, 0.02, 0.95) == whole
+
+
 def test_what_was_not_logged_is_not_compared(tmp_path: Path) -> None:
     _, said = judge_canary(log(tmp_path / "log.jsonl", {"n": 50}, {"n": 50}, valid=None, stopped=None), 0.02, 0.95)
     assert [line.partition(" ")[0] for line in said.splitlines()[1:-1]] == ["failed", "over"]

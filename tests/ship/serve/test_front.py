@@ -138,6 +138,20 @@ def test_a_canary_gets_its_share_by_the_request_s_id_and_the_log_has_no_text(ver
     assert "secret" not in log.read_text()
 
 
+def test_a_full_log_is_kept_under_another_name(
+    version: Version, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "requests.jsonl"
+    monkeypatch.setattr("stages.ship.serve.front._LOG_BYTES", 700)
+    with stubbed(version) as (_, target), Front(target, log=log).answering() as url, ThreadPoolExecutor() as pool:
+        list(pool.map(lambda n: post(url, {"messages": HELLO}, X_Request_Id=f"id-{n}"), range(40)))
+    files = list(tmp_path.iterdir())
+    assert len(files) > 5
+    assert all(file.stat().st_size < 1000 for file in files)
+    rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    assert sorted(row["id"] for row in rows) == sorted(f"id-{n}" for n in range(40))
+
+
 @pytest.fixture
 def clients(version: Version) -> Iterator[tuple[Front, str, list[tuple[int, str]], threading.Event]]:
     """A front, asked without a pause by some clients until the event is set; the list has what each was told."""
@@ -160,6 +174,34 @@ def clients(version: Version) -> Iterator[tuple[Front, str, list[tuple[int, str]
     front.target.close()
 
 
+def test_without_its_link_a_version_is_served_on(version: Version, tmp_path: Path) -> None:
+    link, stopped = tmp_path / "current", threading.Event()
+    started: list[str] = []
+
+    def start(name: str) -> Target:
+        started.append(name)
+        link.unlink()  # and while a version starts that does not come up
+        raise UserError("no")
+
+    with stubbed(version) as (_, target):
+        front = Front(target)
+        with front.answering() as url, ThreadPoolExecutor(1) as pool:
+            following = pool.submit(follow, front, start, "v1", link, stopped)
+            while not front.note:
+                stopped.wait(0.01)
+            assert front.note.startswith("there is no link current any more, v1 is served on")
+            assert post(url, {"messages": HELLO})[1]["model"] == version.id
+            point(link, "v2")
+            while front.note.startswith("there is"):
+                stopped.wait(0.01)
+            assert front.note == "v2 is not served, v1 still is: no"
+            while not front.note.startswith("there is"):
+                stopped.wait(0.01)
+            stopped.set()
+            following.result()
+    assert started == ["v2"]
+
+
 def test_no_request_is_lost_through_20_switches_of_which_some_fail(
     clients: tuple[Front, str, list[tuple[int, str]], threading.Event], version: Version, tmp_path: Path
 ) -> None:
@@ -173,7 +215,7 @@ def test_no_request_is_lost_through_20_switches_of_which_some_fail(
         stubs[name] = Stub(name, seconds=0.01)
         return Target(dataclasses.replace(version, id=name), stubs[name].server_for(), stubs[name].close)
 
-    follower = threading.Thread(target=follow, args=(front, start, link, stopped))
+    follower = threading.Thread(target=follow, args=(front, start, "0", link, stopped))
     follower.start()
     for number in range(1, SWITCHES + 1):
         before, asked = front.target.version.id, len(told)

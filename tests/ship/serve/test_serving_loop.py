@@ -47,7 +47,7 @@ def test_a_real_engine_takes_over_and_one_that_fails_its_smoke_test_does_not(ver
             told.append((status, said["model"] if status == 200 else str(said)))
 
     with front.answering() as url, ThreadPoolExecutor(3) as pool:
-        pool.submit(follow, front, lambda name: start_engine(versions[name], 256), link, stopped)
+        pool.submit(follow, front, lambda name: start_engine(versions[name], 256), "v1", link, stopped)
         asking = [pool.submit(client, url) for _ in range(2)]
         old = front.target.server.process
         said = switch(versions["v2"], link, url)
