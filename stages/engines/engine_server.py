@@ -112,8 +112,7 @@ def serving(
         UserError: when the engine is not installed, cannot serve that, or does not come up: with its last words.
     """
     name, at, adapters = name or model.stem, time.perf_counter(), adapters or {}
-    with socket.create_server((_LOOPBACK, 0)) as free:
-        port = int(free.getsockname()[1])
+    port = reserved_port()
     key = "" if engine == "transformers" else secrets.token_urlsafe()
     command, environment = _COMMANDS[engine](_Start(model, name, port, slots, context, adapters, key))
     with tempfile.TemporaryFile() as log:
@@ -196,6 +195,19 @@ def _transformers(start: _Start) -> tuple[list[str], dict[str, str]]:
 
 
 _COMMANDS = {"transformers": _transformers, "llama.cpp": _llama_cpp, "vllm": _vllm}
+
+
+def reserved_port() -> int:
+    """A port that only a server which asks for it by number gets within the next minute, by SO_REUSEADDR as they do.
+
+    A connection that this side closed first leaves it in TIME_WAIT. A port that is merely free goes to whoever connects
+    or binds next, before an engine has loaded its model.
+    """
+    with socket.create_server((_LOOPBACK, 0), backlog=1, reuse_port=True) as server:
+        with socket.create_connection(server.getsockname()) as client:
+            server.accept()[0].close()
+            client.recv(1)
+        return int(server.getsockname()[1])
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:

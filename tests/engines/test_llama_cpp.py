@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import socketserver
 import subprocess
 import sys
@@ -13,7 +14,17 @@ import pytest
 from tiny_model import save_tiny_model
 
 from stages.core.errors import UserError
-from stages.engines.engine_server import EngineError, Server, ask, call, healthy, prompt_ids, request, serving
+from stages.engines.engine_server import (
+    EngineError,
+    Server,
+    ask,
+    call,
+    healthy,
+    prompt_ids,
+    request,
+    reserved_port,
+    serving,
+)
 from stages.engines.gguf_export import write_gguf
 from stages.model.answers import answer
 from stages.model.chat import Chat, make_chat
@@ -44,6 +55,14 @@ def server(model: Path, chat: Chat) -> Iterator[Server]:
     assert running.process is not None
     assert running.process.poll() is not None
     assert not healthy(running.url.removesuffix("/v1"))
+
+
+def test_a_reserved_port_goes_to_the_server_that_asks_for_it() -> None:
+    port = reserved_port()
+    with socket.socket() as other, pytest.raises(OSError, match="already in use"):
+        other.bind(("127.0.0.1", port))  # as whoever is given a free port, or connects from one
+    with socket.create_server(("127.0.0.1", port)) as server:
+        assert server.getsockname()[1] == port
 
 
 def test_it_says_what_transformers_says_to_the_same_tokens(server: Server, model: Path, chat: Chat) -> None:
