@@ -9,6 +9,7 @@ os.environ["OMP_WAIT_POLICY"] = "passive"  # as stages/ says, for tests that loa
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
+import stage_server
 from filelock import FileLock
 from hypothesis import settings
 from project import commit, make_project, run
@@ -20,13 +21,20 @@ settings.load_profile("tests")
 _LONGEST = ("test_docs.py", "tests/pipeline/", "tests/tune/train/", "test_sketched.py")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """The folder that the processes of pytest-xdist share."""
+    folder = tmp_path_factory.getbasetemp()
+    stage_server.session[:] = [folder if worker_id == "master" else folder.parent]
+    return stage_server.session[0]
+
+
 @pytest.fixture(scope="session")
-def pipeline(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+def pipeline(shared: Path) -> Path:
     """A project that ran `dvc repro` to the end and was committed. Tests must leave it as it is.
 
     The processes of pytest-xdist share one: the first that needs it makes it.
     """
-    shared = tmp_path_factory.getbasetemp() if worker_id == "master" else tmp_path_factory.getbasetemp().parent
     done = shared / "pipeline.done"
     with FileLock(shared / "pipeline.lock"):
         if not done.exists():
@@ -38,6 +46,11 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
             commit(repository, "Release A")
             done.write_text(str(repository))
     return Path(done.read_text())
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One process more than cores: a quarter of the time they wait, for servers, for each other, for the disk."""
+    return len(os.sched_getaffinity(0)) + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

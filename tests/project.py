@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dvc.utils.serialize import dumps_yaml
+from stage_server import programs
 from tiny_model import save_tiny_model
 
 from stages.core.files import tree_digest
@@ -81,7 +82,7 @@ def make_project(folder: Path) -> Path:
                 "alpha": 8,
                 "layers_to_transform": None,
                 "batch_size": 4,
-                "epochs": 2,
+                "epochs": 1,
                 "max_tokens": 400,
                 "evaluate_every": 4,
                 "sample_prompts": 1,
@@ -125,10 +126,14 @@ def set_params(repository: Path, changes: dict[str, Any]) -> None:
     file.write_text(dumps_yaml(params), encoding="utf-8")
 
 
-def run(repository: Path, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run a command in the repository with this environment's programs; show its output when it fails."""
+def run(repository: Path, *command: str, check: bool = True, served: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run a command in the repository with this environment's programs; show its output when it fails.
+
+    `dvc` and the stages are forked from a process that has their libraries loaded, unless `served` is False.
+    """
+    folders = [*([programs()] if served and command[0] != "git" else []), Path(sys.executable).parent]
     environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": os.pathsep.join([*map(str, folders), os.environ["PATH"]]),
         "PYTHONPATH": "",  # the repository's own stages, found from its folder, not those under test beside it
         "DVC_NO_ANALYTICS": "1",
         "GIT_CONFIG_GLOBAL": os.devnull,

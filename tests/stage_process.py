@@ -1,67 +1,34 @@
-"""Run one stage in a process of its own that is quick to start, and kill it at a chosen moment.
+"""Run one stage in a process of its own that is quick to start, and kill it at a chosen moment."""
 
-The processes are forked from a server that has the heavy libraries loaded already.
-"""
-
-import contextlib
-import multiprocessing
 import os
-import runpy
 import signal
+import subprocess
 import sys
-import traceback
 from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
 from stage_modules import module_of
-
-_HEAVY = [
-    "torch",
-    "transformers",
-    "datasets",
-    "peft",
-    "bitsandbytes",
-    "dvclive",
-    "scipy.stats",
-    "trl.trainer.sft_trainer",
-]
+from stage_server import programs
 
 
 def run_stage(repository: Path, stage: str, die: Callable[[], None] | None = None, name: str = "") -> tuple[int, str]:
-    """Run `python -m stages.STAGE` in the repository; `die` prepares the death of the process.
+    """Run `python -m stages.STAGE` in the repository; `die` is called in the process before, and prepares its death.
 
     `name` tells apart processes that run at the same time.
 
     Returns the exit code (negative: the signal that killed it) and what it printed.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_HEAVY)
-    output = repository / f".stage-output{name}"
-    process = context.Process(target=_run, args=(repository, stage, die, output))
-    process.start()
-    process.join()
-    text = output.read_text(encoding="utf-8")
-    output.unlink()
-    assert process.exitcode is not None
-    return process.exitcode, text
-
-
-def _run(repository: Path, stage: str, die: Callable[[], None] | None, output: Path) -> None:
-    os.chdir(repository)
-    sys.path.insert(0, str(repository))
-    with (
-        output.open("w", encoding="utf-8", buffering=1) as stream,
-        contextlib.redirect_stdout(stream),
-        contextlib.redirect_stderr(stream),
-    ):
-        try:
-            if die:
-                die()
-            runpy.run_module(module_of(stage), run_name="__main__", alter_sys=True)
-        except Exception:
-            traceback.print_exc()
-            raise SystemExit(70) from None
+    environment, file = {**os.environ, "PYTHONPATH": ""}, repository / f".prepared-by{name}"
+    if die:
+        file.write_bytes(ForkingPickler.dumps((sys.path, bytes(ForkingPickler.dumps(die)))))
+        environment["STAGE_PREPARED_BY"] = str(file)
+    words = [str(programs() / "python"), "-m", module_of(stage)]
+    streams: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+    done = subprocess.run(words, cwd=repository, env=environment, check=False, **streams)
+    file.unlink(missing_ok=True)
+    return done.returncode, done.stdout
 
 
 def die_writing(number: int) -> None:

@@ -20,7 +20,7 @@ SETTINGS: dict[str, Any] = {
     "learning_rate": 1e-3,
     "layers_to_transform": None,
     "batch_size": 4,
-    "epochs": 2,
+    "epochs": 1,
     "max_tokens": 400,
     "evaluate_every": 4,
     "sample_prompts": 1,
