@@ -198,10 +198,9 @@ _COMMANDS = {"transformers": _transformers, "llama.cpp": _llama_cpp, "vllm": _vl
 
 
 def reserved_port() -> int:
-    """A port that only a server which asks for it by number gets within the next minute, by SO_REUSEADDR as they do.
+    """A port that for a minute goes to a server alone that asks for it: closed from this side, it is in TIME_WAIT.
 
-    A connection that this side closed first leaves it in TIME_WAIT. A port that is merely free goes to whoever connects
-    or binds next, before an engine has loaded its model.
+    One that is merely free may be gone before an engine has loaded its model.
     """
     with socket.create_server((_LOOPBACK, 0), backlog=1, reuse_port=True) as server:
         with socket.create_connection(server.getsockname()) as client:

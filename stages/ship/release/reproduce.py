@@ -77,9 +77,14 @@ def _worktree(repository: Repository, commit: str) -> Iterator[Path]:
     """The commit in a worktree beside the repository, so that paths out of it (`path:../base`) lead where they did."""
     top = Path(repository.git("rev-parse", "--show-toplevel"))
     prefix = f".{top.name}-rebuild-"
+
+    def clear(folder: Path) -> None:
+        repository.git("worktree", "remove", "--force", str(folder), check=False)
+        remove(folder)
+
     for left in top.parent.glob(f"{glob.escape(prefix)}*"):  # by a process that was killed, if none holds it any more
         with suppress(OSError), _locked(left):
-            _remove_worktree(repository, left)
+            clear(left)
     try:
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=top.parent))
     except OSError as error:
@@ -89,12 +94,7 @@ def _worktree(repository: Repository, commit: str) -> Iterator[Path]:
             repository.git("worktree", "add", "--detach", str(folder), commit)
             yield folder / repository.root.resolve().relative_to(top)
         finally:
-            _remove_worktree(repository, folder)
-
-
-def _remove_worktree(repository: Repository, folder: Path) -> None:
-    repository.git("worktree", "remove", "--force", str(folder), check=False)
-    remove(folder)
+            clear(folder)
 
 
 @contextmanager

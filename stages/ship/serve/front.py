@@ -39,8 +39,7 @@ class Front:
 
     Where there are `adapters`, a request's model names one of them, and each is a version of its own.
     `note` says why the last switch did not come about; /health shows it. The log has a line for each request: its id,
-    the release that answered it, and how it went, but nothing of what was said. A full one keeps its lines in a file
-    beside it that has the time in its name.
+    the release that answered it, and how it went, but nothing of what was said. A full one gets the time in its name.
     """
 
     def __init__(self, target: Target, api_key: str | None = None, log: Path | None = None) -> None:

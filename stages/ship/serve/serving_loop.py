@@ -156,12 +156,11 @@ def follow(front: Front, start: Start, live: str, link: Path | None, stopped: th
         for target in front.targets:
             if target.server.process and target.server.process.poll() is not None:
                 raise UserError(f"the engine of {target.version.id} ended by itself")
-        if link is None:
-            continue
-        if (wanted := _named(link)) is None and not front.note.startswith(_GONE):
+        wanted = _named(link) if link else live
+        if wanted is None and not front.note.startswith(_GONE):
             front.note = f"{_GONE}, {live} is served on; `tunetrail switch VERSION` says what is current"
             print(front.note, file=sys.stderr, flush=True)
-        if wanted in (None, live):
+        if link is None or wanted is None or wanted == live:
             continue
         try:
             front.switch(start(wanted)).close()
@@ -177,10 +176,9 @@ def follow(front: Front, start: Start, live: str, link: Path | None, stopped: th
 
 def _named(link: Path) -> str | None:
     """The version that the link names; None where there is no link."""
-    try:
+    with suppress(OSError):
         return link.readlink().name
-    except OSError:
-        return None
+    return None
 
 
 def point(link: Path, name: str) -> None:
