@@ -91,10 +91,8 @@ def read_sweep(path: Path) -> Sweep:
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
     except ValidationError as error:
-        lines = [
-            f"{'.'.join(map(str, one['loc']))}: {one['msg'][:1].lower()}{one['msg'][1:]}" for one in error.errors()
-        ]
-        raise UserError(f"{path}:\n  " + "\n  ".join(lines)) from None
+        lines = [f"{'.'.join(map(str, one['loc']))}: {one['msg'].lower()}" for one in error.errors()]
+        raise UserError("\n  ".join([f"{path}:", *lines])) from None
     except ValueError as error:
         raise UserError(f"{path}: not YAML: {error}") from None
     if spec.objective not in OBJECTIVES:
@@ -164,13 +162,13 @@ class Search:
         self.spec, self.repository, self.folder, self.lock = spec, repository, folder, lock
         self.commit = repository.git("rev-parse", "HEAD")
         storage = optuna.storages.RDBStorage(f"sqlite:///{folder / 'study.db'}")
-        self.study = optuna.create_study(storage=storage, study_name=spec.name, load_if_exists=True)
+        never = optuna.pruners.NopPruner()
+        self.study = optuna.create_study(storage=storage, study_name=spec.name, pruner=never, load_if_exists=True)
         seed = spec.seed + len(self.study.trials)  # one that goes on draws what has not been drawn
         tpe = optuna.samplers.TPESampler(seed=seed, constant_liar=spec.workers > 1)
         self.study.sampler = tpe if spec.sampler == "tpe" else optuna.samplers.RandomSampler(seed=seed)
-        self.study.pruner = (
-            optuna.pruners.MedianPruner(n_startup_trials=3) if spec.prune else optuna.pruners.NopPruner()
-        )
+        if spec.prune:
+            self.study.pruner = optuna.pruners.MedianPruner(n_startup_trials=3)
         of = {"commit": self.commit, **spec.model_dump(mode="json", exclude={"trials", "workers", "stop"})}
         if self.study.user_attrs.get("of", of) != of:
             raise Refusal(f"{spec.name} is a sweep of another commit or of other settings; give this one another name")
@@ -188,16 +186,14 @@ class Search:
 
     def recover(self) -> None:
         """Take over what a killed sweep left: a finished experiment counts, an unfinished trial is asked again."""
-        waiting = [
-            trial.system_attrs.get("fixed_params") for trial in self.study.get_trials(states=(self.states.WAITING,))
-        ]
-        for trial in self.study.get_trials(states=(self.states.RUNNING,)):
+        waiting = [trial.system_attrs.get("fixed_params") for trial in self._trials("WAITING")]
+        for trial in self._trials("RUNNING"):
             try:
                 self.study.tell(trial.number, self.value(trial.number))
             except TrialFailedError:
                 if len(trial.params) == len(self.spec.parameters) and trial.params not in waiting:
                     self.study.enqueue_trial(trial.params)
-                self.study._storage.set_trial_user_attr(trial._trial_id, "killed", True)
+                self.study.set_user_attr("killed", [*self.study.user_attrs.get("killed", []), trial.number])
                 self.study.tell(trial.number, state=self.states.FAIL)
 
     def run(self) -> None:
@@ -212,31 +208,29 @@ class Search:
     def _work(self) -> None:
         while True:
             with self.asking:
-                counted = [trial for trial in self.study.trials if trial.state != self.states.WAITING]
-                counted = [trial for trial in counted if not trial.user_attrs.get("killed")]
-                waits = any(trial.state == self.states.WAITING for trial in self.study.trials)
-                done = len(counted) >= self.spec.trials or (self.spec.sampler == "grid" and not waits)
+                waiting, killed = self._trials("WAITING"), self.study.user_attrs.get("killed", [])
+                started = len(self.study.trials) - len(waiting) - len(killed)
+                done = started >= self.spec.trials or (self.spec.sampler == "grid" and not waiting)
                 if self.ending.is_set() or done or settled(self.study.trials, self.spec.stop):
                     return
                 trial = self.study.ask()
                 values = {key: _suggest(trial, key, domain) for key, domain in self.spec.parameters.items()}
-            told: dict[str, Any] = {}
             try:
-                told = {"values": self._measure(trial, values)}
-                print(
-                    f"{self.experiment(trial.number)}: {self.spec.objective} {told['values']:.6g}  {values}", flush=True
-                )
+                value = self._measure(trial, values)
+                self.study.tell(trial, value)
+                said = f"{self.spec.objective} {value:.6g}  {values}"
             except self.pruned:
-                told = {"state": self.states.PRUNED}
-                print(f"{self.experiment(trial.number)}: pruned, worse than the median of the others", flush=True)
+                self.study.tell(trial, state=self.states.PRUNED)
+                said = "pruned, worse than the median of the others"
             except TrialFailedError as error:
-                told = {"state": self.states.FAIL}
-                if not self.study.get_trials(states=(self.states.COMPLETE, self.states.PRUNED)):
+                self.study.tell(trial, state=self.states.FAIL)
+                if not self._trials("COMPLETE", "PRUNED"):
                     raise UserError(f"the first trial failed: {error}") from None
-                print(f"{self.experiment(trial.number)}: {error}", flush=True)
-            finally:
-                if told:
-                    self.study.tell(trial, **told)
+                said = str(error)
+            print(f"{self.experiment(trial.number)}: {said}", flush=True)
+
+    def _trials(self, *states: str) -> list[Any]:
+        return [trial for trial in self.study.trials if trial.state.name in states]
 
     def experiment(self, number: int) -> str:
         return f"{self.spec.name}-{number}"
@@ -268,7 +262,7 @@ class Search:
         if process.returncode:
             said = log.read_text(errors="replace").strip().splitlines()[-5:]
             raise TrialFailedError(
-                f"dvc exp run failed; {log.relative_to(self.repository.root)} ends with\n  " + "\n  ".join(said)
+                "\n  ".join([f"dvc exp run failed; {SWEEPS / self.spec.name / log.name} ends with", *said])
             )
         value = self.value(trial.number)
         self._report(trial, (self._tree(name).read(_CURVE.as_posix()) or b"").decode())
@@ -285,7 +279,7 @@ class Search:
                 raise self.pruned
 
     def _report(self, trial: Any, curve: str) -> None:
-        known = self.study._storage.get_trial(trial._trial_id).intermediate_values
+        known = self.study.trials[trial.number].intermediate_values
         for line in curve.splitlines()[1:]:
             with suppress(ValueError):  # the line that is being written
                 step, loss = line.split("\t")
@@ -309,8 +303,7 @@ class Search:
         return float(value)
 
     def said(self, page: Path) -> str:
-        finished = self.study.get_trials(states=(self.states.COMPLETE,))
-        if not finished:
+        if not (finished := self._trials("COMPLETE")):
             return f"no trial has finished; {page}"
         best = self.study.best_trial
         stopped = f", ended early by {self.spec.stop!r}" if settled(self.study.trials, self.spec.stop) else ""
