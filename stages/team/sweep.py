@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
@@ -35,6 +36,7 @@ OBJECTIVES = ("validation_best", "validation_last")  # of `loss` in metrics/trai
 SWEEPS = Path(".tunetrail/sweeps")
 _CURVE = paths.CURVES / "plots/metrics/validation/loss.tsv"
 _STAGE = "train"
+_TAKEN = "Reproducing experiment"  # what `dvc exp run` prints when it has taken its experiment from the waiting ones
 _COMPARABLE = ("train", "augment")
 # Trials differ in which validation rows they count, or in what a step of the curve is.
 _OTHER_ROWS, _OTHER_STEPS = ("train.max_tokens",), ("train.batch_size", "train.epochs", "augment")
@@ -182,7 +184,7 @@ class Search:
         self.free: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
         for settings in _shares(spec.workers):
             self.free.put(settings)
-        self.asking, self.ending = threading.Lock(), threading.Event()
+        self.asking, self.starting, self.ending = threading.Lock(), threading.Lock(), threading.Event()
 
     def recover(self) -> None:
         """Take over what a killed sweep left: a finished experiment counts, an unfinished trial is asked again."""
@@ -244,15 +246,24 @@ class Search:
         settings, log = self.free.get(), self.folder / f"{name}.log"
         try:
             with log.open("w") as stream:
-                process = subprocess.Popen(
-                    command,
-                    cwd=self.repository.root,
-                    env=os.environ | settings,
-                    stdout=stream,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                    pass_fds=[self.lock],  # a trial that outlives its sweep holds the lock, too
-                )
+                with self.starting:
+                    process = subprocess.Popen(
+                        command,
+                        cwd=self.repository.root,
+                        env=os.environ | settings | {"PYTHONUNBUFFERED": "1"},
+                        stdout=stream,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                        pass_fds=[self.lock],  # a trial that outlives its sweep holds the lock, too
+                    )
+                    # DVC gives an experiment that waits to whichever process asks first: until this one has taken
+                    # its own, no other may ask.
+                    while (
+                        not self.ending.is_set()
+                        and process.poll() is None
+                        and _TAKEN not in log.read_text(errors="replace")
+                    ):
+                        time.sleep(0.2)
                 try:
                     self._watch(process, trial)
                 finally:

@@ -234,7 +234,9 @@ def test_rollback_brings_every_byte_of_the_first_release_back(copy: Path, tmp_pa
 def trace(repository: Path) -> dict[str, Any]:
     done = run(repository, "tunetrail", "trace", "models/release/nf4/model.safetensors", "--json")
     found: dict[str, Any] = json.loads(done.stdout)
-    assert sorted(found) == sorted(["file", "stage", "data", "params", "metrics", "base", "code", "commit"])
+    assert sorted(found) == sorted(
+        ["file", "stage", "data", "params", "metrics", "base", "code", "commit", "tracked_run"]
+    )
     assert found["file"]["trail"]["complete"], found["file"]["trail"]["broken"]
     return found
 
