@@ -110,4 +110,8 @@ def test_example_parameters_are_valid(file: Path) -> None:
     from stages.text.json_schema import Schema
 
     params = load_params(*Params.model_fields, path=file)
+    # DVC knows no defaults: a section that a stage names must be there.
+    named = {key.partition(".")[0] for stage in load_yaml((ROOT / "dvc.yaml").read_bytes())["stages"].values()
+             for key in stage.get("params", ()) if isinstance(key, str)}  # fmt: skip
+    assert named <= set(load_yaml(file.read_bytes()))
     Schema(ROOT / params.task.schema_file)
