@@ -92,7 +92,7 @@ def _record(one: Served, task: Task, mask: Any) -> Record:
     """What was asked, without the task's own instruction and without personal data."""
     instructions = {**{text: tag for tag, text in task.instructions.items()}, task.instruction: None}
     *context, last = one.messages
-    tag = None
+    tag = one.task
     if context and context[0].role == "system" and context[0].content in instructions:
         tag = instructions[context.pop(0).content]
     context = [type(last)(message.role, mask(message.content)) for message in context]

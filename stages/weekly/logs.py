@@ -30,7 +30,7 @@ class Served:
 
     `place` is FILE:LINE, counted from 1; `log_probability` the mean over the answer's tokens in nats, None where the
     log has none; `feedback` is what a person said of the answer: True, False or None; `correction` what it should
-    have been.
+    have been; `task` the tag of its task, where the log says it.
     """
 
     place: str
@@ -42,6 +42,7 @@ class Served:
     log_probability: float | None
     feedback: bool | None
     correction: str | None
+    task: str | None
 
 
 def read_logs(files: Sequence[Path]) -> tuple[list[Served], list[str]]:
@@ -84,23 +85,31 @@ def _served(line: bytes, place: str) -> Served | str:
     choice = _first(reply.get("choices"))
     message = choice.get("message") if choice else None
     said = message.get("content") if isinstance(message, dict) else choice.get("text") if choice else None
-    output = _text(said) if said is not None else content.get("output", content.get("answer"))
+    own = content["answer"] if isinstance(content.get("answer"), dict) else {}  # a row of `tunetrail answer`
+    output = _text(said) if said is not None else own.get("output", content.get("output"))
     if request is None or not messages or messages[-1].role != "user":
         return f"{place}: no request that ends with what a user asked"
     if not isinstance(output, str):
         return f"{place}: no answer"
     feedback, correction = _opinion(content)
-    model = content.get("release") or reply.get("model") or content.get("model") or request.get("model")
+    model = (
+        own.get("release")
+        or content.get("release")
+        or reply.get("model")
+        or content.get("model")
+        or request.get("model")
+    )
     return Served(
         place,
         messages,
         output,
-        choice.get("finish_reason") if choice else None,
+        choice.get("finish_reason") if choice else "length" if own.get("stopped") is False else None,
         model if isinstance(model, str) else None,
         _time(content, reply),
         _log_probability(choice or content),
         feedback,
         correction,
+        content["task"] if isinstance(content.get("task"), str) else None,
     )
 
 
@@ -123,7 +132,8 @@ def _messages(request: Mapping[str, Any] | None) -> tuple[Message, ...]:
         return ()
     given = request.get("messages")
     if not given:
-        return (Message("user", request["prompt"]),)
+        turns = request.get("context")
+        given = [*(turns if isinstance(turns, list) else ()), {"role": "user", "content": request["prompt"]}]
     found = []
     for one in given if isinstance(given, list) else ():
         text = _text(one.get("content")) if isinstance(one, dict) else None

@@ -57,7 +57,7 @@ SHAPES: dict[str, dict[str, Any]] = {
             "choices": [{"text": GOOD, "finish_reason": "stop", "logprobs": {"token_logprobs": [None, -0.5, -1.5]}}],
         },
     },
-    "tunetrail answer": {
+    "a flat line": {
         "prompt": "Refund me",
         "output": GOOD,
         "release": "tickets@1.0.0",
@@ -78,6 +78,16 @@ def test_shapes(shape: str, tmp_path: Path) -> None:
     assert one.time is not None
     assert one.time.date().isoformat() == "2026-09-21"
     assert one.place == "log.jsonl:1"
+
+
+def test_rows_of_tunetrail_answer() -> None:
+    """As stages/ship/serve/answer_file.py writes them: no log-probability and no time."""
+    said = {"release": "tickets@1.0.0", "output": BAD, "tokens": 7, "stopped": False}
+    context = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
+    one = _served(json.dumps({"prompt": "Refund me", "task": "t", "context": context, "answer": said}).encode(), "l:1")
+    assert isinstance(one, Served)
+    assert [message.content for message in one.messages] == ["Hello", "Hi", "Refund me"]
+    assert (one.output, one.release, one.finish, one.task) == (BAD, "tickets@1.0.0", "length", "t")
 
 
 @pytest.mark.parametrize(
