@@ -1,11 +1,13 @@
 """trace: from a file's hash back to the data, parameters, code, metrics and base model that made it."""
 
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from stages.core import paths
-from stages.core.dvc_lock import Entry, Lock, Stage
+from stages.core.dvc_lock import Entry, Lock, Stage, parse_lock
 from stages.core.errors import UserError
 from stages.core.git import LOCK, CommitTree, Repository, Tree, WorkingTree
 from stages.ship.release.described import describe
@@ -17,6 +19,7 @@ from stages.ship.release.finding import (
     find_subject,
     lock_versions,
     places,
+    read_record,
     record_fault,
     recorded,
     tagged_locks,
@@ -143,8 +146,11 @@ class Tracer:
     def _oldest_complete(self, known: list[Place]) -> dict[str, Any]:
         """The oldest commit that holds the hash and all that made it; the oldest at all when none does.
 
-        A file that was left out of the first commit can come with a later one, where dvc.lock stays as it is.
+        Released ones come first: who asks for a deployed file means the release, whatever run had the same bytes
+        before. A file that was left out of the first commit can come with a later one, where dvc.lock stays as it is.
         """
+        released = [lock for lock, _ in self._released(known)]
+        known = sorted(known, key=lambda place: place.lock not in released)
         now = self._state_now(known[0])
         chosen, findings = known[0], self._check(known[0])
         if findings.broken:
@@ -226,10 +232,18 @@ class Tracer:
                 found += [] if fault else [name]
         return found
 
+    def _released(self, holders: list[Place]) -> Iterator[tuple[Lock, str]]:
+        """The dvc.lock of each release that has an output of one of these places, with the release's tag."""
+        wanted = {(place.out.md5 or "").encode() for place in holders}
+        for name, commit, text in tagged_locks(self.repository):
+            if any(md5 in text for md5 in wanted) and read_record(self.repository, name).get("commit") == commit:
+                with suppress(ValueError):  # merge marks, for instance
+                    yield parse_lock(text), name
+
     def _assemble(self, place: Place, findings: Findings, commit: dict[str, Any]) -> dict[str, Any]:
         tree = self._tree(place.commit)
         kept = examine(place.lock, tree, self.listings, _upstream(place))
-        release = f" (release {commit['tags'][0]})" if commit["tags"] else ""
+        release = next((f" (release {name})" for lock, name in self._released([place]) if lock == place.lock), "")
         findings.broken += [sentence + release for sentence in kept.broken()]
         findings.notes += kept.notes()
         return {**self._file(findings), **describe(place, tree, self.listings), "commit": commit}

@@ -9,6 +9,8 @@ from pathlib import Path
 from scratch import Answer, Scratch
 from trails import MODEL, broken, head, second_run, trace, whole
 
+from stages.core.dvc_lock import parse_lock
+
 pytest_plugins = ["scratch_fixtures"]
 
 
@@ -32,6 +34,26 @@ def test_same_bytes_made_again_from_other_inputs(scratch: Scratch) -> None:
     trail = whole(scratch)
     assert trail["commit"]["sha"] == first
     assert f"commit {second[:10]} made the same bytes again" in trail["file"]["trail"]["notes"][0]
+
+
+def test_a_release_comes_before_an_older_run_with_the_same_bytes(scratch: Scratch, tmp_path: Path) -> None:
+    scratch.dvc("remote", "add", "--default", "store", str(tmp_path / "store"))
+    scratch.commit("Remote")
+    first = parse_lock((scratch.root / "dvc.lock").read_bytes())
+    scratch.replace("data/raw/a.jsonl", '{"n": 1}', '{"n": 9}')  # the hold-out's row: the model stays what it is
+    scratch.dvc("repro")
+    second = scratch.commit("Run B")
+    scratch.dvc("push")
+    answer = scratch.tunetrail("release", "1.0.0")
+    assert answer.code == 0, answer.err
+    kept = {out.md5 for _, out in parse_lock((scratch.root / "dvc.lock").read_bytes()).outs()}
+    lost = [out.md5 for _, out in first.outs() if out.md5 not in kept]
+    for md5 in filter(None, lost):  # as `dvc gc` does, which keeps what the release needs
+        (scratch.root / ".dvc/cache/files/md5" / md5[:2] / md5[2:]).unlink(missing_ok=True)
+        shutil.rmtree(tmp_path / "store/files/md5" / md5[:2], ignore_errors=True)
+    trail = whole(scratch)
+    assert trail["commit"]["sha"] == second
+    assert trail["commit"]["tags"] == ["support-tickets@v1.0.0"]
 
 
 def test_experiment_is_a_last_resort(scratch: Scratch, tmp_path: Path) -> None:
