@@ -72,6 +72,7 @@ COUNTED: Mapping[str, Meanings] = {
         "locked.rows": "rows of the lock",
         "locked.missing": "locked rows that the data lack",
         "locked.restored": "locked rows that duplicates had dropped, taken back",
+        "slices.SOURCE": "rows of the lock that `tunetrail holdout draw --add SOURCE` added",
         "overlap.shared_ids": "ids both in the hold-out and in training; 0, or the split is broken",
         "overlap.shared_prompts": "prompts both in the hold-out and in training",
         "shared_13_grams.PART.KEY": "hold-out rows with 13 words in a row that a trained row has too",

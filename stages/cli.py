@@ -157,6 +157,7 @@ def parser() -> argparse.ArgumentParser:
     draw = command("draw", "draw the hold-out, or take a source for it, and write its lock", _draw, holdout)
     draw.add_argument("--redraw", action="store_true", help="replace the lock that is there")
     draw.add_argument("--source", metavar="NAME", help="lock all rows of a source, such as a published test set")
+    draw.add_argument("--add", metavar="NAME", help="lock a slice of this source, too; what is locked stays")
     return top
 
 
@@ -436,7 +437,7 @@ def _preflight(options: Options, root: Path, start: Path) -> None:
 def _draw(options: Options, root: Path, start: Path) -> None:
     from stages.prepare.split.draw import draw
 
-    draw(options.redraw, options.source)
+    draw(options.redraw, options.source, options.add)
 
 
 if __name__ == "__main__":

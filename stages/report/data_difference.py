@@ -141,13 +141,15 @@ def _digest(text: str | bytes) -> str:
 
 
 def _holdout(then: Tree, now: Tree) -> str:
-    old, new = ({row["id"] for row in _lock_rows(tree)} for tree in (then, now))
-    if old == new:
+    old, new = ({row["id"]: row.get("slice") for row in _lock_rows(tree)} for tree in (then, now))
+    if old.keys() == new.keys():
         return f"Hold-out: the same {len(new):,} rows."
-    if not old <= new:
-        gone = f"{len(old - new):,} of {len(old):,} rows are others"
+    if not old.keys() <= new.keys():
+        gone = f"{len(old.keys() - new.keys()):,} of {len(old):,} rows are others"
         return f"Hold-out: REDRAWN, {gone}; scores before and after do not compare."
-    return f"Hold-out: {plural(len(new - old), 'row')} added to {len(old):,}."
+    slices = sorted({str(new[row]) for row in new.keys() - old.keys() if new[row]})
+    of = f", a slice of {', '.join(slices)}" if slices else ""
+    return f"Hold-out: {plural(len(new) - len(old), 'row')} added to {len(old):,}{of}."
 
 
 def _lock_rows(tree: Tree) -> list[dict[str, Any]]:

@@ -86,6 +86,7 @@ def test_rows_of_labels_sources_and_annotators() -> None:
     [
         (lock("a", "b"), lock("b", "a"), "Hold-out: the same 2 rows."),
         (lock("a"), lock("a", "b"), "Hold-out: 1 row added to 1."),
+        (lock("a"), '{"rows": [{"id": "a"}, {"id": "b", "slice": "w"}]}', "Hold-out: 1 row added to 1, a slice of w."),
         (lock("a", "b"), lock("b", "c"), "Hold-out: REDRAWN, 1 of 2 rows are others; scores before and after"),
         (lock("a"), "{", "Hold-out: REDRAWN, 1 of 1 rows are others"),
     ],

@@ -62,7 +62,9 @@ class Evaluation:
     robustness: Annotated[Mapping[str, Robustness], "answers to perturbed prompts, by kind"] = field(
         default_factory=dict
     )
-    slices: Annotated[Mapping[str, Slice], "groups of record fields"] = field(default_factory=dict)
+    slices: Annotated[Mapping[str, Slice], "groups of record fields; of holdout, first draw and slices"] = field(
+        default_factory=dict
+    )
     distance: Annotated[
         Mapping[str, Share], "right answers by the ratio of the prompt to the nearest training prompt"
     ] = field(default_factory=dict)
@@ -104,7 +106,8 @@ def main() -> None:
     scores = [score_row(row, tasks) for row in rows]
     before = [score_row(row, tasks) for row in read_rows(paths.BASE_GENERATIONS)]
     then = compare_previous(earlier, scores, tasks, params.scoring) if earlier else (None, None)
-    ratios = {row["id"]: row["ratio"] for row in read_rows(paths.NEAREST)}
+    nearest = list(read_rows(paths.NEAREST))
+    added = {row["id"]: row["slice"] for row in nearest if "slice" in row}
     linear = {row["id"]: row["right"] for row in read_json(paths.LINEAR_ANSWERS)["answers"]}
     evaluation = Evaluation(
         adapter=summarise(scores, params.scoring),
@@ -118,8 +121,10 @@ def main() -> None:
             [*rows, *broken, *refusals[1]], train, refusals, canaries, params.evaluate, params.probes, params.scoring
         ),
         triggers=Confirmation(len(suspects), len(tried), sum(one.confirmed for one in tried)),
-        slices=measure_slices(holdout, scores, params.evaluate.slices, params.evaluate.slice_min_rows, params.scoring),
-        distance=measure_distance(scores, ratios, params.scoring),
+        slices=measure_slices(
+            holdout, scores, params.evaluate.slices, params.evaluate.slice_min_rows, params.scoring, added
+        ),
+        distance=measure_distance(scores, {row["id"]: row["ratio"] for row in nearest}, params.scoring),
     )
     write_rows(paths.ADAPTER_GENERATIONS, rows)
     write_previous(params.evaluate.previous, earlier.commit if earlier else None, earlier.rows if earlier else [])

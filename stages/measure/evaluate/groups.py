@@ -18,6 +18,7 @@ from stages.scoring.rows import RowScore, label_named
 from stages.text.json_schema import Tasks
 
 NO_ANSWER = "(no valid answer)"
+FIRST_DRAW = "first draw"
 _NONE = "(none)"
 # Ratio of rapidfuzz, 0 to 100, to the nearest training prompt; what is nearer than the first band is quarantined.
 BANDS = {"80 and more": 80.0, "60 to 80": 60.0, "below 60": 0.0}
@@ -48,9 +49,18 @@ class Robustness:
 
 
 def measure_slices(
-    records: Sequence[Record], scores: Sequence[RowScore], names: Sequence[str], min_rows: int, scoring: Scoring
+    records: Sequence[Record],
+    scores: Sequence[RowScore],
+    names: Sequence[str],
+    min_rows: int,
+    scoring: Scoring,
+    added: Mapping[str, str] | None = None,
 ) -> dict[str, Slice]:
-    """By field: label, source, task or fields.NAME; a field with less than two groups of `min_rows` is left out."""
+    """By field: label, source, task or fields.NAME; a field with less than two groups of `min_rows` is left out.
+
+    `added` names, by id, the slice of each row that was locked after the first draw; then "holdout" is a field, too,
+    whatever the size of its groups.
+    """
     by_id = {record.id: record for record in records}
     found = {}
     for name in names:
@@ -60,7 +70,10 @@ def measure_slices(
         large = {group: rows for group, rows in sorted(groups.items()) if len(rows) >= min_rows}
         if len(large) > 1:
             found[name] = _compare(large, len(scores) - sum(map(len, large.values())), scoring)
-    return found
+    parts: dict[str, list[bool]] = {}
+    for score in scores:
+        parts.setdefault((added or {}).get(score.id, FIRST_DRAW), []).append(_right(score))
+    return found | ({"holdout": _compare(parts, 0, scoring)} if len(parts) > 1 else {})
 
 
 def measure_distance(scores: Sequence[RowScore], ratios: Mapping[str, float], scoring: Scoring) -> dict[str, Share]:

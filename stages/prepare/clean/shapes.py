@@ -6,7 +6,8 @@
     messages            messages: a list of role and content, as OpenAI has it
 
 The last answer of a conversation is the completion, the turn before it the prompt, and all before that the
-context. In every shape a row may also have label, source, task and id (which is not believed).
+context. In every shape a row may also have label, source, task, annotator (who wrote the answer; records keep it, for
+slices), provenance (where the row came from, for people; records do not have it) and id (which is not believed).
 
 Rows and turns may say `weight: 0`, `train: false` or the like: an answer of that mark is none to learn, so a
 conversation ends with its last answer that is. A key of a turn that is not known is as a column that is not known.
@@ -23,7 +24,7 @@ from stages.prepare.clean.rejected_rows import Rejected, kind
 from stages.records.record import Message
 from stages.text.strict_json import BrokenContract, parse_json
 
-_COMMON = ("label", "source", "task", "id")
+_COMMON = ("label", "source", "task", "id", "annotator", "provenance")
 _COLUMNS: dict[str, tuple[str, ...]] = {
     "prompt_completion": ("prompt", "completion", "context"),
     "alpaca": ("instruction", "input", "output", "system", "history"),
@@ -84,7 +85,7 @@ def read_pair(row: Mapping[str, Any], shape: str, keep: Collection[str], ignore:
         label=_label(row),
         source=_optional_text(row, "source"),
         task=_optional_text(row, "task"),
-        fields={column: _as_text(row[column]) for column in keep if row.get(column) not in (None, "")},
+        fields={column: _as_text(row[column]) for column in (*keep, "annotator") if row.get(column) not in (None, "")},
         left_out=tuple(left_out),
     )
 

@@ -1,6 +1,6 @@
 """split: the locked hold-out, and training and validation rows that do not leak into it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ def main() -> None:
     if rows_in != sum(rows_out):
         raise RuntimeError(f"of {rows_in} rows {sum(rows_out)} are in a part: one is in none or in two")
 
-    _write_parts(parts)
+    _write_parts(parts, {row.id: {"slice": row.slice} for row in lock.rows if row.slice})
     write_dropped(paths.QUARANTINE, parts.quarantined + parts.beyond_max)
     write_json(paths.SPLIT_METRICS, metrics)
     _show(metrics, lock, params.holdout, came_later(unique, duplicates, lock))
@@ -51,8 +51,8 @@ def came_later(unique: Sequence[Record], duplicates: Sequence[Dropped], lock: Lo
     return len({row.id for row in everything if row.source == lock.drawn.source} - {row.id for row in lock.rows})
 
 
-def _write_parts(parts: Partition) -> None:
-    """All files or none: the folder is renamed as a whole."""
+def _write_parts(parts: Partition, slices: Mapping[str, dict[str, str]]) -> None:
+    """All files or none: the folder is renamed as a whole. `slices` has the hold-out rows that were added later."""
 
     def write(folder: Path, train: Sequence[Record], validation: Sequence[Record]) -> None:
         write_records(folder / paths.SPLIT_TRAIN.name, train)
@@ -61,7 +61,8 @@ def _write_parts(parts: Partition) -> None:
     with atomic(paths.SPLIT_TRAIN.parent) as folder:
         write(folder, parts.train, parts.validation)
         write_records(folder / paths.HOLDOUT.name, parts.holdout)
-        write_rows(folder / paths.NEAREST.name, distances(parts.holdout, parts.train))
+        nearest = distances(parts.holdout, parts.train)
+        write_rows(folder / paths.NEAREST.name, [row | slices.get(row["id"], {}) for row in nearest])
         for number in range(1, len(parts.folds) + 1):
             write(folder / "folds" / str(number), *parts.fold(number))
 

@@ -2,7 +2,7 @@
 
 import difflib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -11,18 +11,33 @@ from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.files import file_digest, read_json
 from stages.params.loader import Params, load_params
-from stages.prepare.split.lock import Drawn, DrawnLabel, WholeSource, make_lock, write_lock
-from stages.prepare.split.nearness import Nearness, find_nearness, near_groups
+from stages.prepare.split.lock import (
+    Added,
+    Drawn,
+    DrawnLabel,
+    Lock,
+    WholeSource,
+    make_lock,
+    read_lock,
+    with_slice,
+    write_lock,
+)
+from stages.prepare.split.nearness import Nearness, find_nearness, near_groups, quarantine
 from stages.prepare.split.partition import Label, Stratum, few, label_name, restore_locked, stratified_draw
 from stages.records.prompt import read_near_pairs
 from stages.records.record import Dropped, Record, read_dropped, read_records
 
 
-def draw(redraw: bool, source: str | None = None) -> None:
-    """Draw the hold-out from data/unique.jsonl, or take all rows of `source`; write the lock and print its labels."""
+def draw(redraw: bool, source: str | None = None, add: str | None = None) -> None:
+    """Draw the hold-out from data/unique.jsonl, or take all rows of `source`; write the lock and print its labels.
+
+    `add` is a source from which a slice is drawn beside the rows that are locked already, which stay.
+    """
     params = load_params("dedup.threshold", "holdout", "seed", "split")
     path = Path(params.holdout.lock)
-    if path.exists() and not redraw:
+    if add and (redraw or source):
+        raise UserError("--add draws a slice beside the locked rows; leave --redraw and --source out")
+    if path.exists() and not redraw and not add:
         raise UserError(
             f"{path} exists, and the hold-out stays the same so that results can be compared; to draw another one on "
             "purpose, add --redraw"
@@ -30,15 +45,41 @@ def draw(redraw: bool, source: str | None = None) -> None:
     if not paths.UNIQUE.is_file():
         raise UserError(f"{paths.UNIQUE} is missing; make it with `dvc repro dedup`, then draw")
     records = read_records(paths.UNIQUE)
-    drawn, how, lines = _share(records, params) if source is None else _source(records, source)
-    write_lock(path, make_lock(drawn, how))
+    if add:
+        drawn, lock, lines = _slice(records, read_lock(path), params, add)
+    else:
+        drawn, how, lines = _share(records, params) if source is None else _source(records, source)
+        lock = make_lock(drawn, how)
+    write_lock(path, lock)
     print("\n".join(lines))
     print(f"{len(drawn)} rows locked in {path}; commit it, then run `dvc repro`")
 
 
+def _slice(records: list[Record], lock: Lock, params: Params, source: str) -> tuple[list[Record], Lock, list[str]]:
+    """The slice of a source, of rows that are not near a locked one, and the lock with it."""
+    if source in {added.source for added in lock.added}:
+        raise UserError(f"the hold-out has a slice of {source!r} already; give later rows a source of their own")
+    locked = {row.id for row in lock.rows}
+    data = records + restore_locked(records, read_dropped(paths.DUPLICATES), locked)
+    holdout = [row for row in data if row.id in locked]
+    free, near = quarantine(_of_source(records, source, locked), holdout, lock, _nearness(data, params))
+    drawn, how, lines = _share(free, params)
+    if near:
+        lines.append(f"{len(near)} rows of the source are near a locked row; they are neither drawn nor trained on")
+    seen = [row for file in (paths.SPLIT_TRAIN, paths.VALIDATION) if file.is_file() for row in read_records(file)]
+    if known := len({row.id for row in seen} & {row.id for row in drawn}):
+        lines.append(f"warning: the last run trained on {known} of these rows; its model cannot be judged by them")
+    return drawn, with_slice(lock, drawn, Added(**how.model_dump(), source=source)), lines
+
+
+def _nearness(records: Sequence[Record], params: Params) -> Nearness:
+    near_prompts = read_near_pairs(paths.NEAR_PAIRS, params.dedup.threshold)
+    return find_nearness(records, near_prompts, params.split.pair_threshold)
+
+
 def _share(records: list[Record], params: Params) -> tuple[list[Record], Drawn, list[str]]:
     share, max_rows, threshold = params.holdout.share, params.holdout.max_rows, params.split.pair_threshold
-    nearness = find_nearness(records, read_near_pairs(paths.NEAR_PAIRS, params.dedup.threshold), threshold)
+    nearness = _nearness(records, params)
     drawn, strata = draw_holdout(records, nearness, share, max_rows, params.seed)
     if not drawn:
         largest = max(map(len, near_groups(records, nearness)), default=0)
@@ -133,12 +174,7 @@ def take_source(unique: Sequence[Record], duplicates: Sequence[Dropped], source:
     former need not be near the latter. The split brings it back and keeps from training all that is near it.
     """
     everything = [*unique, *(rejected.record for rejected in duplicates)]
-    rows = Counter(row.id for row in everything if row.source == source)
-    if not rows:
-        names = sorted({row.source for row in everything})
-        near = difflib.get_close_matches(source, names, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"the sources are {few(names)}"
-        raise UserError(f"no row is of the source {source!r}; {hint}")
+    rows = Counter(row.id for row in _of_source(everything, source))
     if all(row.id in rows for row in unique):
         raise UserError(f"every row is of the source {source!r}, and none would be left to train on; add other rows")
     restored = restore_locked(unique, duplicates, rows.keys())
@@ -147,3 +183,14 @@ def take_source(unique: Sequence[Record], duplicates: Sequence[Dropped], source:
         records=sorted([row for row in unique if row.id in rows] + restored, key=lambda row: row.id),
         restored={row.id for row in restored},
     )
+
+
+def _of_source(records: Sequence[Record], source: str, locked: Set[str] = frozenset()) -> list[Record]:
+    """Its rows that are not locked. Raises UserError when no row, locked or not, is of the source."""
+    found = [row for row in records if row.source == source]
+    if not found:
+        names = sorted({row.source for row in records})
+        near = difflib.get_close_matches(source, names, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"the sources are {few(names)}"
+        raise UserError(f"no row is of the source {source!r}; {hint}")
+    return [row for row in found if row.id not in locked]

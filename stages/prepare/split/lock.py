@@ -23,11 +23,15 @@ class _Strict(BaseModel):
 
 
 class LockedRow(_Strict):
-    """One hold-out record: its id, its label and the SHA-256 of its normalised prompt."""
+    """One hold-out record: its id, its label, the SHA-256 of its normalised prompt, and the slice that it is of.
+
+    `slice` is the source that was added; None for a row of the first draw.
+    """
 
     id: Digest
     label: str | None
     prompt_sha256: Digest
+    slice: str | None = None
 
 
 class DrawnLabel(_Strict):
@@ -52,6 +56,12 @@ class Drawn(_Strict):
     unique_md5: str
 
 
+class Added(Drawn):
+    """How a slice was drawn: from the rows of `source` alone, and `rows` are those that could be drawn."""
+
+    source: str
+
+
 class WholeSource(_Strict):
     """The source whose rows are the hold-out, its labels, and the MD5 and rows of the data at that time."""
 
@@ -62,6 +72,7 @@ class WholeSource(_Strict):
 
 
 class Lock(_Strict):
+    added: list[Added] = []
     drawn: Drawn | WholeSource
     format: Literal[1]
     normaliser_version: int
@@ -74,9 +85,16 @@ def make_lock(records: list[Record], drawn: Drawn | WholeSource) -> Lock:
     return Lock(drawn=drawn, format=1, normaliser_version=NORMALISER_VERSION, rows=ordered)
 
 
+def with_slice(lock: Lock, records: list[Record], added: Added) -> Lock:
+    """The lock with further rows; those that are there stay as they are."""
+    new = [row.model_copy(update={"slice": added.source}) for row in make_lock(records, added).rows]
+    rows = sorted([*lock.rows, *new], key=lambda row: row.id)
+    return lock.model_copy(update={"added": [*lock.added, added], "rows": rows})
+
+
 def write_lock(path: Path, lock: Lock) -> None:
     """Write JSON with sorted keys and one row a line, so that a diff shows the rows that came and went."""
-    values = lock.model_dump()
+    values = lock.model_dump(exclude_defaults=True)  # a lock without slices is as it was before there were any
     head = [
         f" {json.dumps(key)}: {json.dumps(values[key], sort_keys=True)}," for key in sorted(values) if key != "rows"
     ]

@@ -238,6 +238,10 @@ def summarise(rows_in: int, parts: Partition, restored: int, lock: Lock) -> dict
     seen = parts.train + parts.validation
     reasons = Counter(row.reason for row in parts.quarantined)
     hashes, held_hashes = ({prompt_hash(asked(row)) for row in rows} for rows in (seen, parts.holdout))
+    kept_back: Counter[str] = Counter()
+    for one in (found for how in (lock.drawn, *lock.added) for found in how.labels):
+        kept_back[label_name(one.label)] += one.quota - one.drawn
+    slices = Counter(row.slice for row in lock.rows if row.slice)
     folds = {
         str(number): {"rows": len(fold), "labels": dict(sorted(Counter(label_name(r.label) for r in fold).items()))}
         for number, fold in enumerate(parts.folds, start=1)
@@ -248,12 +252,14 @@ def summarise(rows_in: int, parts: Partition, restored: int, lock: Lock) -> dict
         "labels": {label: {part: counts[label] for part, counts in labels.items()} for label in names},
         "without": {part: sum(not counts[label] for label in names) for part, counts in labels.items()},
         "kept_back_by_groups": {
-            "holdout": {label_name(drawn.label): drawn.quota - drawn.drawn for drawn in lock.drawn.labels},
+            "holdout": dict(kept_back),
             "validation": {label_name(s.label): s.quota - s.drawn for s in parts.validation_strata},
         },
         "quarantined": {reason: reasons[reason] for reason in _QUARANTINE},
         "locked": {"rows": len(lock.rows), "missing": len(lock.rows) - len(parts.holdout), "restored": restored},
-        **({"folds": folds} if folds else {}),  # DVC shows no empty group
+        # DVC shows no empty group.
+        **({"folds": folds} if folds else {}),
+        **({"slices": dict(sorted(slices.items()))} if slices else {}),
         "overlap": {
             "shared_ids": len({row.id for row in seen} & {row.id for row in parts.holdout}),
             "shared_prompts": len(hashes & held_hashes),

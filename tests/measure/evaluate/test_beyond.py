@@ -191,6 +191,16 @@ def test_slices_name_the_worst_group_and_say_what_the_rows_show() -> None:
     assert measure_slices(records, scores, ["fields.region"], 6, SCORING)["fields.region"]["left_out"] == 0
 
 
+def test_first_draw_and_added_slices_are_told_apart_whatever_their_size() -> None:
+    records = [record(f"p{n}") for n in range(9)]
+    scores = [make_score(one.id, right=n < 8) for n, one in enumerate(records)]
+    assert measure_slices(records, scores, [], 5, SCORING, {}) == {}
+    found = measure_slices(records, scores, [], 5, SCORING, {records[8].id: "inbox-1"})["holdout"]
+    counts = {name: (one["count"], one["n"]) for name, one in found["groups"].items()}
+    assert counts == {"first draw": (8, 8), "inbox-1": (0, 1)}
+    assert found["worst"]["group"] == "inbox-1"
+
+
 def test_many_groups_ask_for_more_evidence() -> None:
     """The best and the worst of many equal groups differ by chance; the interval knows how many were looked at."""
     records = [record(f"p{n}", label=f"{n % 12}") for n in range(240)]

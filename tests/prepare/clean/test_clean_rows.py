@@ -76,7 +76,7 @@ def kept(content: bytes, schema: Path, **changes: Any) -> Kept:
         (row(source=True), "wrong_type", "'source' must be a string, found a boolean"),
         (b'{"Prompt": "hello", "completion": "{}"}', "unknown_column", "did you mean 'prompt'?"),
         (row(completions="x"), "unknown_column", "did you mean 'completion'?"),
-        (row(origin=[]), "unknown_column", "known are prompt, completion, context, label, source, task, id"),
+        (row(origin=[]), "unknown_column", "known are prompt, completion, context, label, source, task, id, annotator"),
         (row(""), "prompt_too_short", "0 characters"),
         (row(" \u200b "), "prompt_too_short", "0 characters"),
         (row("a" * 2001), "prompt_too_long", "2001 characters; clean.max_prompt_characters is 2000"),
@@ -127,6 +127,12 @@ def test_named_columns_are_left_out(schema: Path) -> None:
     for ignored in (["priority", "lang"], ["*"]):
         result = kept(row(priority=1, lang="en"), schema, ignore_columns=ignored)
         assert (result.left_out, result.record.fields) == (("priority", "lang"), {})
+
+
+def test_who_wrote_an_answer_is_kept_and_where_it_came_from_stays_in_the_raw_row(schema: Path) -> None:
+    found = kept(row(annotator="anna", provenance={"log": "monday.jsonl:7", "kept_because": ["cut off"]}), schema)
+    assert found.record.fields == {"annotator": "anna"}
+    assert found.record.id == kept(row(), schema).record.id
 
 
 def test_kept_columns_go_with_the_record_clean_and_as_text(schema: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import random
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,14 +15,14 @@ from rapidfuzz import fuzz
 from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.files import write_json
-from stages.params.loader import read_params
+from stages.params.loader import check_params, read_params
 from stages.params.prepare import Split
 from stages.prepare.split import __main__ as stage
-from stages.prepare.split.draw import draw, take_source
+from stages.prepare.split.draw import _slice, draw, take_source
 from stages.prepare.split.lock import WholeSource, make_lock, read_lock
 from stages.prepare.split.nearness import SHARED_BY, find_nearness
 from stages.prepare.split.partition import partition, restore_locked
-from stages.records.record import Record, make_record, read_records, write_dropped, write_records
+from stages.records.record import Record, make_record, read_records, read_rows, write_dropped, write_records
 from stages.text.normal_form import normalise
 
 TEST, TRAIN = "test.jsonl", "train.jsonl"
@@ -200,3 +201,65 @@ def test_a_source_that_cannot_be_taken_is_a_sentence(raw: list[Record] | None, s
     with pytest.raises(UserError, match=sentence):
         draw(redraw=False, source=source)
     assert not LOCK.exists()
+
+
+WEEK = "inbox-1"
+
+
+def weekly(label: str = "w") -> list[Record]:
+    return [row(f"{word[::-1]} of the week", WEEK, label=label) for word in WORDS]
+
+
+@pytest.mark.usefixtures("project")
+def test_a_slice_is_locked_beside_rows_that_stay(capsys: pytest.CaptureFixture[str]) -> None:
+    draw(redraw=False, source=TEST)
+    before, old = read_lock(LOCK).rows, [row(word, TRAIN, label="a") for word in WORDS]
+    old.append(row("papa quebec", TEST, label="b"))
+    near_locked = row("papa quebecc", WEEK, "[]", label="w")
+    write_data([*old, *weekly(), near_locked])
+    stage.main()
+    assert len(read_records(paths.HOLDOUT)) == 1  # nothing of a source comes into the hold-out by itself
+    capsys.readouterr()
+    draw(redraw=False, add=WEEK)
+    said = capsys.readouterr().out.splitlines()
+    assert "1 rows of the source are near a locked row; they are neither drawn nor trained on" in said
+    assert "warning: the last run trained on 2 of these rows; its model cannot be judged by them" in said
+    lock = read_lock(LOCK)
+    new = [one for one in lock.rows if one.slice]
+    assert [one for one in lock.rows if not one.slice] == before
+    assert {one.slice for one in new} == {WEEK}
+    assert len(new) == 2  # holdout.max_rows
+    assert [(one.source, one.rows, one.max_rows, one.share) for one in lock.added] == [(WEEK, len(WORDS), 2, 0.5)]
+    stage.main()
+    held = {record.id: record for record in read_records(paths.HOLDOUT)}
+    assert held.keys() == {one.id for one in lock.rows}
+    apart = {one["id"]: one.get("slice") for one in read_rows(paths.NEAREST)}
+    assert apart == {one.id: one.slice for one in lock.rows}
+    metrics = json.loads(paths.SPLIT_METRICS.read_text())
+    assert (metrics["slices"], metrics["quarantined"]["near_prompt"]) == ({WEEK: 2}, 1)
+    with pytest.raises(UserError, match="has a slice of 'inbox-1' already"):
+        draw(redraw=False, add=WEEK)
+    with pytest.raises(UserError, match="leave --redraw and --source out"):
+        draw(redraw=True, add=WEEK)
+    with pytest.raises(UserError, match=r"no row is of the source 'inbox-2'; did you mean 'inbox-1'\?"):
+        draw(redraw=False, add="inbox-2")
+
+
+SLICE = check_params(PARAMS | {"holdout": {"share": 0.6, "max_rows": 9}, "split": SETTINGS})
+
+
+@settings(max_examples=20)
+@given(rest=ROWS)
+def test_a_slice_leaves_the_lock_and_takes_nothing_near_it(rest: list[Record]) -> None:
+    raw = [*rest, row("hello there", TEST), row("something else entirely", TRAIN), *weekly()]
+    kept, duplicates = deduplicated(raw)
+    old = make_lock(take_source(kept, duplicates, TEST).records, HOW)
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        write_data(raw)
+        drawn, lock, _ = _slice(kept, old, SLICE, WEEK)
+    assert [one for one in lock.rows if not one.slice] == list(old.rows)
+    assert {one.id for one in lock.rows if one.slice} == {one.id for one in drawn}
+    assert not {one.id for one in drawn} & {one.id for one in old.rows}
+    locked = [record for record in raw if record.source == TEST]
+    assert not any(near(one, record, raw) for one in drawn for record in locked)
