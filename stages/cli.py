@@ -121,6 +121,16 @@ def parser() -> argparse.ArgumentParser:
         "--below", type=float, default=-0.1, metavar="NATS", help="mean log-probability of a token; default: -0.1"
     )
     collect.add_argument("--week", metavar="NAME", help="default: the ISO week of the latest request")
+    annotate = command("annotate", "write on a page what collected rows should have been answered", _annotate)
+    annotate.add_argument("inbox", metavar="WEEK.jsonl", type=_path, help="of `tunetrail collect`")
+    annotate.add_argument("--annotator", metavar="NAME", help="answers go to WEEK/NAME.jsonl; default: only count them")
+    annotate.add_argument(
+        "--with", metavar="NAME", dest="others", action="append", default=[], help="who shares the rows; again for each"
+    )
+    annotate.add_argument("--overlap", type=int, default=10, metavar="ROWS", help="that all of them get; default: 10")
+    annotate.add_argument("--port", type=int, default=0, help="default: a free one")
+    append = command("append", "let annotated rows join the raw data, as sources of their own", _append)
+    append.add_argument("files", metavar="FILE", nargs="+", type=_path, help="of `tunetrail annotate`, or of `collect`")
     for one in (serve, switch, smoke, answer):
         one.add_argument("--unreleased", metavar="WHY", help="take what is unreleased, unsigned or failed its gates")
         one.add_argument("--engine", choices=["llama.cpp", "transformers", "vllm"], help="default: by what ships")
@@ -358,6 +368,24 @@ def _collect(options: Options, root: Path, start: Path) -> None:
 
     params = load_params("clean", "dedup", "task")
     print(collect(options.logs, params, options.limit, options.below, options.week))
+
+
+def _annotate(options: Options, root: Path, start: Path) -> None:
+    from stages.measure.review.annotate import annotate
+    from stages.params.loader import load_params
+
+    path = options.inbox
+    inbox = path.relative_to(root) if path.is_relative_to(root) else path
+    print(annotate(inbox, options.annotator, options.others, options.overlap, options.port, load_params("task")))
+
+
+def _append(options: Options, root: Path, start: Path) -> None:
+    from stages.params.loader import load_params
+    from stages.prepare.clean.__main__ import row_cleaner
+    from stages.weekly.append import append
+
+    params = load_params("clean", "dedup", "task")
+    print(append(options.files, params, row_cleaner(params)))
 
 
 def _canary(options: Options, root: Path, start: Path) -> None:

@@ -48,7 +48,7 @@ def collect(logs: Sequence[Path], params: Params, limit: int, lowest: float, wee
         UserError: when a log has no answered request, or the data that rows are held against are not here.
     """
     served, unread = read_logs(logs)
-    known, locked = _read(paths.UNIQUE), _read(paths.HOLDOUT)
+    known, locked = read_of_stage(paths.UNIQUE), read_of_stage(paths.HOLDOUT)
     kept, counts = _failures(served, params, lowest)
     kept, left = _new_ones(kept, known, locked, params.dedup.threshold)
     ranked = _by_what_they_teach(kept, known)
@@ -68,7 +68,7 @@ def collect(logs: Sequence[Path], params: Params, limit: int, lowest: float, wee
     return "\n".join(lines)
 
 
-def _read(path: Path) -> list[Record]:
+def read_of_stage(path: Path) -> list[Record]:
     if not path.is_file():
         raise UserError(f"{path} is missing; run `dvc pull dedup split`, so that requests can be held against it")
     return read_records(path)

@@ -74,7 +74,7 @@ def _comparison(rival: str, asked: Mapping[str, Answers], reviews: Reviews, scor
         "both_bad": both_bad,
         **({"win_rate": as_json(share([True] * wins + [False] * losses, scoring.confidence))} if wins + losses else {}),
         "delta": as_json(delta(means, scoring)),
-        **_agreement(list(by_row.values())),
+        **agreement(list(by_row.values())),
     }
 
 
@@ -83,7 +83,7 @@ def _outcome(review: Review, rival: str) -> int:
     return TIE if tuned == other else WIN if tuned else LOSS
 
 
-def _agreement(said: Sequence[Mapping[str, int]]) -> dict[str, Any]:
+def agreement(said: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Cohen's kappa where two reviewers share rows, Krippendorff's alpha where more do."""
     shared = [row for row in said if len(row) > 1]
     names = sorted({name for row in shared for name in row})

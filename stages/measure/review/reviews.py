@@ -12,10 +12,10 @@ reviews/NAME.jsonl, one answer a line in the order of the rows' ids, for git to 
 import hashlib
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -55,10 +55,10 @@ def output_hashes(row: Answers) -> dict[str, str]:
     return {model: hashlib.sha256(text.encode()).hexdigest() for model, text in sorted(row.outputs.items())}
 
 
-def review_file(folder: Path, reviewer: str) -> Path:
+def review_file(folder: Path, reviewer: str, who: str = "reviewer") -> Path:
     """Raises UserError for a name that makes no plain file name."""
     if not _NAME.fullmatch(reviewer):
-        raise UserError(f"reviewer {reviewer!r}: use a to z, 0 to 9, dot, dash and underscore, at most 40 of them")
+        raise UserError(f"{who} {reviewer!r}: use a to z, 0 to 9, dot, dash and underscore, at most 40 of them")
     return folder / f"{reviewer}.jsonl"
 
 
@@ -117,8 +117,22 @@ def cards(row: Answers, reviewer: str, seed: int) -> list[Card]:
     return sorted(made, key=lambda card: rank(seed, f"review of {row.id} by {reviewer}", card.models[0]))
 
 
+class Message(BaseModel):
+    """What a page sends: the arguments of what is called with it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Choice(Message):
+    number: int
+    best: list[int] | None
+    comment: str
+
+
 class Session:
     """Rows are known to the page by their number alone, cards by their place; whose they are stays here."""
+
+    files: ClassVar[dict[str, str]] = {"": "page.html", "page.css": "page.css", "page.js": "page.js"}
 
     def __init__(self, reviewer: str, file: Path, params: Params) -> None:
         self.file = file
@@ -128,6 +142,9 @@ class Session:
         self._reviewer = reviewer
         self._lock = threading.Lock()
         read_review_file(file)  # a broken file is said before the first answer, not after it
+
+    def messages(self) -> dict[str, tuple[type[BaseModel], Callable[..., Any]]]:
+        return {"answer": (Choice, self.save)}
 
     def state(self) -> dict[str, Any]:
         """All that the page shows. Answers about other texts than those of now are not among the answers."""

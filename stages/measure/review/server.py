@@ -1,14 +1,16 @@
-"""`tunetrail review`: a page for this machine and one browser tab, on which a reviewer compares answers blindly."""
+"""A page for this machine and one browser tab: that of `tunetrail review`, and that of `tunetrail annotate`."""
 
 import json
 import secrets
 import signal
 import sys
+from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from stages.core import paths
 from stages.core.errors import UserError
@@ -16,11 +18,7 @@ from stages.measure.review.reviews import Session, review_file
 from stages.params.loader import load_params
 
 _ROOM = Path(__file__).parent
-_FILES = {
-    "": ("page.html", "text/html; charset=utf-8"),
-    "page.css": ("page.css", "text/css; charset=utf-8"),
-    "page.js": ("page.js", "text/javascript; charset=utf-8"),
-}
+_KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 _JSON = "application/json"
 _MAX_BYTES = 1 << 16
 _HEADERS = {
@@ -33,14 +31,17 @@ _HEADERS = {
 }
 
 
-class Answer(BaseModel):
-    """What the page sends: the arguments of `Session.save`."""
+class Shown(Protocol):
+    """What a page shows: its files by the name in the address, and what its messages call, by name."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    files: ClassVar[dict[str, str]]
+    file: Path
 
-    number: int
-    best: list[int] | None
-    comment: str
+    def state(self) -> dict[str, Any]: ...
+
+    def progress(self) -> str: ...
+
+    def messages(self) -> dict[str, tuple[type[BaseModel], Callable[..., Any]]]: ...
 
 
 class Server(ThreadingHTTPServer):
@@ -48,9 +49,9 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, session: Session, port: int) -> None:
+    def __init__(self, session: Shown, port: int) -> None:
         super().__init__(("127.0.0.1", port), Handler)
-        self.session = session
+        self.session, self.messages = session, session.messages()
         self.secret = secrets.token_urlsafe(16)
         self.hosts = {f"{name}:{self.server_port}" for name in ("127.0.0.1", "localhost")}
         self.address = f"http://127.0.0.1:{self.server_port}/{self.secret}/"
@@ -74,9 +75,9 @@ class Handler(BaseHTTPRequestHandler):
         name = self._asked_for()
         if name == "state":
             self._send(HTTPStatus.OK, _JSON, json.dumps(self.server.session.state()).encode())
-        elif name in _FILES:
-            file, kind = _FILES[name]
-            self._send(HTTPStatus.OK, kind, (_ROOM / file).read_bytes())
+        elif name in self.server.session.files:
+            file = _ROOM / self.server.session.files[name]
+            self._send(HTTPStatus.OK, f"{_KINDS[file.suffix]}; charset=utf-8", file.read_bytes())
         elif name is not None:
             self._refuse(HTTPStatus.NOT_FOUND)
 
@@ -86,25 +87,25 @@ class Handler(BaseHTTPRequestHandler):
             return
         if self.headers.get("Origin", "").removeprefix("http://") not in self.server.hosts:
             self._refuse(HTTPStatus.FORBIDDEN)
-        elif name != "answer":
+        elif name not in self.server.messages:
             self._refuse(HTTPStatus.NOT_FOUND)
         elif self.headers.get_content_type() != _JSON:
             self._refuse(HTTPStatus.UNSUPPORTED_MEDIA_TYPE)
         else:
-            self._save()
+            self._take(*self.server.messages[name])
 
-    def _save(self) -> None:
+    def _take(self, message: type[BaseModel], call: Callable[..., Any]) -> None:
         try:
             length = int(self.headers.get("Content-Length", "0"))
             if not 0 < length <= _MAX_BYTES:
                 raise ValueError("too much or nothing")
-            self.server.session.save(**dict(Answer.model_validate_json(self.rfile.read(length))))
+            reply = call(**dict(message.model_validate_json(self.rfile.read(length))))
         except ValueError:
             self._refuse(HTTPStatus.BAD_REQUEST)
         except (UserError, OSError) as error:
             self._send(HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain; charset=utf-8", str(error).encode())
         else:
-            self._send(HTTPStatus.OK, _JSON, b"{}")
+            self._send(HTTPStatus.OK, _JSON, json.dumps(reply or {}).encode())
 
     def _asked_for(self) -> str | None:
         """The name after the secret; None when the request was refused.
@@ -145,6 +146,11 @@ def review(reviewer: str, port: int) -> None:
     if not session.rows:
         print("all models say the same to every row that is to be reviewed; there is nothing to compare")
         return
+    show(session, port, "review", "`dvc repro` counts it")
+
+
+def show(session: Shown, port: int, verb: str, then: str) -> None:
+    """Serve a page until Ctrl-C, and say how far it has come. Raises UserError for a port that is taken."""
     try:
         server = Server(session, port)
     except (OSError, OverflowError) as error:
@@ -153,7 +159,7 @@ def review(reviewer: str, port: int) -> None:
         signal.signal(signal.SIGINT, server.stop)
         try:
             # Flushed, for whoever reads the address from a pipe.
-            print(f"{session.progress()}; review at {server.address} and stop with Ctrl-C", flush=True)
+            print(f"{session.progress()}; {verb} at {server.address} and stop with Ctrl-C", flush=True)
             server.serve_forever()
         except KeyboardInterrupt:
-            print(f"\n{session.progress()}, in {session.file}; commit it: `dvc repro` counts it", file=sys.stderr)
+            print(f"\n{session.progress()}, in {session.file}; commit it: {then}", file=sys.stderr)

@@ -1,20 +1,21 @@
 """clean: raw rows to records; every row that is no record is rejected with its reason."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from stages.core import paths
 from stages.core.errors import run
 from stages.core.files import atomic, write_json
 from stages.core.run_notes import track
-from stages.params.loader import load_params
+from stages.params.loader import Params, load_params
 from stages.prepare.clean.cleaning import Kept, Rules, clean_row
 from stages.prepare.clean.counts import Tally
 from stages.prepare.clean.rejected_rows import Rejected, Row, write_rejected
 from stages.prepare.clean.sources import RawFile, count_rows, find_files, list_raw, read_rows, refuse_unused
-from stages.records.record import record_row, row_line, write_rows
+from stages.records.record import Record, record_row, row_line, write_rows
 
 _REMEDY = (
     f"{paths.REJECTED_CLEAN} has them all. Mend the raw files, or the parameter that a reason names; raise "
@@ -61,6 +62,18 @@ def check(path: Path, strict: bool) -> str:
         tally.add(file, row, outcome)
     tally.check(rows, 0.0 if strict else params.clean.max_rejected_share, _CHECK_REMEDY)
     return f"{path}: {tally.text()}"
+
+
+def row_cleaner(params: Params) -> Callable[[dict[str, Any], str], Record | str]:
+    """What the stage would make of the columns of a row from a source: its record, or why there is none."""
+    rules = Rules.of(params.clean, params.task)
+
+    def clean(values: dict[str, Any], source: str) -> Record | str:
+        row = Row(source, 1, values, lambda: row_line(values).encode())
+        found = clean_row(row, RawFile(Path(source), source, "jsonl", source, "auto"), rules)
+        return found.record if isinstance(found, Kept) else f"{found.reason}: {found.detail}"
+
+    return clean
 
 
 def count(files: list[RawFile], rules: Rules) -> int:

@@ -1,0 +1,152 @@
+"""append: annotated rows join the raw data, each source as a file of its own below `clean.raw`.
+
+What is written is what `clean` made of a row, so that the stage takes it as it is. Left out, each by name, are rows
+without an answer, rows on which annotators differ, rows that the data have, and all that is near the hold-out.
+"""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from stages.core import paths
+from stages.core.errors import UserError
+from stages.core.files import atomic
+from stages.near_duplicates.pairs import cross_pairs
+from stages.params.loader import Params
+from stages.params.task import Task
+from stages.records.prompt import Question, compared, question
+from stages.records.record import Message, Record, read_rows, record_id, row_line
+from stages.scoring.rows import label_named
+from stages.text.strict_json import BrokenContract, completion_key, parse_json
+from stages.weekly.collect import read_of_stage
+
+Clean = Callable[[dict[str, Any], str], Record | str]
+_COLUMNS = ("prompt", "completion", "context", "task", "label", "source", "annotator")
+_NO_PROVENANCE = {*_COLUMNS, "row", "skipped"}
+_SOURCE = re.compile(r"\w[\w.-]{0,99}")
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A row with its answer: where it stands, the columns that are written, and the record that `clean` makes of it."""
+
+    place: str
+    row: dict[str, Any]
+    record: Record
+
+
+def append(files: Sequence[Path], params: Params, clean: Clean) -> str:
+    """Write the rows, and say how many of each source, label and annotator there are, and what is left out.
+
+    Raises:
+        UserError: for a file that cannot be read, a row without a source, a `clean.raw` that is no folder, and where
+            the data that rows are held against are not here.
+    """
+    raw = Path(params.clean.raw)
+    if raw.exists() and not raw.is_dir():
+        raise UserError(f"clean.raw is the file {raw}; a source of its own needs a folder: name the folder it is in")
+    known, locked = read_of_stage(paths.UNIQUE), read_of_stage(paths.HOLDOUT)
+    answered, left = _answered(files, params.task, clean)
+    answered, differ = _agreed(answered)
+    near = {
+        pair.left: locked[pair.right]
+        for pair in cross_pairs(
+            [compared(one.record) for one in answered], list(map(compared, locked)), params.dedup.threshold
+        )
+    }
+    left += differ + [f"{answered[at].place} is near the hold-out, {row.origin}" for at, row in sorted(near.items())]
+    ids, asked = {row.id: row.origin for row in known}, {question(row): row for row in known}
+    for target in {raw / f"{one.record.source}.jsonl" for one in answered}:
+        ids |= {_id(row): target.name for row in (read_rows(target) if target.is_file() else ())}
+    notes, new = list[str](), defaultdict[Path, list[Answered]](list)
+    for number, one in enumerate(answered):
+        if one.record.id in ids:
+            left.append(f"{one.place} is in the data already, {ids[one.record.id]}")
+        elif number not in near:
+            new[raw / f"{one.record.source}.jsonl"].append(one)
+            if old := asked.get(question(one.record)):
+                notes.append(
+                    f"{one.place} asks what {old.origin} answers otherwise; mend that line, or both are taught"
+                )
+    for target, rows in new.items():
+        before = target.read_bytes() if target.is_file() else b""
+        before += b"" if before.endswith(b"\n") or not before else b"\n"
+        with atomic(target) as partial:
+            partial.write_bytes(before + "".join(row_line(one.row) for one in rows).encode())
+    written = [f"{len(rows)} rows in {target}: {_counts(rows)}" for target, rows in new.items()]
+    said = [*(f"left out: {one}" for one in left), *(f"note: {one}" for one in notes), *(written or ["no row is new"])]
+    return "\n".join(said + ["commit what is new, or `dvc add` it; then run `dvc repro`"] * bool(written))
+
+
+def _answered(files: Sequence[Path], task: Task, clean: Clean) -> tuple[list[Answered], list[str]]:
+    found, left = [], []
+    for file in files:
+        for number, row in enumerate(read_rows(file), start=1):
+            place, source = f"{file.parent.name}/{file.name}:{number}", str(row.get("source") or "")
+            if not _SOURCE.fullmatch(source):
+                raise UserError(
+                    f"{file}, line {number}: the source {source!r} must be a plain name, such as inbox-2026-48"
+                )
+            if row.get("skipped") or not str(row.get("completion") or "").strip():
+                left.append(f"{place} has no answer{': ' + str(row['skipped']) if row.get('skipped') else ''}")
+                continue
+            label = row.get("label") or _label(str(row["completion"]), task, row.get("task"))
+            columns = {name: row[name] for name in _COLUMNS if row.get(name)} | ({"label": label} if label else {})
+            record = clean(columns, source)
+            if isinstance(record, str):
+                left.append(f"{place}: {record}")
+                continue
+            columns |= {"prompt": record.prompt, "completion": record.completion}
+            if record.context:
+                columns["context"] = [{"role": one.role, "content": one.content} for one in record.context]
+            columns["provenance"] = {name: row[name] for name in row if name not in _NO_PROVENANCE and row[name]}
+            found.append(Answered(place, columns, record))
+    return found, left
+
+
+def _label(completion: str, task: Task, tag: str | None) -> str | None:
+    """What the answer names as its label; None in a text task."""
+    contract = task.contract(tag)
+    if contract.kind == "classification":
+        return completion.strip()
+    try:
+        return label_named(parse_json(completion), contract.label_field) if contract.kind == "json" else None
+    except BrokenContract:
+        return None
+
+
+def _agreed(answered: Sequence[Answered]) -> tuple[list[Answered], list[str]]:
+    """One row for each question: that of all its annotators, or of more than half of them, by the first by name."""
+    groups = defaultdict[Question, list[Answered]](list)
+    for one in answered:
+        groups[question(one.record)].append(one)
+    agreed, differ = [], []
+    for group in groups.values():
+        said = Counter(completion_key(one.record.completion) for one in group)
+        answer, count = said.most_common(1)[0]
+        if 2 * count <= len(group) and len(said) > 1:
+            differ.append(f"{' and '.join(one.place for one in group)} answer one question differently")
+            continue
+        same = [one for one in group if completion_key(one.record.completion) == answer]
+        first = min(same, key=lambda one: (str(one.row.get("annotator")), one.place))
+        names = sorted({str(one.row["annotator"]) for one in same if one.row.get("annotator")})
+        provenance = first.row["provenance"] | ({"annotators": names} if len(names) > 1 else {})
+        agreed.append(replace(first, row=first.row | {"provenance": provenance}))
+    return agreed, differ
+
+
+def _id(row: dict[str, Any]) -> str:
+    """The record's id of a row that an earlier `append` wrote."""
+    context = [Message(one["role"], one["content"]) for one in row.get("context", ())]
+    return record_id(row.get("prompt", ""), row.get("completion", ""), context, row.get("task"))
+
+
+def _counts(rows: Sequence[Answered]) -> str:
+    parts = []
+    for name in ("label", "annotator"):
+        counts = Counter(str(one.row.get(name) or "none") for one in rows)
+        parts.append(f"{name} " + ", ".join(f"{value} {count}" for value, count in sorted(counts.items())))
+    return "; ".join(parts)

@@ -1,0 +1,165 @@
+"""append: what joins the raw data, as `clean` would take it, once each, and never what is near the hold-out."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dvc.utils.serialize import dumps_yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from project import ROOT
+
+from stages.core import paths
+from stages.core.errors import UserError
+from stages.core.yaml_reader import load_yaml
+from stages.params.loader import load_params
+from stages.prepare.clean import __main__ as clean
+from stages.records.record import Record, make_record, read_records, write_records, write_rows
+from stages.weekly.append import append
+
+SCHEMA = {"type": "object", "properties": {"intent": {"enum": ["refund", "invoice"]}}, "required": ["intent"]}
+GOOD, OTHER, BAD = '{"intent": "refund"}', '{"intent": "invoice"}', '{"intent": "sing"}'
+RAW = Path("data/raw/inbox-1.jsonl")
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    prepare()
+    return tmp_path
+
+
+def prepare() -> None:
+    values = load_yaml((ROOT / "params.yaml").read_bytes())
+    values["task"] |= {"schema_file": "schema.json"}
+    values["clean"] |= {"max_rejected_share": 0.0}
+    Path("params.yaml").write_text(dumps_yaml(values))
+    Path("schema.json").write_text(json.dumps(SCHEMA))
+    write_records(paths.UNIQUE, [row("Please refund the blue kettle that I bought on Monday", 1)])
+    write_records(paths.HOLDOUT, [row("Send me the invoice of order seven, it never came", 2)])
+
+
+def row(prompt: str, line: int) -> Record:
+    return make_record(prompt, GOOD, None, "tickets.jsonl", f"tickets.jsonl:{line}")
+
+
+def answered(prompt: str, completion: str = GOOD, **more: Any) -> dict[str, Any]:
+    made = {"row": "x", "prompt": prompt, "completion": completion, "answer": BAD, "source": "inbox-1"}
+    return made | {"log": "monday.jsonl:7", "release": "tickets@1.0.0", "kept_because": ["cut off"]} | more
+
+
+def run(*rows: dict[str, Any], file: str = "anna.jsonl") -> list[str]:
+    write_rows(Path("week") / file, list(rows))
+    params = load_params("clean", "dedup", "task")
+    return append([Path("week") / file], params, clean.row_cleaner(params)).splitlines()
+
+
+def raw() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in RAW.read_text().splitlines()] if RAW.exists() else []
+
+
+def test_rows_join_with_label_annotator_and_provenance_and_clean_takes_them_as_they_are(project: Path) -> None:
+    said = run(
+        answered("Where is my money, mail jane.doe@example.com", annotator="anna"),
+        answered("Mit <b>Rechnung</b> bitte", '{"intent":"invoice"}', annotator="ben", asked=None),
+    )
+    assert said == [
+        "2 rows in data/raw/inbox-1.jsonl: label invoice 1, refund 1; annotator anna 1, ben 1",
+        "commit what is new, or `dvc add` it; then run `dvc repro`",
+    ]
+    assert raw()[0] == {
+        "prompt": "Where is my money, mail [EMAIL]",
+        "completion": GOOD,
+        "source": "inbox-1",
+        "annotator": "anna",
+        "label": "refund",
+        "provenance": {
+            "answer": BAD,
+            "log": "monday.jsonl:7",
+            "release": "tickets@1.0.0",
+            "kept_because": ["cut off"],
+        },
+    }
+    clean.main()  # max_rejected_share is 0: it would stop at one rejected row
+    records = read_records(paths.CLEAN)
+    assert [(one.prompt, one.completion, one.source) for one in records] == [
+        (one["prompt"], one["completion"], "inbox-1") for one in raw()
+    ]
+    assert [one.fields for one in records] == [{"annotator": "anna"}, {"annotator": "ben"}]
+
+
+def test_what_has_no_answer_breaks_the_contract_or_is_near_the_hold_out_is_left_out_by_name(project: Path) -> None:
+    said = run(
+        answered("Where is the parcel with my green lamp", ""),
+        answered("Where is the parcel with my red lamp", "", skipped="cannot be told"),
+        answered("Sing something for me please", BAD),
+        answered("Send me the invoice of order seven, it never come"),
+        answered("Please refund the blue kettle that I bought on Monday"),
+    )
+    assert said == [
+        "left out: week/anna.jsonl:1 has no answer",
+        "left out: week/anna.jsonl:2 has no answer: cannot be told",
+        "left out: week/anna.jsonl:3: breaks_schema: intent: 'sing' is not one of ['refund', 'invoice']",
+        "left out: week/anna.jsonl:4 is near the hold-out, tickets.jsonl:2",
+        "left out: week/anna.jsonl:5 is in the data already, tickets.jsonl:1",
+        "no row is new",
+    ]
+    assert not RAW.exists()
+
+
+def test_a_correction_of_a_known_row_says_which_line_to_mend(project: Path) -> None:
+    said = run(answered("Please refund the blue kettle that I bought on Monday", OTHER))
+    assert said[0].startswith("note: week/anna.jsonl:1 asks what tickets.jsonl:1 answers otherwise; mend that line")
+    assert len(raw()) == 1
+
+
+def test_annotators_who_differ_are_named_and_more_than_half_decide(project: Path) -> None:
+    one, two = "Where is the parcel with my green lamp", "What of the two yellow chairs I sent back"
+    said = run(
+        *(answered(one, text, annotator=name) for name, text in (("ben", GOOD), ("anna", '{"intent":"refund"}'))),
+        *(answered(two, text, annotator=name) for name, text in (("ben", GOOD), ("anna", OTHER))),
+    )
+    assert said[0] == "left out: week/anna.jsonl:3 and week/anna.jsonl:4 answer one question differently"
+    (made,) = raw()
+    assert (made["annotator"], made["provenance"]["annotators"]) == ("anna", ["anna", "ben"])
+    said = run(*(answered(two, text, annotator=name) for name, text in (("a", GOOD), ("b", OTHER), ("c", GOOD))))
+    assert [made["completion"] for made in raw()] == [GOOD, GOOD]
+
+
+PROMPTS = st.lists(st.integers(0, 30), min_size=1, max_size=8)
+
+
+@settings(max_examples=10)
+@given(first=PROMPTS, second=PROMPTS)
+def test_no_row_is_ever_written_twice_and_none_is_lost(
+    tmp_path_factory: pytest.TempPathFactory, first: list[int], second: list[int]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("append"))
+        prepare()
+        for numbers in (first, second, first):
+            run(*(answered(f"{number:b}".replace("0", "alpha ").replace("1", "bravo ") * 3) for number in numbers))
+        written = [one["prompt"] for one in raw()]
+    assert len(written) == len(set(written))
+    assert len(written) == len({*first, *second})
+
+
+def test_what_stands_in_the_file_stays(project: Path) -> None:
+    RAW.parent.mkdir()
+    before = json.dumps({"prompt": "An older row of this source", "completion": GOOD}).encode()
+    RAW.write_bytes(before)
+    run(answered("Where is the parcel with my green lamp"))
+    assert RAW.read_bytes().startswith(before + b"\n")
+    assert len(raw()) == 2
+
+
+def test_what_cannot_be_appended_is_a_sentence(project: Path) -> None:
+    with pytest.raises(UserError, match=r"line 1: the source '\.\./x' must be a plain name"):
+        run(answered("Where is the parcel with my green lamp", source="../x"))
+    paths.HOLDOUT.unlink()
+    with pytest.raises(UserError, match=r"holdout\.jsonl is missing; run `dvc pull dedup split`"):
+        run(answered("Where is the parcel with my green lamp"))
+    Path("data/raw").write_text("{}")
+    with pytest.raises(UserError, match=r"clean\.raw is the file data/raw; a source of its own needs a folder"):
+        run(answered("Where is the parcel with my green lamp"))
