@@ -1,5 +1,6 @@
 """A release to be served: found by its version or its path, verified, and refused for what speaks against it."""
 
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -35,11 +36,13 @@ def find_release(root: Path, start: Path, key: Path | None, unreleased: str | No
         UserError: when there is none of that name, or the reason is empty.
         Refusal: with everything that speaks against it.
     """
-    version = ""
+    version, folder = "", Path(os.path.normpath(start / name))
     with suppress(UserError):  # then it is a path
         version = parse_version(name)
+    if not version and folder.parts[-2:] == paths.RELEASE.parts and (folder.parents[1] / paths.PIPELINE).is_file():
+        root = folder.parents[1]  # perhaps another project than this one: the release's tags and rows are there
     tree = _fetch(root, version) if version else root
-    folder = tree / paths.RELEASE if version else start / name
+    folder = tree / paths.RELEASE if version else folder
     # A fetched folder is no output of dvc.lock as it is; below, its tag speaks for its manifest.
     print(verify(None if version else root, folder, key, tree / paths.SIGNATURE if key else None), flush=True)
     digest = file_digest(folder / paths.MANIFEST.name)

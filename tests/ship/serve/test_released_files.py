@@ -75,6 +75,28 @@ def test_what_speaks_against_it_is_said_at_once_and_waived_with_a_reason_alone(
     assert "served nevertheless (a look): no release tag" in capsys.readouterr().out
 
 
+def test_a_release_of_another_project_has_that_one_s_tags_and_rows(
+    released: Scratch, key: Path, tmp_path: Path
+) -> None:
+    other = Scratch(tmp_path / "returns")
+    released.git("worktree", "add", "--quiet", "-b", "returns", str(other.root))
+    other.replace("dvc.yaml", "support-tickets", "returns")
+    other.replace("params.yaml", "1e-3", "2e-3")
+    other.dvc("repro")
+    sign(other.root, other.root / RELEASE, key.with_suffix(".pem"), other.root / "release.sig")
+    other.commit("A project of its own")
+    said = other.tunetrail("release", "1.0.0", "--stage", "prod", "--key", str(key))
+    assert said.code == 0, said.err
+    found = find_release(released.root, released.root, key, None, f"../returns/{RELEASE}")
+    assert found == ("returns@v1.0.0", other.root / RELEASE, other.root)
+    # Releases and stages of the two are apart, though they share one git repository.
+    assert "support-tickets@v1.0.0" not in other.tunetrail("history").out + other.git("tag", "--list", "returns*")
+    assert released.tunetrail("history", "--stage", "prod").code == 2
+    assert other.tunetrail("rollback", "1.0.0", "--stage", "prod").code == 0
+    assert released.tunetrail("verify", "--key", str(key)).code == 0
+    assert released.git("status", "--porcelain", "--untracked-files=no") == ""
+
+
 def test_a_version_that_is_not_there_or_was_moved_is_a_sentence(released: Scratch, key: Path) -> None:
     root = released.root
     with pytest.raises(UserError, match=r"there is no tag support-tickets@v3\.0\.0"):
