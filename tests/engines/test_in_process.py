@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny_model import save_tiny_model
 
 from stages.core.errors import UserError
@@ -17,6 +19,8 @@ from stages.model.chat import Chat, make_chat
 from stages.model.loading import Weights, load_tokenizer
 from stages.params.model import Generation
 from stages.records.record import make_record
+from stages.text.json_schema import Schema
+from stages.text.strict_json import BrokenContract, parse_json
 
 RECORDS = [make_record(f"order {n}", "refund", "refund", "s", f"s:{n}") for n in range(6)]
 LABELS = ["refund", "refunds", "größer", 'a "quoted" one']
@@ -90,9 +94,86 @@ def test_answers_held_to_a_schema_are_valid_in_any_batch_and_greedy_within_it(we
     assert [row["output"] for row in rows] == [one.output for one in together]
 
 
+LEAVES = st.one_of(
+    st.lists(st.sampled_from(["x", 'a "b"', "größer", 7, 2.5, True, None, {"a": [1]}]), min_size=1, max_size=3).map(
+        lambda values: {"enum": values}
+    ),
+    st.sampled_from(["boolean", "null"]).map(lambda kind: {"type": kind}),
+    st.tuples(st.integers(-300, 0), st.integers(0, 300)).map(
+        lambda ends: {"type": "integer", "minimum": ends[0], "maximum": ends[1]}
+    ),
+    st.tuples(st.integers(0, 2), st.integers(2, 5)).map(
+        lambda ends: {"type": "string", "minLength": ends[0], "maxLength": ends[1]}
+    ),
+    st.sampled_from([r"^[A-Z]-\d{1,3}$", r"^(\w\w|é)$", "^.?$"]).map(lambda one: {"type": "string", "pattern": one}),
+    st.sampled_from(["date", "time", "ipv4", "uuid"]).map(lambda one: {"type": "string", "format": one}),
+)
+
+
+def closed(inner: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict[str, Any]]:
+    """Objects whose names are all given, lists of few items, and a choice of two."""
+    objects = st.dictionaries(st.sampled_from(["a", "b", "ö", 'q"']), inner, max_size=3).flatmap(
+        lambda named: st.sets(st.sampled_from(sorted(named)) if named else st.nothing()).map(
+            lambda required: {
+                "type": "object",
+                "properties": named,
+                "required": sorted(required),
+                "additionalProperties": False,
+            }
+        )
+    )
+    lists = inner.map(lambda one: {"type": "array", "items": one, "minItems": 1, "maxItems": 2})
+    return st.one_of(objects, lists, st.tuples(inner, inner).map(lambda two: {"anyOf": [*two]}))
+
+
+def held_texts(schema: dict[str, Any], chat: Chat, seed: int) -> list[str]:
+    """What four rows of a batch say that are drawn at random among what the grammar allows, where they end."""
+    grammar, noise = Grammar({"schema": schema}, chat), torch.Generator().manual_seed(seed)
+    grammar.begin(4)
+    ids = torch.zeros(4, 1, dtype=torch.long)
+    while not all(chat.stop_id in row for row in ids.tolist()) and ids.shape[1] < 300:
+        scores = torch.randn(4, len(chat.tokenizer), generator=noise)
+        scores[:, chat.stop_id] += 3
+        ids = torch.cat([ids, grammar(ids, scores).argmax(-1, keepdim=True)], 1)
+    rows = [row[1:] for row in ids.tolist()]
+    return [chat.text(row[: row.index(chat.stop_id)]) for row in rows if chat.stop_id in row]
+
+
+@settings(max_examples=60)
+@given(schema=st.recursive(LEAVES, closed, max_leaves=5), seed=st.integers(0, 1 << 20))
+def test_an_answer_that_the_stop_token_ends_always_fits_its_schema(
+    schema: dict[str, Any], seed: int, chat: Chat, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    draft = "http://json-schema.org/draft-07/schema#"  # which asserts `format`
+    schema = {"$schema": draft, "x-guidance": {"whitespace_flexible": False}, **schema}
+    file = tmp_path_factory.getbasetemp() / "held.json"
+    file.write_text(json.dumps(schema), encoding="utf-8")
+    texts = held_texts(schema, chat, seed)
+    assert texts
+    assert [(text, Schema(file).problem(parse_json(text))) for text in texts] == [(text, None) for text in texts]
+
+
+def test_of_an_object_with_open_names_a_grammar_cannot_know_which_ones_stand_there_already(chat: Chat) -> None:
+    """The one way in which answers of such a schema break their contract."""
+    schema = {
+        "type": "object",
+        "patternProperties": {"^[ab]$": {"type": "null"}},
+        "additionalProperties": False,
+        "minProperties": 3,
+        "maxProperties": 3,
+        "x-guidance": {"whitespace_flexible": False},
+    }
+    (text, *_) = held_texts(schema, chat, 0)
+    with pytest.raises(BrokenContract, match="occurs more than once"):
+        parse_json(text)
+
+
 def test_what_cannot_be_held_is_a_sentence(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="llguidance cannot hold answers to it: Pointer '/nowhere'"):
         Grammar({"schema": {"$ref": "#/nowhere"}}, chat)
+    for key, value in (("uniqueItems", True), ("not", {"type": "null"}), ("contains", {"type": "null"})):
+        with pytest.raises(UserError, match=rf"cannot hold answers to it: Unimplemented keys: \[\"{key}\"\]"):
+            Grammar({"schema": {key: value}}, chat)
     monkeypatch.setattr(in_process, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"tunetrail\[enforce\]"):
         Grammar({"schema": SCHEMA}, chat)
