@@ -1,7 +1,7 @@
 """llama.cpp's real server on a tiny model: what it is asked, what it says, and how it ends."""
 
-import json
 import os
+import shutil
 import socket
 import socketserver
 import subprocess
@@ -11,6 +11,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+from held_answers import PROMPTS, check_held_answers, check_judged
 from tiny_model import save_tiny_model
 
 from stages.core.errors import UserError
@@ -32,7 +33,6 @@ from stages.model.loading import load_model, load_tokenizer
 from stages.params.model import Generation
 from stages.records.record import make_record
 
-PROMPTS = [f"order {number} is late, naïve «café» 日本" for number in range(6)]
 FEW = Generation(max_new_tokens=12)
 
 
@@ -77,19 +77,15 @@ def test_it_says_what_transformers_says_to_the_same_tokens(server: Server, model
 
 
 def test_an_answer_is_held_to_labels_and_to_a_schema(server: Server) -> None:
-    asked = [[{"role": "user", "content": prompt}] for prompt in PROMPTS[:2]]
-    labels = ["refund", 'a "quoted" one', "größer"]
-    schema = {
-        "type": "object",
-        "properties": {"a": {"enum": ["x", "y"]}},
-        "required": ["a"],
-        "additionalProperties": False,
-    }
-    long = Generation(max_new_tokens=150)  # a random model likes the white space that JSON allows
-    said = ask(server, asked, long, [{"labels": labels}, {"schema": schema}])
-    assert said[0].output in labels
-    assert json.loads(said[1].output)["a"] in ("x", "y")
-    assert all(one.stopped for one in said)
+    check_held_answers(server)
+
+
+def test_merge_quantize_judges_by_it_freely_and_held(
+    server: Server, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gguf").mkdir()
+    shutil.copy(model.with_name("model.gguf"), tmp_path / "gguf")
+    check_judged(server, model, tmp_path / "gguf", tmp_path, monkeypatch)
 
 
 def test_every_sampling_parameter_stands_in_the_request() -> None:

@@ -1,6 +1,5 @@
 """vLLM's real server on a tiny model with two adapters: `make test-vllm` runs this, and without vLLM it skips."""
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from held_answers import PROMPTS, check_held_answers, check_judged
 from peft import LoraConfig, PeftModel, get_peft_model
 from tiny_model import save_tiny_model
 
@@ -35,7 +35,6 @@ pytestmark = pytest.mark.skipif(
     not shutil.which(machine_settings().vllm_python or " "),
     reason="TUNETRAIL_VLLM_PYTHON names no Python that has vLLM; `make test-vllm` makes one and runs this",
 )
-PROMPTS = [f"order {number} is late, naïve «café» 日本" for number in range(6)]
 RECORDS = [make_record(prompt, "x", None, "s", f"s:{n}") for n, prompt in enumerate(PROMPTS)]
 FEW = Generation(max_new_tokens=12)
 
@@ -124,20 +123,16 @@ def test_an_adapter_answers_by_its_name(server: Server, model: Path, adapters: d
 
 
 def test_an_answer_is_held_to_labels_and_to_a_schema(server: Server) -> None:
-    asked = [[{"role": "user", "content": prompt}] for prompt in PROMPTS[:2]]
-    labels = ["refund", 'a "quoted" one', "größer"]
-    schema = {
-        "type": "object",
-        "properties": {"a": {"enum": ["x", "y"]}},
-        "required": ["a"],
-        "additionalProperties": False,
-    }
-    said = ask(server, asked, Generation(max_new_tokens=150), [{"labels": labels}, {"schema": schema}])
-    assert said[0].output in labels
-    assert json.loads(said[1].output)["a"] in ("x", "y")
-    assert all(one.stopped for one in said)  # the stop token ended them, and the limit all others
-    free = ask(server, asked[:1], Generation(max_new_tokens=3))
+    check_held_answers(server)
+    free = ask(server, [[{"role": "user", "content": PROMPTS[0]}]], Generation(max_new_tokens=3))
     assert (free[0].tokens, free[0].stopped) == (3, False)
+
+
+def test_merge_quantize_judges_by_it_freely_and_held(
+    server: Server, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(model, tmp_path / "merged")
+    check_judged(server, model, tmp_path / "merged", tmp_path, monkeypatch)
 
 
 def test_the_same_request_gets_the_same_answer_and_nothing_is_left_to_chance(server: Server) -> None:
