@@ -49,11 +49,12 @@ def check_judged(server: Server, model: Path, artefact: Path, folder: Path, monk
     shutil.copytree(artefact, paths.RELEASE / artefact.name)
     write_json(Path("schema.json"), SCHEMA)
     records = [make_record(prompt, '{"a": "x"}', None, "s", f"s:{n}") for n, prompt in enumerate(PROMPTS[:3])]
+    where = {"url": server.url, "model": server.model}
     sections: dict[str, Any] = {
         "task": Task(kind="json", instruction="Answer.", schema_file="schema.json", label_field=""),
         "generation": Generation(max_new_tokens=LONG.max_new_tokens, enforce="schema"),
-        "engine": Engine(url=server.url, name=server.engine, model=server.model, key_variable="ENGINE_KEY"),
-        "quantize": Quantize(formats=["merged"], engines={artefact.name: server.engine}),
+        "engine": Engine.model_validate({**where, "name": server.engine, "key_variable": "ENGINE_KEY"}),
+        "quantize": Quantize.model_validate({"engines": {artefact.name: server.engine}}),
         "scoring": Scoring(),
     }
     chat = make_chat(load_tokenizer(model), "Answer.")
