@@ -210,13 +210,19 @@ def reserved_port() -> int:
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
-    """End the server and all that it started."""
+    """End the server and all that it started: vLLM's engine outlives the server that it answers by a moment."""
     for sign in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, sign)
         with suppress(subprocess.TimeoutExpired):
             process.wait(_SECONDS_TO_STOP)
             break
+    until = time.monotonic() + _SECONDS_TO_STOP / 4
+    with suppress(ProcessLookupError):  # nothing is left
+        while time.monotonic() < until:
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
     if process.stdin is not None:
         with suppress(BrokenPipeError):
             process.stdin.close()

@@ -1,6 +1,7 @@
 """llama.cpp's real server on a tiny model: what it is asked, what it says, and how it ends."""
 
 import os
+import select
 import shutil
 import socket
 import socketserver
@@ -15,6 +16,7 @@ from held_answers import PROMPTS, check_held_answers, check_judged
 from tiny_model import save_tiny_model
 
 from stages.core.errors import UserError
+from stages.engines import engine_server
 from stages.engines.engine_server import (
     EngineError,
     Server,
@@ -128,9 +130,17 @@ def test_a_server_ends_with_whoever_started_it(model: Path, server: Server) -> N
     assert child.returncode == -9
     descriptor = os.pidfd_open(int(child.stdout)) if Path(f"/proc/{int(child.stdout)}").exists() else None
     if descriptor is not None:
-        import select
-
         assert select.select([descriptor], [], [], 30)[0]
+
+
+def test_what_a_server_started_does_not_outlive_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_server, "_SECONDS_TO_STOP", 1.0)
+    script = "(trap '' TERM; echo $BASHPID; exec sleep 600) & wait"
+    with subprocess.Popen(["bash", "-c", script], stdout=subprocess.PIPE, start_new_session=True) as process:
+        assert process.stdout is not None
+        left = os.pidfd_open(int(process.stdout.readline()))
+        engine_server._stop(process)
+        assert select.select([left], [], [], 30)[0]  # it has ended, though it heeds no SIGTERM
 
 
 def test_vllm_without_its_environment_is_a_sentence(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
