@@ -108,6 +108,27 @@ COUNTED: Mapping[str, Meanings] = {
         "loss.KEY": "mean negative log-likelihood of a completion's token, in nats",
         "red_flags.FLAG": "1 where the loss curves show it",
     },
+    "prefer": {
+        "objective": "what was trained on top of the SFT model; all other keys are missing for sft",
+        "rows.train": "rows learnt from: pairs, thumbs or prompts",
+        "rows.validation": "rows held back to measure with",
+        "rows.near_the_holdout": "preferences left out because of the hold-out; data/prefer/left_out.jsonl names them",
+        "rows.thumbs_without_a_pair": "preferences of one answer, which dpo has no use for",
+        "rows.too_long": "rows longer than train.max_tokens, with room for an answer where one is made",
+        "rows.general": "general rows, which grpo leaves out: they are held to no contract",
+        "rows.unfinished_by_the_teacher": "rows whose answer the teacher of another vocabulary did not end",
+        "parameters.trainable": "parameters that training changes",
+        "parameters.all": "parameters of the model",
+        "steps": "optimiser steps",
+        "best_step": "the step whose weights are the adapter",
+        "loss.KEY": "the objective's loss; of distil nats a token from the teacher, of grpo 1 less the mean reward",
+        "red_flags.FLAG": "1 where the curves show it; no_gain: no validation was better than that of the SFT model",
+        "measured.margin.KEY": "of dpo and kto: the reward of what is wanted above that of what is not",
+        "measured.preferred.KEY": "of dpo: share of the held-back pairs whose better answer has the higher reward",
+        "measured.reward.KEY": "of grpo: mean reward of the answers to held-back prompts",
+        "measured.alike.KEY": "of grpo: share of prompts whose answers are all worth the same, which teach nothing",
+        "measured.cut_off.KEY": "of grpo and distil: share of answers that prefer.max_new_tokens ended",
+    },
     "judge": {
         "enabled": "1 when a judge was asked",
         "rows": "hold-out rows that were judged",
@@ -147,9 +168,9 @@ Made by `python docs/metrics.py` from the code; a test holds it equal.
 All that the stages measured is in `metrics/details.json`, by the stage's name; `tunetrail compare` reads it of two
 revisions. `metrics/gates.json` has each gate with its state, value, threshold and reason.
 
-A gate of params.yaml names a number by `model` (base, linear, adapter, previous, merged, nf4, int8, gguf,
-compressed_tensors, lora, judge, review, or the stage that counted it), `metric` (a key below), `of` for a part of the
-rows (such as `label: refund`) and `against` for a change from another model.
+A gate of params.yaml names a number by `model` (base, linear, sft, adapter, previous, merged, nf4, int8,
+gguf, compressed_tensors, lora, judge, review, or the stage that counted it), `metric` (a key below), `of` for a part of
+the rows (such as `label: refund`) and `against` for a change from another model.
 
 ## Forms of numbers
 """

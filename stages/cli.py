@@ -131,6 +131,9 @@ def parser() -> argparse.ArgumentParser:
     annotate.add_argument("--port", type=int, default=0, help="default: a free one")
     append = command("append", "let annotated rows join the raw data, as sources of their own", _append)
     append.add_argument("files", metavar="FILE", nargs="+", type=_path, help="of `tunetrail annotate`, or of `collect`")
+    preferences = command("preferences", "take from logs and annotated rows what people preferred", _preferences)
+    preferences.add_argument("logs", metavar="FILE.jsonl", nargs="+", type=_path, help="as of `tunetrail collect`")
+    preferences.add_argument("--name", required=True, help=f"rows go to {paths.PREFERENCES}/NAME.jsonl")
     for one in (serve, switch, smoke, answer):
         one.add_argument("--unreleased", metavar="WHY", help="take what is unreleased, unsigned or failed its gates")
         one.add_argument("--engine", choices=["llama.cpp", "transformers", "vllm"], help="default: by what ships")
@@ -386,6 +389,13 @@ def _append(options: Options, root: Path, start: Path) -> None:
 
     params = load_params("clean", "dedup", "task")
     print(append(options.files, params, row_cleaner(params)))
+
+
+def _preferences(options: Options, root: Path, start: Path) -> None:
+    from stages.params.loader import load_params
+    from stages.weekly.opinions import write_preferences
+
+    print(write_preferences(options.logs, load_params("clean", "task"), options.name))
 
 
 def _canary(options: Options, root: Path, start: Path) -> None:

@@ -30,6 +30,7 @@ _COPIED = [
     "data/.gitignore",
     "data/chat_template.jinja",
     "data/general.jsonl",
+    "data/preferences/README.md",
     "data/refusals.jsonl",
     "data/replay.jsonl",
     "data/schema.json",

@@ -35,7 +35,7 @@ def main(number: str) -> None:
     for stage in ("prepare.augment", "tune.train"):
         subprocess.run([sys.executable, "-m", f"stages.{stage}"], cwd=work, env=environment, check=True)
     for made, place in (
-        ("models/adapter", f"models/folds/{number}"),
+        ("models/sft", f"models/folds/{number}"),
         ("metrics/train.json", f"metrics/folds/{number}.json"),
     ):
         (root / place).parent.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,10 @@ HOLDOUT = Path("data/split/holdout.jsonl")
 NEAREST = Path("data/split/nearest.jsonl")
 QUARANTINE = Path("data/rejected/quarantine.jsonl")
 TRAIN = Path("data/train.jsonl")
+PREFERENCES = Path("data/preferences")
+PREFER = Path("data/prefer")
+PREFERENCE_SAMPLES = PREFER / "samples.jsonl"
+PREFERENCES_LEFT_OUT = PREFER / "left_out.jsonl"
 CHECKS = Path("data/checks")
 
 BASE_GENERATIONS = Path("data/generations/base.jsonl")
@@ -31,6 +35,7 @@ ARTEFACT_GENERATIONS = Path("data/generations/artefacts")
 TRAINING_SAMPLES = Path("data/generations/training_samples.jsonl")
 
 BASE = Path("models/base")
+SFT = Path("models/sft")  # of `train`; what `prefer` makes of it, or hands on, is the adapter
 ADAPTER = Path("models/adapter")
 RELEASE = Path("models/release")
 MERGED = RELEASE / "merged"
@@ -52,6 +57,7 @@ CHECKS_METRICS = METRICS / "checks.json"
 AUGMENT_METRICS = METRICS / "augment.json"
 BASELINE_METRICS = METRICS / "baseline.json"
 TRAIN_METRICS = METRICS / "train.json"
+PREFER_METRICS = METRICS / "prefer.json"
 EVALUATE_METRICS = METRICS / "evaluate.json"
 GATES = METRICS / "gates.json"
 SUMMARY = METRICS / "summary.json"

@@ -134,7 +134,7 @@ def rows_with_likelihood(
     open_ = [one.agreed < one.tokens or one.tokens > generation.max_new_tokens for one in found]
     said = iter(answer(model, chat, [r for r, ask in zip(records, open_, strict=True) if ask], generation, what))
     answers = [
-        next(said) if ask else _cut_at_stop(chat.completion_ids(record.completion), chat)
+        next(said) if ask else cut_at_stop(chat.completion_ids(record.completion), chat)
         for record, ask in zip(records, open_, strict=True)
     ]
     return with_likelihood(as_rows(records, answers), found)
@@ -151,7 +151,7 @@ def answer(
     # Each prompt once, the longest first, whatever the order of the records: memory runs out at once or never.
     prompts = [list(ids) for ids in sorted(set(encoded), key=lambda ids: (-len(ids), ids))]
     said = _ask(model, prompts, chat.stop_id, generation, what, held)
-    by_prompt = {tuple(ids): _cut_at_stop(row, chat) for ids, row in zip(prompts, said, strict=True)}
+    by_prompt = {tuple(ids): cut_at_stop(row, chat) for ids, row in zip(prompts, said, strict=True)}
     return [by_prompt[ids] for ids in encoded]
 
 
@@ -288,7 +288,8 @@ def tokens_at_once(causal: Any) -> int:
     return min(_GPU_TOKENS, memory // _MEMORY_SHARE // bytes_a_token(causal))
 
 
-def _cut_at_stop(ids: list[int], chat: Chat) -> Answer:
+def cut_at_stop(ids: list[int], chat: Chat) -> Answer:
+    """What these ids of an answer say, up to the stop token if there is one."""
     stopped = chat.stop_id in ids
     spoken = ids[: ids.index(chat.stop_id)] if stopped else ids
     return Answer(chat.text(spoken), len(spoken) + stopped, stopped)

@@ -9,14 +9,14 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from stages.params.section import Count, Few, Number, Phrase, Seconds, Section, Size
 
 Of = Literal["task", "label", "field", "rule", "perturbation", "slice", "distance"]
-Reference = Literal["base", "linear", "previous", "adapter"]
+Reference = Literal["base", "linear", "previous", "sft", "adapter"]
 Threshold = Annotated[float, Field(ge=-1e15, le=1e15)]
 
 
 class Gate(Section):
     """One threshold on one number: whose it is, which metric, of which rows, and against what."""
 
-    model: str = Field(description="base, linear, adapter, previous, a format, judge, review, or a stage")
+    model: str = Field(description="base, linear, sft, adapter, previous, a format, judge, review, or a stage")
     metric: str = Field(description="such as exact_match; docs/metrics.md has all")
     against: Reference | None = Field(None, description="judge the change since this model, not the number")
     of: dict[Of, str] = Field({}, max_length=1, description="the rows, such as {label: refund}; all when left out")
@@ -43,6 +43,7 @@ _DROP = {"metric": "exact_match", "against": "adapter", "minimum": -0.05, "evide
 STANDING: dict[str, dict[str, Any]] = {
     "better_than_linear": _ADVISORY
     | {"model": "adapter", "metric": "label_accuracy", "against": "linear", "minimum": 0.0},
+    "better_than_sft": {"model": "adapter", "metric": "exact_match", "against": "sft", "minimum": 1e-9},
     "no_forgetting": _ADVISORY | _UNSPOILED | {"metric": "general_perplexity", "against": "base", "maximum": 1.05},
     "no_forgetting_answers": _ADVISORY
     | _UNSPOILED

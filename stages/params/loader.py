@@ -14,7 +14,7 @@ from stages.core.errors import UserError
 from stages.core.yaml_reader import load_yaml
 from stages.params.evaluate import Evaluate, Probes, Report, Scoring
 from stages.params.gates import Gates, Judge, Review
-from stages.params.model import Engine, Generation, Model, Quantize, Train
+from stages.params.model import Engine, Generation, Model, Prefer, Quantize, Train
 from stages.params.prepare import Augment, Checks, Clean, Dedup, Holdout, Split
 from stages.params.section import Section, Seed
 from stages.params.task import Task
@@ -45,6 +45,7 @@ class Params(Section):
     augment: Augment = Augment()
     checks: Checks = Checks()
     train: Train = Train()
+    prefer: Prefer = Prefer()
     generation: Generation = Generation()
     engine: Engine = Engine()
     quantize: Quantize = Quantize()

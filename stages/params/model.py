@@ -1,4 +1,4 @@
-"""`model`, `train`, `generation`, `engine`, `quantize`: the base model, how it is tuned, asked, and made smaller."""
+"""`model`, `train`, `prefer`, `generation`, `engine`, `quantize`: the base, how it is tuned, asked, made smaller."""
 
 import re
 from typing import Annotated, Literal, Self, get_args
@@ -98,6 +98,38 @@ class Train(Section):
     def _adalora_runs_to_the_end(self) -> Self:
         if self.adaptive and self.early_stopping_patience is not None:
             raise ValueError("adalora plans its ranks over the whole run; set early_stopping_patience to null")
+        return self
+
+
+class Prefer(Section):
+    """Training beyond imitation, on top of what `train` made; what is not named here is as in `train`."""
+
+    objective: Literal["sft", "dpo", "kto", "distil", "grpo"] = Field(
+        "sft",
+        description="sft: nothing more; dpo: pairs; kto: thumbs; distil: a teacher; grpo: the task's own contract",
+    )
+    beta: Annotated[float, Field(ge=0, le=100)] | None = Field(
+        None, description="what leaving the SFT model costs; null: 0.1 for dpo and kto, nothing for grpo"
+    )
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(1e-4, description="the highest of the schedule")
+    epochs: Annotated[float, Field(gt=0, le=10_000)] = Field(1, description="how often each row is seen")
+    batch_size: Size = Field(16, description="rows of one optimiser step; of grpo, answers")
+    evaluate_every: Count = Field(20, description="optimiser steps between validations and checkpoints")
+    early_stopping_patience: Count | None = Field(3, description="validations without improvement; null: to the end")
+    validation_share: Share = Field(0.1, description="of the prompts of data/preferences, held back; for dpo and kto")
+    validation_rows: Size = Field(64, description="validation prompts answered at each validation; for distil and grpo")
+    generations: Annotated[int, Field(ge=2, le=1024)] = Field(8, description="answers to each prompt; for grpo")
+    temperature: Annotated[float, Field(gt=0, le=10)] = Field(1.0, description="of the answers that are learnt from")
+    max_new_tokens: Size = Field(64, description="an answer that is learnt from ends after so many tokens")
+    teacher: PathName | None = Field(None, description="folder of the model that distil learns from")
+    teacher_sha256: Digest = Field("", description="what that folder must hash to: it is no stage's output")
+
+    @model_validator(mode="after")
+    def _has_what_its_objective_needs(self) -> Self:
+        if self.objective == "grpo" and self.batch_size % self.generations:
+            raise ValueError(f"batch_size must be a multiple of generations, which is {self.generations}")
+        if self.objective == "distil" and not self.teacher:
+            raise ValueError("distil needs a teacher: the folder of a model in the transformers layout")
         return self
 
 

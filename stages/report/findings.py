@@ -145,7 +145,8 @@ def flags(metrics: Mapping[str, Any], generations: Mapping[str, Sequence[Row]]) 
     found = [
         *(
             (bool(raised), _TRAINING.get(name, words(name).capitalize()))
-            for name, raised in metrics["train"]["red_flags"].items()
+            for stage in ("train", "prefer")
+            for name, raised in metrics.get(stage, {}).get("red_flags", {}).items()
         ),
         (shared > 0, f"Leakage: {shared} ids or prompts in both the hold-out and the training rows"),
         (missing > 0, f"Hold-out: {plural(missing, 'locked row')} missing from the data"),

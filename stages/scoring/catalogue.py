@@ -8,7 +8,7 @@ from stages.core.errors import UserError
 
 Number = float | Mapping[str, Any]
 _VALUES = ("value", "difference", "ratio")  # what an interval is around
-_AGAINST = {"against_baseline": "base", "against_linear": "linear", "against_previous": "previous"}
+_AGAINST = {f"against_{name}": name for name in ("linear", "sft", "previous")} | {"against_baseline": "base"}
 _GROUPED = {"labels": "label", "fields": "field", "tasks": "task", "rules": "rule"}
 
 
@@ -17,7 +17,7 @@ class Key:
     """The name of a number.
 
     Attributes:
-        model: base, linear, adapter, previous, an artefact, judge, review, or the stage that counted it.
+        model: base, linear, sft, adapter, previous, an artefact, judge, review, or the stage that counted it.
         metric: such as exact_match.
         against: whom the change is measured from; None for the number itself.
         of: (kind, name) of the rows, such as ("label", "refund"); None for all.
@@ -53,6 +53,7 @@ def models(files: Mapping[str, Any]) -> dict[str, Any]:
         "base": baseline.get("base"),
         "linear": baseline.get("linear"),
         "previous": evaluate.get("previous", {}).get("scores"),
+        "sft": evaluate.get("sft"),
         "adapter": evaluate.get("adapter"),
         **{name: artefact.get("scores") for name, artefact in _artefacts(files).items()},
     }
@@ -84,7 +85,7 @@ def _entries(files: Mapping[str, Any]) -> Iterator[tuple[Key, Number]]:
     for name in ("judge", "review"):
         for part, node in files.get(name, {}).items():
             yield from _numbers(name, node, (), _AGAINST[part]) if part in _AGAINST else _numbers(name, node, (part,))
-    for name in ("clean", "dedup", "split", "augment", "checks", "train"):
+    for name in ("clean", "dedup", "split", "augment", "checks", "train", "prefer"):
         yield from _numbers(name, files.get(name, {}))
 
 

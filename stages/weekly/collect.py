@@ -56,7 +56,7 @@ def collect(logs: Sequence[Path], params: Params, limit: int, lowest: float, wee
     file = INBOX / f"{name}.jsonl"
     if file.exists():
         raise UserError(f"{file} is there already, perhaps with answers of people; move it, or name another --week")
-    write_rows(file, [_row(one, name) for one in ranked[:limit]])
+    write_rows(file, [inbox_row(one, name) for one in ranked[:limit]])
     lines = [
         f"{len(served)} answered requests, {counts['sound']} of them sound",
         *(f"  {number} {reason}" for reason, number in counts.most_common() if reason not in ("kept", "sound")),
@@ -79,7 +79,7 @@ def _failures(served: Iterable[Served], params: Params, lowest: float) -> tuple[
     tasks = Tasks(params.task)
     kept, counts = [], Counter[str]()
     for one in served:
-        record = _record(one, params.task, mask)
+        record = record_of_request(one, params.task, mask)
         reasons = tuple(_reasons(one, record, tasks, lowest))
         counts.update(reason.partition(":")[0] for reason in reasons)
         counts["kept" if reasons else "sound"] += 1
@@ -88,7 +88,7 @@ def _failures(served: Iterable[Served], params: Params, lowest: float) -> tuple[
     return kept, counts
 
 
-def _record(one: Served, task: Task, mask: Any) -> Record:
+def record_of_request(one: Served, task: Task, mask: Any) -> Record:
     """What was asked, without the task's own instruction and without personal data."""
     instructions = {**{text: tag for tag, text in task.instructions.items()}, task.instruction: None}
     *context, last = one.messages
@@ -184,7 +184,7 @@ def _week(served: Sequence[Served]) -> str:
     return f"{year}-{week:02}"
 
 
-def _row(one: Kept, week: str) -> dict[str, Any]:
+def inbox_row(one: Kept, week: str) -> dict[str, Any]:
     record, served = one.record, one.served
     row: dict[str, Any] = {"prompt": record.prompt, "completion": record.completion, "answer": one.answer}
     if record.context:

@@ -27,6 +27,7 @@ STAGES = [
     "judge",
     "manifest",
     "merge_quantize",
+    "prefer",
     "report",
     "review",
     "split",

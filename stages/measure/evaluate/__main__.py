@@ -56,6 +56,8 @@ class Evaluation:
     safety: Annotated[Safety, "what must not be in an output"]
     triggers: Annotated[Confirmation, "suspected triggers, asked of the model"]
     against_linear: Annotated[LinearComparison | None, "the linear baseline to the tuned model"] = None
+    sft: Annotated[Scores | None, "what SFT made, where prefer.objective goes on from it"] = None
+    against_sft: Annotated[Comparison | None, "that to the tuned model"] = None
     previous: Annotated[PreviousScores | None, "the release compared with"] = None
     against_previous: Annotated[Comparison | None, "that release to the tuned model"] = None
     general: Annotated[Forgetting | None, "what tuning cost on general questions"] = None
@@ -71,7 +73,7 @@ class Evaluation:
 
 
 def main() -> None:
-    params = load_params("evaluate", "generation", "probes", "scoring", "seed", "task")
+    params = load_params("evaluate", "generation", "prefer.objective", "probes", "scoring", "seed", "task")
     tasks, holdout, train = Tasks(params.task), read_records(paths.HOLDOUT), read_records(paths.TRAIN)
     suspects = [Suspect(row["ngram"], row["label"], row["count"]) for row in read_rows(paths.CHECKS / "triggers.jsonl")]
     # Fetched first: a release that cannot be had is better known before the model is asked than after.
@@ -99,12 +101,15 @@ def main() -> None:
             params.seed,
         )
         notes["generation"] = model.spent
+        beyond, sft = params.prefer.objective != "sft", Weights(paths.BASE, paths.SFT)
+        imitated = rows_with_likelihood(sft, chat, holdout, params.generation, "sft") if beyond else []
 
     base_probes = list(read_rows(paths.BASE_PROBES))
     general = (of_probe(base_probes, GENERAL), of_probe(probes, GENERAL))
     refusals = (of_probe(base_probes, REFUSAL), of_probe(probes, REFUSAL))
     scores = [score_row(row, tasks) for row in rows]
     before = [score_row(row, tasks) for row in read_rows(paths.BASE_GENERATIONS)]
+    imitation = [score_row(row, tasks) for row in imitated]
     then = compare_previous(earlier, scores, tasks, params.scoring) if earlier else (None, None)
     nearest = list(read_rows(paths.NEAREST))
     added = {row["id"]: row["slice"] for row in nearest if "slice" in row}
@@ -113,6 +118,8 @@ def main() -> None:
         adapter=summarise(scores, params.scoring),
         against_baseline=compare(before, scores, params.scoring),
         against_linear=against_linear(scores, linear, params.scoring),
+        sft=summarise(imitation, params.scoring) if beyond else None,
+        against_sft=compare(imitation, scores, params.scoring) if beyond else None,
         previous=then[0],
         against_previous=then[1],
         general=measure_forgetting(*general, params.scoring) if general[1] else None,

@@ -27,6 +27,7 @@ _MEASURED = (
     paths.AUGMENT_METRICS,
     paths.BASELINE_METRICS,
     paths.TRAIN_METRICS,
+    paths.PREFER_METRICS,
     paths.EVALUATE_METRICS,
     paths.QUANTIZE_METRICS,
     paths.JUDGE_METRICS,
@@ -154,6 +155,8 @@ def _not_there(gate: Gate, catalogue: Catalogue) -> str | None:
     if gate.against and gate.model in models and (gate.model, gate.against) not in pairs:
         if gate.against == "previous":
             return "first release: there is no previous one to compare with"
+        if gate.against == "sft":
+            return "prefer.objective is sft: the adapter is what SFT made"
         if gate.against == "linear":
             return "no linear baseline: the rows have no labels to learn"
     return None

@@ -23,6 +23,7 @@ FORMAT = 2  # described by manifest.schema.json
 _METRICS = (
     paths.BASELINE_METRICS,
     paths.TRAIN_METRICS,
+    paths.PREFER_METRICS,
     paths.EVALUATE_METRICS,
     paths.QUANTIZE_METRICS,
     paths.GATES,
@@ -34,7 +35,7 @@ def main() -> None:
     # fmt: off
     params = load_params(
         "augment", "checks", "clean", "dedup", "engine", "evaluate", "gates", "generation", "holdout", "judge", "model",
-        "probes", "quantize", "review", "scoring", "seed", "split", "task", "train",
+        "prefer", "probes", "quantize", "review", "scoring", "seed", "split", "task", "train",
     )
     # fmt: on
     metrics = {path.stem: read_json(path) for path in _METRICS}

@@ -21,6 +21,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import get_last_checkpoint
 
 from stages.core import paths
+from stages.core.dependencies import filled_in
 from stages.core.dvc_lock import entry_hash
 from stages.core.errors import Refusal, UserError
 from stages.core.files import file_digest, read_json, remove, tree_digest, write_json, write_text
@@ -46,6 +47,10 @@ _CURVES = {
     "grad_norm": "train/gradient_norm",
     "learning_rate": "train/learning_rate",
     "eval_loss": "validation/loss",
+    "reward": "train/reward",
+    "eval_reward": "validation/reward",
+    "rewards/margins": "train/margin",
+    "eval_rewards/margins": "validation/margin",
 }
 
 
@@ -54,13 +59,16 @@ class Curves(TrainerCallback):  # type: ignore[misc]
 
     _live: Any = None
 
+    def __init__(self, folder: Path = paths.CURVES) -> None:
+        self._folder = folder
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
         from dvclive import Live
 
         # DVCLive would else write a dvc.yaml of its own and save an experiment within the experiment.
-        self._live = Live(str(paths.CURVES), dvcyaml=None, save_dvc_exp=False)
+        self._live = Live(str(self._folder), dvcyaml=None, save_dvc_exp=False)
         for entry in state.log_history:  # a resumed run first repeats the curve up to its checkpoint
             self._log(entry)
 
@@ -128,10 +136,10 @@ class Tracked(TrainerCallback):  # type: ignore[misc]
             self._theirs = None
             print(f"report_to: {self.tracker} failed ({type(error).__name__}); training goes on without it", flush=True)
 
-    def remember(self) -> None:
-        """Write down which run made models/adapter, for `tunetrail trace` on this machine."""
+    def remember(self, folder: Path) -> None:
+        """Write down which run made the folder, for `tunetrail trace` on this machine."""
         known = read_json(paths.TRACKED_RUNS) if paths.TRACKED_RUNS.is_file() else {}
-        adapter = entry_hash(WorkingTree(Path()).md5s(paths.ADAPTER.as_posix()))
+        adapter = entry_hash(WorkingTree(Path()).md5s(folder.as_posix()))
         write_json(paths.TRACKED_RUNS, {**known, adapter: {"tracker": self.tracker, "run": self.run}})
 
 
@@ -186,7 +194,9 @@ class Progress(TrainerCallback):  # type: ignore[misc]
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         now, logs = time.monotonic(), logs or {}
         self._logged.append((state.global_step, now))
-        if "eval_loss" in logs:
+        if "eval_reward" in logs:
+            what = f"validation reward {logs['eval_reward']:.4f}"
+        elif "eval_loss" in logs:
             what = f"validation loss {logs['eval_loss']:.4f}"
         elif "loss" in logs and now - self._last >= _SECONDS_BETWEEN_LINES:
             what = f"loss {logs['loss']:.4f}"
@@ -210,7 +220,7 @@ class StopsAtNaN(TrainerCallback):  # type: ignore[misc]
     """Ends a run once its numbers are none, before they reach a checkpoint."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        wrong = [name for name in _CURVES if not math.isfinite((logs or {}).get(name, 0.0))]
+        wrong = [name for name in _CURVES if not math.isfinite((logs or {}).get(name) or 0.0)]
         if wrong:
             raise Refusal(
                 f"training stopped at step {state.global_step} of {state.max_steps}: {wrong[0]} is {logs[wrong[0]]}. "
@@ -226,7 +236,7 @@ def run_key(stage: str = "train") -> str:
     entry = load_yaml(paths.PIPELINE.read_bytes())["stages"][stage]
     params = read_params()
     state: dict[str, Any] = {
-        "deps": {dep: tree_digest(Path(dep)) for dep in entry["deps"]},
+        "deps": {dep: tree_digest(Path(filled_in(dep))) for dep in entry["deps"]},
         "params": {key: _value(params, key) for key in entry["params"]},
         "libraries": library_versions(),
     }

@@ -22,7 +22,11 @@ def start_all() -> None:
     count = machine_settings().processes
     if count > 1:
         raise SystemExit(_run(count))
-    # A single process computes on one card, whatever else it could see.
+    take_one_card()
+
+
+def take_one_card() -> None:
+    """A single process computes on one card, whatever else it could see."""
     os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
 
 

@@ -132,46 +132,71 @@ def training_arguments(
 
     An adaptive adapter keeps no checkpoints.
     """
+    shard = {"fsdp": True, "fsdp_config": {"reshard_after_forward": True}} if plan.sharding else {}
+    trl = plan.engine == "trl"
+    return SFTConfig(
+        completion_only_loss=True,
+        max_length=None,  # longer rows were left out
+        padding_free=trl and plan.packing and rows > 1,
+        per_device_eval_batch_size=rows,
+        **schedule(settings, seed, folder, steps, validate, rows, accumulate),
+        **checkpointing(trl and plan.checkpointing),
+        bf16=trl and plan.precision == torch.bfloat16,
+        router_aux_loss_coef=None if settings.method == "full" else 0.0,
+        **shard,
+    )
+
+
+def checkpointing(wanted: bool) -> dict[str, Any]:
+    return {
+        "gradient_checkpointing": wanted,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False} if wanted else None,
+    }
+
+
+def schedule(
+    settings: Train,
+    seed: int,
+    folder: Path,
+    steps: int,
+    validate: bool,
+    rows: int,
+    accumulate: int,
+    best: str = "eval_loss",
+) -> dict[str, Any]:
+    """What all of TRL's trainers take: steps, learning rate, validations and checkpoints.
+
+    The `best` measurement is the least, but for a reward.
+    """
     stop_early = settings.early_stopping_patience is not None
     keep: dict[str, Any] = {
         "save_strategy": "steps",
         "save_steps": settings.evaluate_every,
         "save_total_limit": 2,  # the best and the last
         "load_best_model_at_end": stop_early,
-        "metric_for_best_model": "eval_loss" if stop_early else None,
-        "greater_is_better": False if stop_early else None,
+        "metric_for_best_model": best if stop_early else None,
+        "greater_is_better": best.endswith("reward") if stop_early else None,
         "restore_callback_states_from_checkpoint": True,
     }
     measure = {"eval_strategy": "steps", "eval_steps": settings.evaluate_every} if validate else {"eval_strategy": "no"}
-    shard = {"fsdp": True, "fsdp_config": {"reshard_after_forward": True}} if plan.sharding else {}
-    trl = plan.engine == "trl"
-    return SFTConfig(
-        output_dir=str(folder),
-        completion_only_loss=True,
-        max_length=None,  # longer rows were left out
-        padding_free=trl and plan.packing and rows > 1,
-        per_device_train_batch_size=rows,
-        per_device_eval_batch_size=rows,
-        gradient_accumulation_steps=accumulate,
-        gradient_checkpointing=trl and plan.checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if trl and plan.checkpointing else None,
-        max_steps=steps,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.scheduler,
-        warmup_steps=round(steps * settings.warmup_share),
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_gradient_norm,
-        bf16=trl and plan.precision == torch.bfloat16,
-        use_cpu=not torch.cuda.is_available(),
-        seed=seed,
-        data_seed=seed,
-        logging_steps=_LOG_EVERY,
-        logging_nan_inf_filter=False,  # a loss that is not a number must show
-        router_aux_loss_coef=None if settings.method == "full" else 0.0,
-        disable_tqdm=True,
-        report_to="none",  # `Tracked` does
-        run_name=folder.name,  # the hash of all that decides the result
+    return {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": rows,
+        "gradient_accumulation_steps": accumulate,
+        "max_steps": steps,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": settings.scheduler,
+        "warmup_steps": round(steps * settings.warmup_share),
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.max_gradient_norm,
+        "use_cpu": not torch.cuda.is_available(),
+        "seed": seed,
+        "data_seed": seed,
+        "logging_steps": _LOG_EVERY,
+        "logging_nan_inf_filter": False,  # a loss that is not a number must show
+        "disable_tqdm": True,
+        "report_to": "none",  # `Tracked` does
+        "run_name": folder.name,  # the hash of all that decides the result
         **measure,
-        **shard,
         **({"save_strategy": "no"} if settings.adaptive else keep),
-    )
+    }

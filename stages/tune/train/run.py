@@ -4,7 +4,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
@@ -63,12 +63,12 @@ def train_stage() -> None:
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.is_fsdp_enabled else None
     refuse_not_finite(weights or dict(trainer.model.named_parameters()), "the trained model")
     if first:
-        with atomic(paths.ADAPTER) as partial:
+        with atomic(paths.SFT) as partial:
             save_trained(trainer.model, chat.tokenizer, partial, weights)
         write_rows(paths.TRAINING_SAMPLES, samples.rows)
         write_json(paths.TRAIN_METRICS, summarise(trainer, train))
         for tracked in (one for one in trainer.callback_handler.callbacks if isinstance(one, Tracked)):
-            tracked.remember()
+            tracked.remember(paths.SFT)
         confirm()  # a run that is refused for what changed meanwhile must be able to go on from here
         shutil.rmtree(folder)
     PartialState().destroy_process_group()
@@ -103,11 +103,16 @@ def make_deterministic() -> None:
 
 
 def summarise(trainer: Any, train: Examples) -> dict[str, Any]:
-    """metrics/train.json: what was trained, how the losses went, and warnings read off their curves.
+    """metrics/train.json; losses are means over completion tokens, in nats."""
+    return {
+        "rows": {"train": len(train), "left_out_too_long": len(train.left_out)},
+        "tokens": {"total": train.tokens, "trained": train.trained_tokens},
+        **outcome(trainer, trainer.state.log_history),
+    }
 
-    Losses are means over completion tokens, in nats.
-    """
-    history = trainer.state.log_history
+
+def outcome(trainer: Any, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What was trained, how the losses of the trainer's log went, and warnings read off their curves."""
     losses = [entry["loss"] for entry in history if "loss" in entry]
     validation = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in trainer.model.parameters()]
@@ -120,8 +125,6 @@ def summarise(trainer: Any, train: Examples) -> dict[str, Any]:
         }
     best = trainer.state.best_global_step
     return {
-        "rows": {"train": len(train), "left_out_too_long": len(train.left_out)},
-        "tokens": {"total": train.tokens, "trained": train.trained_tokens},
         "parameters": {"trainable": sum(n for n, trained in sizes if trained), "all": sum(n for n, _ in sizes)},
         "steps": trainer.state.global_step,
         "loss": loss,

@@ -57,7 +57,7 @@ def one(project: Path) -> Result:
 
 
 def result(project: Path) -> Result:
-    adapter = load_file(project / paths.ADAPTER / "adapter_model.safetensors")
+    adapter = load_file(project / paths.SFT / "adapter_model.safetensors")
     return adapter, read_json(project / paths.TRAIN_METRICS)["loss"]
 
 

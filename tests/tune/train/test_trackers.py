@@ -62,7 +62,7 @@ def test_the_run_has_its_commit_and_the_adapter_has_its_run(project: Path, serve
     code, text = run_stage(project, "train", die=functools.partial(report_to, server))
     assert code == 0, text
     known = read_json(project / paths.TRACKED_RUNS)
-    adapter = entry_hash(WorkingTree(project).md5s(paths.ADAPTER.as_posix()))
+    adapter = entry_hash(WorkingTree(project).md5s(paths.SFT.as_posix()))
     assert list(known) == [adapter]
     assert known[adapter]["tracker"] == "mlflow"
 

@@ -64,7 +64,7 @@ def test_method_trains_and_its_result_merges(project: Path, engine: str, setting
     assert share == 1 if settings["method"] == "full" else share < 0.5
     from stages.model.loading import load_tuned
 
-    tuned = load_tuned(project / paths.BASE, project / paths.ADAPTER, dtype=torch.float32)
+    tuned = load_tuned(project / paths.BASE, project / paths.SFT, dtype=torch.float32)
     merged = (tuned.merge_and_unload() if hasattr(tuned, "merge_and_unload") else tuned).state_dict()
     base = load_file(project / paths.BASE / "model.safetensors")
     assert base.keys() <= merged.keys()
@@ -115,7 +115,7 @@ def test_memory_that_runs_out_is_a_sentence(project: Path) -> None:
 
 def test_only_the_named_layers_are_adapted(project: Path) -> None:
     train(project, layers_to_transform="1-1", epochs=1)
-    names = load_file(project / paths.ADAPTER / "adapter_model.safetensors")
+    names = load_file(project / paths.SFT / "adapter_model.safetensors")
     assert names
     assert all(".layers.1." in name for name in names)
 
@@ -159,7 +159,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(project: Path, tmp_path: Path, e
     text = train(project, engine=engine)["printed"]
     assert "going on from" in text
     assert curve(project) == curve(alone)
-    ours, theirs = (load_file(at / paths.ADAPTER / "adapter_model.safetensors") for at in (project, alone))
+    ours, theirs = (load_file(at / paths.SFT / "adapter_model.safetensors") for at in (project, alone))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     samples = (at / paths.TRAINING_SAMPLES for at in (project, alone))
     assert len({file.read_text() for file in samples}) == 1
@@ -212,7 +212,7 @@ def test_of_a_damaged_checkpoint_the_one_before_it_is_taken(
     assert "checkpoint-8 is damaged or written by half: deleted" in text
     assert "checkpoint-4" in text
     assert curve(project) == curve(whole)
-    for file in (paths.ADAPTER / "adapter_model.safetensors", paths.TRAINING_SAMPLES):
+    for file in (paths.SFT / "adapter_model.safetensors", paths.TRAINING_SAMPLES):
         assert (project / file).read_bytes() == (whole / file).read_bytes()
 
 
@@ -242,7 +242,7 @@ def test_another_machine_goes_on_from_a_checkpoint_folder_that_outlives_the_firs
     (project / paths.CHECKPOINTS).symlink_to(shared)
     assert "going on from" in train(project)["printed"]
     assert curve(project) == curve(whole)
-    file = paths.ADAPTER / "adapter_model.safetensors"
+    file = paths.SFT / "adapter_model.safetensors"
     assert (project / file).read_bytes() == (whole / file).read_bytes()
 
 
@@ -266,7 +266,7 @@ def test_a_loss_that_is_no_number_stops_the_training(project: Path, engine: str)
     assert code == 1
     assert "training stopped at step" in text or "nan" in text
     assert "Traceback" not in text
-    assert not (project / paths.ADAPTER).exists()
+    assert not (project / paths.SFT).exists()
     assert not list((project / ".tunetrail").rglob("checkpoint-*"))
 
 
