@@ -22,7 +22,7 @@ from stages.params.loader import Params, load_params
 from stages.params.model import Generation, Train
 from stages.records.record import REPLAY, Dropped, Record, rank, read_records, write_dropped, write_rows
 from stages.text.json_schema import Tasks
-from stages.tune.prefer.objectives import Row, load_sft, make_objective, rewards
+from stages.tune.prefer.objectives import Row, length, load_sft, make_objective, rewards
 from stages.tune.prefer.preference_rows import Preference, apart_from, held_back, read_preferences
 from stages.tune.train import devices
 from stages.tune.train.adapters import save_trained
@@ -62,7 +62,7 @@ class Lesson:
     validation: Sequence[Any]
     left_out: dict[str, int]
     quarantined: list[Dropped] = field(default_factory=list)
-    records: list[Record] = field(default_factory=list)  # of GRPO, by the number in the rows' column `row`
+    records: list[Record] = field(default_factory=list)  # by the number in the rows' column `row`
 
 
 def go_beyond() -> None:
@@ -125,10 +125,10 @@ def _trainer(
     if prefer.early_stopping_patience:
         beside.append(EarlyStoppingCallback(early_stopping_patience=prefer.early_stopping_patience))
     if prefer.objective == "distil" and not like:  # the teacher's answers are rows as any others
-        examples = (make_examples(chat, rows, settings.max_tokens) for rows in (lesson.train, lesson.validation))
-        return build_trainer("trl", load_sft(settings), settings, seed, chat.tokenizer, *examples, folder, beside)
+        train, held = (make_examples(chat, rows, settings.max_tokens) for rows in (lesson.train, lesson.validation))
+        return build_trainer("trl", load_sft(settings), settings, seed, chat.tokenizer, train, held, folder, beside)
     teacher = load_model(Path(prefer.teacher or ""), dtype=choose_precision(settings)) if like else None
-    contract = rewards(lesson.records, Tasks(params.task), chat) if lesson.records else None
+    contract = rewards(lesson.records, Tasks(params.task), chat) if prefer.objective == "grpo" else None
     rows = lesson.train, lesson.validation
     trainer = make_objective(prefer, settings, seed, chat, *rows, folder, beside, teacher, contract)
     trainer.remove_callback(PrinterCallback)
@@ -142,62 +142,44 @@ def make_lesson(params: Params, chat: Chat, like: bool) -> Lesson:
         given = read_preferences(paths.PREFERENCES)
         kept, near = apart_from(read_records(paths.HOLDOUT), given, params.dedup.threshold)
         usable = [row for row in kept if prefer.objective == "kto" or row.rejected is not None]
-        parts = held_back(usable, prefer.validation_share, params.seed)
-        encode = _pairs if prefer.objective == "dpo" else _thumbs
-        wanted = [row for part in parts for row in part]
-        _refuse_faults(chat, [row.record for row in wanted])
-        whole = [[row for one in part for row in encode(chat, one)] for part in parts]
-        fits = [[row for row in part if _longest(row) <= limit] for part in whole]
-        left = {
-            "near_the_holdout": len(near),
-            "thumbs_without_a_pair": len(kept) - len(usable),
-            "too_long": sum(map(len, whole)) - sum(map(len, fits)),
-        }
-        return Lesson(fits[0], fits[1], left, near)
+        _refuse_faults(chat, [row.record for row in usable])
+        halves = held_back(usable, prefer.validation_share, params.seed)
+        every = [[row for one in half for row in _encoded(chat, one, prefer.objective)] for half in halves]
+        fits = [[row for row in half if length(row) <= limit] for half in every]
+        left = {"near_the_holdout": len(near), "thumbs_without_a_pair": len(kept) - len(usable)}
+        return Lesson(fits[0], fits[1], left | {"too_long": sum(map(len, every)) - sum(map(len, fits))}, near)
     records, held = read_records(paths.TRAIN), read_records(paths.VALIDATION)
     held = sorted(held, key=lambda record: rank(params.seed, "prefer", record.id))[: prefer.validation_rows]
-    general = [record for record in records if record.source == REPLAY]
-    if prefer.objective == "grpo":  # general rows are held to no contract
-        records = [record for record in records if record.source != REPLAY]
-    asked = {record.id: len(chat.prompt_ids(record)) + prefer.max_new_tokens for record in [*records, *held]}
-    short = [[record for record in part if asked[record.id] <= limit] for part in (records, held)]
-    left = {
-        "general": len(general) if prefer.objective == "grpo" else 0,
-        "too_long": len(records) + len(held) - sum(map(len, short)),
-    }
+    # General rows are held to no contract.
+    parts = [one for one in records if prefer.objective != "grpo" or one.source != REPLAY], held
+    prompts = {one.id: chat.prompt_ids(one) for part in parts for one in part}
+    room = limit - prefer.max_new_tokens
+    short = [[one for one in part if len(prompts[one.id]) <= room] for part in parts]
+    left = {"general": len(records) - len(parts[0]), "too_long": sum(map(len, parts)) - sum(map(len, short))}
     if prefer.objective == "distil" and not like:
         taught = [_answers_of(params, part) for part in short]
         unfinished = sum(map(len, short)) - sum(map(len, taught))
         return Lesson(taught[0], taught[1], left | {"unfinished_by_the_teacher": unfinished})
-    every = [record for part in short for record in part]
-    rows: list[Row] = [{"prompt": json.dumps(chat.prompt_ids(one)), "row": index} for index, one in enumerate(every)]
-    learnt = len(short[0])
-    return Lesson(rows[:learnt], rows[learnt:], left, records=every if prefer.objective == "grpo" else [])
+    asked = [one for part in short for one in part]
+    rows: list[Row] = [
+        {"prompt": json.dumps(prompts[one.id]), "tokens": len(prompts[one.id]) + prefer.max_new_tokens, "row": index}
+        for index, one in enumerate(asked)
+    ]
+    return Lesson(rows[: len(short[0])], rows[len(short[0]) :], left, records=asked)
 
 
-def _pairs(chat: Chat, row: Preference) -> Iterator[Row]:
-    chosen, rejected = (chat.completion_ids(text) for text in (row.record.completion, row.rejected or ""))
-    yield {"prompt_ids": chat.prompt_ids(row.record), "chosen_ids": chosen, "rejected_ids": rejected}
-
-
-def _thumbs(chat: Chat, row: Preference) -> Iterator[Row]:
-    for text, good in row.thumbs():
-        yield {"prompt_ids": chat.prompt_ids(row.record), "completion_ids": chat.completion_ids(text), "label": good}
-
-
-def _longest(row: Row) -> int:
-    answers = (len(row[key]) for key in ("chosen_ids", "rejected_ids", "completion_ids") if key in row)
-    return len(row["prompt_ids"]) + max(answers)
+def _encoded(chat: Chat, row: Preference, objective: str) -> Iterator[Row]:
+    prompt, said = chat.prompt_ids(row.record), [(chat.completion_ids(text), good) for text, good in row.thumbs()]
+    if objective == "dpo":
+        yield {"prompt_ids": prompt, "chosen_ids": said[0][0], "rejected_ids": said[1][0]}
+    else:
+        yield from ({"prompt_ids": prompt, "completion_ids": ids, "label": good} for ids, good in said)
 
 
 def _refuse_faults(chat: Chat, records: Sequence[Record]) -> None:
-    faults: dict[str, list[str]] = {}
     for record in records:
-        for fault in chat.encoded(record)[2]:
-            faults.setdefault(fault, []).append(record.origin)
-    if faults:
-        said = [f"{len(where)} rows {fault}, such as {', '.join(where[:3])}" for fault, where in faults.items()]
-        raise UserError(f"{paths.PREFERENCES}: " + "; ".join(said))
+        if faults := chat.encoded(record)[2]:
+            raise UserError(f"{paths.PREFERENCES}/{record.origin} is of those rows that {faults[0]}; take it out")
 
 
 def checked_teacher(params: Params) -> Path:
@@ -220,10 +202,8 @@ def same_vocabulary(teacher: Path, chat: Chat) -> bool:
 def _answers_of(params: Params, records: Sequence[Record]) -> list[Record]:
     """The rows with the teacher's answers as their completions; those that it did not end are left out."""
     folder = Path(params.prefer.teacher or "")
-    chat, generation = (
-        task_chat(load_tokenizer(folder), params.task),
-        Generation(max_new_tokens=params.prefer.max_new_tokens),
-    )
+    chat = task_chat(load_tokenizer(folder), params.task)
+    generation = Generation(max_new_tokens=params.prefer.max_new_tokens)
     said = answer(Weights(folder), chat, records, generation, "teacher")
     both = zip(records, said, strict=True)
     return [replace(record, completion=one.output) for record, one in both if one.stopped and one.output.strip()]
@@ -231,24 +211,14 @@ def _answers_of(params: Params, records: Sequence[Record]) -> list[Record]:
 
 def summarise(objective: str, trainer: Any, lesson: Lesson) -> dict[str, Any]:
     """metrics/prefer.json. The loss of GRPO is what its rewards lack of 1; its own loss says nothing of progress."""
-    history: list[Mapping[str, Any]] = list(trainer.state.log_history)
-    shown = [_as_loss(entry) for entry in history] if objective == "grpo" else history
-    found = outcome(trainer, shown)
-    if "validation_first" in found["loss"]:
-        best = (
-            found["loss"]["validation_best"]
-            if trainer.args.load_best_model_at_end
-            else found["loss"]["validation_last"]
-        )
-        found["red_flags"]["no_gain"] = int(best >= found["loss"]["validation_first"])
-    validations = [entry for entry in history if any(key in entry for key in _MEASURED)]
-    measured_at = {
-        name: {"first": values[0], "last": values[-1]}
-        for key, name in _MEASURED.items()
-        if (values := [entry[key] for entry in validations if entry.get(key) is not None])
-    }
+    history: list[dict[str, Any]] = trainer.state.log_history
+    found = outcome(trainer, list(map(_as_loss, history)) if objective == "grpo" else history)
+    if losses := [value for key, value in found["loss"].items() if key.startswith("validation")]:
+        found["red_flags"]["no_gain"] = int(min(losses) >= found["loss"]["validation_first"])
+    values = {name: [one[key] for one in history if one.get(key) is not None] for key, name in _MEASURED.items()}
+    ends = {name: {"first": some[0], "last": some[-1]} for name, some in values.items() if some}
     rows = {"train": len(lesson.train), "validation": len(lesson.validation), **lesson.left_out}
-    return {"objective": objective, "rows": rows, **found, "measured": measured_at}
+    return {"objective": objective, "rows": rows, **found, "measured": ends}
 
 
 def _as_loss(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,12 +25,12 @@ from stages.core import paths
 from stages.core.machine import machine_settings
 from stages.model.answers import as_rows, cut_at_stop
 from stages.model.chat import Chat
-from stages.model.loading import causal_of, load_model, nf4_config
+from stages.model.loading import causal_of, device, load_model, nf4_config
 from stages.params.model import Prefer, Train
 from stages.records.record import Record
 from stages.scoring.rows import RowScore, score_row
 from stages.text.json_schema import Tasks
-from stages.tune.train.engine import checkpointing, schedule
+from stages.tune.train.engine import schedule
 from stages.tune.train.examples import SeededBatches, optimiser_steps
 from stages.tune.train.plan import choose_precision
 
@@ -104,23 +104,23 @@ def make_objective(
     Rows come in the seeded order of `train`, so that a run goes on from any checkpoint with the batches that it would
     have had. The `contract` gives the rewards of GRPO; the `teacher` is a loaded model.
     """
-    kind, on_card = prefer.objective, torch.cuda.is_available()
+    kind, machine = prefer.objective, machine_settings()
     answers = prefer.generations if kind == "grpo" else 1
-    lengths = [_length(row) for row in rows]
+    lengths = [length(row) for row in rows]
     batch = min(train.batch_size // answers, len(rows))
     steps = optimiser_steps(len(rows), batch, train.epochs)
-    drawn = [[rows[index] for index in indices] for indices in SeededBatches(lengths, batch, steps, seed)]
-    # The reference point of KTO is a mean over the rows that are computed together, so all of a batch are.
-    tokens = machine_settings().micro_batch_tokens
-    tokens = _TOKENS_AT_ONCE["cuda" if on_card else "cpu"] if tokens == "auto" else tokens
-    longest = max(lengths) + (0 if kind in ("dpo", "kto") else prefer.max_new_tokens)
-    size = batch * answers
-    fits = [n for n in range(1, size + 1) if size % n == 0 and n * longest <= tokens]
-    at_once = size if kind == "kto" else max(fits, default=1)
+    drawn = [rows[index] for indices in SeededBatches(lengths, batch, steps, seed) for index in indices]
+    size, longest = batch * answers, max(lengths) * (2 if kind == "dpo" else 1)
+    limit = _TOKENS_AT_ONCE[device().type] if machine.micro_batch_tokens == "auto" else machine.micro_batch_tokens
+    at_once = max(n for n in range(1, size + 1) if size % n == 0 and (n == 1 or n * longest <= limit))
+    if kind == "kto":  # its reference point is a mean over the rows that are computed together
+        at_once, drawn, validation = size, _rotated(drawn, size), _rotated(validation, size)
     best = "eval_reward" if kind == "grpo" else "eval_loss"
-    options = schedule(train, seed, folder, steps, len(validation) > 0, at_once, size // at_once, best)
-    options |= checkpointing(machine_settings().checkpointing is True)
-    options |= {"bf16": choose_precision(train) == torch.bfloat16, "per_device_eval_batch_size": at_once}
+    parts = at_once, size // at_once, machine.checkpointing is True
+    options = schedule(train, seed, folder, steps, len(validation) > 0, *parts, best)
+    # Of GRPO, whole groups of answers are measured at once.
+    options["per_device_eval_batch_size"] = size if kind == "grpo" else at_once
+    options["bf16"] = choose_precision(train) == torch.bfloat16
     said = {"max_completion_length": prefer.max_new_tokens, "temperature": prefer.temperature, "shuffle_dataset": False}
     beta = _BETA.get(kind, 0.0) if prefer.beta is None else prefer.beta
 
@@ -129,11 +129,9 @@ def make_objective(
     causal = causal_of(model)
     own, causal.generation_config.eos_token_id = causal.generation_config.eos_token_id, chat.stop_id
     reference = load_model(paths.SFT, dtype=torch.float32) if train.method == "full" else None
-    if kind == "kto":
-        drawn, validation = [_rotated(part) for part in drawn], _rotated_in(validation, at_once)
     common = {
         "model": model,
-        "train_dataset": _dataset([row for part in drawn for row in part]),
+        "train_dataset": _dataset(drawn),
         "eval_dataset": _dataset(validation) if validation else None,
         "processing_class": chat.tokenizer,
         "callbacks": list(beside),
@@ -145,7 +143,6 @@ def make_objective(
         arguments = KTOConfig(**options, beta=beta, max_length=None)
         trainer = ThumbTrainer(ref_model=reference, args=arguments, **common)
     elif kind == "grpo":
-        options["per_device_eval_batch_size"] = size  # whole groups of answers
         arguments = GRPOConfig(**options, **said, beta=beta, num_generations=answers)
         trainer = ContractTrainer(reward_funcs=contract, args=arguments, **common)
     else:
@@ -162,21 +159,18 @@ def _dataset(rows: Sequence[Row]) -> Dataset:
     return Dataset.from_list(list(rows))
 
 
-def _length(row: Row) -> int:
-    """Tokens that a row brings, of a pair those of both sequences."""
-    answers = [row[key] for key in ("chosen_ids", "rejected_ids", "completion_ids") if key in row]
-    if not answers:
-        return len(json.loads(row["prompt"]))
-    return sum(len(row["prompt_ids"]) + len(ids) for ids in answers)
+def length(row: Row) -> int:
+    """Tokens of the row's longest sequence; of a prompt to answer, those of the prompt and of the longest answer."""
+    answers = [len(row[key]) for key in ("chosen_ids", "rejected_ids", "completion_ids") if key in row]
+    return len(row["prompt_ids"]) + max(answers) if answers else int(row["tokens"])
 
 
-def _rotated(part: Sequence[Row]) -> list[Row]:
-    """Each row with the answer of the one before it: KTO's reference point is how likely answers to others are."""
-    return [row | {"KL_completion_ids": part[index - 1]["completion_ids"]} for index, row in enumerate(part)]
-
-
-def _rotated_in(rows: Sequence[Row], size: int) -> list[Row]:
-    return [row for start in range(0, len(rows), size) for row in _rotated(rows[start : start + size])]
+def _rotated(rows: Sequence[Row], size: int) -> list[Row]:
+    """Each row with the answer of the one before it in its batch, which KTO's reference point is made of."""
+    batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+    return [
+        row | {"KL_completion_ids": part[n - 1]["completion_ids"]} for part in batches for n, row in enumerate(part)
+    ]
 
 
 def reward(score: RowScore) -> float:

@@ -139,19 +139,11 @@ def training_arguments(
         max_length=None,  # longer rows were left out
         padding_free=trl and plan.packing and rows > 1,
         per_device_eval_batch_size=rows,
-        **schedule(settings, seed, folder, steps, validate, rows, accumulate),
-        **checkpointing(trl and plan.checkpointing),
+        **schedule(settings, seed, folder, steps, validate, rows, accumulate, trl and plan.checkpointing),
         bf16=trl and plan.precision == torch.bfloat16,
         router_aux_loss_coef=None if settings.method == "full" else 0.0,
         **shard,
     )
-
-
-def checkpointing(wanted: bool) -> dict[str, Any]:
-    return {
-        "gradient_checkpointing": wanted,
-        "gradient_checkpointing_kwargs": {"use_reentrant": False} if wanted else None,
-    }
 
 
 def schedule(
@@ -162,6 +154,7 @@ def schedule(
     validate: bool,
     rows: int,
     accumulate: int,
+    recompute: bool,
     best: str = "eval_loss",
 ) -> dict[str, Any]:
     """What all of TRL's trainers take: steps, learning rate, validations and checkpoints.
@@ -183,6 +176,8 @@ def schedule(
         "output_dir": str(folder),
         "per_device_train_batch_size": rows,
         "gradient_accumulation_steps": accumulate,
+        "gradient_checkpointing": recompute,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False} if recompute else None,
         "max_steps": steps,
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": settings.scheduler,

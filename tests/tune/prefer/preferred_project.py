@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from project import set_params
 from stage_process import run_stage
+from tiny_model import tiny_config, tiny_tokenizer
 from training_project import lay_out, training_records
+from transformers import LlamaForCausalLM
 
 from stages.core import paths
 from stages.core.files import read_json
@@ -57,3 +60,24 @@ def prefer(project: Path, **settings: Any) -> dict[str, Any]:
     assert code == 0, text
     metrics: dict[str, Any] = read_json(project / paths.PREFER_METRICS)
     return metrics | {"printed": text}
+
+
+def save_teacher_of_one_word(folder: Path) -> Path:
+    """A model that answers "a" to everything and stops; it has a token more than the tiny model."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<more>"])
+    config = tiny_config(tokenizer)
+    config.tie_word_embeddings = False
+    torch.manual_seed(3)
+    model = LlamaForCausalLM(config)
+    line, word = tokenizer("\n", add_special_tokens=False)["input_ids"][0], tokenizer("a")["input_ids"][-1]
+    with torch.no_grad():
+        for layer in model.model.layers:  # what was said last decides what comes next
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        known = torch.nn.functional.normalize(model.model.embed_tokens.weight, dim=-1)
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[word], model.lm_head.weight[tokenizer.eos_token_id] = known[line], known[word]
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -1,0 +1,133 @@
+"""Preferences as rows: what is read, what never reaches training, what an answer is worth; TRL's private names."""
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trl
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rapidfuzz import fuzz
+from scored import make_tasks
+from tiny_model import tiny_tokenizer
+
+from stages.core.errors import UserError
+from stages.model.chat import make_chat
+from stages.records.record import Record, make_record
+from stages.scoring.rows import score_row
+from stages.text.json_schema import Tasks
+from stages.text.normal_form import normalise
+from stages.tune.prefer.objectives import reward, rewards
+from stages.tune.prefer.preference_rows import Preference, apart_from, held_back, read_preferences
+
+CHAT = make_chat(tiny_tokenizer(), "")
+PROMPTS = st.one_of(
+    st.sampled_from(["Play some jazz", "play  some jazz!", "plays some jazzy", "Stop the music", "STOP THE MUSIC"]),
+    st.text("abc ", min_size=1, max_size=12).filter(str.strip),
+)
+
+
+def opinion(prompt: str) -> Preference:
+    return Preference(make_record(prompt, "yes", None, "people", "a:1"), "no", True)
+
+
+@settings(max_examples=60)
+@given(st.lists(PROMPTS, max_size=8), st.lists(PROMPTS, max_size=8), st.sampled_from([60, 90, 100]))
+def test_no_row_near_the_hold_out_is_kept(asked: list[str], locked: list[str], threshold: int) -> None:
+    """By rapidfuzz's own ratio over all pairs; and every row is either kept or named."""
+    holdout = [make_record(prompt, "", None, "raw", "raw:1") for prompt in locked]
+    rows = [opinion(prompt) for prompt in asked]
+    kept, left = apart_from(holdout, rows, threshold)
+
+    def near(record: Record) -> bool:
+        return any(fuzz.ratio(normalise(record.prompt), normalise(one)) >= threshold for one in locked)
+
+    assert not [row for row in kept if near(row.record)]
+    assert all(near(one.record) for one in left)
+    assert sorted([row.record.prompt for row in kept] + [one.record.prompt for one in left]) == sorted(
+        row.record.prompt for row in rows
+    )
+
+
+@settings(max_examples=60)
+@given(st.lists(PROMPTS, max_size=12), st.floats(0, 1), st.integers(0, 5))
+def test_no_prompt_is_learnt_and_held_back(asked: list[str], share: float, seed: int) -> None:
+    rows = [opinion(prompt) for prompt in asked]
+    learnt, measured = held_back(rows, share, seed)
+    assert len(learnt) + len(measured) == len(rows)
+    assert not {normalise(r.record.prompt) for r in learnt} & {normalise(r.record.prompt) for r in measured}
+    assert bool(learnt) == bool(rows)
+
+
+SAID = st.one_of(
+    st.builds(
+        json.dumps, st.fixed_dictionaries({}, optional={"intent": st.sampled_from(["a", "b"]), "order": st.none()})
+    ),
+    st.text(max_size=8),
+)
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Tasks:
+    tags = {"tone": {"kind": "classification", "labels": ["kind", "a"]}, "reply": {"kind": "text", "max_words": 1}}
+    return make_tasks(tmp_path_factory.mktemp("tasks"), tags=tags)
+
+
+@settings(max_examples=25)
+@given(st.lists(st.tuples(SAID, SAID, st.sampled_from([None, "tone", "reply"]), st.booleans()), min_size=1, max_size=5))
+def test_the_reward_is_what_the_scores_say(tasks: Tasks, rows: list[tuple[str, str, str | None, bool]]) -> None:
+    chat = CHAT
+    records = [make_record("ask", right, None, "a", "a:1", task=task) for right, _, task, _ in rows]
+    ids = [chat.completion_ids(said)[: None if ended else -1] for _, said, _, ended in rows]
+    found = rewards(records, tasks, chat)(completion_ids=ids, row=list(range(len(rows))), prompts=[], completions=[])
+    for worth, record, one in zip(found, records, ids, strict=True):
+        output = chat.text(one[:-1] if one[-1:] == [chat.stop_id] else one)
+        row = {"id": "", "completion": record.completion, "label": None, "output": output, "tokens": 1}
+        score = score_row(row | ({"task": record.task} if record.task else {}), tasks)
+        assert worth == reward(score)
+        assert 0 <= worth <= 1
+        if score.kind != "text":
+            assert (worth == 1) == (score.valid and score.exact_match)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ([], "expected a JSON object"),
+        ({"prompt": "a", "chosen": "b", "source": "s"}, "expected either chosen and rejected"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "label": True, "source": "s"}, "expected either"),
+        ({"prompt": "a", "chosen": "b", "rejected": "b ", "source": "s"}, "chosen and rejected are the same"),
+        ({"prompt": "a", "completion": "b", "label": 1, "source": "s"}, "label must be true or false"),
+        ({"prompt": " ", "completion": "b", "label": True, "source": "s"}, "prompt must be a text"),
+        ({"prompt": "a", "completion": "b", "label": True}, "source must be a text"),
+        (
+            {"prompt": "a", "completion": "b", "label": True, "source": "s", "context": [1]},
+            "context a list of messages",
+        ),
+    ],
+)
+def test_a_row_of_another_form_is_named(tmp_path: Path, row: Any, words: str) -> None:
+    (tmp_path / "rows.jsonl").write_text(f"\n{json.dumps(row)}\n")
+    with pytest.raises(UserError, match=rf"rows\.jsonl, line 2: .*{words}"):
+        read_preferences(tmp_path)
+
+
+def test_rows_keep_their_place_and_repeats_count_once(tmp_path: Path) -> None:
+    pair = {"prompt": "a", "chosen": "b", "rejected": "c", "source": "s", "annotator": "ann"}
+    thumb = {"prompt": "a", "completion": "b", "label": False, "source": "s", "task": "t"}
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below/rows.jsonl").write_text("\n".join(map(json.dumps, [pair, thumb, pair])))
+    first, second = read_preferences(tmp_path)
+    assert (first.record.origin, first.rejected, first.good) == ("below/rows.jsonl:1", "c", True)
+    assert (second.record.task, second.rejected, second.good) == ("t", None, False)
+    assert list(first.thumbs()) == [("b", True), ("c", False)]
+
+
+def test_trl_has_the_private_names() -> None:
+    for trainer in (trl.DPOTrainer, trl.KTOTrainer):
+        assert list(inspect.signature(trainer._prepare_dataset).parameters)[1] == "dataset"
+    for trainer in (trl.GRPOTrainer, trl.DistillationTrainer):
+        assert list(inspect.signature(trainer._tokenize_prompts).parameters) == ["self", "prompts"]
+        assert "prompt_ids, images, multimodal_fields" in inspect.getsource(trainer._tokenize_prompts)
