@@ -74,7 +74,10 @@ def view(params: Params, tasks: Tasks) -> dict[str, Any]:
         "slices": findings.slices(metrics["evaluate"]),
         "loss_chart": loss_chart(curves, metrics["train"].get("best_step")),
         "validation": curves["validation"],
-        "samples": list(read_rows(paths.TRAINING_SAMPLES)),
+        "samples": {
+            "What the model answered while it learned": list(read_rows(paths.TRAINING_SAMPLES)),
+            "What it answered while it learned from preferences": list(read_rows(paths.PREFERENCE_SAMPLES)),
+        },
         "flags": findings.flags(metrics, generations),
         "funnel": findings.funnel(metrics),
         "cleaning": {

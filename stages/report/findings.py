@@ -15,6 +15,7 @@ _PARTS = ("train", "validation", "holdout")
 _TRAINING = {
     "overfitting": "Overfitting: the validation loss rises while the training loss falls",
     "plateau": "Plateau: the loss hardly moves",
+    "no_gain": "No gain: no validation beyond imitation was better than that of the SFT model",
     "unstable": "Unstable: the loss jumps or is no number",
 }
 _FORGETTING = (

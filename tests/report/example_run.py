@@ -244,6 +244,8 @@ def _write_training(rows: list[dict[str, Any]]) -> None:
         for row in rows[:1]
     ]
     write_rows(paths.TRAINING_SAMPLES, samples)
+    write_rows(paths.PREFERENCE_SAMPLES, [])
+    write_json(paths.PREFER_METRICS, {"objective": "sft"})
 
 
 def _write_manifest(formats: tuple[str, ...]) -> None:

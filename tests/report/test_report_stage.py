@@ -34,6 +34,7 @@ ALWAYS_READ = [
     "data/generations/base.jsonl",
     "data/generations/training_samples.jsonl",
     "data/generations/triggers.json",
+    "data/prefer/samples.jsonl",
     "data/rejected/duplicates.jsonl",
     "data/rejected/quarantine.jsonl",
     "data/schema.json",
@@ -233,6 +234,25 @@ def test_a_bare_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = Page(report()[0]).root
     assert "No gates are set" in root.all("header")[0].text()
     assert len([one for one in root.all("svg") if one.attributes.get("role") == "img"]) == 1
+
+
+def test_what_preferences_changed(finished_run: Path) -> None:
+    assert "from preferences" not in report()[0]
+    details, rows = read_json(paths.DETAILS), list(read_rows(paths.TRAINING_SAMPLES))
+    details["prefer"] = {
+        "objective": "dpo",
+        "steps": 12,
+        "rows": {"train": 30, "validation": 4, "near_the_holdout": 2},
+        "red_flags": {"no_gain": 1},
+        "measured": {"margin": {"first": 0.0, "last": 0.25}},
+    }
+    write_json(paths.DETAILS, details)
+    write_rows(paths.PREFERENCE_SAMPLES, rows)
+    text = Page(report()[0]).root.text()
+    assert "dpo: 12 steps over 30 rows, 4 held back; margin 0 before, 0.25 after" in text
+    assert "near the hold-out: 2 preferences" in text
+    assert "while it learned from preferences" in text
+    assert "No gain" in text
 
 
 def test_what_judge_and_reviewers_say(finished_run: Path) -> None:

@@ -17,8 +17,10 @@ from stages.core.files import read_json
 from stages.measure.baseline.__main__ import main as baseline
 from stages.measure.evaluate.__main__ import answers_with
 from stages.measure.evaluate.__main__ import main as evaluate
-from stages.params.loader import read_params
+from stages.measure.gates.__main__ import check_gates
+from stages.params.loader import load_params, read_params
 from stages.records.record import make_record, read_rows, write_records, write_rows
+from stages.scoring.metrics import MARGINAL, PASS
 
 TAGS = {
     "tone": {"kind": "classification", "labels": ["kind", "rude"]},
@@ -112,6 +114,27 @@ def test_each_row_is_told_its_own_instruction(project: Path) -> None:
         baseline()
         rows = list(read_rows(paths.BASE_GENERATIONS))
     assert {row.get("task") for row in rows if row["nats"] != before[row["id"]]} == {"tone"}
+
+
+def test_beyond_imitation_the_sft_model_answers_too_and_what_is_no_better_does_not_ship(project: Path) -> None:
+    assert not read_json(paths.EVALUATE_METRICS).keys() & {"sft", "against_sft"}
+    values = read_params()
+    values["prefer"]["objective"] = "dpo"
+    other = project.parent / "preferred"
+    shutil.copytree(project, other)
+    shutil.copytree(other / paths.ADAPTER, other / paths.SFT)
+    (other / paths.PARAMS).write_text(dumps_yaml(values), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(other)
+        evaluate()
+        files = {name: read_json(paths.METRICS / f"{name}.json") for name in ("baseline", "evaluate")}
+        gates = {name: gate for name, gate in load_params("gates").gates.items() if name == "better_than_sft"}
+    assert files["evaluate"]["sft"] == files["evaluate"]["adapter"]
+    (gate,) = check_gates(gates, files)["gates"].values()
+    assert (gate["state"], gate["required"], gate["value"]) == (MARGINAL, True, 0.0)
+    better = files["evaluate"]["against_sft"]["exact_match"] | {"difference": 0.2, "low": 0.05, "high": 0.3}
+    files["evaluate"]["against_sft"]["exact_match"] = better
+    assert check_gates(gates, files)["verdict"] == PASS
 
 
 def test_the_same_bytes_again_without_memory(project: Path) -> None:

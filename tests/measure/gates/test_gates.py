@@ -294,6 +294,11 @@ def test_without_labels_there_is_no_linear_baseline_to_beat() -> None:
     assert (found["state"], found["reason"]) == (PASS, "no linear baseline: the rows have no labels to learn")
 
 
+def test_without_an_objective_there_is_nothing_to_be_better_than() -> None:
+    found = compared(None, "sft", minimum=1e-9)
+    assert (found["state"], found["reason"]) == (PASS, "prefer.objective is sft: the adapter is what SFT made")
+
+
 def test_a_first_release_has_nothing_to_lose_against() -> None:
     found = compared(None, minimum=0, evidence="against")
     assert found["state"] == PASS
