@@ -39,38 +39,32 @@ _BETA = {"dpo": 0.1, "kto": 0.1, "grpo": 0.0}  # TRL's own defaults
 _TOKENS_AT_ONCE = {"cpu": 1024, "cuda": 4096}  # of a micro-batch; more make none of today faster
 
 
-class _GivenRows:
-    """The rows have token ids; TRL would render and encode their texts by itself."""
+class _OurIds:
+    """TRL would render and encode texts by itself: here a row has token ids, and a prompt is the JSON of its own."""
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         return dataset
 
-    def create_model_card(self, *_: Any, **__: Any) -> None:
-        """Written by the release, about what was measured."""
-
-
-class _GivenPrompts:
-    """The prompt of a row is the JSON of its token ids."""
-
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return [json.loads(prompt) for prompt in prompts], None, {}
 
-    def create_model_card(self, *_: Any, **__: Any) -> None: ...
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """The release writes one, about what was measured."""
 
 
-class PairTrainer(_GivenRows, DPOTrainer):  # type: ignore[misc]
+class PairTrainer(_OurIds, DPOTrainer):  # type: ignore[misc]
     """DPO (Rafailov et al. 2023, arXiv 2305.18290) on rows of prompt_ids, chosen_ids, rejected_ids."""
 
 
-class ThumbTrainer(_GivenRows, KTOTrainer):  # type: ignore[misc]
+class ThumbTrainer(_OurIds, KTOTrainer):  # type: ignore[misc]
     """KTO (Ethayarajh et al. 2024, arXiv 2402.01306) on prompt_ids, completion_ids, KL_completion_ids, label."""
 
 
-class ContractTrainer(_GivenPrompts, GRPOTrainer):  # type: ignore[misc]
+class ContractTrainer(_OurIds, GRPOTrainer):  # type: ignore[misc]
     """GRPO (Shao et al. 2024, arXiv 2402.03300): of several answers to a prompt, those of more reward grow likelier."""
 
 
-class TeacherTrainer(_GivenPrompts, DistillationTrainer):  # type: ignore[misc]
+class TeacherTrainer(_OurIds, DistillationTrainer):  # type: ignore[misc]
     """On-policy distillation (Agarwal et al. 2023, arXiv 2306.13649): the teacher's next tokens, on its words."""
 
 
