@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.yaml_reader import load_yaml
 
@@ -71,8 +72,9 @@ def machine_settings() -> Machine:
 
 
 def _from_file() -> dict[str, Any]:
+    file = paths.of_checkout(_FILE)
     try:
-        values = load_yaml(_FILE.read_bytes()) if _FILE.is_file() else {}
+        values = load_yaml(file.read_bytes()) if file.is_file() else {}
     except ValueError as error:
         raise UserError(f"{_FILE}: not YAML: {error}") from None
     if not isinstance(values or {}, dict):

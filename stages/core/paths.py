@@ -79,3 +79,12 @@ JUDGE_REPLIES = Path(".tunetrail/judge/replies.jsonl")
 GENERATIONS_MEMORY = Path(".tunetrail/generations")
 RELEASES = Path(".tunetrail/releases")
 REQUESTS = Path(".tunetrail/requests.jsonl")
+
+
+def of_checkout(ignored: Path) -> Path:
+    """Where a file or folder that git ignores lies: in the checkout, also from the copies that DVC makes below it.
+
+    `dvc exp run --temp` and `--queue` run in .dvc/tmp/exps, where remembered answers and this machine's settings count.
+    """
+    checkout, copied, _ = str(Path.cwd()).partition("/.dvc/tmp/exps/")
+    return Path(checkout, ignored) if copied else ignored

@@ -418,7 +418,7 @@ def remember(request: dict[str, Any], compute: Callable[[], list[Any]]) -> tuple
     """
     made_of = {**request, "code": [tree_digest(path) for path in _CODE], "libraries": library_versions()}
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
-    path = paths.GENERATIONS_MEMORY / f"{key}.json"
+    path = paths.of_checkout(paths.GENERATIONS_MEMORY) / f"{key}.json"
     with suppress(FileNotFoundError, ValueError):
         if isinstance(known := json.loads(path.read_bytes()), list):
             return known, True

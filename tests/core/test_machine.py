@@ -32,6 +32,16 @@ def test_the_environment_comes_before_the_file(monkeypatch: pytest.MonkeyPatch) 
     assert (settings.micro_batch_tokens, settings.checkpointing) == (512, True)
 
 
+def test_a_copy_for_an_experiment_has_the_settings_of_its_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "machine.yaml").write_text("packing: false\n")
+    copy = tmp_path / ".dvc/tmp/exps/tmp1"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    assert machine_settings().packing is False
+
+
 def test_all_mistakes_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("machine.yaml").write_text("pakking: false\nattention: flash\n")
     monkeypatch.setenv("TUNETRAIL_GENERATION_TOKENS", "0")

@@ -117,6 +117,20 @@ def test_a_file_that_is_no_result_is_computed_anew(content: bytes) -> None:
     assert remember({"x": 1}, lambda: [3]) == ([1, 2], True)
 
 
+def test_a_copy_for_an_experiment_knows_what_its_checkout_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remember({"x": 1}, lambda: [1])
+    for copy in ("tmp1", "standalone/tmp2"):
+        folder = tmp_path / ".dvc/tmp/exps" / copy
+        folder.mkdir(parents=True)
+        monkeypatch.chdir(folder)
+        assert remember({"x": 1}, lambda: [2]) == ([1], True)
+        assert remember({"of": copy}, lambda: [2]) == ([2], False)
+    monkeypatch.chdir(tmp_path)
+    assert remember({"of": "tmp1"}, lambda: [3]) == ([2], True)
+
+
 def test_a_run_that_dies_leaves_nothing_that_counts() -> None:
     def die() -> list[Any]:
         raise KeyboardInterrupt

@@ -4,13 +4,17 @@ import json
 from pathlib import Path
 
 import pytest
+from project import run
 from scratch import Scratch
+
+from stages.core import paths
+from stages.params.loader import load_params
 
 pytest_plugins = ["scratch_fixtures"]
 
 
 @pytest.fixture
-def shared(scratch: Scratch, tmp_path: Path) -> Scratch:
+def published(scratch: Scratch, tmp_path: Path) -> Scratch:
     """A developer's repository with a git server and a DVC remote that others reach; its gates fail."""
     scratch.replace("stages/run.py", 'gates("PASS")', 'gates("FAIL")')
     scratch.dvc("remote", "add", "--default", "store", str(tmp_path / "store"))
@@ -23,13 +27,13 @@ def shared(scratch: Scratch, tmp_path: Path) -> Scratch:
     return scratch
 
 
-def clone(shared: Scratch, folder: Path) -> Scratch:
-    shared.git("clone", "--quiet", "--branch", "main", str(folder.parent / "server.git"), str(folder))
+def clone(published: Scratch, folder: Path) -> Scratch:
+    published.git("clone", "--quiet", "--branch", "main", str(folder.parent / "server.git"), str(folder))
     return Scratch(folder)
 
 
-def test_an_experiment_of_a_fresh_clone_reaches_the_others(shared: Scratch, tmp_path: Path) -> None:
-    ann, ben = clone(shared, tmp_path / "ann"), clone(shared, tmp_path / "ben")
+def test_an_experiment_of_a_fresh_clone_reaches_the_others(published: Scratch, tmp_path: Path) -> None:
+    ann, ben = clone(published, tmp_path / "ann"), clone(published, tmp_path / "ben")
     ann.dvc("pull")
     ann.dvc("exp", "run", "--temp", "--name", "slower", "--set-param", "train.learning_rate=1e-4")  # gates fail in it
     assert json.loads((ann.root / "metrics/gates.json").read_text())["verdict"] == "FAIL"
@@ -44,3 +48,24 @@ def test_an_experiment_of_a_fresh_clone_reaches_the_others(shared: Scratch, tmp_
     assert ben.tunetrail("lock-check").code == 0
     ben.dvc("exp", "branch", "slower", "slower-training")
     assert "0.0001" in ben.git("show", "slower-training:params.yaml")
+
+
+def test_queued_experiments_of_a_fresh_clone_share_its_memory(pipeline: Path, tmp_path: Path) -> None:
+    """The pipeline itself with the tiny model, whose gates fail; git ignores what it computed and remembered."""
+    ann = tmp_path / "ann"
+    run(tmp_path, "git", "clone", "--quiet", str(pipeline), str(ann))
+    (tmp_path / "tiny-model").symlink_to(pipeline.parent / "tiny-model")
+    run(ann, "dvc", "remote", "add", "--local", "--default", "store", str(pipeline / ".dvc/cache"))
+    run(ann, "dvc", "pull")
+    remembered = ann / paths.GENERATIONS_MEMORY
+    queue = ["dvc", "exp", "run", "--queue", "--name"]
+    run(ann, *queue, "longer", "-S", "generation.max_new_tokens=9", "evaluate")
+    run(ann, *queue, "stricter", "-S", "gates.exact_match.minimum=0.99", "gates")
+    run(ann, "dvc", "exp", "run", "--run-all")  # its worker ends when it has had nothing to do for ten seconds
+    assert run(ann, "git", "status", "--porcelain").stdout == ""
+    assert list(remembered.iterdir())
+    (stricter,) = run(ann, "git", "for-each-ref", "--format=%(refname)", "refs/exps/**/stricter").stdout.split()
+    assert json.loads(run(ann, "git", "show", f"{stricter}:{paths.GATES}").stdout)["verdict"] == "FAIL"
+    run(ann, "dvc", "exp", "apply", "longer")
+    assert (ann / paths.EVALUATE_METRICS).is_file()
+    assert load_params("generation", path=ann / "params.yaml").generation.max_new_tokens == 9

@@ -129,7 +129,7 @@ def ask_all(questions: Sequence[Question], judge: Judge, notes: dict[str, object
     from stages.measure.judge.judges import Endpoint, Local
 
     asked = Local(judge) if judge.provider == "local" else Endpoint(judge)
-    memory = Memory(paths.JUDGE_REPLIES)
+    memory = Memory(paths.of_checkout(paths.JUDGE_REPLIES))
     keys = {question: key(question, asked.identity) for question in questions}
     # Two models that say the same to a prompt make the same question, which is asked once.
     missing = list({keys[question]: question for question in questions if keys[question] not in memory.known}.values())

@@ -138,9 +138,10 @@ class Tracked(TrainerCallback):  # type: ignore[misc]
 
     def remember(self, folder: Path) -> None:
         """Write down which run made the folder, for `tunetrail trace` on this machine."""
-        known = read_json(paths.TRACKED_RUNS) if paths.TRACKED_RUNS.is_file() else {}
+        file = paths.of_checkout(paths.TRACKED_RUNS)
+        known = read_json(file) if file.is_file() else {}
         adapter = entry_hash(WorkingTree(Path()).md5s(folder.as_posix()))
-        write_json(paths.TRACKED_RUNS, {**known, adapter: {"tracker": self.tracker, "run": self.run}})
+        write_json(file, {**known, adapter: {"tracker": self.tracker, "run": self.run}})
 
 
 def trackers() -> list[TrainerCallback]:
