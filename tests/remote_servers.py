@@ -2,7 +2,8 @@
 
 `python remote_servers.py KIND FOLDER FAULT COUNT` serves until it is killed. With the fault `dies writing` or
 `dies reading` it is killed by itself in the middle of the COUNT-th object; with `lies` every object that it gives has
-one bit flipped. What S3 holds is in memory.
+one bit flipped, and with `flips`, of S3, the checksum beside it is the right one. With `refuses MD5` it has no room for
+that object.
 """
 
 import os
@@ -35,7 +36,7 @@ class Faults:
         os.kill(os.getpid(), signal.SIGKILL)
 
     def given(self, data: bytes) -> bytes:
-        return bytes([data[0] ^ 1]) + data[1:] if data and self.name == "lies" else data
+        return bytes([data[0] ^ 1]) + data[1:] if data and self.name in ("lies", "flips") else data
 
 
 def serve_ssh(folder: Path, faults: Faults) -> None:  # noqa: C901 - short methods of two classes
@@ -100,10 +101,10 @@ def serve_ssh(folder: Path, faults: Faults) -> None:  # noqa: C901 - short metho
 
 
 class _HalfBody:
-    """The body of a request whose server is killed after half of it."""
+    """The body of a request whose server is killed after so many bytes."""
 
-    def __init__(self, stream: Any, length: int, faults: Faults) -> None:
-        self.stream, self.half, self.faults = stream, length // 2, faults
+    def __init__(self, stream: Any, half: int, faults: Faults) -> None:
+        self.stream, self.half, self.faults = stream, half, faults
 
     def read(self, size: int = -1) -> bytes:
         if not self.half:
@@ -113,8 +114,11 @@ class _HalfBody:
         return data
 
 
-def with_faults(app: Callable[..., Any], faults: Faults) -> Callable[..., Any]:
-    """A WSGI application before which transfers of objects fail, and the reader may not write."""
+def with_faults(app: Callable[..., Any], faults: Faults, atomic: bool = False) -> Callable[..., Any]:
+    """A WSGI application before which transfers of objects fail, and the reader may not write.
+
+    Of a server that is killed, half an object stays, unless its writes are `atomic`.
+    """
 
     def call(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
         method, is_object = environ["REQUEST_METHOD"], "/files/md5/" in environ["PATH_INFO"]
@@ -124,11 +128,21 @@ def with_faults(app: Callable[..., Any], faults: Faults) -> Callable[..., Any]:
             start_response("403 Forbidden", [("Content-Length", "0")])
             return [b""]
         if method == "PUT" and is_object and faults.begins("dies writing"):
-            environ["wsgi.input"] = _HalfBody(environ["wsgi.input"], int(environ["CONTENT_LENGTH"]), faults)
+            half = 0 if atomic else int(environ["CONTENT_LENGTH"]) // 2
+            environ["wsgi.input"] = _HalfBody(environ["wsgi.input"], half, faults)
+        if method == "PUT" and faults.name == f"refuses {''.join(environ['PATH_INFO'].split('/')[-2:])}":
+            start_response("507 Insufficient Storage", [("Content-Length", "0")])
+            return [b""]
         if method == "GET" and is_object and faults.begins("dies reading"):
             faults.die()
-        answer = app(environ, start_response)
-        return [faults.given(b"".join(answer))] if method == "GET" and is_object and faults.name == "lies" else answer
+
+        def start(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
+            lies = faults.name == "lies"
+            headers = [row for row in headers if not (lies and row[0].lower().startswith("x-amz-checksum-"))]
+            return start_response(status, headers, *rest)
+
+        answer = app(environ, start)
+        return [faults.given(b"".join(answer))] if method == "GET" and is_object else answer
 
     return call
 
@@ -157,13 +171,18 @@ def serve_webdav(folder: Path, faults: Faults) -> None:
 
 
 def serve_s3(folder: Path, faults: Faults) -> None:
-    """IAM is enforced once the users are there; the policies are those of docs/access.md."""
+    """IAM is enforced once the users are there; the policies are those of docs/access.md.
+
+    moto holds all in memory. What is put there is written to the folder, too, and a new server begins with that.
+    """
     import json
     import re
     import threading
 
     import boto3
     import requests
+    from moto.core import DEFAULT_ACCOUNT_ID
+    from moto.s3.models import s3_backends
     from moto.server import DomainDispatcherApplication, create_backend_app
 
     text = (Path(__file__).parents[1] / "docs/access.md").read_text(encoding="utf-8")
@@ -174,7 +193,10 @@ def serve_s3(folder: Path, faults: Faults) -> None:
         def prepare() -> None:
             url = f"http://127.0.0.1:{port}"
             made = {"endpoint_url": url, "aws_access_key_id": "x", "aws_secret_access_key": "x"}
-            boto3.client("s3", region_name="us-east-1", **made).create_bucket(Bucket=BUCKET)
+            s3 = boto3.client("s3", region_name="us-east-1", **made)
+            s3.create_bucket(Bucket=BUCKET)
+            for file in (path for path in bucket.rglob("*") if path.is_file()):
+                s3.put_object(Bucket=BUCKET, Key=file.relative_to(bucket).as_posix(), Body=file.read_bytes())
             iam, keys = boto3.client("iam", region_name="us-east-1", **made), {}
             for name, document in policies.items():
                 iam.create_user(UserName=name)
@@ -187,7 +209,18 @@ def serve_s3(folder: Path, faults: Faults) -> None:
 
         threading.Thread(target=prepare, daemon=True).start()
 
-    _serve_wsgi(with_faults(DomainDispatcherApplication(create_backend_app), faults), ready)
+    app, bucket = DomainDispatcherApplication(create_backend_app), folder / BUCKET
+
+    def kept(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        answer, path = app(environ, start_response), environ["PATH_INFO"]
+        name = path.removeprefix(f"/{BUCKET}/")
+        put = environ["REQUEST_METHOD"] == "PUT" and name not in ("", path)
+        if put and (object_ := s3_backends[DEFAULT_ACCOUNT_ID]["aws"].get_object(BUCKET, name)):
+            (bucket / name).parent.mkdir(parents=True, exist_ok=True)
+            (bucket / name).write_bytes(object_.value)
+        return answer
+
+    _serve_wsgi(with_faults(kept, faults, atomic=True), ready)
 
 
 SERVERS = {"ssh": serve_ssh, "webdav": serve_webdav, "s3": serve_s3}

@@ -186,9 +186,7 @@ def heal(root: Path) -> tuple[list[str], list[str]]:
     damaged = _set_aside(root, listings.cache, "DVC's cache")
     said = [f"DVC's cache: {len(damaged)} damaged objects"]
     if listings.remote_folder and (wrong := _set_aside(root, listings.remote_folder, "the remote")):
-        said.append(
-            f"remote {listings.remote}: {len(wrong)} damaged objects set aside; `dvc push` sends the right ones"
-        )
+        said.append(f"remote {listings.remote}: {len(wrong)} damaged objects set aside; then run `dvc push`")
     here = {out: tree.md5s(out.path) for _, out in lock.outs()}
     places = {md5: root / out.path / name for out, files in here.items() for name, md5 in files.items()}
     copies = {md5: partial(shutil.copyfile, places[md5]) for md5 in damaged if md5 in places}
@@ -202,8 +200,8 @@ def heal(root: Path) -> tuple[list[str], list[str]]:
             said.append(f"{out.path} is not what dvc.lock says; `dvc checkout --force {out.path}` replaces it")
     listings = Listings(root)
     kept = examine(lock, tree, listings)
-    if listings.remote and not listings.remote_folder and (cut := _send_again(listings, kept)):
-        said.append(f"remote {listings.remote}: {cut} objects were cut, and are sent again")
+    for count, what in zip(_send_again(listings, kept) if listings.remote else (), ("cut", "missing"), strict=False):
+        said += [f"remote {listings.remote}: {count} objects were {what}, and are sent again"] if count else []
     lost = [f"neither the working tree nor a remote has the right bytes of {names(left)}"] if left else []
     return [*said, *kept.notes()], [*lost, *kept.broken(), *lost_releases(Repository(root), listings)]
 
@@ -230,17 +228,25 @@ def _fetch(root: Path, listings: Listings, wanted: list[str]) -> list[str]:
         return [md5 for md5, fetch in fetches.items() if not _bring(listings, md5, fetch)]
 
 
-def _send_again(listings: Listings, kept: Kept) -> int:
-    """Replace what a killed server left cut, since `dvc push` takes an object of the right name for whole."""
-    with dvc_repo(listings.root, f"remote {listings.remote} does not answer") as repo:
-        remote = repo.cloud.get_remote_odb(listings.remote)
-        present = {md5: remote.oid_to_path(md5) for md5 in remote.oids_exist(set(kept.objects.values()))}
-        files = {path: listings.cached_file(md5) for md5, path in present.items()}
-        cut = [path for path, file in files.items() if file.is_file() and file.stat().st_size != remote.fs.size(path)]
-        for path in cut:
-            remote.fs.remove(path)
-            remote.fs.put_file(str(files[path]), path)
-    return len(cut)
+def _send_again(listings: Listings, kept: Kept) -> tuple[int, int]:
+    """Send what `dvc push` will not after one that failed; how many objects were cut, and how many were missing.
+
+    It takes a cut object, which a killed server leaves, for whole; and a folder whose listing is there for sent, though
+    it sends a listing also when a file failed that another folder has, too.
+    """
+    with dvc_repo(listings.root, f"remote {listings.remote} cannot be asked or mended") as repo:
+        remote, local = repo.cloud.get_remote_odb(listings.remote), repo.cache.local.fs
+        present = set(remote.oids_exist(set(kept.objects.values())))
+        listed = {md5 for one in present if one.endswith(".dir") for md5 in (listings.get(one) or {}).values()}
+        cached = {md5: file for md5 in present | listed if (file := listings.cached_file(md5)).is_file()}
+        sizes = {md5: remote.fs.size(remote.oid_to_path(md5)) for md5 in cached.keys() & present}
+        cut = [md5 for md5, size in sizes.items() if size != cached[md5].stat().st_size]
+        missing = cached.keys() - present
+        for md5 in cut:
+            remote.fs.remove(remote.oid_to_path(md5))
+        for md5 in (*cut, *missing):
+            remote.add(str(cached[md5]), local, md5, check_exists=False)
+    return len(cut), len(missing)
 
 
 def _bring(listings: Listings, md5: str, copy: Callable[[str], object]) -> bool:

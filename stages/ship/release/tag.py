@@ -104,7 +104,7 @@ def _kept(root: Path, unpushed: str | None) -> tuple[list[str], dict[str, Any] |
     if missing := missing_in_remote(listings, kept):
         reasons.append(
             f"remote {listings.remote} does not hold {names(missing)}; run `dvc push` first, or give "
-            "--no-push-check REASON, which the tag records; after a push that was cut, `tunetrail doctor` before it"
+            "--no-push-check REASON, which the tag records; after a push that failed, `tunetrail doctor` before it"
         )
     return reasons, {"name": listings.remote, "checked": True}
 

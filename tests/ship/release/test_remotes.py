@@ -30,8 +30,9 @@ Connect = Callable[..., None]
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Path:
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder that is served."""
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # s3fs tries again, too
     (tmp_path / "served" / BUCKET).mkdir(parents=True)
     return tmp_path / "served"
 
@@ -97,7 +98,35 @@ def test_pushed_released_pulled_and_healed(scratch: Scratch, store: Path, kind: 
         sound(scratch)
 
 
-@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("kind", ["folder", "webdav", pytest.param("s3", marks=_NEEDS_S3)])
+def test_what_dvc_takes_for_sent_is_sent(scratch: Scratch, store: Path, kind: str) -> None:
+    """It sends a folder's listing also when a file failed that another folder has, and then believes the listing."""
+    file = cached(scratch, "models/release/merged/tokenizer.json")  # the base model has the same
+    if kind == "folder":
+        scratch.dvc("remote", "add", "--default", "store", str(store / BUCKET))
+        scratch.commit("Remote")
+        scratch.dvc("push")
+        (store / BUCKET / file.relative_to(scratch.root / ".dvc/cache")).unlink()
+    else:
+        with server(kind, store, f"refuses {file.parent.name}{file.name}") as port:
+            connect(scratch, kind, port, store)
+            failed(scratch, "push")
+    with server(kind, store) if kind != "folder" else contextlib.nullcontext(0) as port:
+        if kind != "folder":
+            connect(scratch, kind, port, store)
+        scratch.dvc("push")
+        refused = scratch.tunetrail("release", "1.0.0")
+        assert "tokenizer.json" in refused.err
+        assert "after a push that failed, `tunetrail doctor` before it" in refused.err
+        assert "store: 1 objects were missing, and are sent again" in scratch.tunetrail("doctor").out
+        answer = scratch.tunetrail("release", "1.0.0")
+        assert answer.code == 0, answer.err
+        forget_files(scratch)
+        scratch.dvc("pull")
+    sound(scratch)
+
+
+@pytest.mark.parametrize("kind", ALL)
 def test_killed_in_the_middle_of_a_push(scratch: Scratch, store: Path, kind: str) -> None:
     with server(kind, store, "dies writing", 4) as port:
         connect(scratch, kind, port, store)
@@ -121,7 +150,7 @@ def test_killed_in_the_middle_of_a_push(scratch: Scratch, store: Path, kind: str
         sound(scratch)
 
 
-@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("kind", ALL)
 def test_killed_in_the_middle_of_a_pull(scratch: Scratch, store: Path, kind: str) -> None:
     with server(kind, store) as port:
         connect(scratch, kind, port, store)
@@ -167,7 +196,7 @@ def test_a_remote_that_lies(scratch: Scratch, store: Path, kind: str) -> None:
         scratch.dvc("push")
         doctor = scratch.tunetrail("doctor")
         assert doctor.code == 1
-        assert "store gives other bytes than it was given" in doctor.out
+        assert "store does not give back the bytes that it was given; push elsewhere" in doctor.out
         name = "data/clean.jsonl"
         cached(scratch, name).unlink()
         (scratch.root / name).unlink()
@@ -178,6 +207,23 @@ def test_a_remote_that_lies(scratch: Scratch, store: Path, kind: str) -> None:
         answer = scratch.tunetrail("lock-check", "--deep")
         assert answer.code == 1
         assert f"DVC's cache holds other bytes than it says for {name}" in answer.err
+
+
+@_NEEDS_S3
+def test_bits_that_flip_on_their_way_from_s3(scratch: Scratch, store: Path) -> None:
+    """Its client compares the checksum that the server has, so neither DVC nor doctor gets to see wrong bytes."""
+    with server("s3", store, "flips") as port:
+        connect(scratch, "s3", port, store)
+        scratch.dvc("push")
+        doctor = scratch.tunetrail("doctor")
+        assert doctor.code == 1
+        assert "store does not give back the bytes that it was given: Expected checksum " in doctor.out
+        forget_files(scratch)
+        failed(scratch, "fetch")
+    with server("s3", store) as port:
+        connect(scratch, "s3", port, store)
+        scratch.dvc("pull")
+        sound(scratch)
 
 
 @pytest.fixture
