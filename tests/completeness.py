@@ -128,4 +128,5 @@ def paths_used(root: Path, stage: str) -> set[str]:
         if file.parent == _room(stage)
         for node in ast.walk(ast.parse((root / file).read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "paths"
+        if node.attr.isupper()
     }
