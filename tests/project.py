@@ -36,6 +36,7 @@ _COPIED = [
     "data/schema.json",
     "dvc.yaml",
     "metrics/.gitignore",
+    "metrics/seeds/README.md",
     "models/.gitignore",
     "params.yaml",
     "reviews/README.md",

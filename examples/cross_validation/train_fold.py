@@ -22,18 +22,10 @@ def main(number: str) -> None:
     if not rows.is_dir():
         raise SystemExit(f"{rows.relative_to(root)} is missing; set split.cross_validation and run `dvc repro split`")
     work = root / ".tunetrail/folds" / number
-    shutil.rmtree(work, ignore_errors=True)
+    linked(root, work, "models/base")
     shutil.copytree(rows, work / "data/split")
     shutil.copy(root / "data/split/holdout.jsonl", work / "data/split")
-    (work / "models").mkdir()
-    shared = [path for path in root.iterdir() if path.name not in _OWN]
-    shared += [path for path in (root / "data").iterdir() if path.is_file() and path.name != "train.jsonl"]
-    for path in [*shared, root / "models/base"]:
-        (work / path.relative_to(root)).symlink_to(path)
-
-    environment = os.environ | {"PYTHONPATH": str(work)}
-    for stage in ("prepare.augment", "tune.train"):
-        subprocess.run([sys.executable, "-m", f"stages.{stage}"], cwd=work, env=environment, check=True)
+    run_stages(work, "prepare.augment", "tune.train")
     for made, place in (
         ("models/sft", f"models/folds/{number}"),
         ("metrics/train.json", f"metrics/folds/{number}.json"),
@@ -41,6 +33,23 @@ def main(number: str) -> None:
         (root / place).parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(root / place, ignore_errors=True)
         shutil.move(work / made, root / place)
+
+
+def linked(root: Path, work: Path, *read: str) -> None:
+    """Make `work` anew, with links to the code and settings of `root`, to its files of data in git, and to `read`."""
+    shutil.rmtree(work, ignore_errors=True)
+    shared = [path for path in root.iterdir() if path.name not in _OWN]
+    shared += [path for path in (root / "data").iterdir() if path.is_file() and path.name != "train.jsonl"]
+    for path in [*shared, *(root / name for name in read)]:
+        place = work / path.relative_to(root)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(path)
+
+
+def run_stages(work: Path, *stages: str) -> None:
+    for stage in stages:
+        words = [sys.executable, "-m", f"stages.{stage}"]
+        subprocess.run(words, cwd=work, env=os.environ | {"PYTHONPATH": str(work)}, check=True)
 
 
 if __name__ == "__main__":

@@ -61,6 +61,7 @@ def view(params: Params, tasks: Tasks) -> dict[str, Any]:
         "models": list(scores),
         "interval_chart": interval_chart(scores, found[0].main, _threshold(params, found[0].main), confidence),
         "brief": tables.brief_table(found),
+        "seeds": findings.seeds([_json(path) for path in sorted((paths.METRICS / "seeds").glob("*.json"))], found[0]),
         "confusion": tables.confusion_table(_table(paths.CONFUSION, ",")),
         "label_field": params.task.label_field,
         "instruction": params.task.instruction,

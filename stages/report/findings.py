@@ -1,13 +1,27 @@
 """What the stages found beside the scores: where rows went, what the model was asked beyond the hold-out, opinions."""
 
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from stages.report.changed_examples import Row, differences, whole_text
-from stages.report.formats import excerpt, listed, number, p_value, percent, plural, whole, words
-from stages.report.tables import Cell, Change, Metric, Note, count, frame, read_change, value_cell
+from stages.report.formats import between, excerpt, listed, number, p_value, percent, plural, whole, words
+from stages.report.tables import (
+    METRICS,
+    Cell,
+    Change,
+    Measured,
+    Metric,
+    Note,
+    count,
+    frame,
+    look_up,
+    read_change,
+    value_cell,
+)
+from stages.scoring.catalogue import centre
 from stages.scoring.paired_answers import RIVALS
 
 WIDTH = 1000  # of a bar that holds the most rows there ever are, in units of the SVG's viewBox
@@ -28,6 +42,33 @@ _LEAKS = {
     "verbatim": "Answers that repeat training text word for word",
     "forbidden": "Answers with forbidden content",
 }
+
+
+def seeds(runs: Sequence[Mapping[str, Any]], found: Measured) -> tuple[pd.DataFrame, list[str]]:
+    """The adapter's metrics over runs that differ in their seed alone, and which changes are no larger than that.
+
+    Each of `runs` is metrics/evaluate.json of one seed; of fewer than two nothing is said.
+    """
+    rows, spread = [], dict[str, float]()
+    for metric in METRICS if len(runs) > 1 else ():
+        values = [centre(one) for run in runs if (one := look_up(run["adapter"], metric.path)) is not None]
+        if len(values) == len(runs):
+            spread[metric.path] = max(values) - min(values)
+            here = value_cell(look_up(found.scores["adapter"], metric.path), metric.form)
+            ends = between(metric.form, min(values), max(values))
+            rows.append((metric.name, [here, ends, metric.form(statistics.stdev(values))]))
+    within = []
+    for one in found.compared:
+        if one.after != "adapter":  # its own files have its own seed
+            continue
+        path = one.main.metric.path if one.main else ""
+        values = [centre(look_up(found.scores[name], path)) for name in (one.before, one.after) if path in spread]
+        if values and one.main and abs(values[1] - values[0]) <= spread[path]:
+            within.append(
+                f"{one.title}: {one.main.metric.name} changed by {one.main.amount}, no more than other seeds change it "
+                f"({len(runs)} runs)."
+            )
+    return frame(rows, ["This run", "Lowest to highest", "Standard deviation"], "Over seeds"), within
 
 
 def funnel(metrics: Mapping[str, Any]) -> pd.DataFrame:

@@ -192,6 +192,28 @@ def test_tasks_and_the_previous_release(tmp_path: Path, monkeypatch: pytest.Monk
     assert "| On the hold-out | base | previous | adapter | merged | nf4 | int8 |" in markdown
 
 
+def test_seeds_are_shown_beside_the_interval_and_a_change_within_their_spread_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path, previous=True)
+    scores = read_json(paths.EVALUATE_METRICS)["adapter"]
+    for number, value in enumerate((0.875, 0.9375, 1.0)):
+        write_json(
+            Path(f"metrics/seeds/{number}.json"),
+            {"adapter": {**scores, "exact_match": {**scores["exact_match"], "value": value}}},
+        )
+        page, markdown = report()
+        assert ("Over seeds" in page) == (number > 0)
+    table = next(one for one in Page(page).root.all("table") if "differ in their seed alone" in one.text())
+    cells = {row.all("th")[0].text(): [cell.text() for cell in row.all("td")] for row in table.all("tr")[1:]}
+    assert cells["Exact match"][1:] == ["87.5 to 100.0 %", "6.2 %"]
+    assert cells["Fits the schema"][-1] == "0.0 %"
+    said = [line for line in markdown.splitlines() if "no more than other seeds change it" in line]
+    assert [line.partition(":")[0] for line in said] == ["- previous to adapter"]
+    assert "(3 runs)" in said[0]
+
+
 def test_examples_agree_with_the_metrics(finished_run: Path) -> None:
     summaries = [" ".join(one.text().split()) for one in Page(report()[0]).root.all("summary")]
     artefacts = read_json(paths.QUANTIZE_METRICS)["artefacts"]
