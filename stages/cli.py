@@ -114,6 +114,21 @@ def parser() -> argparse.ArgumentParser:
         "target", metavar="OUT.jsonl", type=_path, help="the same rows with their answer and the release's id"
     )
     answer.add_argument("--url", help="ask a server of this release in place of one that is started for it")
+    bases = command("bases", "base models beside each other on your own rows, before the first run", _bases)
+    bases.add_argument(
+        "sources",
+        metavar="CANDIDATE",
+        nargs="+",
+        help="as model.source; a package with its file: package:NAME==VERSION#FILE.gguf",
+    )
+    bases.add_argument("--rows", type=int, default=50, help="validation rows that each is asked; default: 50")
+    bases.add_argument("--shots", type=int, default=4, help="training rows given as examples; default: 4, 0 for none")
+    bases.add_argument("--prices", metavar="FILE.yaml", type=_path, help="yours: what examples cost against a run")
+    bases.add_argument("--write", metavar="FILE.md|FILE.html", type=_path, help="write a page, too")
+    estimate = command("estimate", "seconds, memory, energy and price of the run that params.yaml describes", _estimate)
+    estimate.add_argument("--steps", type=int, default=10, help="optimiser steps that are timed; default: 10")
+    estimate.add_argument("--prices", metavar="FILE.yaml", type=_path, help="yours, for the price")
+    estimate.add_argument("--json", action="store_true", help="print one JSON object")
     collect = command("collect", "take from the logs of served requests the rows that are worth annotating", _collect)
     collect.add_argument("logs", metavar="LOG.jsonl", nargs="+", type=_path, help="requests with their answers")
     collect.add_argument("--limit", type=int, default=100, metavar="ROWS", help="default: 100")
@@ -363,6 +378,43 @@ def _answer(options: Options, root: Path, start: Path) -> None:
     finally:
         if engine:
             engine.close()
+
+
+def _bases(options: Options, root: Path, start: Path) -> None:
+    from stages.core.files import write_text
+    from stages.report.tables import table_page, table_text
+    from stages.tune import bases
+    from stages.tune.estimate import read_prices
+
+    if options.rows < 1 or options.shots < 0:
+        raise UserError("--rows must be at least 1, --shots at least 0")
+    form = options.write.suffix.removeprefix(".") if options.write else "md"
+    if form not in ("md", "html"):
+        raise UserError(f"--write {options.write}: the name must end in .md or .html")
+    prices = read_prices(options.prices) if options.prices else None
+    found = []
+    for one in bases.look_at(options.sources, options.rows, options.shots):
+        print(f"{one.source}: {one.fault or 'asked'}", file=sys.stderr, flush=True)
+        found.append(one)
+    notes = bases.notes(found)
+    if prices:
+        hours = bases.hours_of_last_run()
+        usable = [one for one in found if not one.fault]
+        notes += [f"{one.source}: {line}" for one in usable for line in bases.whether_it_pays(one, prices, hours)]
+    caption = f"Asked {options.rows} validation rows at most, without and with {options.shots} examples"
+    print(table_text(bases.table(found), ["", *notes] if notes else []))
+    if options.write:
+        write_text(options.write, table_page(bases.table(found), notes, "Base models", caption, form))
+
+
+def _estimate(options: Options, root: Path, start: Path) -> None:
+    from stages.tune.estimate import as_json, estimate, read_prices, sentences
+
+    if options.steps < 1:
+        raise UserError("--steps must be at least 1")
+    prices = read_prices(options.prices) if options.prices else None
+    found = estimate(options.steps)
+    print(json.dumps(as_json(found), indent=2) if options.json else "\n".join(sentences(found, prices)))
 
 
 def _collect(options: Options, root: Path, start: Path) -> None:

@@ -1,12 +1,15 @@
 """How far a run is, what it took and ran on. It changes from run to run, so it is kept out of every tracked output."""
 
 import importlib.metadata
+import importlib.util
+import logging
 import platform
 import resource
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TypeVar
 
 from stages.core import paths
@@ -34,15 +37,58 @@ def machine_notes() -> dict[str, object]:
     }
 
 
+@dataclass
+class Energy:
+    """What a block used, in kWh: of processors and cards that tell it themselves; None where none does."""
+
+    kilowatt_hours: float | None = None
+
+
+@contextmanager
+def energy_used() -> Iterator[Energy]:
+    """The energy of the block, known after it, by codecarbon where that is installed (extra `energy`).
+
+    Only what the hardware counts is taken, by RAPL of a processor and NVML of a card: without them codecarbon guesses
+    from tables, and a guess is no measurement.
+    """
+    found = Energy()
+    if not importlib.util.find_spec("codecarbon"):
+        yield found
+        return
+    from codecarbon import OfflineEmissionsTracker
+    from codecarbon.core.cpu import is_rapl_available
+    from codecarbon.core.gpu_nvidia import is_nvidia_system
+
+    processor, card = is_rapl_available(), is_nvidia_system()
+    if not processor and not card:
+        yield found
+        return
+    logging.getLogger("codecarbon").setLevel(logging.CRITICAL)  # it speaks before it reads its own setting
+    # The country decides the emissions alone, which are not read.
+    tracker = OfflineEmissionsTracker(
+        country_iso_code="USA", save_to_file=False, allow_multiple_runs=True, log_level="critical"
+    )
+    tracker.start()
+    try:
+        yield found
+    finally:
+        tracker.stop()
+        total = tracker.final_emissions_data
+        found.kilowatt_hours = (total.cpu_energy if processor else 0.0) + (total.gpu_energy if card else 0.0)
+
+
 @contextmanager
 def measured(stage: str) -> Iterator[dict[str, object]]:
-    """Write seconds, memory, machine and versions to metrics/env/STAGE.json when the block succeeds.
+    """Write seconds, memory, energy, machine and versions to metrics/env/STAGE.json when the block succeeds.
 
     Yields a dict for what the stage wants to add.
     """
     start = time.perf_counter()
     notes: dict[str, object] = {}
-    yield notes
+    with energy_used() as energy:
+        yield notes
+    if energy.kilowatt_hours is not None:
+        notes["energy_kwh"] = energy.kilowatt_hours
     write_json(
         paths.ENVIRONMENT / f"{stage}.json",
         {

@@ -5,8 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from stages.report.formats import between, number, percent, render
-from stages.report.tables import look_up, main_metric, plain_lines
+from stages.report.formats import between, number, percent
+from stages.report.tables import look_up, main_metric, table_page, table_text
 from stages.scoring.catalogue import is_interval
 from stages.text.markdown import visible
 
@@ -26,13 +26,13 @@ def as_text(rows: Sequence[Mapping[str, Any]]) -> str:
     """A table for a terminal, with the reasons and faults below it."""
     if not rows:
         return "Nothing is released yet; `tunetrail release VERSION` does it."
-    table = _table(rows).reset_index()
-    return "\n".join([*plain_lines(pd.concat([table.columns.to_frame().T, table])), *_notes(rows)])
+    return table_text(_table(rows), _notes(rows))
 
 
 def as_page(rows: Sequence[Mapping[str, Any]]) -> str:
     """One HTML page without network: the table and the notes."""
-    return render("history.html.j2", {"frame": _table(rows), "notes": _notes(rows)})
+    caption = "What was live from when to when, and each release that never was; times are UTC"
+    return table_page(_table(rows), _notes(rows), "Releases", caption)
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

