@@ -144,6 +144,9 @@ def parser() -> argparse.ArgumentParser:
     )
     annotate.add_argument("--overlap", type=int, default=10, metavar="ROWS", help="that all of them get; default: 10")
     annotate.add_argument("--port", type=int, default=0, help="default: a free one")
+    drift = command("drift", "say whether what is asked is still what was trained on; exit with 1 if not", _drift)
+    drift.add_argument("logs", metavar="LOG.jsonl", nargs="+", type=_path, help="requests with their answers")
+    drift.add_argument("--json", action="store_true", help="print one JSON object")
     append = command("append", "let annotated rows join the raw data, as sources of their own", _append)
     append.add_argument("files", metavar="FILE", nargs="+", type=_path, help="of `tunetrail annotate`, or of `collect`")
     preferences = command("preferences", "take from logs and annotated rows what people preferred", _preferences)
@@ -448,6 +451,16 @@ def _preferences(options: Options, root: Path, start: Path) -> None:
     from stages.weekly.opinions import write_preferences
 
     print(write_preferences(options.logs, load_params("clean", "task"), options.name))
+
+
+def _drift(options: Options, root: Path, start: Path) -> None:
+    from stages.params.loader import load_params
+    from stages.weekly.drift import as_text, drift
+
+    found = drift(options.logs, load_params("clean", "seed", "task"))
+    print(json.dumps(found, indent=2) if options.json else as_text(found), flush=True)
+    if found["alarm"]:
+        raise Refusal("the input has drifted")
 
 
 def _canary(options: Options, root: Path, start: Path) -> None:

@@ -93,7 +93,7 @@ def _answered(files: Sequence[Path], task: Task, clean: Clean) -> tuple[list[Ans
             if row.get("skipped") or not str(row.get("completion") or "").strip():
                 left.append(f"{place} has no answer{': ' + str(row['skipped']) if row.get('skipped') else ''}")
                 continue
-            label = row.get("label") or _label(str(row["completion"]), task, row.get("task"))
+            label = row.get("label") or label_of(str(row["completion"]), task, row.get("task"))
             columns = {name: row[name] for name in _COLUMNS if row.get(name)} | ({"label": label} if label else {})
             record = clean(columns, source)
             if isinstance(record, str):
@@ -107,7 +107,7 @@ def _answered(files: Sequence[Path], task: Task, clean: Clean) -> tuple[list[Ans
     return found, left
 
 
-def _label(completion: str, task: Task, tag: str | None) -> str | None:
+def label_of(completion: str, task: Task, tag: str | None) -> str | None:
     """What the answer names as its label; None in a text task."""
     contract = task.contract(tag)
     if contract.kind == "classification":
