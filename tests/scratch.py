@@ -69,7 +69,7 @@ if name == "train":
 if name == "evaluate":
     found = {"adapter": {"exact_match": {"value": 0.97, "low": 0.9, "high": 0.98, "count": 47, "n": 48}}}
     write("metrics/evaluate.json", json.dumps(found))
-    write("metrics/gates.json", json.dumps(gates("PASS")))
+    write("metrics/gates.json", json.dumps(gates("FAIL" if float(rate) > 0.5 else "PASS")))
     write("metrics/details.json", json.dumps({"evaluate": found}))
     write("metrics/summary.json", json.dumps({"verdict": {"pass": 1}, "adapter": {"exact_match": 0.97}}))
 if name == "merge_quantize":

@@ -57,6 +57,19 @@ def test_two_developers_change_data_and_rate_merge_release_and_go_back(scratch: 
     assert ann.tunetrail("lock-check").code == 0
     assert len(ann.git("log", "-1", "--format=%p").split()) == 2
 
+    # A rate at which nothing is learnt fails the gates, and what fails is not released.
+    ann.replace("params.yaml", "2e-3", "9e-1")
+    ann.dvc("repro")
+    ann.commit("A rate that is too high")
+    ann.dvc("push")
+    ann.git("push", "--quiet", "origin", "main")
+    worse = ann.tunetrail("release", "1.1.0", "--stage", "prod")
+    assert worse.code == 1
+    assert "FAIL" in worse.err
+    ann.replace("params.yaml", "9e-1", "2e-3")
+    ann.dvc("repro")
+    ann.commit("The rate of before")
+
     # What is not pushed is not released; pushed, it is, and lives until the rollback.
     assert ann.tunetrail("release", "1.1.0", "--stage", "prod").code == 1
     ann.dvc("push")
