@@ -23,7 +23,7 @@ from stages.params.loader import Params
 from stages.records.prompt import compared
 from stages.text.personal_data import masker
 from stages.weekly.append import label_of
-from stages.weekly.collect import record_of_request, read_of_stage
+from stages.weekly.collect import read_of_stage, record_of_request
 from stages.weekly.logs import read_logs
 
 _MOST, _FEWEST, _FOLDS = 1000, 20, 5
