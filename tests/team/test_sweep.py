@@ -14,17 +14,19 @@ from typing import Any
 import pytest
 from scratch import ENVIRONMENT, Scratch
 
-from stages.team.sweep import Range, Stop, Sweep, settled
+from stages.core.errors import UserError
+from stages.team.sweep import Range, Stop, Sweep, _shares, settled
 
 pytest_plugins = ["scratch_fixtures"]
 ROOT = Path(__file__).parents[2]
 TRAIN = """
-import json, pathlib, time
+import json, os, pathlib, time
 params = pathlib.Path("params.yaml").read_text()
 rate = float(next(line.split()[1] for line in params.splitlines() if "learning_rate:" in line))
 curve = pathlib.Path("metrics/curves/plots/metrics/validation/loss.tsv")
 curve.parent.mkdir(parents=True)
 slow = pathlib.Path("ROOT/slow").exists()  # beside the copies in which trials run
+pathlib.Path("ROOT/threads", os.environ["OMP_NUM_THREADS"]).touch()
 if rate == 0.5:
     raise SystemExit("this rate fails")
 text = "step\\tloss\\n"
@@ -54,6 +56,7 @@ def project(tmp_path: Path, quiet_git: None) -> Scratch:
     scratch = Scratch(tmp_path / "project")
     scratch.write("params.yaml", (ROOT / "params.yaml").read_text())
     scratch.write("train.py", TRAIN.replace("ROOT", str(tmp_path)))
+    (tmp_path / "threads").mkdir()
     scratch.write("dvc.yaml", PIPELINE)
     scratch.write(".gitignore", ".tunetrail/\n/metrics/train.json\n/sweep.yaml\n")
     scratch.git("init", "--quiet", "--initial-branch=main")
@@ -74,12 +77,13 @@ def experiments(project: Scratch) -> list[str]:
     return sorted(ref.rpartition("/")[2] for ref in refs.splitlines() if "/exps/exec" not in ref)
 
 
-def test_each_trial_is_an_experiment_and_the_best_can_be_applied(project: Scratch) -> None:
+def test_each_trial_is_an_experiment_and_the_best_can_be_applied(project: Scratch, tmp_path: Path) -> None:
     rates = [0.3, 0.1, 0.5, 0.2]
     said = ask(project, parameters={"train.learning_rate": rates}, workers=2, trials=3)
     assert said.code == 0, said.err
     assert "rates-2: dvc exp run failed" in said.out
     assert "this rate fails" in said.out
+    assert [file.name for file in (tmp_path / "threads").iterdir()] == [str(max((os.cpu_count() or 1) // 2, 1))]
     more = ask(project, parameters={"train.learning_rate": rates}, workers=2)  # goes on with what is left
     assert "3 of 4 trials have a value" in more.out
     assert more.out.endswith("best: validation_best 1.33333 with {'train.learning_rate': 0.1}\ndvc exp apply rates-1\n")
@@ -191,6 +195,16 @@ def test_the_first_failure_ends_a_sweep_that_cannot_work(project: Scratch) -> No
     said = ask(project, parameters={"train.learning_rate": [0.5, 0.1]})
     assert said.code == 2
     assert "the first trial failed: dvc exp run failed" in said.err
+
+
+def test_each_worker_has_a_card_or_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    assert list(_shares(3)) == [{"OMP_NUM_THREADS": "2"}] * 3
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert list(_shares(2)) == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
+    assert list(_shares(1)) == [{}]
+    with pytest.raises(UserError, match="workers: 3, but this machine has 2 cards: one worker a card"):
+        list(_shares(3))
 
 
 def trial(minute: int, value: float, state: str = "COMPLETE") -> SimpleNamespace:
