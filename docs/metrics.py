@@ -165,8 +165,8 @@ _HEAD = """# Metrics
 Made by `python docs/metrics.py` from the code; a test holds it equal.
 
 `metrics/summary.json` has the numbers that people decide by; `dvc metrics show` and `dvc metrics diff` show it alone.
-All that the stages measured is in `metrics/details.json`, by the stage's name; `tunetrail compare` reads it of two
-revisions. `metrics/gates.json` has each gate with its state, value, threshold and reason.
+All that the stages measured is in `metrics/details.json`, by the stage's name; `tunetrail compare` reads it of all
+revisions that it is given. `metrics/gates.json` has each gate with its state, value, threshold and reason.
 
 A gate of params.yaml names a number by `model` (base, linear, sft, adapter, previous, merged, nf4, int8,
 gguf, compressed_tensors, lora, judge, review, or the stage that counted it), `metric` (a key below), `of` for a part of

@@ -165,8 +165,13 @@ def parser() -> argparse.ArgumentParser:
     canary.add_argument("log", metavar="LOG", type=_path, help="of `tunetrail serve --canary`")
     canary.add_argument("--margin", type=float, default=0.02, help="how much worse is no harm; default: 0.02")
     canary.add_argument("--confidence", type=float, default=0.95, help="of all comparisons together; default: 0.95")
-    compare = command("compare", "show as Markdown what changed against a branch", _compare)
-    compare.add_argument("base", metavar="BASE", help="a branch, tag or commit, such as origin/main")
+    compare = command("compare", "show as Markdown what differs between revisions, or files of answers", _compare)
+    compare.add_argument("revisions", metavar="REV", nargs="*", help="against the first; one: and the working tree")
+    compare.add_argument("--answers", metavar="FILE", nargs="+", type=_path, help="of any tool, to the hold-out")
+    compare.add_argument("--format", choices=["md", "txt", "html"], default="md", help="txt: for a terminal")
+    gc = command("gc", "list what DVC's cache holds that nothing here needs; it removes nothing", _gc)
+    gc.add_argument("--dry", action="store_true", required=True, help="list; there is nothing else that it does")
+    gc.add_argument("--remote", metavar="NAME", help="list what this remote holds, too")
     merge_lock = command("merge-lock", "after a git merge, take of each branch's dvc.lock what holds", _merge_lock)
     merge_lock.add_argument("revisions", metavar="REV", nargs="*", help="default: those that git is merging")
     sweep = command(
@@ -473,14 +478,26 @@ def _canary(options: Options, root: Path, start: Path) -> None:
 
 
 def _compare(options: Options, root: Path, start: Path) -> None:
-    from stages.report.compare import compare
+    from stages.report.compare import compare, compare_files
     from stages.ship.release.lock_check import lock_check
 
+    if bool(options.revisions) == bool(options.answers):
+        raise UserError("name revisions to compare, or files of answers after --answers")
     try:
-        lock = lock_check(root) + "."
+        lock = lock_check(root) + "." if len(options.revisions) == 1 else ""
     except UserError as error:
         lock = str(error)
-    print(compare(root, options.base, lock), end="")
+    form = options.format
+    print(
+        compare_files(options.answers, form) if options.answers else compare(root, options.revisions, lock, form),
+        end="",
+    )
+
+
+def _gc(options: Options, root: Path, start: Path) -> None:
+    from stages.ship.release.objects import garbage
+
+    print(garbage(root, options.remote))
 
 
 def _lock_check(options: Options, root: Path, start: Path) -> None:

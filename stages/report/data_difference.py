@@ -5,12 +5,13 @@ import json
 import posixpath
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from stages.core import paths
-from stages.core.dvc_lock import cache_folder, object_path, parse_lock, value_at
+from stages.core.dvc_lock import cache_folder, md5, object_path, parse_lock, value_at
 from stages.core.git import LOCK, Repository, Tree
 from stages.core.yaml_reader import load_yaml
 from stages.report.formats import plural
@@ -115,13 +116,10 @@ def _raw_row(line: bytes, source: str) -> Row:
 
 def _clean_rows(repository: Repository, tree: Tree) -> list[Row] | None:
     """The records of data/clean.jsonl that dvc.lock of this tree names; None where the cache has them not."""
-    name = str(paths.CLEAN)
-    lock = parse_lock(tree.read(LOCK) or b"")
-    hashes = [entry.md5 for _, entry in lock.outs() if entry.path == name and entry.md5]
-    file = object_path(cache_folder(repository.root), hashes[0]) if hashes else None
-    if file is None or not file.is_file():
+    content = locked_bytes(repository.root, tree, paths.CLEAN.as_posix())
+    if content is None:
         return None
-    rows = map(json.loads, file.read_bytes().splitlines())
+    rows = map(json.loads, content.splitlines())
     return [
         _row(
             _digest(json.dumps([row["prompt"], row.get("context"), row.get("task")])),
@@ -130,6 +128,18 @@ def _clean_rows(repository: Repository, tree: Tree) -> list[Row] | None:
         )
         for row in rows
     ]
+
+
+def locked_bytes(root: Path, tree: Tree, path: str) -> bytes | None:
+    """The output that dvc.lock of this tree names, from DVC's cache; None where that lacks it or has other bytes."""
+    try:
+        lock = parse_lock(tree.read(LOCK) or b"")
+    except ValueError:  # merge marks, for instance
+        return None
+    hashes = [out.md5 for _, out in lock.outs() if out.path == path and out.md5]
+    file = object_path(cache_folder(root), hashes[0]) if hashes else None
+    content = file.read_bytes() if file and file.is_file() else b""
+    return content if hashes == [md5(content)] else None
 
 
 def _row(asked: str, said: str, columns: dict[str, Any]) -> Row:

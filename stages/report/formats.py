@@ -88,7 +88,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    filters = (excerpt, listed, markdown_code, markdown_text, number, percent, plural, whole, words)
+    filters = (excerpt, listed, markdown_code, markdown_text, number, percent, plural, visible, whole, words)
     made.filters.update({one.__name__: one for one in filters})
     made.globals.update(between=between, percent=percent, points=points)
     return made

@@ -332,13 +332,13 @@ def _measured(task: str, scores: Mapping[str, Any], pairs: Mapping[Any, Any], co
     main = main_metric(scores["adapter"])
     compared = []
     for (before, after), raw in pairs.items():
-        changes = list(_changes(raw, confidence))
+        changes = list(changes_of(raw, confidence))
         only = changes[0] if len(changes) == 1 else None  # a linear model has labels alone
         compared.append(Comparison(before, after, changes, next((c for c in changes if c.metric is main), only)))
     return Measured(task, main, dict(scores), compared)
 
 
-def _changes(raw: Mapping[str, Any], confidence: float) -> Iterator[Change]:
+def changes_of(raw: Mapping[str, Any], confidence: float) -> Iterator[Change]:
     for metric in METRICS:
         found = look_up(raw, metric.path)
         if isinstance(found, Mapping) and ("difference" in found or "ratio" in found):

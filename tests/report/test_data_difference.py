@@ -104,18 +104,18 @@ def test_raw_data_outside_git_are_compared_by_the_rows_in_the_cache(scratch: Scr
         for n in (1, 2, 3)
     ]
     scratch.write("params.yaml", (scratch.root / "params.yaml").read_text() + "clean:\n  raw: elsewhere\n")
-    first = scratch.commit("Raw data elsewhere")
     cache = scratch.root / ".dvc/cache/files/md5"
     name = "data/clean.jsonl"
     lock_text = (scratch.root / "dvc.lock").read_text()
     old = next(line.split()[-1] for line in lock_text.split(f"path: {name}")[1].splitlines() if "md5:" in line)
-    (cache / old[:2] / old[2:]).chmod(0o644)
-    (cache / old[:2] / old[2:]).write_text(raw(*records[:2]))
-    text = raw(*records)
-    new = md5(text.encode())
-    (cache / new[:2]).mkdir(exist_ok=True)
-    (cache / new[:2] / new[2:]).write_text(text)
-    scratch.write("dvc.lock", lock_text.replace(old, new))
+    names = []
+    for text in (raw(*records[:2]), raw(*records)):
+        names.append(md5(text.encode()))
+        (cache / names[-1][:2]).mkdir(exist_ok=True)
+        (cache / names[-1][:2] / names[-1][2:]).write_text(text)
+    scratch.write("dvc.lock", lock_text.replace(old, names[0]))
+    first = scratch.commit("Raw data elsewhere")
+    scratch.write("dvc.lock", lock_text.replace(old, names[1]))
     repository = Repository(scratch.root)
     trees = CommitTree(repository, first), WorkingTree(scratch.root)
     assert data_difference(repository, *trees)[0][1] == "Data: 1 row added, 0 removed, 0 changed, of 3."

@@ -12,11 +12,11 @@ from stages.scoring.catalogue import Key
 )
 def test_what_differs_in_digits_that_are_not_shown_is_counted_and_not_listed(then: float, now: float) -> None:
     key = Key("adapter", "perplexity")
-    moved, tests, rest, unseen = _compared({key: then}, {key: now})
+    moved, tests, rest, unseen = _compared({"then": {key: then}, "now": {key: now}})
     assert not moved + tests + rest
     assert unseen == (then != now)
 
 
 def test_what_differs_in_digits_that_are_shown_is_listed() -> None:
     key = Key("adapter", "perplexity")
-    assert len(_compared({key: 1.0}, {key: 1.1})[2]) == 1
+    assert len(_compared({"then": {key: 1.0}, "now": {key: 1.1}})[2]) == 1

@@ -39,12 +39,14 @@ def read_lock(tree: Tree) -> Lock:
 
 @contextmanager
 def dvc_repo(root: Path, fault: str) -> Iterator[Any]:
-    """DVC at work in `root`; every error of the block is a UserError of `fault` and DVC's words."""
+    """DVC at work in `root`; every other error of the block is a UserError of `fault` and DVC's words."""
     from dvc.repo import Repo
 
     try:
         with Repo(str(root)) as repo:
             yield repo
+    except UserError:
+        raise
     except Exception as error:  # DVC's own, and those of the YAML, the file systems and the remotes that it reads
         raise UserError(f"{fault}: {in_words(error)}") from error
 
