@@ -123,7 +123,8 @@ class History:
         before = (self.root / "dvc.lock").read_text()
         if kind in REFS:
             ref = REFS[kind].format(self.made)
-            self.git("update-ref", "--create-reflog", "-m", "dvc-exp:", ref, self.commit(kind))
+            for _ in range(2 if "celery" in ref else 1):  # the log of the ref is the list
+                self.git("update-ref", "--create-reflog", "-m", "dvc-exp:", ref, self.commit(kind))
         elif "stash" in kind:
             self.stash(kind, before)
         elif "run cache" in kind:
