@@ -308,11 +308,8 @@ def _commands(repo: Any, cloud: str, stored: set[str], needs: Mapping[str, str])
     """The first `dvc gc` that removes none of what is needed; what each other one removes of that."""
     for scope in _SCOPES:
         command = f"dvc gc --workspace --{' --'.join(scope).replace('_', '-')}{cloud}"
-        used = {
-            one.value
-            for found in repo.used_objs(**dict.fromkeys([*scope, "skip_failed"], True)).values()
-            for one in found
-        }
+        found = repo.used_objs(skip_failed=True, **dict.fromkeys(scope, True))
+        used = {one.value for some in found.values() for one in some}
         if harm := [needs[md5] for md5 in stored - used if md5 in needs]:
             yield f"Do not run `{command}`: it removes {names(sorted(harm))}."
         elif gone := stored - used:
