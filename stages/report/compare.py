@@ -130,9 +130,7 @@ def _read(file: Path, holdout: Sequence[Row]) -> tuple[dict[str, str], dict[str,
         lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read: {error}") from None
-    for place, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    for place, line in ((place, line) for place, line in enumerate(lines, start=1) if line.strip()):
         try:
             row = json.loads(line)
             said = next(row[key] for key in ("answer", "output", "completion") if key in row)

@@ -35,7 +35,7 @@ def lines(content: list[dict[str, Any]]) -> str:
 def p_value(won: int, lost: int) -> float:
     """McNemar's exact test by counting: as extreme a split of won + lost tosses, or more so."""
     n = won + lost
-    return min(1.0, sum(comb(n, k) for k in range(n + 1) if abs(2 * k - n) >= abs(won - lost)) / 2**n)
+    return float(min(1.0, sum(comb(n, k) for k in range(n + 1) if abs(2 * k - n) >= abs(won - lost)) / 2**n))
 
 
 class Runs(Scratch):
@@ -215,10 +215,10 @@ def test_files_that_have_no_row_in_common(runs: Runs) -> None:
 def test_rows_of_one_prompt_are_told_apart_by_their_context(runs: Runs, tmp_path: Path) -> None:
     copy = Runs(runs.copy(tmp_path / "copy").root)
     texts = [REFERENCE.replace("7", n) for n in "12"]
-    contexts = [], [Message("system", "B")]
+    contexts: list[list[Message]] = [[], [Message("system", "B")]]
     tagged = [make_record("Same", text, None, "t", "t:1", context=c) for text, c in zip(texts, contexts, strict=True)]
     copy.write("data/split/holdout.jsonl", lines([record_row(one) for one in tagged]))
-    given = [{"prompt": "Same", "answer": tagged[0].completion}]
+    given: list[dict[str, Any]] = [{"prompt": "Same", "answer": tagged[0].completion}]
     given.append({"prompt": "Same", "context": [{"role": "system", "content": "B"}], "answer": tagged[1].completion})
     told = answers(copy, lines(given))
     assert "| Exact match | 100.0 %" in told

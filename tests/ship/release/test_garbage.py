@@ -3,6 +3,7 @@
 import json
 import random
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ class History:
             "file": {"cmd": "run file", "deps": [code], "params": {"params.yaml": {"n": self.made}}, "outs": [file]},
             "folder": {"cmd": "run folder", "deps": [code], "outs": [unkept, folder]},
         }
-        return dumps_yaml({"schema": "2.0", "stages": stages})
+        return str(dumps_yaml({"schema": "2.0", "stages": stages}))
 
     def write_lock(self, kind: str, place: str = ".") -> str:
         text = self.lock(kind)
@@ -134,14 +135,15 @@ class History:
             self.git("add", "dvc.lock")
             self.scratch.write("dvc.lock", before)
         else:
-            {
+            others: dict[str, Callable[[], object]] = {
                 "commit before the tip": lambda: self.git("branch", "tip", self.commit("branch", self.commit(kind))),
                 "deleted branch": lambda: self.commit(kind),
                 "dvc add": lambda: self.data(kind),
                 "experiment in a copy": lambda: self.write_lock(kind, ".dvc/tmp/exps/copy"),
                 "working tree": lambda: self.write_lock(kind),
                 "merge that goes on": lambda: self.scratch.write(".git/MERGE_HEAD", self.commit(kind) + "\n"),
-            }[kind]()
+            }
+            others[kind]()
 
     def stash(self, kind: str, before: str) -> None:
         if "staged" in kind:
