@@ -1,6 +1,7 @@
 """`compare` of many revisions and experiments, and of files of answers, on a repository made without DVC at work."""
 
 import json
+import re
 from math import comb
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,8 @@ def test_two_are_the_case_of_two(runs: Runs) -> None:
     )
     assert "| `exact` | FAIL | PASS | gate: 0.5 of 20 rows |" in text
     assert "Verdict: **PASS**, before FAIL." in text
+    shown = re.sub("<details>.*?</details>\n", "", text, flags=re.DOTALL)
+    assert "paired" not in shown
     alone = said(runs, "first")
     assert alone.startswith("## Tunetrail: against `first`\n")
     assert "No verdict: metrics/gates.json is missing" in alone
