@@ -15,7 +15,7 @@ from scratch import Scratch
 from stages.core.dvc_lock import md5, object_path
 from stages.core.errors import Refusal, UserError
 from stages.core.yaml_reader import load_yaml
-from stages.ship.release.objects import cached, needed
+from stages.ship.release.garbage import cached, needed
 
 pytest_plugins = ["scratch_fixtures"]
 PIPELINE = dumps_yaml({"stages": {
