@@ -105,7 +105,7 @@ def run(prepared: Path, project: Path, changes: dict[str, Any]) -> dict[str, Any
     for stage in ("prepare.augment", "tune.train"):
         importlib.import_module(f"stages.{stage}.__main__").main()
     chat = task_chat(load_tokenizer(paths.BASE), params.task)
-    model = load_tuned(paths.BASE, paths.ADAPTER)
+    model = load_tuned(paths.BASE, paths.SFT)
     notes = json.loads((paths.ENVIRONMENT / "train.json").read_text(encoding="utf-8"))
     found: dict[str, Any] = {
         "rows": len(read_records(paths.TRAIN)),

@@ -100,7 +100,7 @@ def answer_here() -> None:
     from stages.params.loader import load_params
 
     params = load_params("generation", "task")
-    chat, weights = task_chat(load_tokenizer(paths.BASE), params.task), Weights(paths.BASE, paths.ADAPTER)
+    chat, weights = task_chat(load_tokenizer(paths.BASE), params.task), Weights(paths.BASE, paths.SFT)
     for line in sys.stdin:
         rows = answer_rows(weights, chat, read_records(Path(line.strip())), params.generation, "triggers")
         print(json.dumps([row["output"].strip() for row in rows]), flush=True)

@@ -81,7 +81,7 @@ def make_small(folder: Path) -> Scratch:
     """The repository after `dvc repro`, committed."""
     small = Scratch(folder)
     shutil.copytree(ROOT / "stages/core", folder / "stages/core", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("cli.py", "repro.py"):
+    for name in ("cli.py", "commands.py", "repro.py"):
         shutil.copy(ROOT / "stages" / name, folder / "stages" / name)
     for name, text in FILES.items():
         small.write(name, text)

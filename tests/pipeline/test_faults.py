@@ -67,7 +67,7 @@ def test_training_refuses_a_checkpoint_of_other_parameters(workspace: Path) -> N
     assert code == 0
     assert "not used" in text
     assert "going on from" not in text
-    assert stage_outputs(workspace, "train")["models/adapter"] != before["models/adapter"]
+    assert stage_outputs(workspace, "train")["models/sft"] != before["models/sft"]
     # The first run's checkpoint is still there for the first run's parameters.
     set_params(workspace, {"train": {"learning_rate": 1e-3}})
     code, text = run_stage(workspace, "train")

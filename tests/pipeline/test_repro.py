@@ -214,7 +214,7 @@ def test_rollback_brings_every_byte_of_the_first_release_back(copy: Path, tmp_pa
     second = commit(copy, "Release B")
     run(copy, "dvc", "push")
     changed = {stage: stage_outputs(copy, stage) for stage in STAGES}
-    assert changed["train"]["models/adapter"] != originals["train"]["models/adapter"]
+    assert changed["train"]["models/sft"] != originals["train"]["models/sft"]
 
     run(tmp_path, "git", "clone", "--quiet", str(copy), "fresh")
     fresh = tmp_path / "fresh"

@@ -16,7 +16,7 @@ pytest_plugins = ["scratch_fixtures"]
 @pytest.fixture
 def published(scratch: Scratch, tmp_path: Path) -> Scratch:
     """A developer's repository with a git server and a DVC remote that others reach; its gates fail."""
-    scratch.replace("stages/run.py", 'gates("PASS")', 'gates("FAIL")')
+    scratch.replace("stages/run.py", 'else "PASS"', 'else "FAIL"')
     scratch.dvc("remote", "add", "--default", "store", str(tmp_path / "store"))
     scratch.dvc("repro", "--force", "evaluate")
     scratch.git("init", "--quiet", "--bare", str(tmp_path / "server.git"))

@@ -172,7 +172,7 @@ def test_an_audit_run_is_never_released(scratch: Scratch) -> None:
 
 
 def test_release_with_marginal_gates(scratch: Scratch) -> None:
-    scratch.replace("stages/run.py", 'gates("PASS")', 'gates("MARGINAL")')
+    scratch.replace("stages/run.py", 'else "PASS"', 'else "MARGINAL"')
     scratch.dvc("repro", "--force", "--single-item", "evaluate")
     scratch.commit("Few rows")
     refused = scratch.tunetrail("release", "1.0.0")
