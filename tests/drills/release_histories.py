@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -32,7 +33,8 @@ def make_runs(folder: Path) -> Scratch:
     scratch.dvc("remote", "add", "--default", "store", "../store")
     for number in range(RUNS):
         scratch.write(f"data/raw/{number}.jsonl", f'{{"n": {number}}}\n')
-        scratch.replace("params.yaml", "learning_rate: ", f"learning_rate: {number + 1}")
+        params = (scratch.root / "params.yaml").read_text()
+        scratch.write("params.yaml", re.sub("learning_rate: .*", f"learning_rate: {number + 2}e-3", params))
         scratch.dvc("repro")
         scratch.commit(f"Run {number}")
         scratch.dvc("push")
