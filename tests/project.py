@@ -17,6 +17,18 @@ from stages.core.files import tree_digest
 from stages.core.yaml_reader import load_yaml
 
 ROOT = Path(__file__).parents[1]
+# A training of seconds, of the tiny model.
+TINY_TRAINING: dict[str, Any] = {
+    "rank": 4,
+    "alpha": 8,
+    "learning_rate": 1e-3,
+    "layers_to_transform": None,
+    "batch_size": 4,
+    "epochs": 1,
+    "max_tokens": 400,
+    "evaluate_every": 4,
+    "sample_prompts": 1,
+}
 _COPIED = [
     ".dvc/config",
     ".dvc/.gitignore",
@@ -78,17 +90,7 @@ def make_project(folder: Path) -> Path:
             "holdout": {"share": 0.2, "max_rows": 12},
             "split": {"validation_share": 0.2},
             "augment": {"malformed_every": 20, "replay_share": 0.05},
-            "train": {
-                "rank": 4,
-                "learning_rate": 1e-3,
-                "alpha": 8,
-                "layers_to_transform": None,
-                "batch_size": 4,
-                "epochs": 1,
-                "max_tokens": 400,
-                "evaluate_every": 4,
-                "sample_prompts": 1,
-            },
+            "train": TINY_TRAINING,
             "generation": {"max_new_tokens": 8},
             "quantize": {"formats": ["merged", "nf4", "int8", "gguf", "compressed_tensors", "lora"]},
         },

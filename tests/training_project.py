@@ -6,25 +6,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from project import ROOT, set_params
+from project import ROOT, TINY_TRAINING, set_params
 from stage_process import run_stage
 from tiny_model import save_tiny_model
 
 from stages.core import paths
 from stages.core.files import read_json
 from stages.records.record import Record, make_record, write_records
-
-SETTINGS: dict[str, Any] = {
-    "rank": 4,
-    "alpha": 8,
-    "learning_rate": 1e-3,
-    "layers_to_transform": None,
-    "batch_size": 4,
-    "epochs": 1,
-    "max_tokens": 400,
-    "evaluate_every": 4,
-    "sample_prompts": 1,
-}
 
 
 def training_records(count: int, first: int = 0) -> list[Record]:
@@ -43,7 +31,7 @@ def lay_out(folder: Path, rows: int = 40, **train: Any) -> Path:
         shutil.copy(ROOT / name, folder / name)
     for name in ("constraints", "stages"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    set_params(folder, {"train": SETTINGS | train})
+    set_params(folder, {"train": TINY_TRAINING | train})
     save_tiny_model(folder / paths.BASE)
     write_records(folder / paths.TRAIN, training_records(rows))
     write_records(folder / paths.VALIDATION, training_records(8, first=1000))

@@ -98,6 +98,14 @@ def test_pushed_released_pulled_and_healed(scratch: Scratch, store: Path, kind: 
         sound(scratch)
 
 
+def release_and_pull(scratch: Scratch) -> None:
+    """What every fault must leave possible: a release, and all files back from the remote alone."""
+    answer = scratch.tunetrail("release", "1.0.0")
+    assert answer.code == 0, answer.err
+    forget_files(scratch)
+    scratch.dvc("pull")
+
+
 @pytest.mark.parametrize("kind", ["folder", "webdav", pytest.param("s3", marks=_NEEDS_S3)])
 def test_what_dvc_takes_for_sent_is_sent(scratch: Scratch, store: Path, kind: str) -> None:
     """It sends a folder's listing also when a file failed that another folder has, and then believes the listing."""
@@ -119,10 +127,7 @@ def test_what_dvc_takes_for_sent_is_sent(scratch: Scratch, store: Path, kind: st
         assert "tokenizer.json" in refused.err
         assert "after a push that failed, `tunetrail doctor` before it" in refused.err
         assert "store: 1 objects were missing, and are sent again" in scratch.tunetrail("doctor").out
-        answer = scratch.tunetrail("release", "1.0.0")
-        assert answer.code == 0, answer.err
-        forget_files(scratch)
-        scratch.dvc("pull")
+        release_and_pull(scratch)
     sound(scratch)
 
 
@@ -143,10 +148,7 @@ def test_killed_in_the_middle_of_a_push(scratch: Scratch, store: Path, kind: str
         assert doctor.code == 0, doctor.out
         assert ("were cut, and are sent again" in doctor.out) == (kind == "webdav")
         scratch.dvc("push")
-        answer = scratch.tunetrail("release", "1.0.0")
-        assert answer.code == 0, answer.err
-        forget_files(scratch)
-        scratch.dvc("pull")
+        release_and_pull(scratch)
         sound(scratch)
 
 

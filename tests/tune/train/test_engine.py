@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from project import set_params
+from project import TINY_TRAINING, set_params
 from stage_process import run_stage
 from tiny_model import tiny_tokenizer
-from training_project import SETTINGS, curve, lay_out, train
+from training_project import curve, lay_out, train
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, MixtralConfig, Qwen3Config
 
 from stages.core import paths
@@ -46,7 +46,7 @@ def examples(rows: int = 12) -> Examples:
 
 
 def fused(kind: str, folder: Path, **changes: Any) -> Any:
-    settings = Train(**(SETTINGS | {"batch_size": 8, "early_stopping_patience": None} | changes))
+    settings = Train(**(TINY_TRAINING | {"batch_size": 8, "early_stopping_patience": None} | changes))
     torch.manual_seed(0)
     half = settings.precision == "bfloat16" and settings.method != "full"
     base = AutoModelForCausalLM.from_config(deepcopy(CONFIGS[kind]), dtype=torch.bfloat16 if half else torch.float32)
@@ -175,7 +175,7 @@ def test_a_mixture_of_experts_is_trained_by_trl(tmp_path: Path, monkeypatch: pyt
 def test_what_the_fused_path_does_not_know_has_a_reason(config: Any, changes: Any, words: str | None) -> None:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    obstacle = fused_obstacle(Train(**(SETTINGS | changes)), model, sharding=False)
+    obstacle = fused_obstacle(Train(**(TINY_TRAINING | changes)), model, sharding=False)
     assert (obstacle is None) if words is None else words in str(obstacle)
 
 
