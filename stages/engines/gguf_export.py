@@ -206,17 +206,19 @@ def _tokenizer(writer: Any, folder: Path, size: int) -> None:
     merges = [pair if isinstance(pair, list) else pair.split(" ") for pair in model["merges"]]
     words = {index: token for token, index in model["vocab"].items()}
     added = tokenizer.added_tokens_decoder
+    # A byte-level tokenizer may carry the flag as well, and has no token for it to fall back on.
+    falls_back = model.get("byte_fallback") and "<0x00>" in model["vocab"]
     tokens, kinds = [], []
     for index in range(size):
         if index in added:
             tokens.append(added[index].content)
             kinds.append(gguf.TokenType.CONTROL if added[index].special else gguf.TokenType.USER_DEFINED)
         else:
-            byte = model.get("byte_fallback") and len(words.get(index, "")) == 6 and words[index].startswith("<0x")
+            byte = falls_back and len(words.get(index, "")) == 6 and words[index].startswith("<0x")
             tokens.append(words.get(index, f"[PAD{index}]"))
             normal = gguf.TokenType.BYTE if byte else gguf.TokenType.NORMAL
             kinds.append(normal if index in words else gguf.TokenType.UNUSED)
-    if model.get("byte_fallback"):
+    if falls_back:
         # SentencePiece merges the pair that makes the likeliest token: the first merge that makes it says how likely.
         rank: dict[str, int] = {}
         for number, pair in enumerate(merges):

@@ -55,6 +55,7 @@ SHAPES = {
     "llama with scaled waves and an output layer": LlamaConfig(
         **SMALL, rope_parameters=LLAMA3, tie_word_embeddings=False
     ),
+    "llama with a flag that its tokenizer has no pieces for": LlamaConfig(**SMALL, tie_word_embeddings=True),
     "qwen2 with biases": Qwen2Config(**SMALL, tie_word_embeddings=True),
     "qwen3 with wide heads": Qwen3Config(**SMALL, head_dim=32, tie_word_embeddings=True),
     "gemma3 with windows": Gemma3TextConfig(**SMALL, head_dim=32, sliding_window=16, query_pre_attn_scalar=32),
@@ -101,6 +102,11 @@ def save(folder: Path, shape: str) -> Path:
             weight.data += 0.3 * torch.randn_like(weight)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    if "flag" in shape:  # transformers 5.17 sets it for byte-level tokenizers that come out of a GGUF file
+        file = folder / "tokenizer.json"
+        backend = json.loads(file.read_text(encoding="utf-8"))
+        backend["model"]["byte_fallback"] = True
+        file.write_text(json.dumps(backend), encoding="utf-8")
     return folder
 
 
