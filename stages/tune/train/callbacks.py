@@ -92,7 +92,8 @@ class Tracked(TrainerCallback):  # type: ignore[misc]
     """Tells MLflow, Weights & Biases or Trackio of the run, by transformers' own callback and the tracker's settings.
 
     The run there is tagged with commit, release and dvc.lock. A tracker that does not take the run ends training before
-    it starts; one that fails later is left alone, and training goes on. A run that is resumed is a new one there.
+    it starts; one that fails later is left alone, and training goes on. A run that is resumed is a new one there, but
+    in Trackio, which goes on with the run of the same name.
     """
 
     def __init__(self, tracker: str) -> None:
@@ -106,6 +107,7 @@ class Tracked(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
+        args.project = os.environ.get("TRACKIO_PROJECT", args.project)  # Trackio itself reads no such setting
         try:
             self._theirs.on_train_begin(args, state, control, **kwargs)
             module = importlib.import_module(self.tracker)
@@ -114,6 +116,8 @@ class Tracked(TrainerCallback):  # type: ignore[misc]
                 self.run = module.active_run().info.run_id
             else:
                 module.config.update(trail_tags(), allow_val_change=True)
+                if self.tracker == "trackio":
+                    module.utils.TRACKIO_DIR.mkdir(parents=True, exist_ok=True)  # else it only warns, in a thread
                 self.run = module.run.id if self.tracker == "wandb" else module.context_vars.current_run.get().name
         except Exception as error:
             why = next(iter(str(error).splitlines()), type(error).__name__)

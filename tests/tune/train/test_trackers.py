@@ -1,6 +1,10 @@
-"""A run is told to a real MLflow server on loopback, by transformers' own callback, and each leads to the other."""
+"""A run is told to a tracker by transformers' own callback, and each leads to the other.
+
+MLflow is a real server on loopback; Trackio keeps its runs in a folder, which its own command reads.
+"""
 
 import functools
+import json
 import os
 import threading
 from collections.abc import Iterator
@@ -53,13 +57,26 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def report_to(uri: str) -> None:
-    settings = {"TUNETRAIL_REPORT_TO": "mlflow", "MLFLOW_TRACKING_URI": uri, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
-    os.environ.update(settings)
+def report_to(tracker: str, settings: dict[str, str]) -> None:
+    os.environ.update({"TUNETRAIL_REPORT_TO": tracker, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", **settings})
+
+
+def tags(project: Path) -> dict[str, str]:
+    return {
+        "tunetrail.commit": run(project, "git", "rev-parse", "HEAD").stdout.strip(),
+        "tunetrail.release": "tickets@v1.0.0-dirty",
+        "tunetrail.dvc_lock_md5": file_digest(project / "dvc.lock", "md5"),
+    }
+
+
+def validation_losses(project: Path) -> list[tuple[int, float]]:
+    lines = (project / paths.CURVES / "plots/metrics/validation/loss.tsv").read_text().splitlines()[1:]
+    assert lines
+    return [(int(step), float(loss)) for step, loss in map(str.split, lines)]
 
 
 def test_the_run_has_its_commit_and_the_adapter_has_its_run(project: Path, server: str) -> None:
-    code, text = run_stage(project, "train", die=functools.partial(report_to, server))
+    code, text = run_stage(project, "train", die=functools.partial(report_to, "mlflow", {"MLFLOW_TRACKING_URI": server}))
     assert code == 0, text
     known = read_json(project / paths.TRACKED_RUNS)
     adapter = entry_hash(WorkingTree(project).md5s(paths.SFT.as_posix()))
@@ -70,32 +87,58 @@ def test_the_run_has_its_commit_and_the_adapter_has_its_run(project: Path, serve
 
     client = MlflowClient(server)
     told = client.get_run(known[adapter]["run"])
-    head = run(project, "git", "rev-parse", "HEAD").stdout.strip()
-    ours = {key: value for key, value in told.data.tags.items() if key.startswith("tunetrail.")}
-    assert ours == {
-        "tunetrail.commit": head,
-        "tunetrail.release": "tickets@v1.0.0-dirty",
-        "tunetrail.dvc_lock_md5": file_digest(project / "dvc.lock", "md5"),
-    }
+    assert {key: value for key, value in told.data.tags.items() if key.startswith("tunetrail.")} == tags(project)
     assert told.info.status == "FINISHED"
     assert told.data.params["learning_rate"] == "0.001"
-    lines = (project / paths.CURVES / "plots/metrics/validation/loss.tsv").read_text().splitlines()[1:]
     curve = [(one.step, one.value) for one in client.get_metric_history(told.info.run_id, "eval_loss")]
-    assert curve == [(int(step), pytest.approx(float(loss))) for step, loss in map(str.split, lines)]
-    assert curve
+    assert curve == [(step, pytest.approx(loss)) for step, loss in validation_losses(project)]
+
+
+def test_trackio_has_the_run_in_its_folder_and_trace_names_it(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"TRACKIO_DIR": str(tmp_path / "Läufe einer Woche"), "TRACKIO_PROJECT": "tickets"}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    run(project, "git", "commit", "--quiet", "--allow-empty", "--message", "Another")
+    for _ in range(2):  # a run of the same inputs goes on under its name, with the tags of the last
+        code, text = run_stage(project, "train", die=functools.partial(report_to, "trackio", settings))
+        assert code == 0, text
+        run(project, "git", "reset", "--quiet", "--soft", "tickets@v1.0.0")
+    tagged = tags(project)
+    run(project, "dvc", "commit", "--force", "train")
+    traced = json.loads(run(project, "tunetrail", "trace", "--json", "models/sft", check=False).stdout)
+    assert traced["tracked_run"]["tracker"] == "trackio"
+
+    named = ["--project", "tickets", "--run", traced["tracked_run"]["run"], "--json"]
+    told = json.loads(run(project, "trackio", "get", "run", *named).stdout)
+    assert {key: value for key, value in told["config"].items() if key.startswith("tunetrail.")} == tagged
+    assert told["config"]["learning_rate"] == 0.001
+    curve = json.loads(run(project, "trackio", "get", "metric", "--metric", "eval/loss", *named).stdout)["values"]
+    assert [one["value"] for one in curve] == 2 * [pytest.approx(loss) for _, loss in validation_losses(project)]
+
+
+def test_trackio_without_a_folder_ends_training_before_it_starts(project: Path) -> None:
+    settings = {"TRACKIO_DIR": str(project / "params.yaml/runs")}
+    code, text = run_stage(project, "train", die=functools.partial(report_to, "trackio", settings))
+    assert code == 2
+    assert "error: report_to: trackio takes no run: " in text
+    assert "Traceback" not in text
 
 
 def test_a_tracker_that_does_not_answer_ends_training_before_it_starts(project: Path) -> None:
-    code, text = run_stage(project, "train", die=functools.partial(report_to, "http://127.0.0.1:1"))
+    nobody = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:1"}
+    code, text = run_stage(project, "train", die=functools.partial(report_to, "mlflow", nobody))
     assert code == 2
     assert "error: report_to: mlflow takes no run: " in text
     assert "TUNETRAIL_REPORT_TO=none goes without" in text
     assert "Traceback" not in text
 
 
-def test_a_tracker_that_is_not_installed_is_named() -> None:
-    with pytest.raises(UserError, match="report_to: trackio is not installed here; install it, or set TUNETRAIL_REP"):
-        Tracked("trackio")
+def test_a_tracker_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="report_to: wandb is not installed here; install it, or set TUNETRAIL_REPORT"):
+        Tracked("wandb")
 
 
 def test_a_tracker_that_fails_later_does_not_end_training(capsys: pytest.CaptureFixture[str]) -> None:
