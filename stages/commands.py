@@ -264,6 +264,19 @@ def drift(options: Options, root: Path, start: Path) -> None:
         raise Refusal("the input has drifted")
 
 
+def why(options: Options, root: Path, start: Path) -> None:
+    from stages.params.loader import load_params
+    from stages.weekly.why import as_text, why, write_inbox
+
+    if options.rows < 1:
+        raise UserError("--rows must be at least 1")
+    params = load_params("generation", "task", "train")
+    found = why(options.name, params, options.rows, options.prompt, options.task)
+    written = write_inbox(found, options.to) if options.to else ""
+    print(json.dumps(found, indent=2, ensure_ascii=False) if options.json else as_text(found))
+    print(written, end="\n" if written else "", file=sys.stderr if options.json else sys.stdout)
+
+
 def canary(options: Options, root: Path, start: Path) -> None:
     from stages.ship.serve.canary_release import STOP, judge_canary
 

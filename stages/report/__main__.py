@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from rapidfuzz import fuzz, process
 
 from stages.core import paths
 from stages.core.errors import UserError, run
 from stages.core.files import read_json, write_text
 from stages.params.loader import Params, load_params
-from stages.records.record import read_rows
+from stages.records.prompt import asked
+from stages.records.record import Record, read_records, read_rows
 from stages.report import findings, tables, verdict
 from stages.report.changed_examples import Answer, Row, failures, flips
 from stages.report.charts import Points, interval_chart, loss_chart
@@ -96,10 +98,20 @@ def _examples(
     given = {**generations, "previous": sorted(read_previous(), key=lambda row: row["id"])}
     answers = {name: {row["id"]: Answer(row, score_row(row, tasks)) for row in rows} for name, rows in given.items()}
     pairs = [(one.before, one.after) for one in compared if one.before in answers and one.after in answers]
+    wrong = failures("adapter", answers["adapter"], tasks, limit)
     return {
         "flips": [one for pair in pairs for one in flips(pair, answers[pair[0]], answers[pair[1]], tasks, limit)],
-        "failures": failures("adapter", answers["adapter"], tasks, limit),
+        "failures": wrong,
+        "taught_by": _nearest([answers["adapter"][one.id].row for one in wrong.examples]),
     }
+
+
+def _nearest(wrong: list[Row]) -> dict[str, list[tuple[Record, float]]]:
+    """For each row, by its id, the three training rows of the most alike prompts, and how alike (`fuzz.ratio`)."""
+    train = list({row.id: row for row in read_records(paths.TRAIN)}.values()) if wrong else []
+    texts = [asked(row) for row in train]
+    near = {row["id"]: process.extract(row["prompt"], texts, scorer=fuzz.ratio, limit=3) for row in wrong}
+    return {name: [(train[at], score) for _, score, at in found] for name, found in near.items()}
 
 
 def _threshold(params: Params, main: tables.Metric) -> float | None:

@@ -4,7 +4,7 @@ from typing import Any
 
 from stages.core import paths
 from stages.core.files import write_json
-from stages.records.record import write_rows
+from stages.records.record import make_record, write_records, write_rows
 
 HOSTILE = "<script>alert('order')</script>"
 
@@ -12,6 +12,11 @@ HOSTILE = "<script>alert('order')</script>"
 def write_data(rows: list[dict[str, Any]]) -> None:
     record = {**rows[0], "source": "tickets.jsonl", "origin": "tickets.jsonl:17"}
     write_rows(paths.CLEAN_EXAMPLES, _cleaning())
+    taught = [
+        make_record(f"{row['prompt']} {HOSTILE}", HOSTILE, None, HOSTILE, f"{HOSTILE}:{n}")
+        for n, row in enumerate(rows)
+    ]
+    write_records(paths.TRAIN, [*taught, *taught])
     near = {"reason": "near", "detail": "same completion", "witness": rows[1]["id"], "score": 93.5, "record": record}
     write_rows(paths.DUPLICATES, [near, {**near, "reason": "exact", "score": None}])
     write_rows(paths.QUARANTINE, [{**near, "reason": "near_prompt", "score": 91.0}])

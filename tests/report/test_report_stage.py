@@ -13,13 +13,14 @@ from dvc.utils.serialize import dumps_yaml
 from example_data import HOSTILE
 from example_run import ROOT, make_run
 from page_check import Page
+from rapidfuzz import fuzz
 
 from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.files import read_json, write_json
 from stages.core.yaml_reader import load_yaml
 from stages.measure.gates.__main__ import check_gates
-from stages.records.record import read_rows, write_rows
+from stages.records.record import read_records, read_rows, write_rows
 from stages.report.__main__ import _some, main
 
 ALWAYS_READ = [
@@ -230,6 +231,21 @@ def test_only_fields_that_differ_are_shown(finished_run: Path) -> None:
     assert sorted(fields) == [["Who", "intent"], ["Who", "order"]]
     added = next(one for one in articles if "Lost from adapter to int8" in (one.attributes["aria-label"] or ""))
     assert [cell.text() for cell in added.all("td")] == ["(absent)", "✓ right: (absent)", '✕ wrong: "red"']
+
+
+def test_beside_a_wrong_answer_stand_the_training_rows_of_the_most_alike_prompts(finished_run: Path) -> None:
+    articles = [one for one in Page(report()[0]).root.all("article") if one.all("ul")]
+    wrong = [one for one in read_rows(paths.ADAPTER_GENERATIONS) if one["output"] != one["completion"]]
+    assert sorted(one.attributes["aria-label"] or "" for one in articles) == sorted(
+        f"Where the adapter is wrong, row {row['id'][:12]}" for row in wrong
+    )
+    train = {row.id: row for row in read_records(paths.TRAIN)}.values()
+    for row in wrong:
+        article = next(one for one in articles if row["id"][:12] in (one.attributes["aria-label"] or ""))
+        scores = sorted((fuzz.ratio(row["prompt"], one.prompt) for one in train), reverse=True)[:3]
+        shown = [one.text() for one in article.all("li")]
+        assert [f"({score:.0f}, " in text for score, text in zip(scores, shown, strict=True)] == [True] * 3
+        assert f"tunetrail why {row['id'][:12]}" in article.text()
 
 
 def test_a_run_without_quantised_artefacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

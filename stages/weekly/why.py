@@ -1,0 +1,218 @@
+"""why: from an answer back to the training rows that taught it, and what may be wrong with them.
+
+Two ways find them: by what they ask (TF-IDF), and by the gradients of what was trained (stages.weekly.influence).
+benchmarks/results/why.md says how well each finds planted wrong labels.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from stages.core import paths
+from stages.core.errors import UserError
+from stages.core.files import read_json
+from stages.model.answers import answer
+from stages.model.chat import Chat, task_chat
+from stages.model.loading import Weights, load_tokenizer
+from stages.params.loader import Params
+from stages.records.prompt import asked
+from stages.records.record import Record, make_record, read_records, record_row, write_rows
+from stages.scoring.rows import score_row
+from stages.text.json_schema import Tasks
+from stages.text.markdown import visible
+from stages.text.strict_json import completion_key
+from stages.weekly.influence import Influence, Pair
+
+_ROW = re.compile("[0-9]{1,5}|[0-9a-f]{6,64}")  # a number of the hold-out, or an id's beginning as the report shows it
+_NEIGHBOURS, _MOST = 5, 3  # of so many nearest rows so many say another thing: the row contradicts them
+_SAME, _FAR = 0.95, 0.2  # cosines from which a row asks the same, and below which none asks anything like it
+_EXCERPT = 110
+
+
+@dataclass(frozen=True)
+class Taught:
+    """A training row, how often it is trained on, and its token ids."""
+
+    record: Record
+    pair: Pair
+    times: int
+
+
+class NearestRows:
+    """The rows that ask what is nearest, by TF-IDF of words and pairs of words; `texts` are what the rows ask."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        from sklearn.feature_extraction.text import TfidfVectorizer  # late: seconds of imports
+
+        self._vectors = TfidfVectorizer(token_pattern=r"\w+|[^\w\s]", ngram_range=(1, 2), sublinear_tf=True)
+        self._known = self._vectors.fit_transform([*texts, "."])[:-1]  # a word at least, whatever the texts are
+
+    def nearest(self, text: str, count: int) -> list[tuple[int, float]]:
+        """Places and cosines of the `count` nearest rows, the nearest first, of equals the first; none at 0."""
+        found = (self._known @ self._vectors.transform([text]).T).toarray()[:, 0]
+        order = (-found).argsort(kind="stable")[:count].tolist()
+        return [(place, float(found[place])) for place in order if found[place] > 0]
+
+
+def why(name: str, params: Params, limit: int, is_prompt: bool = False, tag: str | None = None) -> dict[str, Any]:
+    """What `tunetrail why` shows: the answer of the tuned model, and by both ways `limit` rows that taught it.
+
+    Raises:
+        UserError: when there is no such row, the prompt is empty or too long, or model or rows are not here.
+    """
+    for folder, stage in ((paths.BASE, "base"), (paths.ADAPTER, "prefer")):
+        if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
+            raise UserError(f"{folder} is missing; `dvc pull {stage}` brings it, `dvc repro {stage}` makes it")
+    record = _find(name) if _ROW.fullmatch(name) and not is_prompt else None
+    question = record or make_record(name.strip(), "", None, "prompt", "prompt", task=tag)
+    if not question.prompt:
+        raise UserError("the prompt is empty; give what the model was asked, or the id of a row of the hold-out")
+    weights, chat = Weights(paths.BASE, paths.ADAPTER), task_chat(load_tokenizer(paths.BASE), params.task)
+    prompt = chat.prompt_ids(question)
+    config = read_json(paths.BASE / "config.json")
+    positions = config.get("text_config", config).get("max_position_embeddings") or len(prompt)
+    if len(prompt) > positions:
+        raise UserError(f"the prompt has {len(prompt)} tokens; the model reads {positions} at most")
+    rows = taught_rows(read_records(paths.TRAIN), chat, params.train.max_tokens)
+    said = answer(weights, chat, [question], params.generation, "why")[0].output
+    row = {"id": "", "label": None, "completion": question.completion, "output": said, "tokens": 0}
+    right = score_row(row | {"task": question.task}, Tasks(params.task)).exact_match if record else None
+    gradients = Influence(weights, [one.pair for one in rows])
+    reference = (prompt, chat.completion_ids(question.completion)) if right is False else None
+    scores = gradients.scores((prompt, chat.completion_ids(said)), reference)
+    near = NearestRows([asked(one.record) for one in rows])
+    first = scores.argsort(descending=True, stable=True)[:limit].tolist()
+    closest = near.nearest(asked(question), limit)
+    return {
+        "row": record.id if record else None,
+        "task": question.task,
+        "prompt": question.prompt,
+        "answer": said,
+        "reference": question.completion if record else None,
+        "right": right,
+        "training_rows": len(rows),
+        "by_gradients": [shown(rows, near, at, float(scores[at])) for at in first],
+        "nearest": [shown(rows, near, at, score) for at, score in closest],
+        "nothing_like_it": not closest or closest[0][1] < _FAR,
+    }
+
+
+def taught_rows(records: Sequence[Record], chat: Chat, max_tokens: int) -> list[Taught]:
+    """Each row that the model was trained on once; one too long for training taught nothing.
+
+    Raises:
+        UserError: when no row is left.
+    """
+    found: dict[tuple[tuple[int, ...], tuple[int, ...]], Taught] = {}
+    for record in sorted(records, key=lambda one: one.source.startswith("augment:")):  # before its copies
+        prompt, completion, _ = chat.encoded(record)
+        if prompt and len(prompt) + len(completion) <= max_tokens:
+            key = tuple(prompt), tuple(completion)
+            before = found.get(key)
+            found[key] = replace(before, times=before.times + 1) if before else Taught(record, (prompt, completion), 1)
+    if not found:
+        raise UserError(f"{paths.TRAIN} has no row that the model was trained on")
+    return list(found.values())
+
+
+def _find(name: str) -> Record:
+    rows = read_records(paths.HOLDOUT)
+    if len(name) < 6:
+        if not 1 <= int(name) <= len(rows):
+            raise UserError(f"{paths.HOLDOUT} has rows 1 to {len(rows)}, no row {name}; --prompt asks a number")
+        return rows[int(name) - 1]
+    found = [row for row in rows if row.id.startswith(name)]
+    if len(found) != 1:
+        said = "no row" if not found else f"{len(found)} rows"
+        raise UserError(f"{paths.HOLDOUT} has {said} whose id begins with {name}; --prompt takes it for a prompt")
+    return found[0]
+
+
+def shown(rows: Sequence[Taught], near: NearestRows, at: int, score: float) -> dict[str, Any]:
+    """A row with its score and what its neighbours say against it; None where they do not."""
+    record, suggests = rows[at].record, None
+    places = [(i, s) for i, s in near.nearest(asked(record), _NEIGHBOURS + 1) if i != at][:_NEIGHBOURS]
+    said = Counter(_class(rows[i].record) for i, _ in places if rows[i].record.task == record.task)
+    other, count = said.most_common(1)[0] if said else ("", 0)
+    if count >= _MOST and other != _class(record):
+        twin = next((rows[i].record for i, s in places if s >= _SAME and _class(rows[i].record) == other), None)
+        suggests = f"relabel: {count} of its {len(places)} nearest rows say {other}"
+        suggests = f"drop: {twin.origin} asks the same and says {other}" if twin else suggests
+    return {
+        "score": round(score, 4),
+        **{name: getattr(record, name) for name in ("id", "source", "origin", "label", "prompt", "completion")},
+        "annotator": record.fields.get("annotator"),
+        "times": rows[at].times,
+        "suggests": suggests,
+        "record": record_row(record),
+    }
+
+
+def _class(record: Record) -> str:
+    """What is compared of an answer: the label where there is one, for orders and names differ from row to row."""
+    return completion_key(record.completion) if record.label is None else record.label
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """For a terminal."""
+    state = {None: "no reference", True: "right", False: f"wrong, {_short(found['reference'] or '')} was asked for"}
+    lines = [
+        f"{'row ' + found['row'][:12] if found['row'] else 'prompt'}: {_short(found['prompt'])}",
+        f"answer: {_short(found['answer'])} ({state[found['right']]})",
+    ]
+    what = "away from the reference and to this answer" if found["right"] is False else "to this answer"
+    for key, title in (("by_gradients", f"by gradients, what pushed {what}"), ("nearest", "by what is asked (TF-IDF)")):
+        lines += ["", f"{title}, of {found['training_rows']} training rows:"]
+        for one in found[key]:
+            about = [one["source"], *(["annotator " + one["annotator"]] if one["annotator"] else [])]
+            about += [f"{one['times']} times"] if one["times"] > 1 else []
+            lines.append(f"  {one['score']:+.3f}  {_short(one['origin'])} ({_short(', '.join(about))})")
+            lines.append(f"          {_short(one['prompt'])} → {_short(one['completion'])}")
+            lines += [f"          {_short(one['suggests'])}"] if one["suggests"] else []
+    if found["nothing_like_it"]:
+        lines += [
+            "",
+            "add: no training row asks anything like it" + "; but this row stays held out" * bool(found["row"]),
+        ]
+    return "\n".join(lines)
+
+
+def _short(text: str) -> str:
+    line = visible(" ".join(text.split()))
+    return line if len(line) <= _EXCERPT else line[: _EXCERPT - 1] + "…"
+
+
+def write_inbox(found: dict[str, Any], file: Path) -> str:
+    """The rows that something is suggested for, as `tunetrail annotate` takes them; a prompt that no row is like, too.
+
+    Raises:
+        UserError: when the file is there already, perhaps with answers of people, or is no .jsonl.
+    """
+    if file.suffix != ".jsonl":
+        raise UserError(f"--to {file}: the name must end in .jsonl, for the answers go to a folder beside it")
+    if file.exists():
+        raise UserError(f"{file} is there already, perhaps with answers of people; move it, or name another file")
+    source, made = "why-" + re.sub(r"[^\w.-]", "-", file.stem)[:90], dict[tuple[Any, ...], dict[str, Any]]()
+    for one in [*found["by_gradients"], *found["nearest"]]:
+        if one["suggests"]:
+            made.setdefault(_asks(one["record"]), _inbox_row(one["record"], one["suggests"], source, one["origin"]))
+    if found["nothing_like_it"] and not found["row"]:
+        row = {"prompt": found["prompt"], "completion": found["answer"], "task": found["task"]}
+        made.setdefault(_asks(row), _inbox_row(row, "add: no training row asks anything like it", source, "prompt"))
+    if not made:
+        return "nothing is suggested for these rows, so no file was written"
+    write_rows(file, made.values())
+    return f"{len(made)} rows in {file}; `tunetrail annotate` shows them"
+
+
+def _asks(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["prompt"], row.get("task"), repr(row.get("context"))
+
+
+def _inbox_row(row: dict[str, Any], reason: str, source: str, place: str) -> dict[str, Any]:
+    kept = {name: row[name] for name in ("prompt", "context", "task") if row.get(name)}
+    new = {"completion": "", "answer": row["completion"], "source": source, "kept_because": [reason], "log": place}
+    return kept | new
