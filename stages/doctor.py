@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from uuid import uuid4
 
 from pathspec import GitIgnoreSpec
@@ -122,9 +123,15 @@ def _remote(root: Path) -> Findings:
         fs, path = remote.fs, remote.oid_to_path(md5(content))
         try:
             fs.makedirs(fs.parent(path), exist_ok=True)
-            fs.pipe_file(path, content)
+            with NamedTemporaryFile() as file:  # by the way that `dvc push` takes: HTTP has two
+                Path(file.name).write_bytes(content)
+                fs.put_file(file.name, path)
         except Exception as refused:  # of whatever library reaches it
-            fs.ls(remote.path)  # tells "may not write" from "is not there"
+            if fs.CAN_TRAVERSE:
+                fs.ls(remote.path)  # tells "may not write" from "is not there"
+            else:
+                with suppress(FileNotFoundError):
+                    fs.cat_file(path)
             yield WARNING, f"{listings.remote} can be read, and not written: {in_words(refused)}"
             return
         try:

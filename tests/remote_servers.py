@@ -1,4 +1,4 @@
-"""Real servers on loopback for a DVC remote: SFTP over SSH (asyncssh), WebDAV (WsgiDAV) and S3 (moto).
+"""Real servers on loopback for a DVC remote: SFTP over SSH (asyncssh), WebDAV (WsgiDAV), HTTP (below) and S3 (moto).
 
 `python remote_servers.py KIND FOLDER FAULT COUNT` serves until it is killed. With the fault `dies writing` or
 `dies reading` it is killed by itself in the middle of the COUNT-th object; with `lies` every object that it gives has
@@ -128,7 +128,7 @@ def with_faults(app: Callable[..., Any], faults: Faults, atomic: bool = False) -
             start_response("403 Forbidden", [("Content-Length", "0")])
             return [b""]
         if method == "PUT" and is_object and faults.begins("dies writing"):
-            half = 0 if atomic else int(environ["CONTENT_LENGTH"]) // 2
+            half = 0 if atomic else int(environ.get("CONTENT_LENGTH", 0)) // 2
             environ["wsgi.input"] = _HalfBody(environ["wsgi.input"], half, faults)
         if method == "PUT" and faults.name == f"refuses {''.join(environ['PATH_INFO'].split('/')[-2:])}":
             start_response("507 Insufficient Storage", [("Content-Length", "0")])
@@ -170,10 +170,42 @@ def serve_webdav(folder: Path, faults: Faults) -> None:
     _serve_wsgi(with_faults(WsgiDAVApp(config), faults), partial(print, flush=True))
 
 
+def serve_http(folder: Path, faults: Faults) -> None:
+    """Files by GET and PUT, and no listing of them: all that DVC's HTTP remote asks for."""
+
+    def files(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        def answer(status: str, body: bytes = b"", length: int | None = None) -> list[bytes]:
+            start_response(status, [("Content-Length", str(len(body) if length is None else length))])
+            return [body]
+
+        kind, _, login = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+        if kind != "Basic" or b64decode(login).decode() not in (f"{USER}:{PASSWORD}", f"{READER}:{PASSWORD}"):
+            return answer("401 Unauthorized")
+        file = folder / environ["PATH_INFO"].lstrip("/")
+        if environ["REQUEST_METHOD"] == "PUT":
+            file.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with file.open("wb") as handle:
+                    handle.write(environ["wsgi.input"].read())
+            except OSError:
+                return answer("507 Insufficient Storage")
+            return answer("201 Created")
+        if environ["REQUEST_METHOD"] == "POST":
+            return answer("405 Method Not Allowed")
+        if not file.is_file():
+            return answer("404 Not Found")
+        if environ["REQUEST_METHOD"] == "HEAD":
+            return answer("200 OK", length=file.stat().st_size)
+        return answer("200 OK", file.read_bytes())
+
+    _serve_wsgi(with_faults(files, faults), partial(print, flush=True))
+
+
 def serve_s3(folder: Path, faults: Faults) -> None:
     """IAM is enforced once the users are there; the policies are those of docs/access.md.
 
-    moto holds all in memory. What is put there is written to the folder, too, and a new server begins with that.
+    moto holds all in memory. What is put there is written to the folder, too, and a new server begins with that. What
+    has no room in the folder is refused as MinIO refuses it.
     """
     import json
     import re
@@ -212,18 +244,26 @@ def serve_s3(folder: Path, faults: Faults) -> None:
     app, bucket = DomainDispatcherApplication(create_backend_app), folder / BUCKET
 
     def kept(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-        answer, path = app(environ, start_response), environ["PATH_INFO"]
-        name = path.removeprefix(f"/{BUCKET}/")
+        started: list[Any] = []
+        answer, path = app(environ, lambda *words: started.append(words)), environ["PATH_INFO"]
+        name, s3 = path.removeprefix(f"/{BUCKET}/"), s3_backends[DEFAULT_ACCOUNT_ID]["aws"]
         put = environ["REQUEST_METHOD"] == "PUT" and name not in ("", path)
-        if put and (object_ := s3_backends[DEFAULT_ACCOUNT_ID]["aws"].get_object(BUCKET, name)):
-            (bucket / name).parent.mkdir(parents=True, exist_ok=True)
-            (bucket / name).write_bytes(object_.value)
+        if put and (object_ := s3.get_object(BUCKET, name)):
+            try:
+                (bucket / name).parent.mkdir(parents=True, exist_ok=True)
+                (bucket / name).write_bytes(object_.value)
+            except OSError:
+                (bucket / name).unlink(missing_ok=True)
+                s3.delete_object(BUCKET, name)
+                answer = [b"<Error><Code>XMinioStorageFull</Code><Message>The storage is full.</Message></Error>"]
+                started = [("507 Insufficient Storage", [("Content-Length", str(len(answer[0])))])]
+        start_response(*started[0])
         return answer
 
     _serve_wsgi(with_faults(kept, faults, atomic=True), ready)
 
 
-SERVERS = {"ssh": serve_ssh, "webdav": serve_webdav, "s3": serve_s3}
+SERVERS = {"ssh": serve_ssh, "webdav": serve_webdav, "http": serve_http, "s3": serve_s3}
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """gc --dry: which objects of DVC's cache or remote nothing here needs; it removes nothing.
 
-All that git keeps of DVC's files counts, every ref, stash and queued experiment, of which `dvc gc` looks at some tips
-alone.
+All that git keeps of DVC's files counts, every working tree, ref, stash and queued experiment, of which `dvc gc` looks
+at some tips alone.
 """
 
 import json
@@ -96,13 +96,15 @@ def needed(root: Path, repo: Any) -> dict[str, str]:
 
 
 def states(root: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """DVC's files in the working tree, in git's index, and in the commit of every ref, stash and queued experiment."""
-    repository = Repository(root)
-    yield "the working tree", _on_disk(root)
-    staged = (row.split("\t", 1) for row in repository.git("ls-files", "--stage", "-z").split("\0") if row)
-    yield "git's index", _contents(repository, {path: meta.split()[1] for meta, path in staged})
-    commits: dict[str | None, str] = {}
-    for ref in [*_HEADS, *repository.git("for-each-ref", "--format=%(refname)").splitlines()]:
+    """DVC's files in each working tree, in its index, and in the commit of every ref, stash and queued experiment."""
+    repository, commits = Repository(root), dict[str | None, str]()
+    for place, label in _worktrees(repository):
+        tree = Repository(place)
+        yield f"the working tree{label}", _on_disk(place)
+        staged = (row.split("\t", 1) for row in tree.git("ls-files", "--stage", "-z").split("\0") if row)
+        yield f"git's index{label}", _contents(tree, {path: meta.split()[1] for meta, path in staged})
+        commits |= {tree.resolve(head): head + label for head in _HEADS}
+    for ref in repository.git("for-each-ref", "--format=%(refname)").splitlines():
         commits[repository.resolve(ref)] = ref
         if _LOGGED.fullmatch(ref) and (logged := repository.git("reflog", "show", "--format=%H", ref).split()):
             # The parents, too: what was staged or not yet tracked lies in commits of its own.
@@ -110,6 +112,22 @@ def states(root: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
     for commit, ref in commits.items():
         if commit:
             yield ref, _contents(repository, CommitTree(repository, commit).blobs)
+
+
+def _worktrees(repository: Repository) -> Iterator[tuple[Path, str]]:
+    """The folder of dvc.yaml here and in each other working tree of `git worktree`, with its name in words."""
+    yield repository.root, ""
+    below, top = repository.git("rev-parse", "--show-prefix"), repository.git("rev-parse", "--show-toplevel")
+    for entry in repository.git("worktree", "list", "--porcelain").split("\n\n"):
+        first, *about = entry.splitlines()
+        path = Path(first.removeprefix("worktree "))
+        if not path.is_dir():
+            raise Refusal(
+                f"working tree {path} is not there, so any object may be needed; `git worktree repair` where it has "
+                "moved to, or `git worktree prune` if it is gone (unlock it first if it is locked)"
+            )
+        if (path / below).is_dir() and path != Path(top) and "bare" not in about:
+            yield path / below, f" {path}"
 
 
 def _contents(repository: Repository, blobs: Mapping[str, str]) -> dict[str, bytes]:

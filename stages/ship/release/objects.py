@@ -9,9 +9,11 @@ import re
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from stages.core.dvc_lock import Entry, Lock, Stage, entry_hash, object_path, parse_lock
 from stages.core.errors import names
@@ -149,7 +151,7 @@ def missing_in_remote(listings: Listings, kept: Kept) -> list[str]:
         return [p for p, md5 in kept.objects.items() if object_state(object_path(store, md5), md5, True) != RIGHT]
     with dvc_repo(listings.root, f"remote {listings.remote} does not answer") as repo:
         remote = repo.cloud.get_remote_odb(listings.remote)
-        present = set(remote.oids_exist(set(kept.objects.values())))
+        present = _present(remote, set(kept.objects.values()))
         sizes = {md5: remote.fs.size(remote.oid_to_path(md5)) for md5 in present}
 
     def whole(md5: str) -> bool:
@@ -157,6 +159,15 @@ def missing_in_remote(listings: Listings, kept: Kept) -> list[str]:
         return md5 in present and (not cached.is_file() or cached.stat().st_size == sizes[md5])
 
     return [path for path, md5 in kept.objects.items() if not whole(md5)]
+
+
+def _present(remote: Any, md5s: set[str]) -> set[str]:
+    """The objects that a remote holds. By HTTP all seem absent when it is down or lets nobody in: then this raises."""
+    present = set(remote.oids_exist(md5s))
+    if not remote.fs.CAN_TRAVERSE and (absent := md5s - present):
+        with suppress(FileNotFoundError):
+            remote.fs.cat_file(remote.oid_to_path(min(absent)))
+    return present
 
 
 def writable_by_all(listings: Listings) -> list[str]:
@@ -236,13 +247,13 @@ def _send_again(listings: Listings, kept: Kept) -> tuple[int, int]:
     """
     with dvc_repo(listings.root, f"remote {listings.remote} cannot be asked or mended") as repo:
         remote, local = repo.cloud.get_remote_odb(listings.remote), repo.cache.local.fs
-        present = set(remote.oids_exist(set(kept.objects.values())))
+        present = _present(remote, set(kept.objects.values()))
         listed = {md5 for one in present if one.endswith(".dir") for md5 in (listings.get(one) or {}).values()}
         cached = {md5: file for md5 in present | listed if (file := listings.cached_file(md5)).is_file()}
         sizes = {md5: remote.fs.size(remote.oid_to_path(md5)) for md5 in cached.keys() & present}
         cut = [md5 for md5, size in sizes.items() if size != cached[md5].stat().st_size]
         missing = cached.keys() - present
-        for md5 in cut:
+        for md5 in cut if remote.fs.CAN_TRAVERSE else []:  # HTTP deletes nothing, and overwrites
             remote.fs.remove(remote.oid_to_path(md5))
         for md5 in (*cut, *missing):
             remote.add(str(cached[md5]), local, md5, check_exists=False)

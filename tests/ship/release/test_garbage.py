@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +40,10 @@ KINDS = (
     "experiment in a copy",
     "run cache",
     "merge that goes on",
+    "uncommitted in another working tree",
+    "index of another working tree",
+    "detached in another working tree",
+    "working tree that was removed",
     "commit before the tip",
     "deleted branch",
     "dropped stash",
@@ -53,7 +58,7 @@ REFS = {
     "queued experiment": "refs/exps/celery/stash",
     "failed experiment": "refs/exps/celery/failed",
 }
-NOTHING = KINDS[-4:]  # nothing needs what these leave behind
+NOTHING = KINDS[-5:]  # nothing needs what these leave behind
 
 
 class History:
@@ -130,6 +135,8 @@ class History:
             self.stash(kind, before)
         elif "run cache" in kind:
             self.run_cache(kind, before)
+        elif "working tree " in f"{kind} " and kind != "working tree":
+            self.another_tree(kind)
         elif kind == "index":
             self.write_lock(kind)
             self.git("add", "dvc.lock")
@@ -161,6 +168,21 @@ class History:
         if kind == "dropped stash":
             self.git("stash", "drop", "--quiet")
 
+    def another_tree(self, kind: str) -> None:
+        tree = self.root.parent / f"{self.root.name} tree {self.made} ü"
+        commit = self.commit(kind) if "detached" in kind else "main"
+        self.git("worktree", "add", "--quiet", "--detach", str(tree), commit)
+        if "detached" in kind:
+            return
+        other = Scratch(tree)
+        before = (tree / "dvc.lock").read_text()
+        other.write("dvc.lock", self.lock(kind))
+        if "index" in kind:
+            other.git("add", "dvc.lock")
+            other.write("dvc.lock", before)
+        if "removed" in kind:
+            self.git("worktree", "remove", "--force", str(tree))
+
     def run_cache(self, kind: str, lock: str) -> None:
         """The same stage gave other bytes another time; or a stage of another command, which no dvc.lock has."""
         self.made += 1
@@ -187,7 +209,13 @@ def texts_that_count(history: History) -> list[tuple[str, str]]:
         commits.add((root / ".git/MERGE_HEAD").read_text().strip())
     paths = [(commit, path) for commit in commits for path in git("ls-tree", "-r", "--name-only", commit).splitlines()]
     paths += [("", path) for path in git("ls-files").splitlines()]
-    on_disk = [(str(file), file.read_text()) for end in ("lock", "dvc") for file in root.rglob(f"?*.{end}")]
+    trees = [root, *root.parent.glob(f"{root.name} tree *")]
+    on_disk = [
+        (str(file), file.read_text()) for end in ("lock", "dvc") for tree in trees for file in tree.rglob(f"?*.{end}")
+    ]
+    for tree in trees[1:]:
+        for commit in (Scratch(tree).git("rev-parse", "HEAD"), ""):
+            on_disk.append(("dvc.lock", Scratch(tree).git("show", f"{commit}:dvc.lock")))
     return [*((path, git("show", f"{commit}:{path}")) for commit, path in paths), *on_disk]
 
 
@@ -220,6 +248,34 @@ def test_what_could_go_is_what_nothing_needs(seed: int, tmp_path: Path, quiet_gi
 
 def test_the_histories_have_all_kinds() -> None:
     assert {kind for seed in range(20) for kind in plan(seed)} == set(KINDS)
+
+
+def test_a_working_tree_that_is_not_there_may_need_anything(tmp_path: Path, quiet_git: None) -> None:
+    history = History(tmp_path / "repository", 1)
+    history.git("worktree", "add", "--quiet", "--detach", str(tmp_path / "theirs"))
+    (tmp_path / "theirs").rename(tmp_path / "moved")
+    with pytest.raises(Refusal, match=r"theirs is not there, so any object may be needed; `git worktree repair`"):
+        needed(history.root, None)
+    history.git("worktree", "repair", str(tmp_path / "moved"))
+    assert needed(history.root, None)
+
+
+def test_working_trees_that_share_a_cache(scratch: Scratch, tmp_path: Path) -> None:
+    """With real DVC: what another has made and not committed stays, and the `dvc gc` that removes it is not advised."""
+    scratch.dvc("cache", "dir", str(tmp_path / "cache of all"))
+    shutil.move(scratch.root / ".dvc/cache", tmp_path / "cache of all")
+    scratch.commit("One cache")
+    theirs = Scratch(tmp_path / "theirs")
+    scratch.git("worktree", "add", "--quiet", "--detach", str(theirs.root))
+    theirs.write("params.yaml", (theirs.root / "params.yaml").read_text().rpartition(" ")[0] + " 2e-3\n")
+    theirs.dvc("repro")
+    for tree, other in ((scratch, theirs), (theirs, scratch)):
+        said = tree.tunetrail("gc", "--dry").out
+        assert "DVC's cache: 0 of" in said
+        assert ("Do not run `dvc gc" in said) == (tree is scratch)
+        assert (f"of the working tree {other.root}" in said) == (tree is scratch)
+    scratch.git("worktree", "remove", "--force", str(theirs.root))
+    assert "DVC's cache: 7 of" in scratch.tunetrail("gc", "--dry").out
 
 
 def test_it_agrees_with_dvc_and_names_what_dvc_would_lose(scratch: Scratch, tmp_path: Path) -> None:

@@ -76,7 +76,9 @@ def validation_losses(project: Path) -> list[tuple[int, float]]:
 
 
 def test_the_run_has_its_commit_and_the_adapter_has_its_run(project: Path, server: str) -> None:
-    code, text = run_stage(project, "train", die=functools.partial(report_to, "mlflow", {"MLFLOW_TRACKING_URI": server}))
+    code, text = run_stage(
+        project, "train", die=functools.partial(report_to, "mlflow", {"MLFLOW_TRACKING_URI": server})
+    )
     assert code == 0, text
     known = read_json(project / paths.TRACKED_RUNS)
     adapter = entry_hash(WorkingTree(project).md5s(paths.SFT.as_posix()))
