@@ -32,6 +32,7 @@ def materialise(source: Path, folder: Path, dtype: str, template: str) -> None:
     set_template(tokenizer, template)
     _shed_marks(model)
     tokenizer.init_kwargs.pop("auto_map", None)
+    _shed_byte_pieces(tokenizer)
     model.to(getattr(torch, dtype))  # checked after it is rounded: float16 has infinities that float32 has not
     refuse_not_finite(dict(model.named_parameters()), "the base model")
     model.save_pretrained(folder)
@@ -82,6 +83,17 @@ def _set_special_tokens(tokenizer: Any, gguf_file: Path) -> None:
         field = fields.get(f"tokenizer.ggml.{key}_token_id")
         if field is not None:
             setattr(tokenizer, f"{name}_token", tokenizer.convert_ids_to_tokens(int(field.contents())))
+
+
+def _shed_byte_pieces(tokenizer: Any) -> None:
+    """Take back the flag that words fall back on byte pieces where there are none.
+
+    transformers 5.17 sets it for byte-level tokenizers out of a GGUF file. It changes nothing there; llguidance and
+    llama.cpp take such a tokenizer for one of SentencePiece, and one holds answers to other tokens, one to none.
+    """
+    model = tokenizer.backend_tokenizer.model
+    if getattr(model, "byte_fallback", False) and "<0x00>" not in tokenizer.get_vocab():
+        model.byte_fallback = False
 
 
 def _shed_marks(model: Any) -> None:

@@ -1,4 +1,5 @@
 import hashlib
+import json
 import zipfile
 from pathlib import Path
 
@@ -104,3 +105,15 @@ def test_a_model_with_nan_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match=r"model\.norm\.weight"):
         materialise(source, tmp_path / "base", "float32", "")
     assert not (tmp_path / "base").exists()
+
+
+def test_a_byte_level_tokenizer_does_not_say_that_it_has_byte_pieces(tmp_path: Path) -> None:
+    source = save_tiny_model(tmp_path / "source")
+    file = source / "tokenizer.json"
+    found = json.loads(file.read_text(encoding="utf-8"))
+    assert found["model"]["byte_fallback"] is False
+    file.write_text(json.dumps(found | {"model": found["model"] | {"byte_fallback": True}}), encoding="utf-8")
+    assert load_tokenizer(source).backend_tokenizer.model.byte_fallback is True
+    materialise(source, tmp_path / "base", "float32", "")
+    saved = json.loads((tmp_path / "base" / "tokenizer.json").read_text(encoding="utf-8"))
+    assert saved["model"]["byte_fallback"] is False
