@@ -54,7 +54,16 @@ NO_RESULT = {
     "urllib3",
 }
 # Not tracked by DVC: parameters and the pipeline are watched by other means, the rest lies outside the trail.
-OUTSIDE = {"PARAMS", "PIPELINE", "ENVIRONMENT", "TRACKED_RUNS", "CHECKPOINTS", "CONSTRAINTS", "JUDGE_REPLIES"}
+OUTSIDE = {
+    "PARAMS",
+    "PIPELINE",
+    "ENVIRONMENT",
+    "TRACKED_RUNS",
+    "CHECKPOINTS",
+    "CONSTRAINTS",
+    "JUDGE_REPLIES",
+    "PARAPHRASE_REPLIES",
+}
 
 
 def test_what_runs_before_every_stage_changes_speed_alone() -> None:

@@ -76,6 +76,7 @@ REVIEWS = Path("reviews")
 
 CHECKPOINTS = Path(".tunetrail/checkpoints")
 JUDGE_REPLIES = Path(".tunetrail/judge/replies.jsonl")
+PARAPHRASE_REPLIES = Path(".tunetrail/paraphrases/replies.jsonl")
 GENERATIONS_MEMORY = Path(".tunetrail/generations")
 RELEASES = Path(".tunetrail/releases")
 REQUESTS = Path(".tunetrail/requests.jsonl")

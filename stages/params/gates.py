@@ -1,12 +1,11 @@
 """`gates`, `judge`, `review`: thresholds, a language model and people, who decide whether a model may ship."""
 
-import re
-from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from stages.params.section import Count, Few, Number, Phrase, Seconds, Section, Size
+from stages.params.asked_model import AskedModel, Variable
+from stages.params.section import Count, Number, Phrase, Section, Size
 
 Of = Literal["task", "label", "field", "rule", "perturbation", "slice", "distance"]
 Reference = Literal["base", "linear", "previous", "sft", "adapter"]
@@ -71,37 +70,6 @@ def _with_standing(given: Any) -> Any:
 Gates = Annotated[dict[str, Gate], BeforeValidator(_with_standing)]
 
 
-def plain_endpoint(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("must be the http or https address before /chat/completions, such as https://HOST/v1")
-    if "@" in parts.netloc or parts.query or parts.fragment:
-        raise ValueError("must hold no user, password or query; key_variable names the variable with the key")
-    return url.rstrip("/")
-
-
-# Words in capitals, with digits behind them; short ones as they like. No key that a provider gives out looks so.
-_WORD = "(?:[A-Z0-9]{1,4}|[A-Z]+[0-9]{0,4})"
-
-
-def variable_name(name: str) -> str:
-    if len(name) > 64 or not re.fullmatch(f"(?![0-9])_*{_WORD}(?:_+{_WORD})*", name):
-        raise ValueError("must be the name of an environment variable in capitals, such as JUDGE_API_KEY, not a key")
-    return name
-
-
-Endpoint = Annotated[str, AfterValidator(plain_endpoint)]
-Variable = Annotated[str, AfterValidator(variable_name)]
-Money = Annotated[float, Field(ge=0, le=1_000_000)]
-
-
-class Price(Section):
-    """Of one million tokens, in whatever currency."""
-
-    input: Money = Field(0.0, description="of one million tokens that the judge reads")
-    output: Money = Field(0.0, description="of one million tokens that it writes")
-
-
 _CRITERIA = "The better answer does what the instruction asks, says what the input supports, and adds nothing."
 # The second holds when the whole interval of the difference lies above 0.
 _GATES = {
@@ -110,14 +78,12 @@ _GATES = {
 }
 
 
-class Judge(Section):
+class Judge(AskedModel):
     """A language model that compares two answers at a time."""
 
     enabled: bool = Field(False, description="true asks it, and may cost money")
-    provider: Literal["endpoint", "local"] = Field(
-        "endpoint", description="endpoint (OpenAI-compatible), or local (model is a folder in the transformers layout)"
-    )
-    endpoint: Endpoint = Field("http://127.0.0.1:8000/v1", description="the address before /chat/completions")
+    called: ClassVar = "the judge"
+    section: ClassVar = "judge"
     model: Phrase = Field("judge", description="its name at the endpoint, or its folder")
     key_variable: Variable | None = Field(
         "JUDGE_API_KEY", description="environment variable with the key; null for none"
@@ -126,21 +92,8 @@ class Judge(Section):
     show_reference: bool = Field(True, description="let the judge see the reference answer")
     rows: Count | None = Field(None, description="ask about a seeded sample of this many hold-out rows; null for all")
     repeats: Number = Field(10, description="rows asked a second time, for the judge's agreement with itself")
-    temperature: Annotated[float, Field(ge=0, le=2)] = Field(0.0, description="of the judge's sampling")
-    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="of the judge's sampling")
     max_tokens: Size = Field(16, description="of one reply; more for a judge that thinks aloud")
-    parallel: Annotated[int, Field(ge=1, le=64)] = Field(4, description="requests under way at once")
-    timeout: Seconds = Field(60.0, description="seconds for one reply")
-    attempts: Few = Field(6, description="for one reply, before the stage gives up")
-    longest_wait: Seconds = Field(60.0, description="seconds between two attempts")
-    price: Price = Field(Price(), description="of one million tokens, in whatever currency")
     gates: dict[str, Gate] = Field(_GATES, description="looked at when the judge is enabled; in place of the default")
-
-    @model_validator(mode="after")
-    def _local_is_greedy(self) -> Self:
-        if self.provider == "local" and self.temperature != 0:
-            raise ValueError("a local judge decodes greedily; set temperature to 0")
-        return self
 
 
 class Review(Section):

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
-from stages.params.gates import Endpoint, Variable
+from stages.params.asked_model import Endpoint, Variable
 from stages.params.section import Count, FewOrNone, FileName, PathName, Phrase, Section, Share, Size
 
 _PART = r"[A-Za-z0-9](?:[\w-]|\.(?!\.))*"

@@ -1,10 +1,11 @@
 """`clean`, `dedup`, `holdout`, `split`, `augment`, `checks`: from raw rows to those that train, validate and judge."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from stages.params.section import Count, Country, Few, FewOrNone, FileName, PathName, Phrase, Section, Share
+from stages.params.asked_model import AskedModel, Variable
+from stages.params.section import Count, Country, Few, FewOrNone, FileName, PathName, Phrase, Section, Share, Size
 
 Shape = Literal["auto", "prompt_completion", "alpaca", "sharegpt", "messages"]
 PersonalData = Literal["secret", "email", "iban", "card", "ip", "phone", "person", "location"]
@@ -126,11 +127,29 @@ class Split(Section):
         return self
 
 
+class Paraphrases(AskedModel):
+    """Prompts of training rows in other words, by a language model; off while per_row is 0."""
+
+    called: ClassVar = "the paraphrasing model"
+    section: ClassVar = "augment.paraphrases"
+    per_row: Annotated[int, Field(ge=0, le=20)] = Field(0, description="paraphrases of each drawn row; may cost money")
+    share: Share = Field(1, description="of the training rows, drawn by the seed, that are paraphrased")
+    provider: Literal["endpoint", "local"] = Field(
+        "local", description="local (model is a folder in the transformers layout), or endpoint (OpenAI-compatible)"
+    )
+    model: Phrase = Field("models/base", description="its folder, or its name at the endpoint")
+    key_variable: Variable | None = Field(
+        "PARAPHRASE_API_KEY", description="environment variable with the endpoint's key; null for none"
+    )
+    max_tokens: Size = Field(256, description="of one paraphrase")
+
+
 class Augment(Section):
     """Rows added to the training rows."""
 
     value_swapped_per_row: Swaps = Field(0, description="rows with exchanged values (city, name ...) for each row")
     smallest_task_share: Share = Field(0, description="every tagged task has this share of the largest one's rows")
+    paraphrases: Paraphrases = Field(Paraphrases(), description="prompts in other words, by a language model")
     malformed_every: Count | None = Field(None, description="one malformed prompt for so many rows; null for none")
     malformed_completion: str = Field("", description="the right answer to a malformed prompt")
     structured_share: Share = Field(0, description="at least this share of rows has a JSON completion")

@@ -13,9 +13,10 @@ from stages.core import paths
 from stages.core.errors import run
 from stages.core.files import write_json
 from stages.core.run_notes import measured
-from stages.measure.judge.asking import Question, Reply, ask_about, ask_all, sample
+from stages.engines.asked_models import Reply, cost
+from stages.measure.judge.asking import Question, ask_about, ask_all, sample
+from stages.params.asked_model import Price
 from stages.params.evaluate import Scoring
-from stages.params.gates import Price
 from stages.params.loader import load_params
 from stages.scoring.intervals import share
 from stages.scoring.metrics import as_json
@@ -98,7 +99,7 @@ def summarise(
             for against, (rival, both) in meetings(rows).items()
         },
         "replies": {"count": len(replies), "unreadable": sum(choice is None for choice in choices.values())},
-        "cost": _cost(list(paid.values()), price),
+        "cost": cost(list(paid.values()), price),
     }
 
 
@@ -149,17 +150,6 @@ def _length_effect(rows: Sequence[Answers], rival: str, values: Mapping[str, int
 
 def _side(values: Sequence[int]) -> dict[str, Any]:
     return {"rows": len(values), **({"delta": sum(values) / len(values)} if values else {})}
-
-
-def _cost(replies: Sequence[Reply], price: Price) -> dict[str, float | int]:
-    read = sum(reply.input_tokens or 0 for reply in replies)
-    said = sum(reply.output_tokens or 0 for reply in replies)
-    return {
-        "input_tokens": read,
-        "output_tokens": said,
-        "uncounted": sum(reply.input_tokens is None or reply.output_tokens is None for reply in replies),
-        "price": (read * price.input + said * price.output) / 1_000_000,
-    }
 
 
 if __name__ == "__main__":

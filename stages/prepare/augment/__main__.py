@@ -2,10 +2,12 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 from stages.core import paths
 from stages.core.errors import UserError, run
 from stages.core.files import write_json
+from stages.core.run_notes import measured
 from stages.near_duplicates.pairs import cross_pairs
 from stages.near_duplicates.rule import Pair
 from stages.params.loader import load_params
@@ -18,6 +20,7 @@ from stages.prepare.augment.added_rows import (
     swapped_rows,
     training_order,
 )
+from stages.prepare.augment.paraphrases import paraphrased_rows, without_near
 from stages.records.canaries import make_canaries
 from stages.records.prompt import asked, compared, read_texts, refuse_overlap
 from stages.records.record import REPLAY, Record, rank, read_records, write_records
@@ -28,7 +31,7 @@ from stages.text.strict_json import is_structured
 
 def main() -> None:
     params = load_params("augment", "dedup.threshold", "seed", "task")
-    settings, seed = params.augment, params.seed
+    settings, seed, threshold = params.augment, params.seed, params.dedup.threshold
     rows = read_records(paths.SPLIT_TRAIN)
     if not rows:
         raise UserError(f"{paths.SPLIT_TRAIN} has no rows: all are hold-out, validation or quarantined; add raw rows")
@@ -37,7 +40,12 @@ def main() -> None:
 
     known = {compared(row) for row in rows + held}
     swapped = swapped_rows(rows, round(settings.value_swapped_per_row * len(rows)), known, seed)
-    malformed: list[Record] = []
+    malformed, paraphrased = list[Record](), list[Record]()
+    said: dict[str, Any] = {}  # of paraphrases, where there are any
+    if settings.paraphrases.per_row:
+        with measured("augment"):
+            asking = settings.paraphrases, Tasks(params.task), threshold, seed
+            paraphrased, left_out, said = paraphrased_rows(rows, *asking)
     if settings.malformed_every is not None:
         able = rows_that_can_refuse(rows, settings.malformed_completion, Tasks(params.task))
         malformed = malformed_rows(able, settings.malformed_every, settings.malformed_completion, known, seed)
@@ -47,16 +55,25 @@ def main() -> None:
         else []
     )
     # These texts are new, so dedup's near pairs do not have them: the one search of this stage.
-    near = near_held([*swapped, *malformed, *replay], held, params.dedup.threshold)
+    near = near_held([*swapped, *malformed, *replay], held, threshold)
     refuse_leaks(replay, near, settings.replay_file)
     swapped, malformed = ([row for row in made if compared(row) not in near] for made in (swapped, malformed))
 
-    balance = balance_tasks(rows + swapped, settings.smallest_task_share, seed)
-    task = rows + swapped + balance + malformed
+    if said:
+        train = [*rows, *swapped, *malformed, *replay]
+        for reason, others in (("the hold-out or validation", held), ("a training row", train)):
+            paraphrased = without_near(paraphrased, others, threshold, f"near {reason}", left_out)
+        if sum(left_out.values()) + len(paraphrased) != said["asked"]:
+            raise RuntimeError("a paraphrase was lost or came from nowhere")
+        said["dropped"] = dict(sorted(left_out.items()))
+
+    balance = balance_tasks(rows + swapped + paraphrased, settings.smallest_task_share, seed)
+    task = rows + swapped + paraphrased + balance + malformed
     structured = sum(is_structured(row.completion) for row in task)
     repeats, taken = plan(len(task), structured, len(replay), settings.structured_share, settings.replay_share)
     added = {
         "value_swapped": swapped,
+        **({"paraphrase": paraphrased} if said else {}),
         "task_balance": balance,
         "malformed": malformed,
         "structured": repeat_structured(rows, repeats, seed),
@@ -74,7 +91,7 @@ def main() -> None:
         "rows": {"in": len(rows), "out": len(out), "structured": with_json},
         "added": {kind: len(made) for kind, made in added.items()},
     }
-    write_json(paths.AUGMENT_METRICS, {**metrics, **_tasks(rows, out)})
+    write_json(paths.AUGMENT_METRICS, {**metrics, **_tasks(rows, out), **({"paraphrases": said} if said else {})})
     words = ", ".join(f"{len(made)} {kind}" for kind, made in added.items())
     print(f"{len(rows)} rows in; added {words}; {len(out)} rows out, {with_json} with a JSON completion")
 

@@ -105,6 +105,20 @@ def _copied(row: Record) -> list[tuple[Place, str]]:
     ]
 
 
+def said_in_prompt(row: Record) -> list[str]:
+    """The texts and numbers of a JSON answer, but for its label, that the prompt says to the letter, as whole words."""
+    values = (value for value in _leaves(parsed(row.completion)) if value != row.label)
+    return [value for value in values if _whole(value).search(row.prompt)]
+
+
+def _leaves(answer: object) -> Iterator[str]:
+    if isinstance(answer, dict | list):
+        for inner in answer.values() if isinstance(answer, dict) else answer:
+            yield from _leaves(inner)
+    elif answer not in (None, "", True, False) or type(answer) is int:
+        yield str(answer)
+
+
 def _whole(value: str) -> re.Pattern[str]:
     return re.compile(rf"(?<!\w){re.escape(value)}(?!\w)")
 
@@ -211,7 +225,7 @@ _TEXT_WAYS = (_shuffled, _keyboard)
 
 def rows_that_can_refuse(rows: Sequence[Record], completion: str, tasks: Tasks) -> list[Record]:
     """The rows whose task allows `completion` (augment.malformed_completion) as an answer."""
-    problems = {tag: _problem(completion, tasks.of(tag)) for tag in {row.task for row in rows}}
+    problems = {tag: contract_problem(completion, tasks.of(tag)) for tag in {row.task for row in rows}}
     able = [row for row in rows if problems[row.task] is None]
     if not able:
         tags = [row.task for row in rows]
@@ -224,7 +238,7 @@ def rows_that_can_refuse(rows: Sequence[Record], completion: str, tasks: Tasks) 
     return able
 
 
-def _problem(completion: str, contract: Contract) -> str | None:
+def contract_problem(completion: str, contract: Contract) -> str | None:
     """What keeps the completion from being an answer of the task, or None."""
     if contract.settings.kind == "json":
         try:

@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from asked_servers import Proxy, Rule, judging, reply
 from judge_project import KEY, judge_params, right_one
-from servers import Proxy, Rule, judging, reply
 
+from stages.core import paths
 from stages.core.errors import UserError
-from stages.measure.judge.asking import Question, Reply
-from stages.measure.judge.judges import Endpoint
+from stages.engines.asked_models import Endpoint, Reply
+from stages.measure.judge.asking import SYSTEM, Question
 
 TEXT = (
     "=== reference answer {0} ===\nRIGHT\n=== answer A {0} ===\n{1}\n"
@@ -42,7 +43,7 @@ def proxy(server: Any) -> Iterator[Proxy]:
 
 
 def ask(proxy: Proxy, *questions: Question, **changes: Any) -> dict[Question, Reply]:
-    return dict(Endpoint(judge_params(endpoint=proxy.endpoint, **changes)).ask(questions))
+    return dict(Endpoint(judge_params(endpoint=proxy.endpoint, **changes), SYSTEM, paths.JUDGE_REPLIES).ask(questions))
 
 
 def refusal(proxy: Proxy, *questions: Question, **changes: Any) -> str:
@@ -194,7 +195,7 @@ def test_a_key_that_cannot_be_sent_is_said(
 ) -> None:
     monkeypatch.setenv("SOME_KEY", key)
     with pytest.raises(UserError, match=words) as caught:
-        Endpoint(judge_params(key_variable="SOME_KEY", endpoint=endpoint))
+        Endpoint(judge_params(key_variable="SOME_KEY", endpoint=endpoint), SYSTEM, paths.JUDGE_REPLIES)
     assert KEY not in str(caught.value)
 
 
@@ -206,7 +207,7 @@ def test_a_key_that_cannot_be_sent_is_said(
         ({"endpoint": "judge.example/v1"}, "http or https address"),
         ({"endpoint": "file:///etc/passwd"}, "http or https address"),
         ({"key_variable": KEY}, "key_variable"),
-        ({"provider": "local", "temperature": 0.5}, "a local judge decodes greedily"),
+        ({"provider": "local", "temperature": 0.5}, "a local model decodes greedily"),
     ],
 )
 def test_parameters_that_cannot_be_are_refused(change: dict[str, Any], words: str) -> None:
@@ -238,7 +239,7 @@ def test_what_the_client_finds_in_the_environment_goes_nowhere(
 def test_without_the_client_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(UserError, match="pip install 'tunetrail\\[judge\\]'"):
-        Endpoint(judge_params())
+        Endpoint(judge_params(), SYSTEM, paths.JUDGE_REPLIES)
 
 
 def test_many_questions_are_under_way_at_once_and_none_is_lost(proxy: Proxy) -> None:
@@ -253,7 +254,7 @@ def test_a_failure_loses_no_reply_that_came(proxy: Proxy, server: type[Rule]) ->
     came: list[Question] = []
 
     def collect() -> None:
-        client = Endpoint(judge_params(endpoint=proxy.endpoint, parallel=3))
+        client = Endpoint(judge_params(endpoint=proxy.endpoint, parallel=3), SYSTEM, paths.JUDGE_REPLIES)
         came.extend(asked for asked, _ in client.ask([question(n) for n in range(40)]))
 
     with pytest.raises(UserError, match="HTTP 400"):

@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+from asked_servers import Proxy, judging, reply
 from completeness import pipeline
 from dvc.utils.serialize import dumps_yaml
 from judge_project import KEY, judge_params, make_judge_project, right_one
 from project import ROOT, run, set_params
-from servers import Proxy, judging, reply
 
 import stages.core.errors
 from stages.core import paths

@@ -1,10 +1,10 @@
 """What the judge is asked."""
 
+from asked_servers import read_question
 from hypothesis import given
 from hypothesis import strategies as st
 from judge_project import judge_params
 from project import ROOT
-from servers import read_question
 
 from stages.measure.judge.asking import ask_about, sample
 from stages.params.loader import load_params

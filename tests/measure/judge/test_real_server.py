@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import requests
 import torch
+from asked_servers import Proxy, reply
 from judge_project import judge_params, make_judge_project
-from servers import Proxy, reply
 from test_judge_stage import judge
 from tiny_model import save_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -5,18 +5,20 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from asked_servers import read_question
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from judge_project import judge_params
 from project import ROOT
 from scipy.stats import spearmanr
-from servers import read_question
 
 from stages.core.errors import UserError
+from stages.engines.asked_models import Reply
 from stages.measure.gates.__main__ import check_gates
 from stages.measure.judge.__main__ import summarise
-from stages.measure.judge.asking import Reply, ask_about
-from stages.params.gates import Gate, Price
+from stages.measure.judge.asking import ask_about
+from stages.params.asked_model import Price
+from stages.params.gates import Gate
 from stages.params.loader import load_params
 from stages.records.record import make_record
 from stages.scoring.metrics import as_json
