@@ -212,12 +212,14 @@ def bases(options: Options, root: Path, start: Path) -> None:
 
 
 def estimate(options: Options, root: Path, start: Path) -> None:
+    from stages.core.files import write_json
     from stages.tune.estimate import as_json, estimate, read_prices, sentences
 
     if options.steps < 1:
         raise UserError("--steps must be at least 1")
     prices = read_prices(options.prices) if options.prices else None
     found = estimate(options.steps)
+    write_json(paths.ENVIRONMENT / "estimate.json", as_json(found))  # for the page that says what came true
     print(json.dumps(as_json(found), indent=2) if options.json else "\n".join(sentences(found, prices)))
 
 

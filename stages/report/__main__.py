@@ -20,6 +20,7 @@ from stages.report import findings, tables, verdict
 from stages.report.changed_examples import Answer, Row, failures, flips
 from stages.report.charts import Points, interval_chart, loss_chart
 from stages.report.formats import render
+from stages.report.spent import write_spent
 from stages.scoring.catalogue import comparisons, models
 from stages.scoring.paired_answers import read_previous
 from stages.scoring.rows import score_row
@@ -33,6 +34,7 @@ def main() -> None:
     shown = view(params, Tasks(params.task))
     write_text(paths.REPORT_HTML, render("report.html.j2", shown))
     write_text(paths.REPORT_MARKDOWN, render("report.md.j2", shown))
+    write_spent(shown["metrics"]["train"].get("steps", 0))
     print(f"{shown['verdict'].state}: {shown['verdict'].sentence} See {paths.REPORT_HTML}")
 
 

@@ -60,10 +60,12 @@ class Influence:
 
     def scores(self, answer: Pair, reference: Pair | None) -> torch.Tensor:
         """For each row the cosine of its gradient to the answer's, from -1 to 1; above 0 it taught the answer."""
-        asked = self._sketch(self._gradient(answer))
-        if reference:
-            asked -= self._sketch(self._gradient(reference))
-        return torch.nn.functional.cosine_similarity(self.rows.double(), asked.cpu().double()[None])
+        return torch.nn.functional.cosine_similarity(self.rows.double(), self.asked(answer, reference)[None])
+
+    def asked(self, answer: Pair, reference: Pair | None) -> torch.Tensor:
+        """The sketch of the answer's gradient, float64 (width); less that of the reference, where one is given."""
+        found = self._sketch(self._gradient(answer))
+        return (found - self._sketch(self._gradient(reference)) if reference else found).cpu().double()
 
     @cached_property
     def _chosen(self) -> list[torch.Tensor]:

@@ -248,6 +248,27 @@ def test_beside_a_wrong_answer_stand_the_training_rows_of_the_most_alike_prompts
         assert f"tunetrail why {row['id'][:12]}" in article.text()
 
 
+def test_what_a_run_took_stands_beside_what_was_estimated_and_outside_the_trail(finished_run: Path) -> None:
+    spent = paths.ENVIRONMENT / "spent.html"
+    first = report()
+    assert "0 seconds in all" in Page(spent.read_text()).root.text()
+    steps = read_json(paths.DETAILS)["train"]["steps"]
+    write_json(paths.ENVIRONMENT / "train.json", {"seconds": 120.5, "peak_memory_mib": 900, "energy_kwh": 0.25})
+    write_json(paths.ENVIRONMENT / "clean.json", {"seconds": 2.0})
+    write_json(paths.ENVIRONMENT / "tracked_runs.json", {"a": "b"})
+    (paths.ENVIRONMENT / "cut.json").write_text('{"seco')
+    estimate = {"steps": steps, "training": 111.0, "energy_kwh": None}
+    write_json(paths.ENVIRONMENT / "estimate.json", estimate)
+    assert report() == first
+    page = Page(spent.read_text()).root
+    cells = [[cell.text() for cell in row.all("th") + row.all("td")] for row in page.all("tr")[1:]]
+    assert cells == [["train", "120.5", "900", "0.25", "111", "–"], ["clean", "2", "–", "–", "–", "–"]]
+    assert "122.5 seconds in all" in page.text()
+    write_json(paths.ENVIRONMENT / "estimate.json", {**estimate, "steps": steps + 1})  # of another run
+    report()
+    assert "111" not in Page(spent.read_text()).root.text()
+
+
 def test_a_run_without_quantised_artefacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     make_run(tmp_path, formats=("merged",))
