@@ -170,7 +170,8 @@ revisions that it is given. `metrics/gates.json` has each gate with its state, v
 
 A gate of params.yaml names a number by `model` (base, linear, sft, adapter, previous, merged, nf4, int8,
 gguf, compressed_tensors, lora, judge, review, or the stage that counted it), `metric` (a key below), `of` for a part of
-the rows (such as `label: refund`) and `against` for a change from another model.
+the rows (such as `label: refund`) and `against` for a change from another model. `custom` is
+[your own score](data.md#your-own-score).
 
 ## Forms of numbers
 """
@@ -221,6 +222,9 @@ def _described(kind: Any, prefix: str = "") -> Iterator[tuple[str, str, str]]:
         if get_origin(hint) is Annotated:
             hint, meaning = get_args(hint)[:2]
         key, hint = f"{prefix}{one.name}", _without_none(hint)
+        if get_origin(hint) in (Union, types.UnionType):
+            yield key, " or ".join(form.__name__ for form in get_args(hint)), meaning
+            continue
         if get_origin(hint) is Mapping:
             key, hint = f"{key}.{_MEMBERS.get(one.name, 'NAME')}", get_args(hint)[1]
             hint = {"Scores": metrics.Scores, "Comparison": metrics.Comparison}.get(str(hint).strip("'"), hint)
@@ -234,7 +238,7 @@ def _described(kind: Any, prefix: str = "") -> Iterator[tuple[str, str, str]]:
 
 def _without_none(hint: Any) -> Any:
     if get_origin(hint) in (Union, types.UnionType):
-        return next(one for one in get_args(hint) if one is not type(None))
+        return Union[tuple(one for one in get_args(hint) if one is not type(None))]  # noqa: UP007 - of one, that one
     return hint
 
 

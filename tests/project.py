@@ -42,6 +42,7 @@ _COPIED = [
     "data/.gitignore",
     "data/chat_template.jinja",
     "data/general.jsonl",
+    "data/metric/README.md",
     "data/preferences/README.md",
     "data/refusals.jsonl",
     "data/replay.jsonl",

@@ -16,7 +16,7 @@ from stages.core.yaml_reader import load_yaml
 sys.path.append(str(Path(__file__).parents[1] / "cross_validation"))
 from train_fold import linked, run_stages
 
-_READ = ("data/checks", "data/preferences", "data/split", "data/train.jsonl", "models/base")
+_READ = ("data/checks", "data/metric", "data/preferences", "data/split", "data/train.jsonl", "models/base")
 _ANSWERS = tuple(f"data/generations/{name}" for name in ("base.jsonl", "base_probes.jsonl", "linear.json"))
 
 

@@ -19,6 +19,7 @@ NEAREST = Path("data/split/nearest.jsonl")
 QUARANTINE = Path("data/rejected/quarantine.jsonl")
 TRAIN = Path("data/train.jsonl")
 PREFERENCES = Path("data/preferences")
+OWN_METRIC = Path("data/metric")
 PREFER = Path("data/prefer")
 PREFERENCE_SAMPLES = PREFER / "samples.jsonl"
 PREFERENCES_LEFT_OUT = PREFER / "left_out.jsonl"

@@ -1,10 +1,24 @@
 """`task`: what the model is asked and what its answer must keep to."""
 
+import posixpath
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from stages.core import paths
 from stages.params.section import Count, FileName, Section
+
+
+def _watched(metric: str) -> str:
+    """The stages depend on this one folder: DVC cannot cut a path out of FILE.py:FUNCTION."""
+    path, _, name = metric.rpartition(":")
+    folder = paths.OWN_METRIC.as_posix()
+    if not (posixpath.normpath(path).startswith(f"{folder}/") and path.endswith(".py") and name.isidentifier()):
+        raise ValueError(f"is no {folder}/FILE.py:FUNCTION; only files below {folder} are hashed into the trail")
+    return metric
+
+
+Metric = Annotated[str, AfterValidator(_watched)]
 
 
 class TaskContract(Section):
@@ -37,6 +51,7 @@ class Task(TaskContract):
     instruction: str = Field(description="what the model is told before each prompt")
     instructions: dict[str, str] = Field({}, description="TAG: what the model is told before prompts of this tag")
     schema_file: FileName = Field("data/schema.json", description="JSON schema of the answers of a json task")
+    metric: Metric | None = Field(None, description="FILE.py:FUNCTION below data/metric, your own score of an answer")
     tags: dict[str, dict[str, Any]] = Field({}, description="TAG: where its contract differs: {kind, labels ...}")
 
     def instruction_for(self, tag: str | None) -> str:

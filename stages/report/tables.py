@@ -40,6 +40,7 @@ METRICS = (  # those of a group together
     Metric("label_accuracy", "Label right", ALL, brief=True),
     Metric("valid", "Keeps the contract of its task", ALL),
     Metric("perplexity", "Perplexity of the references", ALL, better=-1, share=False, brief=True),
+    Metric("custom", "Your own score (task.metric)", ALL, brief=True),
     Metric("output_tokens", "Mean tokens an answer", ALL, better=0, share=False),
     Metric("schema_valid", "Fits the schema", _JSON, brief=True),
     Metric("json_valid", "Valid JSON", _JSON),

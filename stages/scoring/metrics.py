@@ -121,6 +121,7 @@ class Scores:
     field_match: Annotated[Interval | None, "the mean share of a reference's fields that the output has right"] = None
     label_accuracy: Annotated[Share | None, "the label in the output is the row's label"] = None
     perplexity: Annotated[Interval | None, "of the references, a token"] = None
+    custom: Annotated[Share | Interval | None, "task.metric: the share of true, or the mean of its numbers"] = None
     classification: Annotated[Classification | None, "of classification tasks"] = None
     text: Annotated[TextQuality | None, "of text tasks"] = None
     fields: Annotated[Mapping[str, Share], "by field of the reference: the output has the same value"] = field(
@@ -158,6 +159,7 @@ class Comparison:
     field_match: Annotated[Shift | None, "change of the share of fields"] = None
     label_accuracy: Annotated[Change | None, "change of label accuracy"] = None
     perplexity: Annotated[Ratio | None, "perplexity after by before"] = None
+    custom: Annotated[Change | Shift | None, "change of task.metric"] = None
     classification: Annotated[ClassComparison | None, "of classification tasks"] = None
     text: Annotated[TextComparison | None, "of text tasks"] = None
     tasks: Annotated[Mapping[str, "Comparison"], "by task, where there are several"] = field(default_factory=dict)

@@ -32,6 +32,7 @@ class RowScore:
         tokens: how many the model wrote, its stop token included.
         nats: negative log-likelihood of the reference, its stop token included, over `reference_tokens`;
             None where it was not measured.
+        own: what `task.metric` makes of the output (`own_metric.scorer`); None where there is no such function.
     """
 
     id: str
@@ -50,6 +51,7 @@ class RowScore:
     tokens: int
     nats: float | None
     reference_tokens: int
+    own: bool | float | None = None
 
 
 def score_row(row: Mapping[str, Any], tasks: Tasks) -> RowScore:

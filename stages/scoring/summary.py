@@ -16,6 +16,7 @@ from stages.scoring.metrics import (
     ClassMeans,
     Comparison,
     F1Shift,
+    Interval,
     LabelScores,
     Ratio,
     Scores,
@@ -55,6 +56,7 @@ def summarise(scores: Sequence[RowScore], scoring: Scoring) -> Scores:
         field_match=bootstrap(fields, scoring) if fields else None,
         label_accuracy=proportion(told) if told else None,
         perplexity=bootstrap(surprise, scoring) if surprise else None,
+        custom=_custom(scores, scoring),
         classification=_classification(classes, scoring) if classes else None,
         text=_text(texts, scoring) if texts else None,
         fields={
@@ -93,6 +95,7 @@ def compare(before: Sequence[RowScore], after: Sequence[RowScore], scoring: Scor
         field_match=shift(had, has, scoring) if had and has else None,
         label_accuracy=change(labels, scoring) if labels else None,
         perplexity=ratio(earlier, later, scoring) if earlier and later else None,
+        custom=_custom_change(old, new, scoring),
         classification=_class_changes(classes[0], classes[1], scoring) if classes[0] else None,
         text=_text_changes(texts[0], texts[1], scoring) if texts[0] else None,
         tasks={tag: compare(tags[tag], now[tag], scoring) for tag in tags} if len(tags) > 1 else {},
@@ -142,6 +145,26 @@ def _perplexity(scores: Sequence[RowScore]) -> Corpus | None:
     """The perplexity of the references, or None when a row lacks its likelihood."""
     nats = [score.nats for score in scores if score.nats is not None]
     return perplexity(nats, [s.reference_tokens for s in scores]) if len(nats) == len(scores) else None
+
+
+def _custom(scores: Sequence[RowScore], scoring: Scoring) -> Share | Interval | None:
+    """A share where the user's function said true or false of every row, else a mean; None where there is none."""
+    own = [score.own for score in scores if score.own is not None]
+    if len(own) < len(scores):
+        return None
+    truths = [one for one in own if isinstance(one, bool)]
+    return share(truths, scoring.confidence) if len(truths) == len(own) else bootstrap(mean_of(own, (0, 1)), scoring)
+
+
+def _custom_change(before: Sequence[RowScore], after: Sequence[RowScore], scoring: Scoring) -> Change | Shift | None:
+    pairs = [(a.own, b.own) for a, b in zip(before, after, strict=True) if a.own is not None and b.own is not None]
+    if len(pairs) < len(before):
+        return None
+    truths = [(a, b) for a, b in pairs if isinstance(a, bool) and isinstance(b, bool)]
+    if len(truths) == len(pairs):
+        return change(truths, scoring)
+    earlier, later = (mean_of(side, (0, 1)) for side in zip(*pairs, strict=True))
+    return shift(earlier, later, scoring)
 
 
 def _classification(scores: Sequence[RowScore], scoring: Scoring) -> Classification:

@@ -18,8 +18,8 @@ from stages.params.loader import Params
 from stages.params.model import Engine, Generation, Quantize
 from stages.params.task import Task
 from stages.records.record import make_record, read_rows, write_records, write_rows
+from stages.scoring.own_metric import scorer
 from stages.ship.merge_quantize.__main__ import judge
-from stages.text.json_schema import Tasks
 
 PROMPTS = [f"order {number} is late, naïve «café» 日本" for number in range(6)]
 LABELS = ["refund", 'a "quoted" one', "größer"]
@@ -61,7 +61,7 @@ def check_judged(server: Server, model: Path, artefact: Path, folder: Path, monk
     write_records(paths.HOLDOUT, records)
     write_rows(paths.ADAPTER_GENERATIONS, answer_rows(load_model(model), chat, records, LONG, "tiny"))
     spent: dict[str, Any] = {}
-    found = judge(paths.RELEASE / artefact.name, Params.model_construct(**sections), Tasks(sections["task"]), spent)
+    found = judge(paths.RELEASE / artefact.name, Params.model_construct(**sections), scorer(sections["task"]), spent)
     assert (found["engine"], found["decoding"], found["free"]["decoding"]) == (
         server.engine, {"enforce": "schema"}, {"enforce": "none"},
     )  # fmt: skip

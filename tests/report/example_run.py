@@ -203,7 +203,9 @@ def _against_previous(
     release = Previous("support-tickets@v1.2.0", "0" * 40, earlier)
     if not earlier:
         return {}
-    before, comparison = compare_previous(release, scores, tasks, params.scoring)
+    before, comparison = compare_previous(
+        release, scores, lambda rows: [score_row(row, tasks) for row in rows], params.scoring
+    )
     return {"previous": before, "against_previous": comparison}
 
 

@@ -21,9 +21,8 @@ from stages.records.prompt import asked
 from stages.records.record import REPLAY, Record, read_records, write_rows
 from stages.scoring.intervals import share
 from stages.scoring.metrics import Scores, Share, as_json
-from stages.scoring.rows import score_row
+from stages.scoring.own_metric import scorer
 from stages.scoring.summary import summarise
-from stages.text.json_schema import Tasks
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,7 @@ class Baseline:
 
 def main() -> None:
     params = load_params("generation", "probes", "scoring", "task")
-    tasks, holdout = Tasks(params.task), read_records(paths.HOLDOUT)
+    score_rows, holdout = scorer(params.task), read_records(paths.HOLDOUT)
     train = [row for row in read_records(paths.TRAIN) if row.source != REPLAY]
     questions = read_probes(params.probes)
     with measured("baseline") as notes:
@@ -55,7 +54,7 @@ def main() -> None:
         probes = ask_probes(model, chat, questions, params.probes.refusal_tokens, "probes")
         linear = linear_answers(train, holdout)
         notes["generation"] = model.spent
-    base = summarise([score_row(row, tasks) for row in rows], params.scoring)
+    base = summarise(score_rows(rows), params.scoring)
     write_rows(paths.BASE_GENERATIONS, rows)
     write_rows(paths.BASE_PROBES, probes)
     write_json(paths.LINEAR_ANSWERS, {"answers": linear})

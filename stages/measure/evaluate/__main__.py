@@ -35,6 +35,7 @@ from stages.params.evaluate import Scoring
 from stages.params.loader import load_params
 from stages.records.record import Record, read_records, read_rows, write_rows
 from stages.scoring.metrics import Change, Comparison, Scores, Share, as_json
+from stages.scoring.own_metric import scorer
 from stages.scoring.paired_answers import write_previous
 from stages.scoring.rows import RowScore, score_label, score_row
 from stages.scoring.summary import change, compare, summarise
@@ -74,7 +75,8 @@ class Evaluation:
 
 def main() -> None:
     params = load_params("evaluate", "generation", "prefer.objective", "probes", "scoring", "seed", "task")
-    tasks, holdout, train = Tasks(params.task), read_records(paths.HOLDOUT), read_records(paths.TRAIN)
+    tasks, score_rows = Tasks(params.task), scorer(params.task)
+    holdout, train = read_records(paths.HOLDOUT), read_records(paths.TRAIN)
     suspects = [Suspect(row["ngram"], row["label"], row["count"]) for row in read_rows(paths.CHECKS / "triggers.jsonl")]
     # Fetched first: a release that cannot be had is better known before the model is asked than after.
     earlier = fetch_previous(Path.cwd(), params.evaluate.previous) if params.evaluate.previous else None
@@ -107,10 +109,8 @@ def main() -> None:
     base_probes = list(read_rows(paths.BASE_PROBES))
     general = (of_probe(base_probes, GENERAL), of_probe(probes, GENERAL))
     refusals = (of_probe(base_probes, REFUSAL), of_probe(probes, REFUSAL))
-    scores = [score_row(row, tasks) for row in rows]
-    before = [score_row(row, tasks) for row in read_rows(paths.BASE_GENERATIONS)]
-    imitation = [score_row(row, tasks) for row in imitated]
-    then = compare_previous(earlier, scores, tasks, params.scoring) if earlier else (None, None)
+    scores, before, imitation = map(score_rows, (rows, read_rows(paths.BASE_GENERATIONS), imitated))
+    then = compare_previous(earlier, scores, score_rows, params.scoring) if earlier else (None, None)
     nearest = list(read_rows(paths.NEAREST))
     added = {row["id"]: row["slice"] for row in nearest if "slice" in row}
     linear = {row["id"]: row["right"] for row in read_json(paths.LINEAR_ANSWERS)["answers"]}

@@ -13,9 +13,9 @@ from stages.core.errors import UserError
 from stages.core.git import LOCK, CommitTree, Repository
 from stages.params.evaluate import Scoring
 from stages.scoring.metrics import Comparison, Scores
-from stages.scoring.rows import RowScore, score_row
+from stages.scoring.own_metric import ScoreRows
+from stages.scoring.rows import RowScore
 from stages.scoring.summary import compare, summarise
-from stages.text.json_schema import Tasks
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,14 @@ def fetch_previous(root: Path, release: str) -> Previous:
 
 
 def compare_previous(
-    previous: Previous, scores: Sequence[RowScore], tasks: Tasks, scoring: Scoring
+    previous: Previous, scores: Sequence[RowScore], score_rows: ScoreRows, scoring: Scoring
 ) -> tuple[PreviousScores, Comparison]:
     """The rows that both answered, paired by id and scored by today's rules.
 
     Raises:
         UserError: when there is no such row.
     """
-    now, then = ({one.id: one for one in some} for some in (scores, [score_row(row, tasks) for row in previous.rows]))
+    now, then = ({one.id: one for one in some} for some in (scores, score_rows(previous.rows)))
     both = sorted(now.keys() & then.keys())
     if not both:
         raise UserError(

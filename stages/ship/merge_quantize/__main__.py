@@ -36,10 +36,9 @@ from stages.params.loader import Params, load_params
 from stages.params.model import FORMATS, Nf4
 from stages.records.record import read_records, read_rows, write_rows
 from stages.scoring.metrics import as_json
-from stages.scoring.rows import score_row
+from stages.scoring.own_metric import ScoreRows, scorer
 from stages.scoring.summary import compare, summarise
 from stages.ship.merge_quantize.served_answers import contracts, served_rows
-from stages.text.json_schema import Tasks
 
 _BASE_OF_LORA = "base_model.json"
 _TRIED = Path(".tunetrail/merged")  # merges of which one ships
@@ -48,9 +47,9 @@ _COMPARED = 64  # rows of the hold-out on which the logits of adapter and merged
 
 def main() -> None:
     params = load_params("engine", "generation", "model", "quantize", "scoring", "task", "train")
-    tasks = Tasks(params.task)
+    score_rows = scorer(params.task)
     with measured("merge_quantize") as notes:
-        merging = merge_best(params, tasks)
+        merging = merge_best(params, score_rows)
         for name in FORMATS[1:]:
             if name in params.quantize.formats:
                 write_format(name, params)
@@ -59,7 +58,7 @@ def main() -> None:
                 write_text(paths.RELEASE / name / "absent.txt", f"{name} is not among quantize.formats.\n")
         spent: dict[str, Any] = {}
         before = peak_memory_mib("self")  # `cost` starts the count of this process again
-        artefacts = {name: judge(paths.RELEASE / name, params, tasks, spent) for name in params.quantize.formats}
+        artefacts = {name: judge(paths.RELEASE / name, params, score_rows, spent) for name in params.quantize.formats}
         artefacts["merged"] |= {"merge": merging, "divergence": _divergence(params, merging["onto"])}
         here = [one["peak_memory_mib"] for one in spent.values() if one["engine"] == "transformers"]
         notes["peak_memory_mib"] = max(filter(None, [before, *here, peak_memory_mib("self")]), default=None)
@@ -87,7 +86,7 @@ def write_format(name: str, params: Params) -> None:
         quantise(paths.MERGED, target, "int8")
 
 
-def merge_best(params: Params, tasks: Tasks) -> dict[str, Any]:
+def merge_best(params: Params, score_rows: ScoreRows) -> dict[str, Any]:
     """Write the merged model; of QLoRA's adapter the better of two: merged onto the base, or onto what it trained on.
 
     That is the base rounded to 4 bit and back. The validation rows decide, never the hold-out: more exact matches, then
@@ -103,7 +102,7 @@ def merge_best(params: Params, tasks: Tasks) -> dict[str, Any]:
         folder = _TRIED / onto
         merge(paths.BASE, paths.ADAPTER, folder, params.model.dtype, onto)
         rows = rows_with_likelihood(Weights(folder), chat, validation, params.generation, f"merged onto {onto}")
-        exact = sum(score_row(row, tasks).exact_match for row in rows)
+        exact = sum(score.exact_match for score in score_rows(rows))
         found[onto] = {"exact_match": exact, "rows": len(rows), "nats": round(sum(row["nats"] for row in rows), 6)}
     best = max(found, key=lambda onto: (found[onto]["exact_match"], -found[onto]["nats"]))
     with atomic(paths.MERGED) as partial:
@@ -225,7 +224,7 @@ def _divergence(params: Params, onto: str) -> float:
     return divergence(tuned, merged, chat, records[:_COMPARED])
 
 
-def judge(artefact: Path, params: Params, tasks: Tasks, spent: dict[str, Any]) -> dict[str, Any]:
+def judge(artefact: Path, params: Params, score_rows: ScoreRows, spent: dict[str, Any]) -> dict[str, Any]:
     """Ask the engine that serves what ships the hold-out, from its files, and compare with the adapter row by row.
 
     `spent` gets what that took, for metrics/env/.
@@ -242,7 +241,7 @@ def judge(artefact: Path, params: Params, tasks: Tasks, spent: dict[str, Any]) -
     name, engine = artefact.name, engine_of(artefact.name, params)
     refuse_other_tokenizer(artefact)
     adapter = list(read_rows(paths.ADAPTER_GENERATIONS))
-    scored = [score_row(row, tasks) for row in adapter]
+    scored = score_rows(adapter)
     before = {row["id"]: row["output"] for row in adapter}
     holdout, chat = read_records(paths.HOLDOUT), task_chat(load_tokenizer(paths.BASE), params.task)
 
@@ -256,7 +255,7 @@ def judge(artefact: Path, params: Params, tasks: Tasks, spent: dict[str, Any]) -
             rows, spent[label] = served_rows(artefact, engine, chat, holdout, params, enforce)
         rows = [{**row, "agrees": row["output"] == before[row["id"]]} for row in rows]
         write_rows(paths.ARTEFACT_GENERATIONS / f"{label}.jsonl", rows)
-        scores = [score_row(row, tasks) for row in rows]
+        scores = score_rows(rows)
         return {
             "decoding": {"enforce": enforce},
             "scores": summarise(scores, params.scoring),

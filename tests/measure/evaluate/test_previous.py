@@ -12,7 +12,9 @@ from scratch import Scratch
 from stages.core.errors import UserError
 from stages.measure.evaluate.previous import Previous, compare_previous, fetch_previous
 from stages.scoring.metrics import as_json
+from stages.scoring.own_metric import ScoreRows
 from stages.scoring.rows import score_row
+from stages.text.json_schema import Tasks
 
 pytest_plugins = ["scratch_fixtures"]
 
@@ -125,12 +127,16 @@ def test_a_damaged_cache_is_no_evidence(copy: Scratch) -> None:
         fetch_previous(copy.root, TAG)
 
 
+def scored(tasks: Tasks) -> ScoreRows:
+    return lambda rows: [score_row(row, tasks) for row in rows]
+
+
 def test_rows_are_paired_by_id_and_the_others_counted(tmp_path: Path) -> None:
     tasks = make_tasks(tmp_path)
     right, wrong = '{"intent": "refund", "order": 7}', "{}"
     then = [generation(right, key="a"), generation(wrong, key="b"), generation(right, key="gone")]
     now = [score_row(generation(said, key=key), tasks) for key, said in (("b", right), ("new", right), ("a", right))]
-    before, comparison = compare_previous(Previous(TAG, "c" * 40, then), now, tasks, SCORING)
+    before, comparison = compare_previous(Previous(TAG, "c" * 40, then), now, scored(tasks), SCORING)
     assert as_json(before)["rows"] == {"both": 2, "only_now": 1, "only_then": 1}
     assert before.scores.exact_match.count == 1
     change = comparison.exact_match
@@ -142,4 +148,9 @@ def test_no_row_in_common_is_an_error(tmp_path: Path) -> None:
     tasks = make_tasks(tmp_path)
     now = [score_row(generation("{}", key="b"), tasks)]
     with pytest.raises(UserError, match="answered none of the present hold-out rows"):
-        compare_previous(Previous(TAG, "c" * 40, [generation("{}", key="a")]), now, tasks, SCORING)
+        compare_previous(
+            Previous(TAG, "c" * 40, [generation("{}", key="a")]),
+            now,
+            scored(tasks),
+            SCORING,
+        )

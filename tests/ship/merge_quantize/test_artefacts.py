@@ -19,6 +19,7 @@ from stages.params.loader import Params
 from stages.params.model import Generation, Model, Nf4, Train
 from stages.params.task import Task
 from stages.records.record import make_record, write_records
+from stages.scoring.own_metric import scorer
 from stages.ship.merge_quantize.__main__ import (
     compress,
     merge,
@@ -28,7 +29,6 @@ from stages.ship.merge_quantize.__main__ import (
     release_lora,
     tensor_types,
 )
-from stages.text.json_schema import Tasks
 from stages.tune.train.adapters import save_trained
 
 
@@ -205,7 +205,7 @@ def test_qlora_is_merged_onto_what_it_trained_on_or_onto_the_base_as_validation_
     params = Params.model_construct(**sections)
     write_records(paths.VALIDATION, [make_record(f"order {n}", "shipped", None, "s", f"s:{n}") for n in range(3)])
     Path("data/schema.json").write_text("{}", encoding="utf-8")
-    found = merge_best(params, Tasks(task))
+    found = merge_best(params, scorer(task))
     nats = {onto: found[onto]["nats"] for onto in ("base", "dequantised")}
     assert found["onto"] == min(nats, key=lambda onto: nats[onto])
     assert nats["base"] != nats["dequantised"]
@@ -225,4 +225,4 @@ def test_qlora_is_merged_onto_what_it_trained_on_or_onto_the_base_as_validation_
         found["onto"] == "dequantised"
     )
     params.train.__dict__["method"] = "lora"
-    assert merge_best(params, Tasks(task)) == {"onto": "base"}
+    assert merge_best(params, scorer(task)) == {"onto": "base"}
