@@ -268,11 +268,13 @@ def drift(options: Options, root: Path, start: Path) -> None:
 
 def why(options: Options, root: Path, start: Path) -> None:
     from stages.params.loader import load_params
-    from stages.weekly.why import as_text, why, write_inbox
+    from stages.weekly.why import as_text, free_inbox, why, write_inbox
 
     if options.rows < 1:
         raise UserError("--rows must be at least 1")
     params = load_params("generation", "task", "train")
+    if options.to:
+        free_inbox(options.to)  # before minutes of work
     found = why(options.name, params, options.rows, options.prompt, options.task)
     written = write_inbox(found, options.to) if options.to else ""
     print(json.dumps(found, indent=2, ensure_ascii=False) if options.json else as_text(found))

@@ -26,6 +26,7 @@ from stages.core.run_notes import library_versions, track
 from stages.model.loading import Weights, causal_of, head_is_plain
 
 WIDTH = 8192  # numbers that are kept of a row's gradient
+_BYTES = 1 << 30  # of all rows together: many rows have a coarser sketch each
 _LAYERS = 4  # the last ones, whose gradients are taken
 _FOLDER = Path(".tunetrail/influence")
 
@@ -36,7 +37,8 @@ class Influence:
     """Gradients of one tuned model; `rows` are those of its training rows, one pass over them the first time."""
 
     def __init__(self, weights: Weights, pairs: Sequence[Pair], width: int = WIDTH) -> None:
-        self._weights, self._pairs, self._width = weights, pairs, width
+        self._weights, self._pairs = weights, pairs
+        self._width = min(width, _BYTES // 4 // max(1, len(pairs)))
 
     @cached_property
     def rows(self) -> torch.Tensor:
@@ -60,12 +62,15 @@ class Influence:
 
     def scores(self, answer: Pair, reference: Pair | None) -> torch.Tensor:
         """For each row the cosine of its gradient to the answer's, from -1 to 1; above 0 it taught the answer."""
-        return torch.nn.functional.cosine_similarity(self.rows.double(), self.asked(answer, reference)[None])
+        asked = self.asked(answer, reference)
+        lengths = torch.linalg.vector_norm(self.rows, dim=1) * torch.linalg.vector_norm(asked)
+        found: torch.Tensor = self.rows @ asked / lengths.clamp_min(1e-12)
+        return found
 
     def asked(self, answer: Pair, reference: Pair | None) -> torch.Tensor:
-        """The sketch of the answer's gradient, float64 (width); less that of the reference, where one is given."""
+        """The sketch of the answer's gradient, float32 (width); less that of the reference, where one is given."""
         found = self._sketch(self._gradient(answer))
-        return (found - self._sketch(self._gradient(reference)) if reference else found).cpu().double()
+        return (found - self._sketch(self._gradient(reference)) if reference else found).cpu()
 
     @cached_property
     def _chosen(self) -> list[torch.Tensor]:

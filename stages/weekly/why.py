@@ -29,6 +29,7 @@ from stages.weekly.influence import Influence, Pair
 _ROW = re.compile("[0-9]{1,5}|[0-9a-f]{6,64}")  # a number of the hold-out, or an id's beginning as the report shows it
 _NEIGHBOURS, _MOST = 5, 3  # of so many nearest rows so many say another thing: the row contradicts them
 _SAME, _FAR = 0.95, 0.2  # cosines from which a row asks the same, and below which none asks anything like it
+_ADD = "add: no training row asks anything like it"
 _EXCERPT = 110
 
 
@@ -66,10 +67,10 @@ def why(name: str, params: Params, limit: int, is_prompt: bool = False, tag: str
     for folder, stage in ((paths.BASE, "base"), (paths.ADAPTER, "prefer")):
         if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
             raise UserError(f"{folder} is missing; `dvc pull {stage}` brings it, `dvc repro {stage}` makes it")
+    if not name.strip() or any("\ud800" <= one <= "\udfff" for one in name):
+        raise UserError("the prompt is empty, or no text; give what the model was asked, or a row of the hold-out")
     record = _find(name) if _ROW.fullmatch(name) and not is_prompt else None
     question = record or make_record(name.strip(), "", None, "prompt", "prompt", task=tag)
-    if not question.prompt:
-        raise UserError("the prompt is empty; give what the model was asked, or the id of a row of the hold-out")
     weights, chat = Weights(paths.BASE, paths.ADAPTER), task_chat(load_tokenizer(paths.BASE), params.task)
     prompt = chat.prompt_ids(question)
     config = read_json(paths.BASE / "config.json")
@@ -132,7 +133,7 @@ def _find(name: str) -> Record:
 
 
 def shown(rows: Sequence[Taught], near: NearestRows, at: int, score: float) -> dict[str, Any]:
-    """A row with its score and what its neighbours say against it; None where they do not."""
+    """A row as the training file has it, with its score and what its neighbours say against it; None if nothing."""
     record, suggests = rows[at].record, None
     places = [(i, s) for i, s in near.nearest(asked(record), _NEIGHBOURS + 1) if i != at][:_NEIGHBOURS]
     said = Counter(_class(rows[i].record) for i, _ in places if rows[i].record.task == record.task)
@@ -141,14 +142,7 @@ def shown(rows: Sequence[Taught], near: NearestRows, at: int, score: float) -> d
         twin = next((rows[i].record for i, s in places if s >= _SAME and _class(rows[i].record) == other), None)
         suggests = f"relabel: {count} of its {len(places)} nearest rows say {other}"
         suggests = f"drop: {twin.origin} asks the same and says {other}" if twin else suggests
-    return {
-        "score": round(score, 4),
-        **{name: getattr(record, name) for name in ("id", "source", "origin", "label", "prompt", "completion")},
-        "annotator": record.fields.get("annotator"),
-        "times": rows[at].times,
-        "suggests": suggests,
-        "record": record_row(record),
-    }
+    return {"score": round(score, 4), "times": rows[at].times, "suggests": suggests, **record_row(record)}
 
 
 def _class(record: Record) -> str:
@@ -167,16 +161,14 @@ def as_text(found: dict[str, Any]) -> str:
     for key, title in (("by_gradients", f"by gradients, what pushed {what}"), ("nearest", "by what is asked (TF-IDF)")):
         lines += ["", f"{title}, of {found['training_rows']} training rows:"]
         for one in found[key]:
-            about = [one["source"], *(["annotator " + one["annotator"]] if one["annotator"] else [])]
+            annotator = one.get("fields", {}).get("annotator")
+            about = [one["source"], *([f"annotator {annotator}"] if annotator else [])]
             about += [f"{one['times']} times"] if one["times"] > 1 else []
             lines.append(f"  {one['score']:+.3f}  {_short(one['origin'])} ({_short(', '.join(about))})")
             lines.append(f"          {_short(one['prompt'])} → {_short(one['completion'])}")
             lines += [f"          {_short(one['suggests'])}"] if one["suggests"] else []
     if found["nothing_like_it"]:
-        lines += [
-            "",
-            "add: no training row asks anything like it" + "; but this row stays held out" * bool(found["row"]),
-        ]
+        lines += ["", _ADD + "; but this row stays held out" * bool(found["row"])]
     return "\n".join(lines)
 
 
@@ -185,34 +177,25 @@ def _short(text: str) -> str:
     return line if len(line) <= _EXCERPT else line[: _EXCERPT - 1] + "…"
 
 
-def write_inbox(found: dict[str, Any], file: Path) -> str:
-    """The rows that something is suggested for, as `tunetrail annotate` takes them; a prompt that no row is like, too.
-
-    Raises:
-        UserError: when the file is there already, perhaps with answers of people, or is no .jsonl.
-    """
+def free_inbox(file: Path) -> None:
+    """Raises UserError when the file is there already, perhaps with answers of people, or is no .jsonl."""
     if file.suffix != ".jsonl":
         raise UserError(f"--to {file}: the name must end in .jsonl, for the answers go to a folder beside it")
     if file.exists():
         raise UserError(f"{file} is there already, perhaps with answers of people; move it, or name another file")
-    source, made = "why-" + re.sub(r"[^\w.-]", "-", file.stem)[:90], dict[tuple[Any, ...], dict[str, Any]]()
-    for one in [*found["by_gradients"], *found["nearest"]]:
-        if one["suggests"]:
-            made.setdefault(_asks(one["record"]), _inbox_row(one["record"], one["suggests"], source, one["origin"]))
+
+
+def write_inbox(found: dict[str, Any], file: Path) -> str:
+    """The rows that something is suggested for, as `tunetrail annotate` takes them, or a prompt that no row is like."""
+    rows = [one for one in [*found["by_gradients"], *found["nearest"]] if one["suggests"]]
     if found["nothing_like_it"] and not found["row"]:
-        row = {"prompt": found["prompt"], "completion": found["answer"], "task": found["task"]}
-        made.setdefault(_asks(row), _inbox_row(row, "add: no training row asks anything like it", source, "prompt"))
+        rows.append({**found, "completion": found["answer"], "suggests": _ADD, "origin": "prompt"})
+    source, made = "why-" + re.sub(r"[^\w.-]", "-", file.stem)[:90], dict[str, dict[str, Any]]()
+    for one in rows:
+        kept = {name: one[name] for name in ("prompt", "context", "task") if one.get(name)}
+        new = {"completion": "", "answer": one["completion"], "source": source, "kept_because": [one["suggests"]]}
+        made.setdefault(repr(kept), kept | new | {"log": one["origin"]})
     if not made:
         return "nothing is suggested for these rows, so no file was written"
     write_rows(file, made.values())
     return f"{len(made)} rows in {file}; `tunetrail annotate` shows them"
-
-
-def _asks(row: dict[str, Any]) -> tuple[Any, ...]:
-    return row["prompt"], row.get("task"), repr(row.get("context"))
-
-
-def _inbox_row(row: dict[str, Any], reason: str, source: str, place: str) -> dict[str, Any]:
-    kept = {name: row[name] for name in ("prompt", "context", "task") if row.get(name)}
-    new = {"completion": "", "answer": row["completion"], "source": source, "kept_because": [reason], "log": place}
-    return kept | new

@@ -166,8 +166,9 @@ def test_another_adapter_or_another_row_is_not_answered_from_the_cache(
     assert [row["score"] for row in other["by_gradients"]] != [row["score"] for row in first["by_gradients"]]
     assert caches() != kept
     assert len(caches()) == 1  # that of the model before takes no room
+    like = {name: first["by_gradients"][0][name] for name in ("completion", "label", "source", "origin")}
     with paths.TRAIN.open("a", encoding="utf-8") as rows:
-        rows.write(json.dumps({**first["by_gradients"][0]["record"], "id": "f" * 64, "prompt": "one more"}) + "\n")
+        rows.write(json.dumps({**like, "id": "f" * 64, "prompt": "one more"}) + "\n")
     assert asked_as_json(capsys, "2")["training_rows"] == first["training_rows"] + 1
 
 
@@ -251,6 +252,7 @@ def nothing() -> None:
         (["abcdef0"], nothing, "no row whose id begins with abcdef0"),
         (["  "], nothing, "the prompt is empty"),
         ([""], nothing, "the prompt is empty"),
+        (["lamp \udcff"], nothing, "or no text"),
         (["word " * 2000], nothing, "tokens; the model reads 512 at most"),
         (["1", "--rows", "0"], nothing, "--rows must be at least 1"),
         (["1"], lambda: paths.HOLDOUT.unlink(), "data/split/holdout.jsonl is missing"),
