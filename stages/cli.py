@@ -156,6 +156,11 @@ def parser() -> argparse.ArgumentParser:
     preferences = command("preferences", "take from logs and annotated rows what people preferred")
     preferences.add_argument("logs", metavar="FILE.jsonl", nargs="+", type=_path, help="as of `tunetrail collect`")
     preferences.add_argument("--name", required=True, help=f"rows go to {paths.PREFERENCES}/NAME.jsonl")
+    feedback = command("feedback", "let the judge rank two answers a row by written principles; may cost money")
+    feedback.add_argument("--principles", metavar="FILE", required=True, type=_path, help="a principle a line")
+    feedback.add_argument("--name", required=True, help=f"pairs go to {paths.PREFERENCES}/NAME.jsonl")
+    feedback.add_argument("--rows", type=int, default=50, help="of training and validation, drawn; default: 50")
+    feedback.add_argument("--answers", metavar="FILE", nargs=2, type=_path, default=[], help="default: sampled")
     for one in (serve, switch, smoke, answer):
         one.add_argument("--unreleased", metavar="WHY", help="take what is unreleased, unsigned or failed its gates")
         one.add_argument("--engine", choices=["llama.cpp", "transformers", "vllm"], help="default: by what ships")

@@ -256,6 +256,16 @@ def preferences(options: Options, root: Path, start: Path) -> None:
     print(write_preferences(options.logs, load_params("clean", "task"), options.name))
 
 
+def feedback(options: Options, root: Path, start: Path) -> None:
+    from stages.params.loader import load_params
+    from stages.weekly.feedback import write_feedback
+
+    if options.rows < 1:
+        raise UserError("--rows must be at least 1")
+    params = load_params("dedup.threshold", "generation", "judge", "prefer.temperature", "seed", "task")
+    print(write_feedback(options.principles, options.answers, params, options.name, options.rows))
+
+
 def drift(options: Options, root: Path, start: Path) -> None:
     from stages.params.loader import load_params
     from stages.weekly.drift import as_text, drift

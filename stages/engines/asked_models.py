@@ -358,6 +358,12 @@ def ask_all(
     return {question: memory.known[keys[question]] for question in questions}
 
 
+def marked(parts: Mapping[str, str]) -> str:
+    """The texts by their names, between marks that none of them can hold: each has the hash of all the texts."""
+    mark = hashlib.sha256("\0".join(parts.values()).encode()).hexdigest()[:12]
+    return "\n".join([*(f"=== {name} {mark} ===\n{text}" for name, text in parts.items()), f"=== end {mark} ==="])
+
+
 def cost(replies: Sequence[Reply], price: Price) -> dict[str, float | int]:
     """Tokens that the replies took, how many were not counted, and their price."""
     read = sum(reply.input_tokens or 0 for reply in replies)

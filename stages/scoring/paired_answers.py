@@ -1,5 +1,6 @@
 """The answers that are held against each other: what each model said to the same prompt."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,12 @@ from stages.scoring.metrics import Preference
 
 BASE, PREVIOUS, TUNED = "base", "previous", "tuned"
 WIN, TIE, LOSS = 1, 0, -1  # of the tuned model
+# The last line must be the choice and nothing else, but for marks and the few words that models put around it.
+_CHOICE = re.compile(
+    r"(?:(?:the )?(?:better |best )?(?:answer|choice|winner|verdict)(?: is)?)?[\W_]*"
+    r"(?:answer )?(A|B|TIE)(?: is (?:the )?better(?: (?:answer|one))?(?: than (?:the )?(?:answer )?[AB])?)?[\W_]*",
+    re.IGNORECASE,
+)
 # The name of a comparison in the metrics, and whom the tuned model meets in it.
 RIVALS = {"against_baseline": BASE, "against_previous": PREVIOUS}
 _FILES = {BASE: paths.BASE_GENERATIONS, TUNED: paths.ADAPTER_GENERATIONS}
@@ -77,6 +84,13 @@ def meetings(rows: Sequence[Answers]) -> dict[str, tuple[str, list[Answers]]]:
     """The rival and the rows that it answered, by the comparison's name; without those that there are not."""
     met = {name: (rival, [row for row in rows if rival in row.outputs]) for name, rival in RIVALS.items()}
     return {name: (rival, both) for name, (rival, both) in met.items() if both}
+
+
+def read_choice(reply: str) -> str | None:
+    """A, B or TIE; None when the reply's last line is no such choice."""
+    lines = reply.strip().splitlines()
+    found = _CHOICE.fullmatch(lines[-1].strip()) if lines else None
+    return found.group(1).upper() if found else None
 
 
 def delta(values: Sequence[float], scoring: Scoring) -> Preference:

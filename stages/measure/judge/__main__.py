@@ -3,7 +3,6 @@
 docs/metrics.md explains what it writes.
 """
 
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,13 +19,17 @@ from stages.params.evaluate import Scoring
 from stages.params.loader import load_params
 from stages.scoring.intervals import share
 from stages.scoring.metrics import as_json
-from stages.scoring.paired_answers import LOSS, RIVALS, TIE, TUNED, WIN, Answers, delta, meetings, read_answers
-
-# The last line must be the choice and nothing else, but for marks and the few words that models put around it.
-_CHOICE = re.compile(
-    r"(?:(?:the )?(?:better |best )?(?:answer|choice|winner|verdict)(?: is)?)?[\W_]*"
-    r"(?:answer )?(A|B|TIE)(?: is (?:the )?better(?: (?:answer|one))?(?: than (?:the )?(?:answer )?[AB])?)?[\W_]*",
-    re.IGNORECASE,
+from stages.scoring.paired_answers import (
+    LOSS,
+    RIVALS,
+    TIE,
+    TUNED,
+    WIN,
+    Answers,
+    delta,
+    meetings,
+    read_answers,
+    read_choice,
 )
 
 OFF: dict[str, Any] = {"enabled": 0}
@@ -59,13 +62,6 @@ class Verdict:
     value: int
     readable: bool
     agreed: bool
-
-
-def read_choice(reply: str) -> str | None:
-    """A, B or TIE; None when the reply's last line is no such choice."""
-    lines = reply.strip().splitlines()
-    found = _CHOICE.fullmatch(lines[-1].strip()) if lines else None
-    return found.group(1).upper() if found else None
 
 
 def score(choice: str | None, *, tuned_first: bool) -> int | None:

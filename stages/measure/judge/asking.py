@@ -3,7 +3,6 @@
 Replies are kept by the content of what was asked, so that a question that was put before is not put again.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -66,14 +65,11 @@ def _against(
 
 
 def _text(row: Answers, first: str, second: str, judge: Judge, task: Task) -> str:
-    """The texts between marks that none of them can hold, for each mark has the hash of all the texts."""
     parts = {"instruction": row.instruction(task), "input": row.conversation()}
     if judge.show_reference:
         parts["reference answer"] = row.record.completion
     parts |= {"answer A": first, "answer B": second}
-    mark = hashlib.sha256("\0".join(parts.values()).encode()).hexdigest()[:12]
-    sections = [f"=== {name} {mark} ===\n{text}" for name, text in parts.items()]
-    return "\n".join([*sections, f"=== end {mark} ===", judge.criteria, "Which answer is better: A, B or TIE?"])
+    return "\n".join([asked_models.marked(parts), judge.criteria, "Which answer is better: A, B or TIE?"])
 
 
 def ask_all(questions: Sequence[Question], judge: Judge, notes: dict[str, object]) -> dict[Question, Reply]:

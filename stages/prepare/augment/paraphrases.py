@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stages.core import paths
-from stages.engines.asked_models import ask_all, cost
+from stages.engines.asked_models import ask_all, cost, marked
 from stages.near_duplicates.pairs import cross_pairs, near_pairs
 from stages.params.prepare import Clean, Paraphrases
 from stages.prepare.augment.added_rows import contract_problem, said_in_prompt
@@ -36,8 +36,7 @@ class Request:
 
     @property
     def text(self) -> str:
-        mark = hashlib.sha256(self.row.prompt.encode()).hexdigest()[:12]
-        shown = f"=== text {mark} ===\n{self.row.prompt}\n=== end {mark} ==="
+        shown = marked({"text": self.row.prompt})
         return f"{shown}\nWrite version {self.repeat + 1} of this text in other words."
 
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.measure.judge.__main__ import read_choice, score, settle
-from stages.scoring.paired_answers import LOSS, TIE, WIN
+from stages.measure.judge.__main__ import score, settle
+from stages.scoring.paired_answers import LOSS, TIE, WIN, read_choice
 
 CHOICES = st.sampled_from(["A", "B", "TIE", None])
 
