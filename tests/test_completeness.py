@@ -48,7 +48,6 @@ NO_RESULT = {
     "platformdirs",
     "pydantic",
     "pyyaml",
-    "ray",
     "requests",
     "rich",
     "ruamel-yaml",

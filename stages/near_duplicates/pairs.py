@@ -4,7 +4,6 @@ D is at least the difference of the lengths, so of lengths a <= b only those wit
 can be near. Sorted by length, the possible partners of a text are one run.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,7 +14,6 @@ from rapidfuzz import process
 from rapidfuzz.distance import Indel
 
 from stages.core.errors import UserError
-from stages.core.machine import machine_settings
 from stages.near_duplicates.rule import Pair
 
 # Below so many comparisons rapidfuzz is done before numba is loaded.
@@ -25,8 +23,6 @@ _MOST = 10_000_000
 # A tile holds rows x columns distances of 4 bytes: 16 MiB, whatever the number of texts.
 _HEIGHT = 1024
 _WIDTH = 4096
-# Cores that one join uses; a task on a cluster has one.
-THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 # Near pairs: int32 (pairs, 4), each the row, the column, the distance and the summed length.
 Found = NDArray[np.int32]
@@ -76,12 +72,12 @@ def nearest(texts: Sequence[str], candidates: Sequence[str]) -> list[Pair]:
     found = []
     for top in range(0, len(texts) if candidates else 0, height):
         some = texts[top : top + height]
-        distances = process.cdist(some, candidates, scorer=Indel.distance, dtype=np.int32, workers=THREADS)
+        distances = process.cdist(some, candidates, scorer=Indel.distance, dtype=np.int32, workers=-1)
         lengths = np.add.outer(np.fromiter(map(len, some), np.int64, len(some)), sizes)
         best = (distances / np.maximum(lengths, 1)).argmin(axis=1)  # equal fractions are equal floats
         rows = np.arange(len(some))
         found.append(np.stack([rows + top, best, distances[rows, best], lengths[rows, best]], axis=1).astype(np.int32))
-    return _sorted(joined(found))
+    return _sorted(_joined(found))
 
 
 def sorted_by_length(texts: Sequence[str]) -> SortedTexts:
@@ -101,19 +97,10 @@ def _join(left: SortedTexts, right: SortedTexts, threshold: int) -> Found:
                 f"more than {_MOST:,} pairs of prompts are near-duplicates: most are of a few templates; raise "
                 "dedup.threshold, or take fewer rows of that source"
             )
-    return joined(held)
+    return _joined(held)
 
 
 def _parts(left: SortedTexts, right: SortedTexts, threshold: int) -> Iterable[Found]:
-    if (address := machine_settings().ray) and within_window(left, right, threshold) >= _FEW:
-        from stages.near_duplicates import ray_tiles
-
-        return ray_tiles.join(left, right, threshold, address)
-    return on_this_machine(left, right, threshold)
-
-
-def on_this_machine(left: SortedTexts, right: SortedTexts, threshold: int) -> Iterable[Found]:
-    """All near pairs by their places in the sides, in parts; within one side (`left is right`) each pair once."""
     if within_window(left, right, threshold) >= _FEW:
         from stages.near_duplicates import sketched
 
@@ -122,7 +109,7 @@ def on_this_machine(left: SortedTexts, right: SortedTexts, threshold: int) -> It
     return (_near(left, right, threshold, tile) for tile in cover)
 
 
-def joined(found: Iterable[Found]) -> Found:
+def _joined(found: Iterable[Found]) -> Found:
     return np.concatenate([np.empty((0, 4), np.int32), *found])
 
 
@@ -177,7 +164,7 @@ def _near(left: SortedTexts, right: SortedTexts, threshold: int, tile: Tile) -> 
         # rapidfuzz stops counting beyond the cutoff and returns cutoff + 1, which is over the limit of every pair.
         score_cutoff=int(limits[-1, -1]),
         dtype=np.int32,
-        workers=THREADS,
+        workers=-1,
     )
     near = distances <= limits
     if left is right:
@@ -199,7 +186,7 @@ def aligned(
         scorer=Indel.distance,
         score_cutoff=int(limits.max(initial=0)),  # as above
         dtype=np.int32,
-        workers=THREADS,
+        workers=-1,
     )
     near = distances <= limits
     return np.stack([rows, columns, distances, lengths], axis=1, dtype=np.int32, casting="unsafe")[near]

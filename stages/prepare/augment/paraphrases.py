@@ -1,6 +1,6 @@
 """Training prompts in other words, by a language model; the completion stays, so what it names must stay in the prompt.
 
-A reply is held against what a raw row would be, and against all that is known: what is left out is counted by reason.
+A reply is held against the row that it is of, and against all that is known: what is left out is counted by reason.
 """
 
 import hashlib

@@ -177,6 +177,12 @@ def test_a_share_is_drawn_and_a_conversation_keeps_its_turns() -> None:
     assert (talk.context, talk.task, talk.fields["annotator"]) == (turns, "desk", "anna")
 
 
+def test_a_share_of_no_row_asks_nothing() -> None:
+    with asked_through(other_words, share=0.01) as server:
+        assert server.seen == []
+    assert (made(), metrics()["asked"]) == ([], 0)
+
+
 def test_off_is_as_if_there_were_none() -> None:
     main()
     before = paths.TRAIN.read_bytes(), paths.AUGMENT_METRICS.read_bytes()
