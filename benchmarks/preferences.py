@@ -37,8 +37,8 @@ from stages.ship.merge_quantize.served_answers import contracts
 from stages.text.json_schema import Tasks
 
 DPO = {"objective": "dpo", "learning_rate": 2e-5, "epochs": 1, "batch_size": 64, "evaluate_every": 10}
-DISTIL = {"objective": "distil", "learning_rate": 1e-4, "epochs": 0.25, "batch_size": 64, "evaluate_every": 10}
-TEACHER = {"train.method": "full", "train.learning_rate": 3e-4, "train.weight_decay": 0.1, "train.epochs": 4}
+DISTIL = {"objective": "distil", "learning_rate": 1e-4, "epochs": 0.1, "batch_size": 64, "evaluate_every": 9}
+TEACHER = {"train.method": "full", "train.learning_rate": 3e-4, "train.weight_decay": 0.1, "train.epochs": 2}
 PROMPTS, ANSWERS = 3000, 4  # that pairs are looked for among
 
 

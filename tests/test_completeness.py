@@ -48,6 +48,7 @@ NO_RESULT = {
     "platformdirs",
     "pydantic",
     "pyyaml",
+    "ray",
     "requests",
     "rich",
     "ruamel-yaml",

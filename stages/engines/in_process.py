@@ -22,6 +22,7 @@ from stages.records.record import Record
 
 # Each label costs one pass over the prompt; beyond so many, a grammar of the labels is decoded, as servers do.
 MOST_LABELS = 50
+_PROBE = '{"a b":\n["é 1", -2.5, null]}'  # an answer's kinds of characters
 _TIMED = 8  # rows of the hold-out that are answered against the clock, at once
 
 Contracts = Sequence[Mapping[str, Any] | None]
@@ -82,6 +83,12 @@ class Grammar:
         schema, labels = contract.get("schema"), json.dumps(contract.get("labels"))
         grammar = llguidance.grammar_from(*(("json_schema", json.dumps(schema)) if schema else ("choice", labels)))
         tokenizer = llguidance.hf.from_tokenizer(chat.tokenizer, eos_token=chat.stop_id)
+        ids = chat.completion_ids(_PROBE)[:-1]
+        if tokenizer.decode_str(ids).strip() != chat.text(ids).strip():  # it would allow what breaks the contract
+            raise UserError(
+                "generation.enforce: llguidance reads the tokens of this tokenizer as other text; set it to none, or "
+                "serve by llama.cpp or vllm"
+            )
         self._first = llguidance.LLMatcher(tokenizer, grammar)
         if self._first.is_error():
             raise UserError(f"generation.enforce: llguidance cannot hold answers to it: {self._first.get_error()}")

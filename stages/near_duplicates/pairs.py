@@ -4,6 +4,7 @@ D is at least the difference of the lengths, so of lengths a <= b only those wit
 can be near. Sorted by length, the possible partners of a text are one run.
 """
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from rapidfuzz import process
 from rapidfuzz.distance import Indel
 
 from stages.core.errors import UserError
+from stages.core.machine import machine_settings
 from stages.near_duplicates.rule import Pair
 
 # Below so many comparisons rapidfuzz is done before numba is loaded.
@@ -23,6 +25,8 @@ _MOST = 10_000_000
 # A tile holds rows x columns distances of 4 bytes: 16 MiB, whatever the number of texts.
 _HEIGHT = 1024
 _WIDTH = 4096
+# Cores that one join uses; a task on a cluster has one.
+THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 # Near pairs: int32 (pairs, 4), each the row, the column, the distance and the summed length.
 Found = NDArray[np.int32]
@@ -72,12 +76,12 @@ def nearest(texts: Sequence[str], candidates: Sequence[str]) -> list[Pair]:
     found = []
     for top in range(0, len(texts) if candidates else 0, height):
         some = texts[top : top + height]
-        distances = process.cdist(some, candidates, scorer=Indel.distance, dtype=np.int32, workers=-1)
+        distances = process.cdist(some, candidates, scorer=Indel.distance, dtype=np.int32, workers=THREADS)
         lengths = np.add.outer(np.fromiter(map(len, some), np.int64, len(some)), sizes)
         best = (distances / np.maximum(lengths, 1)).argmin(axis=1)  # equal fractions are equal floats
         rows = np.arange(len(some))
         found.append(np.stack([rows + top, best, distances[rows, best], lengths[rows, best]], axis=1).astype(np.int32))
-    return _sorted(_joined(found))
+    return _sorted(joined(found))
 
 
 def sorted_by_length(texts: Sequence[str]) -> SortedTexts:
@@ -97,10 +101,19 @@ def _join(left: SortedTexts, right: SortedTexts, threshold: int) -> Found:
                 f"more than {_MOST:,} pairs of prompts are near-duplicates: most are of a few templates; raise "
                 "dedup.threshold, or take fewer rows of that source"
             )
-    return _joined(held)
+    return joined(held)
 
 
 def _parts(left: SortedTexts, right: SortedTexts, threshold: int) -> Iterable[Found]:
+    if (address := machine_settings().ray) and within_window(left, right, threshold) >= _FEW:
+        from stages.near_duplicates import ray_tiles
+
+        return ray_tiles.join(left, right, threshold, address)
+    return on_this_machine(left, right, threshold)
+
+
+def on_this_machine(left: SortedTexts, right: SortedTexts, threshold: int) -> Iterable[Found]:
+    """All near pairs by their places in the sides, in parts; within one side (`left is right`) each pair once."""
     if within_window(left, right, threshold) >= _FEW:
         from stages.near_duplicates import sketched
 
@@ -109,7 +122,7 @@ def _parts(left: SortedTexts, right: SortedTexts, threshold: int) -> Iterable[Fo
     return (_near(left, right, threshold, tile) for tile in cover)
 
 
-def _joined(found: Iterable[Found]) -> Found:
+def joined(found: Iterable[Found]) -> Found:
     return np.concatenate([np.empty((0, 4), np.int32), *found])
 
 
@@ -164,7 +177,7 @@ def _near(left: SortedTexts, right: SortedTexts, threshold: int, tile: Tile) -> 
         # rapidfuzz stops counting beyond the cutoff and returns cutoff + 1, which is over the limit of every pair.
         score_cutoff=int(limits[-1, -1]),
         dtype=np.int32,
-        workers=-1,
+        workers=THREADS,
     )
     near = distances <= limits
     if left is right:
@@ -186,7 +199,7 @@ def aligned(
         scorer=Indel.distance,
         score_cutoff=int(limits.max(initial=0)),  # as above
         dtype=np.int32,
-        workers=-1,
+        workers=THREADS,
     )
     near = distances <= limits
     return np.stack([rows, columns, distances, lengths], axis=1, dtype=np.int32, casting="unsafe")[near]

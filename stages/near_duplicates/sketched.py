@@ -14,7 +14,6 @@ What is left, rapidfuzz aligns. The time still grows with the square of the numb
 nanoseconds a pair.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.core.run_notes import track
-from stages.near_duplicates import kernels
+from stages.near_duplicates import kernels, pairs
 from stages.near_duplicates.pairs import Found, SortedTexts, Tile, aligned, tiles, window
 
 # A tile has 4 million pairs: some 10 ms of work, and 32 MiB of candidates at worst.
@@ -78,8 +77,8 @@ def join(left: SortedTexts, right: SortedTexts, threshold: int) -> Iterator[Foun
         columns = _run(right, bags[-1].astype(kind, copy=False), start, stop, q, words)
         rows = columns if left is right else _run(left, bags[0].astype(kind, copy=False), first, last, q, words)
         scan = partial(_candidates, rows, columns, 100 - threshold, 2 * q - 1, left is right)
-        for pairs in _in_batches(in_threads(scan, run), ticks):
-            yield aligned(left, right, threshold, *pairs)
+        for both in _in_batches(in_threads(scan, run), ticks):
+            yield aligned(left, right, threshold, *both)
     next(ticks, None)
 
 
@@ -110,10 +109,10 @@ def _candidates(rows: _Run, columns: _Run, loss: int, spread: int, same: bool, t
 def _in_batches(found: Iterable[NDArray[np.int32]], ticks: Iterator[int]) -> Iterator[NDArray[np.int32]]:
     """Candidates of several tiles at once, for rapidfuzz to share among the cores; one tick for each tile."""
     held: list[NDArray[np.int32]] = []
-    for pairs in found:
+    for some in found:
         next(ticks)
-        held.append(pairs)
-        if sum(pairs.shape[1] for pairs in held) >= _ALIGNED:
+        held.append(some)
+        if sum(one.shape[1] for one in held) >= _ALIGNED:
             yield np.concatenate(held, axis=1)
             held = []
     if held:
@@ -157,12 +156,11 @@ def fill(texts: Sequence[str], made: NDArray[Any], kernel: Kernel) -> None:
 
 def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """`function` of each item, in order, on all cores: the kernels run without the interpreter's lock."""
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     running: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(pairs.THREADS) as pool:
         for item in items:
             running.append(pool.submit(function, item))
-            if len(running) > 2 * threads:  # results do not pile up before a slow consumer
+            if len(running) > 2 * pairs.THREADS:  # results do not pile up before a slow consumer
                 yield running.popleft().result()
         while running:
             yield running.popleft().result()

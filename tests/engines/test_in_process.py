@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_model import save_tiny_model
+from tokenizers import decoders
 
 from stages.core.errors import UserError
 from stages.engines import in_process
@@ -190,3 +191,12 @@ def test_cost_is_that_of_the_artefact_and_is_measured_once(weights: Weights, cha
     ballast = torch.ones(100 << 18)  # 100 MiB of a model before this one
     del ballast
     assert cost(weights, chat, RECORDS[:2], FEW, FREE[:2])["peak_memory_mib"] < taken["peak_memory_mib"] + 50
+
+
+def test_a_tokenizer_that_llguidance_reads_as_other_text_holds_no_answer(folder: Path) -> None:
+    """Its bytes are letters such as Ġ, and its decoder names byte pieces: answers lost 22 points under the schema."""
+    tokenizer = load_tokenizer(folder)
+    backend = tokenizer.backend_tokenizer
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), decoders.ByteLevel()])
+    with pytest.raises(UserError, match="reads the tokens of this tokenizer as other text"):
+        Grammar({"schema": SCHEMA}, make_chat(tokenizer, "Answer."))

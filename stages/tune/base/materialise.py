@@ -10,6 +10,7 @@ from typing import Any
 
 import gguf
 import torch
+from tokenizers import decoders
 
 from stages.core.errors import UserError
 from stages.model.chat import make_chat
@@ -86,14 +87,17 @@ def _set_special_tokens(tokenizer: Any, gguf_file: Path) -> None:
 
 
 def _shed_byte_pieces(tokenizer: Any) -> None:
-    """Take back the flag that words fall back on byte pieces where there are none.
+    """Take back what says that words fall back on byte pieces where there are none.
 
-    transformers 5.17 sets it for byte-level tokenizers out of a GGUF file. It changes nothing there; llguidance and
-    llama.cpp take such a tokenizer for one of SentencePiece, and one holds answers to other tokens, one to none.
+    transformers 5.17 says it of byte-level tokenizers out of a GGUF file. It changes nothing there, but llguidance and
+    llama.cpp take such a tokenizer for one of SentencePiece, whose tokens are other texts.
     """
-    model = tokenizer.backend_tokenizer.model
-    if getattr(model, "byte_fallback", False) and "<0x00>" not in tokenizer.get_vocab():
-        model.byte_fallback = False
+    backend = tokenizer.backend_tokenizer
+    if "<0x00>" in tokenizer.get_vocab() or "ByteLevel" not in str(backend.pre_tokenizer):
+        return
+    backend.model.byte_fallback = False
+    if "ByteFallback" in str(backend.decoder):
+        backend.decoder = decoders.ByteLevel()
 
 
 def _shed_marks(model: Any) -> None:

@@ -111,9 +111,16 @@ def test_a_byte_level_tokenizer_does_not_say_that_it_has_byte_pieces(tmp_path: P
     source = save_tiny_model(tmp_path / "source")
     file = source / "tokenizer.json"
     found = json.loads(file.read_text(encoding="utf-8"))
-    assert found["model"]["byte_fallback"] is False
-    file.write_text(json.dumps(found | {"model": found["model"] | {"byte_fallback": True}}), encoding="utf-8")
-    assert load_tokenizer(source).backend_tokenizer.model.byte_fallback is True
+    plain = found["model"]["byte_fallback"], found["decoder"]
+    assert plain[0] is False
+    assert plain[1]["type"] == "ByteLevel"
+    found["model"]["byte_fallback"] = True
+    found["decoder"] = {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}, plain[1]]}
+    file.write_text(json.dumps(found), encoding="utf-8")
+    before = load_tokenizer(source)
     materialise(source, tmp_path / "base", "float32", "")
     saved = json.loads((tmp_path / "base" / "tokenizer.json").read_text(encoding="utf-8"))
     assert saved["model"]["byte_fallback"] is False
+    assert saved["decoder"]["type"] == "ByteLevel"
+    after, text = load_tokenizer(tmp_path / "base"), "naïve «日本» 🙂  two\n\tlines"
+    assert after.decode(before(text)["input_ids"]) == text == before.decode(after(text)["input_ids"])
