@@ -150,6 +150,8 @@ COUNTED: Mapping[str, Meanings] = {
         "identical": "rows on which all models say the same",
         "reviews.KEY": "answers of reviewers: counted, about other answers, with a comment",
         "reviewers.NAME.KEY": "answers of each reviewer",
+        "scales.MODEL.SCALE": "mean rating from 1 to 5 over `rows`; several reviewers of a row are averaged first",
+        "scale_agreement.SCALE": "Krippendorff's alpha (interval scale) of those who rated the same answer",
         "RIVAL.reviews": "answers about pairs whose two texts differ",
         "RIVAL.rows": "rows that they are about",
         "RIVAL.KEY": "wins, ties and losses of the tuned model, in answers",

@@ -1,16 +1,16 @@
 """review: what people said in blind comparisons (`tunetrail review`), as metrics; docs/metrics.md explains them."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, get_args
 
 from stages.core import paths
 from stages.core.errors import run
 from stages.core.files import write_json
-from stages.measure.review.reviews import Review, differ, is_of, read_reviews, rows_to_review
+from stages.measure.review.reviews import Review, Scale, differ, is_of, read_reviews, rows_to_review
 from stages.params.evaluate import Scoring
 from stages.params.loader import load_params
-from stages.scoring.intervals import share
+from stages.scoring.intervals import bootstrap, mean_of, share
 from stages.scoring.metrics import as_json
 from stages.scoring.paired_answers import LOSS, TIE, TUNED, WIN, Answers, delta, meetings
 
@@ -49,6 +49,7 @@ def summarise(rows: Sequence[Answers], reviews: Reviews, scoring: Scoring) -> di
             "stale": sum(one["stale"] for one in reviewers.values()),
             "comments": sum(bool(review.comment) for answers in counted.values() for review in answers.values()),
         },
+        **_rated(counted, scoring),
         **{against: _comparison(rival, asked, counted, scoring) for against, (rival, _) in meetings(rows).items()},
     }
 
@@ -76,6 +77,37 @@ def _comparison(rival: str, asked: Mapping[str, Answers], reviews: Reviews, scor
         "delta": as_json(delta(means, scoring)),
         **agreement(list(by_row.values())),
     }
+
+
+def _rated(reviews: Reviews, scoring: Scoring) -> dict[str, Any]:
+    """The mean of each scale by model, over rows, reviewers of a row averaged first; and how the reviewers agree."""
+    said: dict[tuple[str, Scale], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for _, answers in sorted(reviews.items()):
+        for key, review in sorted(answers.items()):
+            for model, ratings in review.scales.items():
+                for scale, rating in ratings.items():
+                    said[model, scale][key].append(rating)
+    scales: dict[str, dict[str, Any]] = defaultdict(dict)
+    for (model, scale), by_row in sorted(said.items()):
+        means = mean_of([sum(row) / len(row) for row in by_row.values()], (1, 5))
+        scales[model][scale] = {**as_json(bootstrap(means, scoring)), "rows": len(by_row)}
+    alphas = {}
+    for scale in get_args(Scale):
+        units = [row for (_, name), by_row in said.items() if name == scale for row in by_row.values()]
+        if (alpha := krippendorff_alpha(units, _squares)) is not None:
+            alphas[scale] = alpha
+    return {name: dict(one) for name, one in (("scales", scales), ("scale_agreement", alphas)) if one}
+
+
+def _squares(ratings: Counter[int]) -> float:
+    """Squared differences over all ordered pairs: what disagreement is on an interval scale."""
+    total = sum(rating * count for rating, count in ratings.items())
+    return 2 * (ratings.total() * sum(rating**2 * count for rating, count in ratings.items()) - total**2)
+
+
+def _unlike(categories: Counter[Any]) -> float:
+    """Ordered pairs of unlike categories: what disagreement is on a nominal scale."""
+    return categories.total() ** 2 - sum(count**2 for count in categories.values())
 
 
 def _outcome(review: Review, rival: str) -> int:
@@ -107,21 +139,21 @@ def cohen_kappa(pairs: Sequence[tuple[Any, Any]]) -> float | None:
     return float(cohen_kappa_score(*zip(*pairs, strict=True)))
 
 
-def krippendorff_alpha(units: Iterable[Sequence[Any]]) -> float | None:
-    """Agreement of any number of raters, each unit with the categories of those who rated it; nominal scale.
+def krippendorff_alpha(
+    units: Iterable[Sequence[Any]], disagreement: Callable[[Counter[Any]], float] = _unlike
+) -> float | None:
+    """Agreement of any number of raters, each unit with the categories of those who rated it; nominal, if not told.
 
-    Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011), section C. Units with one rating are left out.
+    Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011), sections C and E (interval scale). Units with
+    one rating are left out.
     None where it is not defined: fewer than two ratings to pair, or one category throughout.
     """
     rated = [Counter(unit) for unit in units if len(unit) > 1]
     totals = sum(rated, Counter[Any]())
-    of = totals.total()
-    expected = of**2 - sum(count**2 for count in totals.values())
+    of, expected = totals.total(), disagreement(totals)
     if not expected:
         return None
-    observed = sum(
-        (unit.total() ** 2 - sum(count**2 for count in unit.values())) / (unit.total() - 1) for unit in rated
-    )
+    observed = sum(disagreement(unit) / (unit.total() - 1) for unit in rated)
     return 1 - (of - 1) * observed / expected
 
 

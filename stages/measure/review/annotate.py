@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from stages.core.errors import UserError
 from stages.measure.review.__main__ import agreement
 from stages.measure.review.reviews import MAX_COMMENT, Message, review_file
+from stages.measure.review.reviews import Session as ReviewSession
 from stages.measure.review.server import show
 from stages.params.loader import Params
 from stages.params.task import Task
@@ -53,7 +54,7 @@ def annotate(inbox: Path, annotator: str | None, others: Sequence[str], overlap:
 class Session:
     """The rows of one annotator: those that all get, then every n-th of the rest, in the order of the inbox."""
 
-    files: ClassVar[dict[str, str]] = {"": "annotate.html", "page.css": "page.css", "page.js": "annotate.js"}
+    files: ClassVar[dict[str, str]] = {**ReviewSession.files, "": "annotate.html", "page.js": "annotate.js"}
 
     def __init__(self, inbox: Path, annotator: str, others: Sequence[str], overlap: int, params: Params) -> None:
         names = sorted({annotator, *others})

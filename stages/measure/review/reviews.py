@@ -6,7 +6,8 @@ reviews/NAME.jsonl, one answer a line in the order of the rows' ids, for git to 
  "outputs": {"base": SHA-256 of the text that was shown, "tuned": ..., "previous": ... when there is one},
  "shown": ["tuned", "base"],      the order on the page; models with one text stand together: "base+tuned"
  "best": ["tuned"],               the models whose text is best; several are a tie, none means that all are bad
- "comment": "..."}
+ "comment": "...",
+ "scales": {"tuned": {"accuracy": 4}, ...}}     from 1 to 5, where the reviewer rated; left out where not
 """
 
 import hashlib
@@ -15,9 +16,9 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from stages.core.errors import UserError
 from stages.params.loader import Params
@@ -25,6 +26,8 @@ from stages.records.record import rank, read_rows, write_rows
 from stages.scoring.paired_answers import Answers, read_answers
 
 MAX_COMMENT = 2000
+Scale = Literal["relevance", "accuracy", "coherence", "style"]
+Ratings = dict[Scale, Annotated[int, Field(ge=1, le=5)]]
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,39}")
 
 
@@ -38,11 +41,12 @@ class Review(BaseModel):
     shown: tuple[str, ...]
     best: tuple[str, ...]
     comment: str
+    scales: dict[str, Ratings] = {}
 
     @model_validator(mode="after")
     def _best_was_shown(self) -> "Review":
-        if not set(self.best) <= self.outputs.keys():
-            raise ValueError("the best is among those that were shown")
+        if not {*self.best, *self.scales} <= self.outputs.keys():
+            raise ValueError("what is best or rated is among those that were shown")
         return self
 
 
@@ -88,7 +92,7 @@ def read_review_file(path: Path) -> dict[str, Review]:
 
 
 def write_review_file(path: Path, answers: Mapping[str, Review]) -> None:
-    write_rows(path, (answers[row].model_dump(mode="json") for row in sorted(answers)))
+    write_rows(path, (answers[row].model_dump(mode="json", exclude_defaults=True) for row in sorted(answers)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +131,13 @@ class Choice(Message):
     number: int
     best: list[int] | None
     comment: str
+    scales: list[Ratings] = []  # by the place of the card
 
 
 class Session:
     """Rows are known to the page by their number alone, cards by their place; whose they are stays here."""
 
-    files: ClassVar[dict[str, str]] = {"": "page.html", "page.css": "page.css", "page.js": "page.js"}
+    files: ClassVar[dict[str, str]] = {"": "page.html", **{name: name for name in ("page.css", "shared.js", "page.js")}}
 
     def __init__(self, reviewer: str, file: Path, params: Params) -> None:
         self.file = file
@@ -163,8 +168,10 @@ class Session:
             ],
         }
 
-    def save(self, number: int, best: Sequence[int] | None, comment: str) -> None:
-        """Put down the places of the best cards, none of them when all are bad; None takes the answer back.
+    def save(self, number: int, best: Sequence[int] | None, comment: str, scales: Sequence[Ratings] = ()) -> None:
+        """Put down the places of the best cards, none of them when all are bad, and the ratings of each card.
+
+        A `best` of None takes the answer back.
 
         Raises:
             ValueError: for a row or a card that is not there, or a comment that is too long.
@@ -172,7 +179,7 @@ class Session:
         if not 0 <= number < len(self.rows) or len(comment) > MAX_COMMENT:
             raise ValueError("no such row, or too long a comment")
         row, shown = self.rows[number], self._cards[number]
-        if best is not None and not set(best) <= set(range(len(shown))):
+        if (best is not None and not set(best) <= set(range(len(shown)))) or len(scales) not in (0, len(shown)):
             raise ValueError("no such card")
         with self._lock:
             answers = read_review_file(self.file)  # anew: git may have brought another
@@ -184,6 +191,7 @@ class Session:
                     shown=tuple("+".join(card.models) for card in shown),
                     best=tuple(sorted(model for place in set(best) for model in shown[place].models)),
                     comment=comment,
+                    scales={m: s for s, card in zip(scales, shown, strict=False) if s for m in sorted(card.models)},
                 )
             write_review_file(self.file, answers)
 
@@ -196,4 +204,5 @@ class Session:
         if review is None or not is_of(review, self.rows[number]):
             return None
         best = [place for place, card in enumerate(self._cards[number]) if card.models[0] in review.best]
-        return {"best": best, "comment": review.comment}
+        scales = [review.scales.get(card.models[0], {}) for card in self._cards[number]]
+        return {"best": best, "comment": review.comment, "scales": scales}

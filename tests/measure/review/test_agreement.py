@@ -1,16 +1,18 @@
 """Agreement beyond chance, against published values and another library."""
 
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
-from stages.measure.review.__main__ import cohen_kappa, krippendorff_alpha
+from stages.measure.review.__main__ import _squares, cohen_kappa, krippendorff_alpha
 
 CATEGORIES = st.sampled_from(["win", "tie", "loss"])
 
 
-def test_the_published_example_of_alpha() -> None:
+def published() -> list[list[str]]:
     """Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011), section C: four observers, twelve units."""
     observers = [
         "1 2 3 3 2 1 4 1 2 . . .",
@@ -19,8 +21,11 @@ def test_the_published_example_of_alpha() -> None:
         "1 2 3 3 2 4 4 1 2 5 1 .",
     ]
     units = zip(*(observer.split() for observer in observers), strict=True)
-    rated = [[said for said in unit if said != "."] for unit in units]
-    assert krippendorff_alpha(rated) == pytest.approx(0.743, abs=5e-4)
+    return [[said for said in unit if said != "."] for unit in units]
+
+
+def test_the_published_example_of_alpha() -> None:
+    assert krippendorff_alpha(published()) == pytest.approx(0.743, abs=5e-4)
 
 
 def test_the_textbook_example_of_kappa() -> None:
@@ -52,6 +57,18 @@ def test_alpha_is_the_disagreement_over_all_pairs(units: list[list[str]]) -> Non
         assert found is None
     else:
         assert found == pytest.approx(1 - (observed / of) / (expected / (of * (of - 1))))
+
+
+def test_the_published_example_of_alpha_on_an_interval_scale() -> None:
+    """The same observers and units, section E: 0.849."""
+    assert krippendorff_alpha([[int(one) for one in unit] for unit in published()], _squares) == pytest.approx(
+        0.849, abs=5e-4
+    )
+
+
+@given(st.lists(st.integers(1, 5), max_size=9))
+def test_squares_are_those_of_all_pairs(said: list[int]) -> None:
+    assert _squares(Counter(said)) == sum((a - b) ** 2 for a in said for b in said)
 
 
 def _unequal(said: list[str]) -> int:

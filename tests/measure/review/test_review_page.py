@@ -108,6 +108,31 @@ def test_a_review_with_the_mouse_and_a_comment(page: Chrome, project: Path) -> N
     assert page.find_element(By.ID, "comment").get_property("value") == "1 is 2b, t"
 
 
+def test_ratings_are_saved_with_the_choice_and_there_again(page: Chrome, project: Path) -> None:
+    boxes = page.find_elements(By.CSS_SELECTOR, "select")
+    assert [box.get_attribute("aria-label") for box in boxes][3:5] == [
+        "style of answer 1, 1 to 5",
+        "relevance of answer 2, 1 to 5",
+    ]
+    boxes[1].send_keys("4")  # a key that chooses no card
+    assert settled(page, "Ratings") == "Ratings are saved together with a choice"
+    page.find_element(By.ID, "tie").click()
+    boxes[4].send_keys("2")
+    WebDriverWait(page, 10).until(lambda _: [len(one.get("scales", ())) for one in answers(project)] == [2])
+    settled(page)
+    (answer,) = answers(project)
+    first, second = answer["shown"]
+    assert (len(answer["best"]), answer["scales"]) == (2, {first: {"accuracy": 4}, second: {"relevance": 2}})
+    page.find_element(By.ID, "next").click()
+    page.find_element(By.ID, "previous").click()
+    shown = [box.get_property("value") for box in page.find_elements(By.CSS_SELECTOR, "select")]
+    assert shown == ["", "4", "", "", "2", "", "", ""]
+    page.find_elements(By.CSS_SELECTOR, "select")[4].send_keys("–")
+    WebDriverWait(page, 10).until(lambda _: len(answers(project)[0]["scales"]) == 1)
+    settled(page)
+    assert violations(page) == []
+
+
 def test_a_comment_alone_waits_for_a_choice(page: Chrome, project: Path) -> None:
     press(page, "c", "both are odd", Keys.ESCAPE)
     assert settled(page, "A comment") == "A comment is saved together with a choice"

@@ -72,7 +72,7 @@ def test_it_listens_on_the_loopback_interface_alone(server: Server) -> None:
     assert server.address.startswith(f"http://127.0.0.1:{server.server_port}/")
 
 
-@pytest.mark.parametrize("name", ["", "page.css", "page.js", "state"])
+@pytest.mark.parametrize("name", ["", "page.css", "shared.js", "page.js", "state"])
 def test_every_reply_forbids_foreign_content(server: Server, name: str) -> None:
     status, headers, _ = ask(server, "GET", name)
     assert status == 200

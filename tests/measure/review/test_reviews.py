@@ -67,6 +67,26 @@ def test_wins_ties_and_losses_of_one_reviewer() -> None:
     assert "agreement" not in one
 
 
+def test_ratings_are_means_over_rows_and_reviewers_agree_or_not() -> None:
+    rows = [row(n) for n in range(3)]
+
+    def rated(of: Answers, **accuracy: int) -> Review:
+        scales = {model: {"accuracy": rating} for model, rating in accuracy.items()}
+        return Review.model_validate(review(of, "tuned").model_dump() | {"scales": scales})
+
+    anna = reviews(rated(rows[0], tuned=5, base=1), rated(rows[1], tuned=4), review(rows[2], "tuned"))
+    ben = reviews(rated(rows[0], tuned=3, base=1))
+    found = summarise(rows, {"anna": anna, "ben": ben}, SCORING)
+    assert found["scales"]["tuned"]["accuracy"]["value"] == pytest.approx(4)
+    assert found["scales"]["tuned"]["accuracy"]["rows"] == 2
+    assert found["scales"]["base"]["accuracy"]["value"] == 1
+    assert found["scale_agreement"] == {"accuracy": pytest.approx(1 - 3 * 8 / 88)}  # of 5, 3 and of 1, 1
+    assert "scales" not in summarise(rows, {"anna": reviews(review(rows[0], "tuned"))}, SCORING)
+    for wrong in (0, 6, 2.5):
+        with pytest.raises(ValueError, match="accuracy"):
+            rated(rows[0], tuned=wrong)  # type: ignore[arg-type]
+
+
 def test_nobody_reviewed_yet() -> None:
     found = summarise([row(1)], {}, SCORING)
     assert found["against_baseline"]["delta"] == {"value": 0.0, "low": -1.0, "high": 1.0, "n": 0}
@@ -179,17 +199,20 @@ def test_a_sitting_saves_resumes_and_takes_back(tmp_path: Path) -> None:
         state = session.state()
         assert (len(state["rows"]), session.progress()) == (2, "0 of 2 rows answered by anna")
         assert not {"base", "tuned", "id"} & set(str(state).replace("'", " ").split())
-        session.save(0, [0], "clearer")
+        session.save(0, [0], "clearer", [{"style": 5}, {"style": 2, "accuracy": 1}])
         session.save(1, [], "")
         again = Session("anna", session.file, load_params("review", "seed", "task"))
         assert [one["answer"] for one in again.state()["rows"]] == [
-            {"best": [0], "comment": "clearer"},
-            {"best": [], "comment": ""},
+            {"best": [0], "comment": "clearer", "scales": [{"style": 5}, {"style": 2, "accuracy": 1}]},
+            {"best": [], "comment": "", "scales": [{}, {}]},
         ]
         lines = [json.loads(line) for line in session.file.read_text().splitlines()]
         assert [line["row"] for line in lines] == sorted(line["row"] for line in lines)
         again.save(1, None, "")
         assert again.progress() == "1 of 2 rows answered by anna"
+        assert "scales" in session.file.read_text().splitlines()[0] + session.file.read_text().splitlines()[-1]
+        with pytest.raises(ValueError, match="no such"):
+            again.save(0, [0], "", [{}])
         for bad in ((2, [0], ""), (-1, [0], ""), (0, [2], ""), (0, [-1], ""), (0, [0], "x" * 2001)):
             with pytest.raises(ValueError, match="no such"):
                 again.save(*bad)
