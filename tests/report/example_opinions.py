@@ -49,4 +49,11 @@ def answers(rows: list[dict[str, Any]], outputs: dict[str, list[str]]) -> list[A
 def _review(row: Answers, likes: bool) -> Review:
     best = (TUNED,) if likes else ()
     comment = "" if likes else "Both are wrong"
-    return Review(row=row.id, outputs=output_hashes(row), shown=tuple(row.outputs), best=best, comment=comment)
+    return Review(
+        row=row.id,
+        outputs=output_hashes(row),
+        shown=tuple(row.outputs),
+        best=best,
+        comment=comment,
+        scales={TUNED: {"accuracy": 5 if likes else 2}},
+    )
