@@ -21,8 +21,8 @@ from stages.core.files import read_json, write_json
 from stages.core.yaml_reader import load_yaml
 from stages.measure.gates.__main__ import check_gates
 from stages.records.record import read_records, read_rows, write_rows
+from stages.report import formats
 from stages.report.__main__ import _some, main
-from stages.report.formats import number
 
 ALWAYS_READ = [
     "data/generations/previous.jsonl",
@@ -327,8 +327,8 @@ def test_what_judge_and_reviewers_say(finished_run: Path) -> None:
     assert "Cohen’s kappa of the reviewers" in told
     rated = read_json(paths.REVIEW_METRICS)
     accuracy = rated["scales"]["tuned"]["accuracy"]
-    assert f"tuned, from 1 to 5: accuracy {number(accuracy['value'])} (" in told
-    assert f"20 rows) Krippendorff's alpha on accuracy {number(rated['scale_agreement']['accuracy'])} " in told
+    assert f"tuned, from 1 to 5: accuracy {formats.number(accuracy['value'])} (" in told
+    assert f"20 rows) Krippendorff's alpha on accuracy {formats.number(rated['scale_agreement']['accuracy'])} " in told
     assert f"Judged by a language model, base to adapter: {judged['wins']} won by the tuned model, " in markdown
 
 
