@@ -2,9 +2,7 @@
 
 A step along the gradient of a training row changes the loss of an answer by their dot product, to first order: TracIn
 at the last checkpoint (Pruthi et al. 2020, arXiv:2002.08484, section 3), here as the cosine, or rows of high loss would
-lead every list (Xia et al. 2024, arXiv:2402.04333, section 3). For a wrong answer whose reference is known, the
-gradient is that of the difference of both losses: what pushed from one text to the other (Ladhak et al. 2023,
-arXiv:2212.10722).
+lead every list (Xia et al. 2024, arXiv:2402.04333, section 3). benchmarks/results/why.md has what else was tried.
 """
 
 import hashlib
@@ -60,17 +58,16 @@ class Influence:
                 remove(other)
         return gradients
 
-    def scores(self, answer: Pair, reference: Pair | None) -> torch.Tensor:
+    def scores(self, answer: Pair) -> torch.Tensor:
         """For each row the cosine of its gradient to the answer's, from -1 to 1; above 0 it taught the answer."""
-        asked = self.asked(answer, reference)
+        asked = self.asked(answer)
         lengths = torch.linalg.vector_norm(self.rows, dim=1) * torch.linalg.vector_norm(asked)
         found: torch.Tensor = self.rows @ asked / lengths.clamp_min(1e-12)
         return found
 
-    def asked(self, answer: Pair, reference: Pair | None) -> torch.Tensor:
-        """The sketch of the answer's gradient, float32 (width); less that of the reference, where one is given."""
-        found = self._sketch(self._gradient(answer))
-        return (found - self._sketch(self._gradient(reference)) if reference else found).cpu()
+    def asked(self, answer: Pair) -> torch.Tensor:
+        """The sketch of the answer's gradient, float32 (width)."""
+        return self._sketch(self._gradient(answer)).cpu()
 
     @cached_property
     def _chosen(self) -> list[torch.Tensor]:

@@ -82,8 +82,7 @@ def why(name: str, params: Params, limit: int, is_prompt: bool = False, tag: str
     row = {"id": "", "label": None, "completion": question.completion, "output": said, "tokens": 0}
     right = score_row(row | {"task": question.task}, Tasks(params.task)).exact_match if record else None
     gradients = Influence(weights, [one.pair for one in rows])
-    reference = (prompt, chat.completion_ids(question.completion)) if right is False else None
-    scores = gradients.scores((prompt, chat.completion_ids(said)), reference)
+    scores = gradients.scores((prompt, chat.completion_ids(said)))
     near = NearestRows([asked(one.record) for one in rows])
     first = scores.argsort(descending=True, stable=True)[:limit].tolist()
     closest = near.nearest(asked(question), limit)
@@ -157,8 +156,7 @@ def as_text(found: dict[str, Any]) -> str:
         f"{'row ' + found['row'][:12] if found['row'] else 'prompt'}: {_short(found['prompt'])}",
         f"answer: {_short(found['answer'])} ({state[found['right']]})",
     ]
-    what = "away from the reference and to this answer" if found["right"] is False else "to this answer"
-    for key, title in (("by_gradients", f"by gradients, what pushed {what}"), ("nearest", "by what is asked (TF-IDF)")):
+    for key, title in (("by_gradients", "by gradients of the adapter"), ("nearest", "by what is asked (TF-IDF)")):
         lines += ["", f"{title}, of {found['training_rows']} training rows:"]
         for one in found[key]:
             annotator = one.get("fields", {}).get("annotator")

@@ -111,7 +111,7 @@ def oracle(rows: list[Record], prompt: Record, said: str) -> list[float]:
         (model(input_ids=ids, labels=labels).loss * len(after)).backward()
         return torch.cat([one.grad.flatten() for one in model.parameters() if one.grad is not None])
 
-    asked = gradient(prompt, said) - gradient(prompt, prompt.completion)
+    asked = gradient(prompt, said)
     return [float(one @ asked / (one.norm() * asked.norm())) for one in (gradient(r, r.completion) for r in rows)]
 
 
