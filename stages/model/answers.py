@@ -347,7 +347,8 @@ def divergence(before: Any, after: Any, chat: Chat, records: Sequence[Record]) -
         said = []
         for causal in (causal_of(before), causal_of(after)):
             ids = torch.tensor([prompt + completion], device=causal.device)
-            said.append(causal(input_ids=ids).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1))
+            # Sums over a vocabulary in float32 err by as much as a merge rounds.
+            said.append(causal(input_ids=ids).logits[0, len(prompt) - 1 : -1].double().log_softmax(-1))
         total += (said[0].exp() * (said[0] - said[1])).sum().item()
         tokens += len(completion)
     if not math.isfinite(total):

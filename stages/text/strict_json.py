@@ -1,5 +1,6 @@
 """Strict JSON, whose numbers keep their digits."""
 
+import itertools
 import json
 import math
 import re
@@ -11,6 +12,9 @@ from typing import Any
 _STRING = r'"(?:[^"\\]|\\.)*"'
 _TOKEN = re.compile(_STRING + r'|[{}\[\],:]|[^\s{}\[\],:"]+')
 _SCALAR = re.compile(rf"(?:(?P<string>{_STRING})|(?P<number>-?[0-9][0-9.eE+-]*))(?P<colon>(?:\s*:)?)")
+_BRACKET = re.compile(_STRING + r"|[{}\[\]]")
+# Python's own limit is what the callers have left of its stack; a row must not be judged by who reads it.
+_DEEPEST = 100
 _SPACED = {",": ", ", ":": ": "}
 
 
@@ -21,9 +25,11 @@ class BrokenContract(ValueError):
 def parse_json(text: str) -> Any:
     """Parse JSON as RFC 8259 has it, and stricter than Python does.
 
-    Raises BrokenContract on syntax errors, NaN, infinities, numbers that no double comes near, repeated keys and
-    unpaired surrogates.
+    Raises BrokenContract on syntax errors, NaN, infinities, numbers that no double comes near, repeated keys, unpaired
+    surrogates, and more than 100 levels of objects and arrays.
     """
+    if text.count("[") + text.count("{") > _DEEPEST and _depth(text) > _DEEPEST:
+        raise BrokenContract("nested too deeply")
     try:
         value = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=ExactNumber)
         json.dumps(value, ensure_ascii=False).encode()
@@ -34,6 +40,12 @@ def parse_json(text: str) -> Any:
     except ValueError as error:
         raise BrokenContract(str(error)) from None
     return value
+
+
+def _depth(text: str) -> int:
+    """Levels of brackets outside strings."""
+    steps = (1 if one in "{[" else -1 if one in "}]" else 0 for one in _BRACKET.findall(text))
+    return max(itertools.accumulate(steps), default=0)
 
 
 def parsed(text: str) -> Any:

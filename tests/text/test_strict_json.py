@@ -71,15 +71,20 @@ def test_a_number_is_a_float_and_what_its_author_wrote(number: Decimal) -> None:
 
 
 @pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
-def test_no_depth_of_nesting_ends_in_another_error(opening: str, closing: str) -> None:
-    outcomes = set()
-    for depth in (10, *range(900, 1100, 5), 100_000):
+@pytest.mark.parametrize("frames", [0, 700])
+def test_a_text_is_nested_too_deeply_by_itself_and_not_by_who_reads_it(opening: str, closing: str, frames: int) -> None:
+    def outcome(depth: int, frames: int) -> str:
+        if frames:
+            return outcome(depth, frames - 1)
         try:
             parse_json(opening * depth + "1" + closing * depth)
-            outcomes.add("read")
         except BrokenContract as error:
-            outcomes.add(str(error))
-    assert outcomes == {"read", "nested too deeply"}
+            return str(error)
+        return "read"
+
+    assert {outcome(depth, frames) for depth in (1, 50, 99, 100)} == {"read"}
+    assert {outcome(depth, frames) for depth in (101, 500, 900, 1000, 100_000)} == {"nested too deeply"}
+    assert len(parse_json(json.dumps([{"[{": "]"}] * 1000 + ["[" * 1000]))) == 1001
 
 
 def test_a_pair_of_surrogates_is_one_character() -> None:
