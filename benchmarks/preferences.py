@@ -20,6 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from dvc.utils.serialize import dumps_yaml
+
+from stages.core.yaml_reader import load_yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -53,7 +56,8 @@ def trained(folder: Path, prepared: Path, changes: dict[str, Any]) -> None:
 
 def preferred(folder: Path, sft: Path, settings: dict[str, Any]) -> None:
     shutil.copytree(sft, folder, symlinks=True)
-    change(folder, {f"prefer.{key}": value for key, value in settings.items()})
+    file = folder / "params.yaml"
+    file.write_text(dumps_yaml(load_yaml(file.read_text(encoding="utf-8")) | {"prefer": settings}), encoding="utf-8")
     os.chdir(folder)
     importlib.import_module("stages.tune.prefer.__main__").main()
 

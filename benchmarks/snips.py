@@ -82,6 +82,7 @@ def change(project: Path, changes: dict[str, Any]) -> None:
     params = load_yaml(file.read_text(encoding="utf-8"))
     for key, value in changes.items():
         section, name = key.split(".")
+        assert name in params[section], key
         params[section][name] = value
     file.write_text(dumps_yaml(params), encoding="utf-8")
 
