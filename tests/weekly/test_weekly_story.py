@@ -1,6 +1,6 @@
 """A week on the sample: a new intent is served, seen as drift, collected, annotated, appended, locked in part, learnt.
 
-The other half of the loop, from `dvc repro` over gates to a release and its history, is tests/test_story.py.
+The whole loop, with training, gates and two releases, is tests/pipeline/test_weekly_loop.py.
 """
 
 import importlib.util
