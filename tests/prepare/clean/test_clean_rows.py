@@ -206,7 +206,7 @@ def test_no_depth_of_nesting_ends_the_run(schema: Path) -> None:
 
 def test_no_depth_of_a_kept_column_ends_the_run(schema: Path) -> None:
     reasons = set()
-    for depth in range(800, 1000, 5):
+    for depth in (5, 90, *range(800, 1000, 40)):
         raw = row()[:-1] + b', "deep": ' + b"[" * depth + b"]" * depth + b"}"
         result = outcome(raw, schema, keep_columns=["deep"])
         reasons.add("kept" if isinstance(result, Kept) else result.detail)
