@@ -95,7 +95,8 @@ def _shed_byte_pieces(tokenizer: Any) -> None:
     backend = tokenizer.backend_tokenizer
     if "<0x00>" in tokenizer.get_vocab() or "ByteLevel" not in str(backend.pre_tokenizer):
         return
-    backend.model.byte_fallback = False
+    if getattr(backend.model, "byte_fallback", False):  # which BPE alone has
+        backend.model.byte_fallback = False
     if "ByteFallback" in str(backend.decoder):
         backend.decoder = decoders.ByteLevel()
 

@@ -124,3 +124,14 @@ def test_a_byte_level_tokenizer_does_not_say_that_it_has_byte_pieces(tmp_path: P
     assert saved["decoder"]["type"] == "ByteLevel"
     after, text = load_tokenizer(tmp_path / "base"), "naïve «日本» 🙂  two\n\tlines"
     assert after.decode(before(text)["input_ids"]) == text == before.decode(after(text)["input_ids"])
+
+
+def test_a_byte_level_tokenizer_of_another_kind_than_bpe_is_saved_as_it_is(tmp_path: Path) -> None:
+    source = save_tiny_model(tmp_path / "source")
+    file = source / "tokenizer.json"
+    found = json.loads(file.read_text(encoding="utf-8"))
+    found["model"] = {"type": "WordLevel", "vocab": found["model"]["vocab"], "unk_token": "!"}
+    file.write_text(json.dumps(found), encoding="utf-8")
+    materialise(source, tmp_path / "base", "float32", "")
+    saved = json.loads((tmp_path / "base" / "tokenizer.json").read_text(encoding="utf-8"))
+    assert (saved["model"]["type"], saved["decoder"]) == ("WordLevel", found["decoder"])
