@@ -30,7 +30,7 @@ from stages.text.strict_json import is_structured
 
 
 def main() -> None:
-    params = load_params("augment", "dedup.threshold", "seed", "task")
+    params = load_params("augment", "clean.refusals", "dedup.threshold", "seed", "task")
     settings, seed, threshold = params.augment, params.seed, params.dedup.threshold
     rows = read_records(paths.SPLIT_TRAIN)
     if not rows:
@@ -44,7 +44,7 @@ def main() -> None:
     said: dict[str, Any] = {}  # of paraphrases, where there are any
     if settings.paraphrases.per_row:
         with measured("augment"):
-            asking = settings.paraphrases, Tasks(params.task), threshold, seed
+            asking = settings.paraphrases, Tasks(params.task), params.clean.refusals, threshold, seed
             paraphrased, left_out, said = paraphrased_rows(rows, *asking)
     if settings.malformed_every is not None:
         able = rows_that_can_refuse(rows, settings.malformed_completion, Tasks(params.task))

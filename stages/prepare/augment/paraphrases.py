@@ -12,7 +12,7 @@ from typing import Any
 from stages.core import paths
 from stages.engines.asked_models import ask_all, cost, marked
 from stages.near_duplicates.pairs import cross_pairs, near_pairs
-from stages.params.prepare import Clean, Paraphrases
+from stages.params.prepare import Paraphrases
 from stages.prepare.augment.added_rows import contract_problem, said_in_prompt
 from stages.records.prompt import compared
 from stages.records.record import Record, canonical, make_record, rank
@@ -44,7 +44,7 @@ VERSION = hashlib.sha256((SYSTEM + Request(make_record("", "", None, "", ""), 0)
 
 
 def paraphrased_rows(
-    rows: Sequence[Record], settings: Paraphrases, tasks: Tasks, threshold: int, seed: int
+    rows: Sequence[Record], settings: Paraphrases, tasks: Tasks, refusals: Sequence[str], threshold: int, seed: int
 ) -> tuple[list[Record], Counter[str], dict[str, Any]]:
     """New rows in the order of the draw, what was left out by reason, and tokens and price of all replies.
 
@@ -57,7 +57,7 @@ def paraphrased_rows(
     made, left_out = list[Record](), Counter[str]()
     for request in wanted:
         row, prompt = request.row, _plain(replies[request].text)
-        if reason := _fault(row, prompt, tasks):
+        if reason := _fault(row, prompt, tasks, refusals):
             left_out[reason] += 1
             continue
         by = {"paraphrase_of": row.id, "paraphrased_by": str(notes["asked"]["model"]), "paraphrase_prompt": VERSION}
@@ -97,11 +97,11 @@ def _plain(reply: str) -> str:
     return text[1:-1].strip() if len(text) > 1 and _QUOTES.get(text[0]) == text[-1] else text
 
 
-def _fault(row: Record, prompt: str, tasks: Tasks) -> str | None:
+def _fault(row: Record, prompt: str, tasks: Tasks, refusals: Sequence[str]) -> str | None:
     """Why a reply is no prompt of the row's answer, or None."""
     checks: dict[str, Callable[[], bool]] = {
         "empty": lambda: not compared(make_record(prompt, "", None, "", "")),
-        "refused": lambda: prompt.casefold().startswith(tuple(Clean().refusals)),
+        "refused": lambda: prompt.casefold().startswith(tuple(phrase.casefold() for phrase in refusals)),
         "a value of the answer is lost": lambda: any(value not in prompt for value in said_in_prompt(row)),
         "the answer breaks its contract": lambda: contract_problem(row.completion, tasks.of(row.task)) is not None,
     }

@@ -54,6 +54,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def write_params(**paraphrases: Any) -> None:
     params = read_params(ROOT / "params.yaml") | {"seed": 17}
     off = {"malformed_every": None, "structured_share": 0, "replay_share": 0}
+    params["clean"] = params.get("clean", {}) | {"refusals": ["I'm sorry, but I cannot", "je REFUSE"]}
     params["augment"] = off | ({"paraphrases": paraphrases} if paraphrases else {})
     paths.PARAMS.write_text(dumps_yaml(params), encoding="utf-8")
 
@@ -118,6 +119,7 @@ def test_a_second_run_asks_nothing_and_writes_the_same_bytes() -> None:
     [
         ("  \n ", "empty"),
         ("I'm sorry, but I cannot do that.", "refused"),
+        ("Je refuse.", "refused"),
         ("Money back for my things, all of them", "a value of the answer is lost"),
         ("{prompt}", "near a training row"),
         ("“{prompt}!”", "near a training row"),
