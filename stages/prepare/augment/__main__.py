@@ -30,7 +30,7 @@ from stages.text.strict_json import is_structured
 
 
 def main() -> None:
-    params = load_params("augment", "clean.refusals", "dedup.threshold", "seed", "task")
+    params = load_params("augment", "clean", "dedup.threshold", "seed", "task")
     settings, seed, threshold = params.augment, params.seed, params.dedup.threshold
     rows = read_records(paths.SPLIT_TRAIN)
     if not rows:
