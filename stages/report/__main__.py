@@ -41,8 +41,7 @@ def main() -> None:
 def view(params: Params, tasks: Tasks) -> dict[str, Any]:
     """Everything that the templates show; `metrics` are those of the stages by name, which they read themselves.
 
-    Raises:
-        UserError: naming the file of another stage that is missing or broken.
+    Raises UserError naming the file of another stage that is missing or broken.
     """
     metrics = {**_json(paths.DETAILS), "gates": _json(paths.GATES)}
     confidence, limit = params.scoring.confidence, params.report.examples

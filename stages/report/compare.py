@@ -42,10 +42,8 @@ class _Row(NamedTuple):
 def compare(root: Path, revisions: Sequence[str], lock: str, form: str = "md") -> str:
     """Revisions and experiments against the first of them; one alone against it the working tree.
 
-    `lock` says whether dvc.lock belongs to the working tree; `form` is md, html, or txt for a terminal.
-
-    Raises:
-        UserError: when a name is no revision and no experiment.
+    `lock` says whether dvc.lock belongs to the working tree; `form` is md, html, or txt for a terminal. Raises
+    UserError when a name is no revision and no experiment.
     """
     repository = Repository(root)
     trees: dict[str, Tree] = {name: CommitTree(repository, _commit(repository, name)) for name in revisions}
@@ -97,10 +95,8 @@ def compare_files(files: Sequence[Path], form: str) -> str:
     """The answers of any tools to the hold-out, a file each, scored as `evaluate` does, against those of the first.
 
     Rows have "id", or "prompt" (with "task" and "context" where they tell rows apart), and the answer as "answer" (a
-    text, or what `tunetrail answer` writes), "output" or "completion". What is not scored is named.
-
-    Raises:
-        UserError: naming the line that is no such row; when no row is answered in all files.
+    text, or what `tunetrail answer` writes), "output" or "completion". What is not scored is named. Raises UserError
+    naming the line that is no such row; when no row is answered in all files.
     """
     holdout = [record_row(record) for record in read_records(paths.HOLDOUT)]
     notes, said = [], dict[str, dict[str, str]]()

@@ -58,12 +58,9 @@ class Definition:
 def merge_lock(root: Path, revisions: Sequence[str] = ()) -> str:
     """Write dvc.lock, and the metrics that git keeps, from the revisions that are being merged, or from those given.
 
-    `root` is the current folder. A stage that no revision ran with the inputs of the working tree has no entry: it
-    must run. Returns what was taken from where, and what must run and why.
-
-    Raises:
-        Refusal: when other files are still in conflict.
-        UserError: when nothing is being merged and no revision is given, or one cannot be read.
+    `root` is the current folder. A stage that no revision ran with the inputs of the working tree has no entry: it must
+    run. Returns what was taken from where, and what must run and why. Raises Refusal when other files are still in
+    conflict; UserError when nothing is being merged and no revision is given, or one cannot be read.
     """
     repository = Repository(root)
     conflicts = repository.git("diff", "--name-only", "--diff-filter=U", "--relative").splitlines()

@@ -133,9 +133,8 @@ def _obstacle(spec: Sweep, key: str, domain: Any) -> str | None:
 def sweep(root: Path, path: Path) -> str:
     """Run what is left of the trials that `path` asks for, and write the page. `root` is the current folder.
 
-    Raises:
-        UserError: for a mistake in the file, or when the first trial fails.
-        Refusal: when a tracked file is changed, or the name belongs to another sweep or to one that is still at work.
+    Raises UserError for a mistake in the file, or when the first trial fails; Refusal when a tracked file is changed,
+    or the name belongs to another sweep or to one that is still at work.
     """
     spec, repository = read_sweep(path), Repository(root)
     if repository.git("status", "--porcelain", "--untracked-files=no"):

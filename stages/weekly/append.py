@@ -41,9 +41,8 @@ class Answered:
 def append(files: Sequence[Path], params: Params, clean: Clean) -> str:
     """Write the rows, and say how many of each source, label and annotator there are, and what is left out.
 
-    Raises:
-        UserError: for a file that cannot be read, a row without a source, a `clean.raw` that is no folder, and where
-            the data that rows are held against are not here.
+    Raises UserError for a file that cannot be read, a row without a source, a `clean.raw` that is no folder, and where
+    the data that rows are held against are not here.
     """
     raw = Path(params.clean.raw)
     if raw.exists() and not raw.is_dir():

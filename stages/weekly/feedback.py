@@ -41,11 +41,9 @@ class Question(NamedTuple):
 def write_feedback(principles: Path, answers: Sequence[Path], params: Params, name: str, limit: int) -> str:
     """Write data/preferences/NAME.jsonl; say how many pairs there are, what was left out and what the judge took.
 
-    The two answers are those of the files `answers` (rows with id and output), or sampled from the tuned model.
-
-    Raises:
-        UserError: when NAME.jsonl is there, there are no principles or rows, the judge cannot be asked, or it prefers
-            nothing. Its replies are kept then, too.
+    The two answers are those of the files `answers` (rows with id and output), or sampled from the tuned model. Raises
+    UserError when NAME.jsonl is there, there are no principles or rows, the judge cannot be asked, or it prefers
+    nothing. Its replies are kept then, too.
     """
     target, told, left_out = paths.PREFERENCES / f"{name}.jsonl", read_principles(principles), Counter[str]()
     if target.exists() or Path(name).name != name:

@@ -22,8 +22,7 @@ _KEPT = ("prompt", "task", "context", "source", "log", "release", "asked", "anno
 def write_preferences(files: Sequence[Path], params: Params, name: str) -> str:
     """Write data/preferences/NAME.jsonl, of logs and of annotated rows of `tunetrail collect`; say what was found.
 
-    Raises:
-        UserError: when a file has neither, nobody said anything in them, or NAME.jsonl is there.
+    Raises UserError when a file has neither, nobody said anything in them, or NAME.jsonl is there.
     """
     target = paths.PREFERENCES / f"{name}.jsonl"
     if target.exists() or Path(name).name != name:

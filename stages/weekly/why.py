@@ -61,8 +61,7 @@ class NearestRows:
 def why(name: str, params: Params, limit: int, is_prompt: bool = False, tag: str | None = None) -> dict[str, Any]:
     """What `tunetrail why` shows: the answer of the tuned model, and by both ways `limit` rows that taught it.
 
-    Raises:
-        UserError: when there is no such row, the prompt is empty or too long, or model or rows are not here.
+    Raises UserError when there is no such row, the prompt is empty or too long, or model or rows are not here.
     """
     for folder, stage in ((paths.BASE, "base"), (paths.ADAPTER, "prefer")):
         if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
@@ -103,8 +102,7 @@ def why(name: str, params: Params, limit: int, is_prompt: bool = False, tag: str
 def taught_rows(records: Sequence[Record], chat: Chat, max_tokens: int) -> list[Taught]:
     """Each row that the model was trained on once; one too long for training taught nothing.
 
-    Raises:
-        UserError: when no row is left.
+    Raises UserError when no row is left.
     """
     found: dict[tuple[tuple[int, ...], tuple[int, ...]], Taught] = {}
     for record in sorted(records, key=lambda one: one.source.startswith("augment:")):  # before its copies

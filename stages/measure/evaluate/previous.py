@@ -45,10 +45,8 @@ class PreviousScores:
 def fetch_previous(root: Path, release: str) -> Previous:
     """The release's generations, named by the dvc.lock of its tag, from the DVC cache or else the default remote.
 
-    What stands under a tag does not change, so that the tag as a parameter is all that a stage depends on.
-
-    Raises:
-        UserError: when there is no such tag, its dvc.lock names no generations, or they cannot be fetched.
+    What stands under a tag does not change, so that the tag as a parameter is all that a stage depends on. Raises
+    UserError when there is no such tag, its dvc.lock names no generations, or they cannot be fetched.
     """
     import dvc.api  # late: it takes a second to import
     from dvc.exceptions import DvcException
@@ -82,8 +80,7 @@ def compare_previous(
 ) -> tuple[PreviousScores, Comparison]:
     """The rows that both answered, paired by id and scored by today's rules.
 
-    Raises:
-        UserError: when there is no such row.
+    Raises UserError when there is no such row.
     """
     now, then = ({one.id: one for one in some} for some in (scores, score_rows(previous.rows)))
     both = sorted(now.keys() & then.keys())

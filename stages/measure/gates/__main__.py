@@ -76,8 +76,7 @@ def check_gates(gates: Mapping[str, Gate], files: Mapping[str, Any]) -> dict[str
     Returns:
         {"verdict": state, "reason": sentence, "gates": {name: gate}}, as metrics/gates.json holds them.
 
-    Raises:
-        UserError: when a gate names a metric that is not there.
+    Raises UserError when a gate names a metric that is not there.
     """
     catalogue = catalogue_of(files)
     checked = {name: _check(name, gate, catalogue) for name, gate in gates.items()}

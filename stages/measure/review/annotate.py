@@ -43,8 +43,7 @@ class Annotation(Draft):
 def annotate(inbox: Path, annotator: str | None, others: Sequence[str], overlap: int, port: int, params: Params) -> str:
     """Serve the page to an annotator, then say how far all are and how they agree; without a name say that alone.
 
-    Raises:
-        UserError: for rows that `collect` did not write, a name that is no file name, a port that is taken.
+    Raises UserError for rows that `collect` did not write, a name that is no file name, a port that is taken.
     """
     if annotator:
         show(Session(inbox, annotator, others, overlap, params), port, "annotate", "`tunetrail append` takes it")
@@ -97,8 +96,7 @@ class Session:
     def save(self, number: int, completion: str, skipped: str | None, back: bool) -> dict[str, str | None]:
         """Put down an answer, if it keeps the contract of its task, or why there is none; the reply is `check`'s.
 
-        Raises:
-            ValueError: for a row that is not there, or a reason that is empty or too long.
+        Raises ValueError for a row that is not there, or a reason that is empty or too long.
         """
         row = self._row(number)
         if skipped is not None and not 0 < len(skipped.strip()) <= MAX_COMMENT:
@@ -127,8 +125,7 @@ class Session:
 def read_annotated(path: Path, inbox: bool = False) -> Rows:
     """The rows of an inbox or of an annotator, who need not have begun, by the id of what they ask.
 
-    Raises:
-        UserError: with file and line for what is no such row, as after a merge gone wrong.
+    Raises UserError with file and line for what is no such row, as after a merge gone wrong.
     """
     rows: Rows = {}
     if not path.is_file() and inbox:

@@ -74,8 +74,7 @@ def read_reviews(folder: Path) -> dict[str, dict[str, Review]]:
 def read_review_file(path: Path) -> dict[str, Review]:
     """One reviewer's answers by row; none when there is no file yet.
 
-    Raises:
-        UserError: with file and line for what is no answer, as after a merge gone wrong.
+    Raises UserError with file and line for what is no answer, as after a merge gone wrong.
     """
     answers: dict[str, Review] = {}
     for number, row in enumerate(read_rows(path) if path.exists() else (), start=1):
@@ -171,10 +170,8 @@ class Session:
     def save(self, number: int, best: Sequence[int] | None, comment: str, scales: Sequence[Ratings] = ()) -> None:
         """Put down the places of the best cards, none of them when all are bad, and the ratings of each card.
 
-        A `best` of None takes the answer back.
-
-        Raises:
-            ValueError: for a row or a card that is not there, or a comment that is too long.
+        A `best` of None takes the answer back. Raises ValueError for a row or a card that is not there, or a comment
+        that is too long.
         """
         if not 0 <= number < len(self.rows) or len(comment) > MAX_COMMENT:
             raise ValueError("no such row, or too long a comment")

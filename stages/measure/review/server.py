@@ -139,8 +139,7 @@ class Handler(BaseHTTPRequestHandler):
 def review(reviewer: str, port: int) -> None:
     """Serve the page until Ctrl-C; `port` 0 takes a free one.
 
-    Raises:
-        UserError: for a name that is no file name, a port that is taken, a file of answers that is broken.
+    Raises UserError for a name that is no file name, a port that is taken, a file of answers that is broken.
     """
     session = Session(reviewer, review_file(paths.REVIEWS, reviewer), load_params("review", "seed", "task"))
     if not session.rows:

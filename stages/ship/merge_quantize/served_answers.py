@@ -28,11 +28,9 @@ def served_rows(
     """The rows of `answer_rows`, said by `engine`; and what that took, for metrics/env/.
 
     What the same file, engine and requests gave is remembered, as `generate`'s answers are, where the engine is a
-    package of this environment: which one answers elsewhere, only asking tells.
-
-    Raises:
-        Refusal: when the engine shows the model other tokens than training did.
-        UserError: when the engine cannot be had, or cannot hold answers to the contract.
+    package of this environment: which one answers elsewhere, only asking tells. Raises Refusal when the engine shows
+    the model other tokens than training did; UserError when the engine cannot be had, or cannot hold answers to the
+    contract.
     """
     conversations, held = [chat.messages(record) for record in records], contracts(records, params, enforce)
     longest = max(len(chat.prompt_ids(record)) for record in records) + params.generation.max_new_tokens

@@ -28,9 +28,8 @@ _SCOPES = (["all_branches", "all_tags", "all_experiments"], ["all_commits", "all
 def garbage(root: Path, remote: str | None) -> str:
     """The objects that could go with their sizes, the total, and the `dvc gc` that removes no others, if there is one.
 
-    Raises:
-        UserError: when a file of DVC's is unreadable, or DVC cannot list the remote.
-        Refusal: when a folder's listing is nowhere, so that nobody knows which objects are needed.
+    Raises UserError when a file of DVC's is unreadable, or DVC cannot list the remote; Refusal when a folder's listing
+    is nowhere, so that nobody knows which objects are needed.
     """
     import pandas as pd
     from jinja2.filters import do_filesizeformat

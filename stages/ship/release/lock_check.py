@@ -40,9 +40,7 @@ class Findings:
 def lock_check(root: Path, deep: bool = False) -> str:
     """Return the sentence that says all is fresh; with `deep` after hashing all that it names.
 
-    Raises:
-        Refusal: naming each stale stage and what changed.
-        UserError: when dvc cannot read the repository.
+    Raises Refusal naming each stale stage and what changed; UserError when dvc cannot read the repository.
     """
     repository, tree, advice = Repository(root), WorkingTree(root), ""
     lock = read_lock(tree)

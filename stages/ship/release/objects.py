@@ -141,10 +141,8 @@ def object_state(file: Path, md5: str, deep: bool) -> str:
 def missing_in_remote(listings: Listings, kept: Kept) -> list[str]:
     """The paths whose objects the default remote does not hold; asks the network where the remote is no folder.
 
-    The bytes of a folder's objects are hashed; of those beyond a network DVC tells the names and sizes.
-
-    Raises:
-        UserError: when the remote does not answer.
+    The bytes of a folder's objects are hashed; of those beyond a network DVC tells the names and sizes. Raises
+    UserError when the remote does not answer.
     """
     if listings.remote_folder:
         store = listings.remote_folder

@@ -24,10 +24,8 @@ def publish(folder: Path, adapter: Path, release: str, target: str, forms: Seque
     `forms` are formats of the release, and "adapter" for the files of `adapter`; none for all formats. What else the
     hub's repository held leaves it. A repository that this makes is private unless it is to be `public`. The library
     takes the token from HF_TOKEN or its own login. Run again after a break: files that arrived are not sent anew.
-
-    Raises:
-        UserError: for a target or a format that cannot be; when the hub refuses or cannot be reached.
-        Refusal: when the adapter is not the release's, or the hub has other bytes afterwards.
+    Raises UserError for a target or a format that cannot be; when the hub refuses or cannot be reached; Refusal when
+    the adapter is not the release's, or the hub has other bytes afterwards.
     """
     found = _NAME.fullmatch(target)
     if not found:

@@ -194,8 +194,7 @@ def history(root: Path, stage: str | None = None) -> list[dict[str, Any]]:
         times in ISO 8601, UTC; "fault" is why the tag is not to be believed), and "scores" of the adapter as
         metrics/details.json has them.
 
-    Raises:
-        UserError: for a stage that never had a release.
+    Raises UserError for a stage that never had a release.
     """
     repository = Repository(root)
     registry = Registry(repository, artifact_name(WorkingTree(root)))

@@ -30,11 +30,8 @@ def find_release(root: Path, start: Path, key: Path | None, unreleased: str | No
     """The release that a version or a path from `start` names, after `verify`; a version is brought out of DVC.
 
     `unreleased` is the reason why one is taken that is not released, not signed by `key` or failed its gates; that its
-    files are what its manifest says is never waived.
-
-    Raises:
-        UserError: when there is none of that name, or the reason is empty.
-        Refusal: with everything that speaks against it.
+    files are what its manifest says is never waived. Raises UserError when there is none of that name, or the reason is
+    empty; Refusal with everything that speaks against it.
     """
     version, folder = "", Path(os.path.normpath(start / name))
     with suppress(UserError):  # then it is a path

@@ -43,11 +43,8 @@ def reproduce(root: Path, name: str, key: Path | None = None) -> str:
     """Make the release `name` (a version or a tag) again; write attestations/TAG.json and, with `key`, TAG.sig.
 
     The result is PASSED when every output has the same bytes; WARNED when some have not, but every metric lies within
-    the interval that it had; else FAILED.
-
-    Raises:
-        UserError: for what is no release, an input that cannot be had, or a stage that fails.
-        Refusal: when the result is FAILED; the attestation is written all the same.
+    the interval that it had; else FAILED. Raises UserError for what is no release, an input that cannot be had, or a
+    stage that fails; Refusal when the result is FAILED; the attestation is written all the same.
     """
     repository = Repository(root)
     tag = name if "@" in name else f"{artifact_name(WorkingTree(root))}@{parse_version(name)}"

@@ -35,9 +35,8 @@ def rollback(
         changes: tells what differs between two states: what, then, now, and how to read it.
         key: the public key of whom the release's signature must be.
 
-    Raises:
-        UserError: for a version that is not released.
-        Refusal: when the working tree holds what a checkout would lose, or the release's files cannot be had.
+    Raises UserError for a version that is not released; Refusal when the working tree holds what a checkout would lose,
+    or the release's files cannot be had.
     """
     repository = Repository(root)
     registry = Registry(repository, artifact_name(WorkingTree(root)))

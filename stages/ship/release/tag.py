@@ -45,9 +45,8 @@ def release(
         sign: whether git signs the tags, with the person's key.
         key: the public key of whom the signature of the files must be; needed where there is a signature.
 
-    Raises:
-        UserError: for a version, a stage or an artifact's name that GTO does not take, or an empty reason.
-        Refusal: with every reason at once, or when another run was quicker.
+    Raises UserError for a version, a stage or an artifact's name that GTO does not take, or an empty reason; Refusal
+    with every reason at once, or when another run was quicker.
     """
     repository, tree = Repository(root), WorkingTree(root)
     for option, reason in (("--no-push-check", unpushed), ("--accept-marginal", accepted)):

@@ -42,8 +42,7 @@ def trace(root: Path, name: str, start: Path) -> dict[str, Any]:
         {"file", "stage", "data", "params", "metrics", "base", "tracked_run", "code", "commit"}; `file.trail` says
         whether the trail is complete, and where it is broken.
 
-    Raises:
-        UserError: when there is nothing of that name, or no git repository.
+    Raises UserError when there is nothing of that name, or no git repository.
     """
     repository, listings = Repository(root), Listings(root)
     if not repository.git("rev-parse", "--git-dir", check=False):

@@ -30,11 +30,8 @@ def verify(root: Path | None, folder: Path, key: Path | None = None, signature: 
     """Check a release folder; return the sentences that say what holds.
 
     Against its manifest always; against the signature with the public key; against dvc.lock in the repository `root`,
-    where that is known and the folder lies in it or no key speaks for the folder.
-
-    Raises:
-        Refusal: with every difference at once.
-        UserError: when there is no manifest, or a key or signature that cannot be read.
+    where that is known and the folder lies in it or no key speaks for the folder. Raises Refusal with every difference
+    at once; UserError when there is no manifest, or a key or signature that cannot be read.
     """
     # Without a .., by which a copy beside the repository seems to lie in it.
     folder = Path(posixpath.normpath(folder.absolute().as_posix()))
@@ -134,9 +131,8 @@ def _manifest_differences(root: Path, folder: Path, listings: Listings) -> Itera
 def sign(root: Path, folder: Path, key: Path, signature: Path) -> str:
     """Sign the folder as it is.
 
-    Raises:
-        UserError: for a key that cannot be read, is encrypted or of another kind, or lies where git would take it; for
-            a signature inside the folder.
+    Raises UserError for a key that cannot be read, is encrypted or of another kind, or lies where git would take it;
+    for a signature inside the folder.
     """
     from model_signing import signing
 
@@ -153,9 +149,8 @@ def sign(root: Path, folder: Path, key: Path, signature: Path) -> str:
 def signed_differences(folder: Path, key: Path, signature: Path) -> list[str]:
     """Every way in which the folder is not the one that was signed; empty when it is.
 
-    Raises:
-        UserError: for a public key or a signature that cannot be read.
-        Refusal: when the signature is not by this key, or was changed.
+    Raises UserError for a public key or a signature that cannot be read; Refusal when the signature is not by this key,
+    or was changed.
     """
     from cryptography.exceptions import InvalidSignature
     from model_signing import verifying

@@ -22,11 +22,9 @@ def answer_file(source: Path, target: Path, version: Version, server: Server) ->
     """Write each row of `source` with its "answer" to `target`, in order; return how many.
 
     A row is {"prompt": TEXT} with "task", "context" and whatever else. An answer is {"release", "output", "tokens",
-    "stopped"}, or {"release", "error"} where the engine refuses the row, as one that is too long.
-
-    Raises:
-        UserError: naming the first line that is no such row, before anything is asked; when the engine fails.
-        Refusal: when `target` has rows of something else, or another run is writing it.
+    "stopped"}, or {"release", "error"} where the engine refuses the row, as one that is too long. Raises UserError
+    naming the first line that is no such row, before anything is asked; when the engine fails; Refusal when `target`
+    has rows of something else, or another run is writing it.
     """
     rows, records = _read(source)
     with target.open("a+b") as out:

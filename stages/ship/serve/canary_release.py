@@ -21,10 +21,8 @@ def judge_canary(log: Path, margin: float, confidence: float) -> tuple[str, str]
 
     Each line is the share of requests that went wrong in one way, of the canary less that of the version beside it,
     with Newcombe's interval; all lines together hold with the confidence (Bonferroni). Stop: one is shown to be worse,
-    and may be by more than the margin. Continue: all are shown to be worse by the margin at most.
-
-    Raises:
-        UserError: when the log has no requests of two versions.
+    and may be by more than the margin. Continue: all are shown to be worse by the margin at most. Raises UserError when
+    the log has no requests of two versions.
     """
     rows = _read(log)
     canaries = [row for row in rows if row["canary"]]

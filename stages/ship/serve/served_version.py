@@ -82,11 +82,9 @@ class Version:
 def version_of(release: str, folder: Path, tree: Path, engine: str | None, adapter: bool = False) -> Version:
     """The format for this engine; where none is named, GGUF by llama.cpp if it ships, else merged by its judge.
 
-    As an `adapter` it is served beside others on its base, by llama.cpp where no engine is named.
-
-    Raises:
-        UserError: when the release has no file for the engine.
-        Refusal: when it was judged with answers held to a contract, and the engine's server holds them to none.
+    As an `adapter` it is served beside others on its base, by llama.cpp where no engine is named. Raises UserError when
+    the release has no file for the engine; Refusal when it was judged with answers held to a contract, and the engine's
+    server holds them to none.
     """
     manifest = read_json(folder / paths.MANIFEST.name)
     forms = manifest["formats"]  # one that was not asked for has a folder, too

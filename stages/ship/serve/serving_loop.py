@@ -30,9 +30,7 @@ Start = Callable[[str], Target]
 def start_engine(version: Version, context: int = 2048) -> Target:
     """Start the engine and smoke-test it through a front of its own.
 
-    Raises:
-        UserError: when it does not come up.
-        Refusal: when it fails the smoke test.
+    Raises UserError when it does not come up; Refusal when it fails the smoke test.
     """
     form = version.folder / version.form
     with ExitStack() as stack:
@@ -48,9 +46,8 @@ def start_engine(version: Version, context: int = 2048) -> Target:
 def start_adapters(versions: Mapping[str, Version], base: Path, context: int = 2048) -> dict[str, Target]:
     """Start one engine on the base model with the adapter of each version, and smoke-test each by its name.
 
-    Raises:
-        UserError: when there is no base model, or the engine does not come up.
-        Refusal: when an adapter is of another base, or fails its smoke test.
+    Raises UserError when there is no base model, or the engine does not come up; Refusal when an adapter is of another
+    base, or fails its smoke test.
     """
     if not base.is_dir():
         raise UserError(f"--adapter serves adapters on {base}, which is not there; `dvc checkout` or `dvc repro base`")
@@ -115,11 +112,8 @@ def serve(
     """Answer until Ctrl-C or SIGTERM with the version of this name; where `link` is given, with whatever it names.
 
     `canary` is VERSION=SHARE%, a version beside it and its share of the requests. `adapters` are served in place of the
-    version, each by its name.
-
-    Raises:
-        UserError: when an engine does not come up, or ends; for an address or a canary that cannot be had.
-        Refusal: when a version is not to be served.
+    version, each by its name. Raises UserError when an engine does not come up, or ends; for an address or a canary
+    that cannot be had; Refusal when a version is not to be served.
     """
     beside, percent = _canary(canary) if canary else ("", 0.0)
     front = Front(next(iter(adapters.values())) if adapters else start(name), address.api_key, address.log)
