@@ -251,14 +251,14 @@ def append(options: Options, root: Path, start: Path) -> None:
 
 def preferences(options: Options, root: Path, start: Path) -> None:
     from stages.params.loader import load_params
-    from stages.weekly.opinions import write_preferences
+    from stages.weekly.preferences import write_preferences
 
     print(write_preferences(options.logs, load_params("clean", "task"), options.name))
 
 
 def feedback(options: Options, root: Path, start: Path) -> None:
     from stages.params.loader import load_params
-    from stages.weekly.feedback import write_feedback
+    from stages.weekly.preferences import write_feedback
 
     if options.rows < 1:
         raise UserError("--rows must be at least 1")

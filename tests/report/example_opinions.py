@@ -5,9 +5,8 @@ from typing import Any
 from stages.core import paths
 from stages.core.files import write_json
 from stages.engines.asked_models import Reply
-from stages.measure.judge.__main__ import OFF
+from stages.measure.judge.__main__ import OFF, ask_about
 from stages.measure.judge.__main__ import summarise as sum_up_judge
-from stages.measure.judge.asking import ask_about
 from stages.measure.review.__main__ import summarise as sum_up_reviews
 from stages.measure.review.reviews import Review, output_hashes
 from stages.params.loader import Params

@@ -22,7 +22,7 @@ from stages.params.gates import Judge
 from stages.params.loader import load_params
 from stages.records.record import make_record, read_rows, write_records, write_rows
 from stages.tune.prefer.preference_rows import read_preferences
-from stages.weekly.feedback import read_principles, write_feedback
+from stages.weekly.preferences import read_principles, write_feedback
 
 PRINCIPLES = "# of the shop\n\nSay please.\nPromise nothing.\n"
 WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "haven", "indigo")

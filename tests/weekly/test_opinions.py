@@ -12,7 +12,7 @@ from stages.core.errors import UserError
 from stages.params.loader import load_params
 from stages.records.record import read_rows
 from stages.tune.prefer.preference_rows import read_preferences
-from stages.weekly.opinions import write_preferences
+from stages.weekly.preferences import write_preferences
 
 
 def logged(prompt: str, output: str, **more: Any) -> dict[str, Any]:

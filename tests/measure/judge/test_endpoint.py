@@ -16,7 +16,7 @@ from judge_project import KEY, judge_params, right_one
 from stages.core import paths
 from stages.core.errors import UserError
 from stages.engines.asked_models import Endpoint, Reply
-from stages.measure.judge.asking import SYSTEM, Question
+from stages.measure.judge.__main__ import SYSTEM, Question
 
 TEXT = (
     "=== reference answer {0} ===\nRIGHT\n=== answer A {0} ===\n{1}\n"

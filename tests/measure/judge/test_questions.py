@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from judge_project import judge_params
 from project import ROOT
 
-from stages.measure.judge.asking import ask_about, sample
+from stages.measure.judge.__main__ import ask_about, sample
 from stages.params.loader import load_params
 from stages.records.record import Message, make_record
 from stages.scoring.paired_answers import Answers

@@ -15,8 +15,7 @@ from scipy.stats import spearmanr
 from stages.core.errors import UserError
 from stages.engines.asked_models import Reply
 from stages.measure.gates.__main__ import check_gates
-from stages.measure.judge.__main__ import summarise
-from stages.measure.judge.asking import ask_about
+from stages.measure.judge.__main__ import ask_about, summarise
 from stages.params.asked_model import Price
 from stages.params.gates import Gate
 from stages.params.loader import load_params
