@@ -37,8 +37,7 @@ from stages.model.loading import Weights, causal_of, load_tokenizer, load_tuned
 from stages.params.loader import load_params
 from stages.records.prompt import asked
 from stages.records.record import Record, make_record, read_records, read_rows, write_records, write_rows
-from stages.weekly.influence import WIDTH, Influence
-from stages.weekly.why import NearestRows
+from stages.weekly.why import WIDTH, Influence, NearestRows
 
 ROOT = Path(__file__).parents[1]
 PLANTED, CLEAN, VALIDATION, POOL = 60, 200, 10, 4000

@@ -51,7 +51,7 @@ def verify(options: Options, root: Path, start: Path) -> None:
 def gates(options: Options, root: Path, start: Path) -> None:
     from stages.report.tables import plain_lines
     from stages.report.verdict import gate_table
-    from stages.ship.release.tag import read_gates, require
+    from stages.ship.release.releasing import read_gates, require
 
     judged = read_gates(root)
     try:
@@ -69,7 +69,7 @@ def review(options: Options, root: Path, start: Path) -> None:
 
 
 def release(options: Options, root: Path, start: Path) -> None:
-    from stages.ship.release.tag import release
+    from stages.ship.release.releasing import release
 
     reasons = options.accept_marginal, options.no_push_check
     print(release(root, options.version, options.stage, *reasons, options.sign, options.key))
@@ -90,7 +90,7 @@ def history(options: Options, root: Path, start: Path) -> None:
 
 def rollback(options: Options, root: Path, start: Path) -> None:
     from stages.report.compare import changes
-    from stages.ship.release.rollback import rollback
+    from stages.ship.release.releasing import rollback
 
     print(rollback(root, options.version, options.stage, options.reason, changes, options.key))
 
@@ -102,9 +102,8 @@ def reproduce(options: Options, root: Path, start: Path) -> None:
 
 
 def publish(options: Options, root: Path, start: Path) -> None:
-    from stages.ship.release.publish import publish
     from stages.ship.release.registry import parse_version
-    from stages.ship.release.released_files import find_release
+    from stages.ship.release.released_files import find_release, publish
 
     found = find_release(root, root, options.key, None, parse_version(options.version))
     adapter = found.tree / paths.ADAPTER

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,13 @@ from stages.records.record import Record, read_records, read_rows
 from stages.report import findings, tables, verdict
 from stages.report.changed_examples import Answer, Row, failures, flips
 from stages.report.charts import Points, interval_chart, loss_chart
-from stages.report.formats import render
-from stages.report.spent import write_spent
+from stages.report.formats import number, render
 from stages.scoring.catalogue import comparisons, models
 from stages.scoring.paired_answers import read_previous
 from stages.scoring.rows import score_row
 from stages.text.json_schema import Tasks
 
+SPENT = paths.ENVIRONMENT / "spent.html"
 _CHECKS = ("triggers", "tied", "conflicts")
 
 
@@ -173,6 +174,30 @@ def _generations(artefacts: Iterable[str]) -> dict[str, list[Row]]:
         if ids[name] != ids["base"]:
             raise UserError(f"{path} and {files['base']} answer different rows; run `dvc repro` to make both anew")
     return rows
+
+
+def write_spent(steps: int) -> None:
+    """What each stage took when it last ran on this machine, beside what an estimate of as many `steps` said.
+
+    A page of its own, outside the trail: the report is the same bytes for the same inputs, which seconds are not.
+    """
+    notes: dict[str, Any] = {}
+    for file in sorted(paths.ENVIRONMENT.glob("*.json")):
+        with suppress(ValueError):
+            notes[file.stem] = read_json(file)
+    said = notes.pop("estimate", {})
+    took = {name: note for name, note in notes.items() if isinstance(note, dict) and "seconds" in note}
+    fits = isinstance(said, dict) and "train" in took and said.get("steps") == steps
+    rows = []
+    for name, note in sorted(took.items(), key=lambda item: -item[1]["seconds"]):
+        guessed = (said["training"], said["energy_kwh"]) if fits and name == "train" else (None, None)
+        values = (note["seconds"], note.get("peak_memory_mib"), note.get("energy_kwh"), *guessed)
+        rows.append((name, [tables.ABSENT if value is None else number(value) for value in values]))
+    columns = ["Seconds", "Memory, MiB", "Energy, kWh", "Seconds estimated", "Energy estimated, kWh"]
+    lines = [f"{number(sum(note['seconds'] for note in took.values()))} seconds in all."]
+    lines += ["`tunetrail estimate` before a run says what its training will take."] if not fits else []
+    shown = tables.frame(rows, columns, "Stage")
+    write_text(SPENT, tables.table_page(shown, lines, "What the last run took", "By stage"))
 
 
 if __name__ == "__main__":

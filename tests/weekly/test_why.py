@@ -22,8 +22,7 @@ from stages.model.chat import task_chat
 from stages.model.loading import Weights, causal_of, load_model, load_tokenizer, load_tuned
 from stages.params.loader import load_params
 from stages.records.record import Record, make_record, write_records
-from stages.weekly.influence import Influence, loss
-from stages.weekly.why import NearestRows, taught_rows
+from stages.weekly.why import Influence, NearestRows, loss, taught_rows
 
 LABELS = ("refund", "invoice")
 
@@ -192,9 +191,9 @@ def test_a_kill_leaves_no_cache_that_is_taken_for_whole(
     else:
         try:
             if where == "while writing":
-                monkeypatch.setattr("stages.weekly.influence.save_file", half)
+                monkeypatch.setattr("stages.weekly.why.save_file", half)
             else:
-                monkeypatch.setattr("stages.weekly.influence.loss", lambda *_: os._exit(9))
+                monkeypatch.setattr("stages.weekly.why.loss", lambda *_: os._exit(9))
             Influence(weights, pairs).rows  # noqa: B018
         finally:
             os._exit(1)

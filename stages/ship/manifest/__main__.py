@@ -16,8 +16,7 @@ from stages.core.files import content_hashes, file_digest, files_under, read_jso
 from stages.core.run_notes import library_versions
 from stages.core.yaml_reader import load_yaml
 from stages.params.loader import Params, load_params
-from stages.ship.manifest.model_card import model_card
-from stages.ship.manifest.supply_chain import bill_of_materials, provenance, test_result
+from stages.ship.manifest.documents import bill_of_materials, model_card, provenance, test_result
 
 FORMAT = 2  # described by manifest.schema.json
 _METRICS = (

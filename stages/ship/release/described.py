@@ -27,11 +27,8 @@ def describe(place: Place, tree: Tree, listings: Listings) -> dict[str, Any]:
         another file than params.yaml under its name; "base": the base model; "tracked_run": the tracker, and its run,
         that this machine told of the training, if any; "metrics": every JSON file in metrics/.
     """
-    lock, stage, out = place.lock, place.stage, place.out
-    upstream = lock.upstream(stage.name)
-    data: dict[str, Any] = {}
-    code: dict[str, Any] = {}
-    params: dict[str, Any] = {}
+    lock, stage, out, upstream = place.lock, place.stage, place.out, place.upstream()
+    data, code, params = dict[str, Any](), dict[str, Any](), dict[str, Any]()
     for one in upstream:
         for dep in one.deps:
             maker = next((maker.name for maker, _ in lock.makers(dep.path)), None)
@@ -65,14 +62,11 @@ def describe(place: Place, tree: Tree, listings: Listings) -> dict[str, Any]:
 
 def _facts(dep: Entry, tree: Tree, listings: Listings) -> dict[str, Any]:
     """Hash and size; for a folder also the hash of each file, where that adds up to the folder's."""
-    if not dep.is_folder:
-        return {"md5": dep.md5, "bytes": dep.size}
-    files = tree.md5s(dep.path)
-    return {
-        "md5": dep.md5,
-        "bytes": dep.size,
-        "files": files if entry_hash(files) == dep.md5 else listings.get(dep.md5),
-    }
+    facts: dict[str, Any] = {"md5": dep.md5, "bytes": dep.size}
+    if dep.is_folder:
+        files = tree.md5s(dep.path)
+        facts["files"] = files if entry_hash(files) == dep.md5 else listings.get(dep.md5)
+    return facts
 
 
 def _json(out: Entry, tree: Tree, listings: Listings) -> Any:

@@ -165,10 +165,6 @@ class Listings:
             self._known[md5] = cached_listing(stores, md5) if md5 else None
         return self._known[md5]
 
-    def holds(self, folder: str, md5: str) -> bool:
-        """Whether a file with this MD5 is in the folder."""
-        return md5 in (self.get(folder) or {}).values()
-
     def add(self, files: Mapping[str, str]) -> None:
         """Learn a folder's listing. It needs no trust: it is only found under the hash that it adds up to."""
         if files and "" not in files:

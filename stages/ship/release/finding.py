@@ -147,6 +147,10 @@ class Place:
     within: str | None
     commit: str | None = None
 
+    def upstream(self) -> list[Stage]:
+        """The stage and all that it came from, the first to run first."""
+        return self.lock.upstream(self.stage.name)
+
     @property
     def path(self) -> str:
         return self.out.path if self.within is None else f"{self.out.path}/{self.within}"
@@ -191,7 +195,7 @@ def recorded(repository: Repository, md5: str, path: str, listings: Listings) ->
     for everything in (False, True):
         versions = [] if found else lock_versions(repository, everything)
         folders = {name for _, text in versions for name in _FOLDER.findall(text)}
-        needles = {md5.encode(), *(name for name in folders if listings.holds(name.decode(), md5))}
+        needles = {md5.encode(), *(name for name in folders if md5 in (listings.get(name.decode()) or {}).values())}
         for commit, text in versions:
             try:  # parsing is the slow part, so a lock that has none of the hashes in its text is not parsed
                 lock = parse_lock(text) if any(needle in text for needle in needles) else Lock({})

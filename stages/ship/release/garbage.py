@@ -17,8 +17,8 @@ from stages.core.errors import Refusal, UserError, names
 from stages.core.git import LOCK, CommitTree, Repository
 from stages.core.yaml_reader import load_written_yaml
 from stages.ship.release.dvc_files import Definition, Listings, dvc_repo
+from stages.ship.release.objects import OBJECT
 
-_OBJECT = re.compile(r"[0-9a-f]{30}(\.dir)?")
 _DVCS = re.compile(r"(.*/)?(dvc\.lock|dvc\.yaml|[^/]*\.dvc)")  # the files that DVC reads
 _HEADS = ("HEAD", "MERGE_HEAD", "CHERRY_PICK_HEAD", "REVERT_HEAD", "REBASE_HEAD")  # a merge needs both sides
 _LOGGED = re.compile(r"refs/stash|refs/exps/.*(stash|failed)")  # refs whose log is a list: stashes, DVC's queue
@@ -167,4 +167,4 @@ def _outputs(path: str, text: bytes, definition: bytes, listings: Listings) -> I
 def cached(cache: Path) -> dict[str, int]:
     """All objects of a cache. DVC 3 keeps the listings of folders of code where DVC 2 kept everything."""
     files = [file for below in ("files/md5", ".") for file in (cache / below).glob("[0-9a-f][0-9a-f]/*")]
-    return {file.parent.name + file.name: file.stat().st_size for file in files if _OBJECT.fullmatch(file.name)}
+    return {file.parent.name + file.name: file.stat().st_size for file in files if OBJECT.fullmatch(file.name)}

@@ -27,7 +27,7 @@ SAFE_GC = (
     "To free space: `dvc gc --workspace --all-branches --all-tags` keeps what every release needs, also with --cloud; "
     "without --all-tags it deletes what earlier releases need."
 )
-_OBJECT = re.compile(r"[0-9a-f]{30}(\.dir)?")
+OBJECT = re.compile(r"[0-9a-f]{30}(\.dir)?")
 _EMPTY = "d41d8cd98f00b204e9800998ecf8427e"
 
 RIGHT, ABSENT, DAMAGED = "right", "absent", "damaged"
@@ -217,7 +217,7 @@ def heal(root: Path) -> tuple[list[str], list[str]]:
 
 def _set_aside(root: Path, store: Path, what: str) -> list[str]:
     """Move every object whose bytes are not those of its name out of a cache or remote; return the names."""
-    files = sorted(f for f in (store / "files" / "md5").glob("[0-9a-f][0-9a-f]/*") if _OBJECT.fullmatch(f.name))
+    files = sorted(f for f in (store / "files" / "md5").glob("[0-9a-f][0-9a-f]/*") if OBJECT.fullmatch(f.name))
     found = []
     for file in track(files, len(files), f"hashing {what}"):
         md5 = file.parent.name + file.name

@@ -186,7 +186,7 @@ class Tracer:
             target = findings.broken if in_place else findings.notes
             held = f"commit {(chosen.commit or '')[:10]} still holds all that made it"
             target += [f"{sentence} ({held})" for sentence in later]
-            if not later and _inputs(now) != _inputs(chosen):
+            if not later and now.upstream() != chosen.upstream():
                 findings.notes.append(f"commit {(now.commit or '')[:10]} made the same bytes again, from other inputs")
         if in_place:
             findings.broken += self._uncommitted(chosen)
@@ -210,7 +210,8 @@ class Tracer:
         sentence = (
             f"no stage wrote it: its hash is in none of the {count} versions of {LOCK} in git, nor in the working tree"
         )
-        nothing: dict[str, Any] = {
+        nothing = {
+            "stage": None,
             "data": {},
             "params": {},
             "metrics": {},
@@ -218,8 +219,7 @@ class Tracer:
             "tracked_run": None,
             "code": {},
         }
-        commit: dict[str, Any] = {"sha": None, "status": "unknown", "tags": []}
-        return {**self._file(Findings([sentence])), "stage": None, **nothing, "commit": commit}
+        return {**self._file(Findings([sentence])), **nothing, "commit": {"sha": None, "status": "unknown", "tags": []}}
 
     def _tags(self, place: Place, findings: Findings) -> list[str]:
         """The tags whose dvc.lock holds the output, without those that were moved since."""
@@ -241,7 +241,7 @@ class Tracer:
 
     def _assemble(self, place: Place, findings: Findings, commit: dict[str, Any]) -> dict[str, Any]:
         tree = self._tree(place.commit)
-        kept = examine(place.lock, tree, self.listings, _upstream(place))
+        kept = examine(place.lock, tree, self.listings, place.upstream())
         release = next((f" (release {name})" for lock, name in self._released([place]) if lock == place.lock), "")
         findings.broken += [sentence + release for sentence in kept.broken()]
         findings.notes += kept.notes()
@@ -250,11 +250,3 @@ class Tracer:
     def _file(self, findings: Findings) -> dict[str, Any]:
         facts = {name: getattr(self.subject, name) for name in ("path", "sha256", "md5", "bytes")}
         return {"file": {**facts, "trail": {"broken": findings.broken, "notes": findings.notes}}}
-
-
-def _upstream(place: Place) -> list[Stage]:
-    return place.lock.upstream(place.stage.name)
-
-
-def _inputs(place: Place) -> list[dict[str, Any]]:
-    return [stage.raw for stage in _upstream(place)]

@@ -14,7 +14,7 @@ from release_example import make_manifest, make_metrics, make_params
 
 from stages.core.yaml_reader import load_yaml
 from stages.params.model import Model
-from stages.ship.manifest.model_card import hub_name, model_card
+from stages.ship.manifest.documents import hub_name, model_card
 
 HOSTILE = st.text(max_size=30) | st.text(alphabet="`~#-+=*_>|<&1.:{}%'\"\\\n\t\r a[]()!@\u2028\x85", max_size=30)
 LICENCES = st.text(max_size=30) | st.sampled_from(

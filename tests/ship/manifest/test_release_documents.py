@@ -18,8 +18,8 @@ from release_example import make_gates, make_manifest
 from scored import ROOT
 
 from stages.core.files import read_json
-from stages.ship.manifest import supply_chain
-from stages.ship.manifest.supply_chain import bill_of_materials
+from stages.ship.manifest import documents
+from stages.ship.manifest.documents import bill_of_materials
 
 SCHEMA = read_json(ROOT / "stages/ship/manifest/manifest.schema.json")
 TEXTS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)
@@ -96,8 +96,8 @@ def test_the_documents_are_the_same_from_the_same_release_and_others_from_anothe
         manifest = make_manifest(text)
         made = (
             bill_of_materials(manifest),
-            supply_chain.provenance(manifest),
-            supply_chain.test_result(manifest, make_gates(text)),
+            documents.provenance(manifest),
+            documents.test_result(manifest, make_gates(text)),
         )
         return [json.dumps(one) for one in made]
 
@@ -110,7 +110,7 @@ def test_the_documents_are_the_same_from_the_same_release_and_others_from_anothe
 @given(TEXTS)
 def test_the_attestations_have_the_form_of_their_standards(text: str) -> None:
     manifest = make_manifest(text)
-    made = supply_chain.provenance(manifest)
+    made = documents.provenance(manifest)
     ParseDict(made, Statement())  # raises on a key that the standard does not have
     found = ParseDict(made["predicate"], Provenance())
     assert made["predicateType"] == "https://slsa.dev/provenance/v1"
@@ -128,7 +128,7 @@ def test_the_attestations_have_the_form_of_their_standards(text: str) -> None:
 
 @given(TEXTS)
 def test_the_test_result_sorts_the_gates_by_what_they_count_for(text: str) -> None:
-    made = supply_chain.test_result(make_manifest("a"), make_gates(text))
+    made = documents.test_result(make_manifest("a"), make_gates(text))
     ParseDict(made, Statement())
     found = ParseDict(made["predicate"], InTotoTestResult())
     assert made["predicateType"] == "https://in-toto.io/attestation/test-result/v0.1"

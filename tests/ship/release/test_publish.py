@@ -16,7 +16,7 @@ from scratch import Scratch
 from stages.core import paths
 from stages.core.errors import Refusal, UserError
 from stages.core.files import content_hashes, file_digest, files_under, write_json
-from stages.ship.release.publish import publish
+from stages.ship.release.released_files import publish
 from stages.ship.release.verify import sign
 
 pytest_plugins = ["scratch_fixtures"]

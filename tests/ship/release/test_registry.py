@@ -17,8 +17,7 @@ from stages.core.files import file_digest
 from stages.core.git import Repository
 from stages.report.compare import changes
 from stages.ship.release import registry
-from stages.ship.release.rollback import rollback
-from stages.ship.release.tag import release
+from stages.ship.release.releasing import release, rollback
 
 pytest_plugins = ["scratch_fixtures"]
 
@@ -156,7 +155,7 @@ def test_of_two_releases_at_once_one_wins_and_the_other_says_so(runs: Scratch, m
         except Refusal as error:
             answers.append(f"refused: {error}")
 
-    monkeypatch.setattr("stages.ship.release.tag.write_tag", together)
+    monkeypatch.setattr("stages.ship.release.releasing.write_tag", together)
     threads = [threading.Thread(target=one) for _ in range(2)]
     for thread in threads:
         thread.start()

@@ -1,11 +1,14 @@
-"""The release for supply-chain tools: its bill of materials (CycloneDX), what made it (SLSA), its gates (in-toto).
+"""What ships beside the manifest: the model card for people, and for supply-chain tools the bill of materials
+(CycloneDX), what made the release (SLSA) and its gates (in-toto).
 
-The statements have no signature of their own: the release's covers them. None of the three holds a date or a host.
+The statements have no signature of their own: the release's covers them. None of them holds a date or a host.
 """
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 from uuid import NAMESPACE_OID, uuid5
 
@@ -14,15 +17,87 @@ from cyclonedx.model import HashType, Property
 from cyclonedx.model.bom import Bom
 from cyclonedx.model.component import Component, ComponentType
 from cyclonedx.output.json import JsonV1Dot6
+from cyclonedx.spdx import fixup_id
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from packageurl import PackageURL
 
 from stages.core import paths
+from stages.params.loader import Params
 from stages.scoring.metrics import FAIL, MARGINAL, PASS
-from stages.ship.manifest.model_card import hub_name
+from stages.text.markdown import markdown_block, markdown_code, markdown_text
 
 BUILD_TYPE = "urn:tunetrail:dvc-repro:v1"
 _RESULTS = {PASS: "PASSED", MARGINAL: "WARNED", FAIL: "FAILED"}
 _LISTS = {PASS: "passedTests", MARGINAL: "warnedTests", FAIL: "failedTests"}
+
+
+def model_card(params: Params, manifest: dict[str, Any], metrics: dict[str, Any]) -> str:
+    """The card in Markdown, with the front matter that model hubs read; `metrics` are those of the stages by name."""
+    base, gates = metrics["baseline"]["base"], metrics["gates"]
+    rows = [_row("base", "", "", None, base), _row("adapter", "", "", None, metrics["evaluate"]["adapter"])]
+    for name, artefact in metrics["quantize"]["artefacts"].items():
+        one = manifest["formats"][name]
+        rows.append(_row(name, f"`{one['folder']}/`", one["engine"], artefact["bytes"], artefact["scores"]))
+    train, name, licence = params.train, hub_name(params.model.source), fixup_id(params.model.licence)
+    data = ModelCardData(
+        base_model=name,
+        base_model_relation="finetune",
+        license=licence.lower() if licence else "other",  # hubs know the identifiers of SPDX in small letters
+        license_name=None if licence else params.model.licence,
+        pipeline_tag="text-generation",
+        model_name=f"{name}-fine-tuned",
+        eval_results=[*_results(manifest)],
+    )
+    card = ModelCard.from_template(
+        data,
+        template_path=str(Path(__file__).with_name("model_card.md.j2")),
+        block=markdown_block,
+        code=markdown_code,
+        text=markdown_text,
+        base=params.model.source.partition(":")[2],
+        licence=params.model.licence,
+        sha256=manifest["base"]["sha256"],
+        method=train.method if train.method == "full" else f"{train.method}, {train.adapter}",
+        trained=metrics["train"]["rows"]["train"],
+        task=params.task,
+        holdout=base["rows"],
+        percent=f"{params.scoring.confidence:.0%}".rstrip("%"),
+        rows=rows,
+        verdict=gates["verdict"],
+        reason=gates["reason"],
+    )
+    return f"{card}\n"
+
+
+def _results(manifest: dict[str, Any]) -> Iterator[EvalResult]:
+    """Every score of every format on the hold-out, which its SHA-256 names."""
+    revision = manifest["data"].get(paths.HOLDOUT.as_posix(), {}).get("sha256")
+    for name, one in manifest["formats"].items():
+        for metric, score in one["metrics"].items():
+            yield EvalResult(
+                task_type="text-generation",
+                dataset_type="holdout",
+                dataset_name="hold-out",
+                dataset_revision=revision,
+                metric_type=metric,
+                metric_value=score["value"],
+                metric_name=f"{metric} of {name} by {one['engine']}",
+                metric_args={"low": score["low"], "high": score["high"], "confidence": one["confidence"]},
+            )
+
+
+def hub_name(source: str) -> str:
+    """The base model's name in the characters that a hub takes: OWNER/NAME, a package or a folder, without version."""
+    kind, _, rest = source.partition(":")
+    name = Path(rest).name if kind == "path" else re.split("@|==", rest)[0]
+    return re.sub("[^A-Za-z0-9/._-]+", "-", name).strip("-.") or "base"
+
+
+def _row(name: str, folder: str, engine: str, size: int | None, scores: dict[str, Any]) -> str:
+    exact, valid = scores["exact_match"], scores["valid"]["value"]
+    megabytes = "" if size is None else f"{size / 1e6:.0f}"
+    interval = f"{exact['low']:.1%} to {exact['high']:.1%}"
+    return f"| {name} | {folder} | {engine} | {megabytes} | {exact['value']:.1%} | {interval} | {valid:.1%} |"
 
 
 def provenance(manifest: Mapping[str, Any]) -> dict[str, Any]:
