@@ -3,8 +3,7 @@
 import hashlib
 import json
 import posixpath
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from stages.report.formats import plural
 
 _GROUPS = ("label", "source", "annotator")
 _WHOLE = "all rows"
+_CHANGES = ["added", "removed", "changed"]
 
 
 class Row(NamedTuple):
@@ -37,60 +37,36 @@ def data_difference(repository: Repository, then: Tree, now: Tree) -> tuple[list
     rows = [_raw_rows(tree) for tree in (then, now)]
     if None in rows:
         rows = [_clean_rows(repository, tree) for tree in (then, now)]
-    said = [_holdout(then, now)]
-    empty = pd.DataFrame(columns=["then", "now", "added", "removed", "changed"]).rename_axis("rows")
     old, new = rows
+    table = _table([], [])
     if old is None or new is None:
-        return [
-            *said,
-            "Data: which rows differ is not known here; `dvc fetch clean` on both revisions brings them.",
-        ], empty
-    table = _table(old, new)
-    if table.empty:
-        return [*said, f"Data: the same {len(new):,} rows."], empty
-    added, removed, changed = (int(table.loc[_WHOLE, name]) for name in ("added", "removed", "changed"))
-    return [
-        *said,
-        f"Data: {plural(added, 'row')} added, {removed:,} removed, {changed:,} changed, of {len(new):,}.",
-    ], table
+        said = "Data: which rows differ is not known here; `dvc fetch clean` on both revisions brings them."
+    elif (table := _table(old, new)).empty:
+        said = f"Data: the same {len(new):,} rows."
+    else:
+        added, removed, changed = table.loc[_WHOLE, _CHANGES]
+        said = f"Data: {plural(added, 'row')} added, {removed:,} removed, {changed:,} changed, of {len(new):,}."
+    return [_holdout(then, now), said], table
 
 
-def _table(old: Iterable[Row], new: Iterable[Row]) -> pd.DataFrame:
+def _table(old: Sequence[Row], new: Sequence[Row]) -> pd.DataFrame:
     """Rows of each group then and now, and how many came, went or got another answer; groups that differ alone."""
-    old, new = list(old), list(new)
-    gone, come = (Counter(row.said for row in one) for one in (old, new))
-    gone, come = gone - come, come - gone
-    left, right = _pick(old, gone), _pick(new, come)
-    asked_before, asked_now = ({row.asked for row in one} for one in (left, right))
-    counts: dict[str, Counter[str]] = {}
-
-    def count(row: Row, what: str) -> None:
-        for group in (_WHOLE, *(f"{kind} {name}" for kind, name in row.groups)):
-            counts.setdefault(group, Counter())[what] += 1
-
-    for rows, what in ((old, "then"), (new, "now")):
-        for row in rows:
-            count(row, what)
-    for row in left:
-        if row.asked not in asked_now:
-            count(row, "removed")
-    for row in right:
-        count(row, "changed" if row.asked in asked_before else "added")
-    table = pd.DataFrame.from_dict(counts, orient="index", columns=["then", "now", "added", "removed", "changed"])
-    table = table.fillna(0).astype(int)
-    order = sorted(table.index, key=lambda group: (group != _WHOLE, group))
-    return table.loc[order][lambda t: (t[["added", "removed", "changed"]] != 0).any(axis=1)].rename_axis("rows")
-
-
-def _pick(rows: Iterable[Row], wanted: Counter[str]) -> list[Row]:
-    """Of each row that is there more often than on the other side, as many as there are more."""
-    left = wanted.copy()
-    found = []
-    for row in rows:
-        if left[row.said] > 0:
-            left[row.said] -= 1
-            found.append(row)
-    return found
+    sides = [("then", *row) for row in old] + [("now", *row) for row in new]
+    rows = pd.DataFrame(sides, columns=["side", "asked", "said", "groups"], dtype=object)
+    # Of a row that one side has more often, as many copies differ as there are more.
+    copies = rows[["said"]].assign(copy=rows.groupby(["side", "said"]).cumcount())
+    differ = rows[~copies.duplicated(keep=False)]
+    went = differ["side"] == "then"
+    changed = differ["asked"].isin(differ["asked"][went]) & differ["asked"].isin(differ["asked"][~went])
+    what = differ["side"].map({"then": "removed", "now": "added"}).mask(changed, "changed")[~(changed & went)]
+    groups = rows["groups"].map(lambda groups: [_WHOLE, *(f"{kind} {name}" for kind, name in groups)]).explode()
+    counted = pd.concat([rows["side"], what]).rename("what").to_frame().join(groups)
+    table = counted.groupby(["groups", "what"]).size().unstack(fill_value=0)
+    table = (
+        table.reindex(columns=["then", "now", *_CHANGES], fill_value=0).rename_axis("rows").rename_axis(None, axis=1)
+    )
+    table = table.sort_index(key=lambda names: names.map(lambda name: (name != _WHOLE, name)))
+    return table[(table[_CHANGES] != 0).any(axis=1)]
 
 
 def _raw_rows(tree: Tree) -> list[Row] | None:
@@ -119,15 +95,9 @@ def _clean_rows(repository: Repository, tree: Tree) -> list[Row] | None:
     content = locked_bytes(repository.root, tree, paths.CLEAN.as_posix())
     if content is None:
         return None
-    rows = map(json.loads, content.splitlines())
-    return [
-        _row(
-            _digest(json.dumps([row["prompt"], row.get("context"), row.get("task")])),
-            row["id"],
-            row.get("fields", {}) | row,
-        )
-        for row in rows
-    ]
+    rows = list(map(json.loads, content.splitlines()))
+    asked = [_digest(json.dumps([row["prompt"], row.get("context"), row.get("task")])) for row in rows]
+    return [_row(key, row["id"], row.get("fields", {}) | row) for key, row in zip(asked, rows, strict=True)]
 
 
 def locked_bytes(root: Path, tree: Tree, path: str) -> bytes | None:
@@ -143,7 +113,9 @@ def locked_bytes(root: Path, tree: Tree, path: str) -> bytes | None:
 
 
 def _row(asked: str, said: str, columns: dict[str, Any]) -> Row:
-    return Row(asked, said, tuple((kind, str(columns[kind])) for kind in _GROUPS if columns.get(kind) is not None))
+    groups = {kind: str(columns[kind]) for kind in _GROUPS if columns.get(kind) is not None}
+    # Half a surrogate pair, which JSON can write, is no text that a table or a page can hold.
+    return Row(asked, said, tuple((kind, name.encode(errors="replace").decode()) for kind, name in groups.items()))
 
 
 def _digest(text: str | bytes) -> str:

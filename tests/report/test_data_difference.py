@@ -81,6 +81,17 @@ def test_rows_of_labels_sources_and_annotators() -> None:
     }
 
 
+def test_names_that_are_half_a_character_are_counted_and_groups_stand_in_order() -> None:
+    rows = [{"prompt": "a", "completion": "1", "label": "\ud800"}, {"prompt": "b", "completion": "1", "label": "x"}]
+    _, groups = said({"data/raw/a.jsonl": raw(rows[0])}, {"data/raw/a.jsonl": raw(rows[0], *rows)})
+    assert list(groups.items()) == [
+        ("all rows", [1, 3, 2, 0, 0]),
+        ("label ?", [1, 2, 1, 0, 0]),
+        ("label x", [0, 1, 1, 0, 0]),
+        ("source a.jsonl", [1, 3, 2, 0, 0]),
+    ]
+
+
 @pytest.mark.parametrize(
     ("before", "after", "words"),
     [

@@ -5,7 +5,6 @@ import posixpath
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -171,12 +170,9 @@ def best(candidates: list[Place], path: str) -> Place | None:
 
     The same bytes can stand in several places: a tokenizer is copied from the base model to every artefact.
     """
-
-    def shared_end(place: Place) -> int:
-        pairs = zip(reversed(PurePosixPath(place.path).parts), reversed(PurePosixPath(path).parts), strict=False)
-        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-
-    return max(reversed(candidates), key=shared_end, default=None)
+    ends = {one: PurePosixPath(one).parts[::-1] for one in (path, *(place.path for place in candidates))}
+    shared = {one: len(posixpath.commonprefix([end, ends[path]])) for one, end in ends.items()}
+    return max(reversed(candidates), key=lambda place: shared[place.path], default=None)
 
 
 def lock_versions(repository: Repository, everything: bool) -> list[tuple[str, bytes]]:

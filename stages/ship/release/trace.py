@@ -210,15 +210,8 @@ class Tracer:
         sentence = (
             f"no stage wrote it: its hash is in none of the {count} versions of {LOCK} in git, nor in the working tree"
         )
-        nothing = {
-            "stage": None,
-            "data": {},
-            "params": {},
-            "metrics": {},
-            "base": None,
-            "tracked_run": None,
-            "code": {},
-        }
+        nothing: dict[str, Any] = {part: {} for part in ("data", "params", "metrics", "code")}
+        nothing |= dict.fromkeys(("stage", "base", "tracked_run"))
         return {**self._file(Findings([sentence])), **nothing, "commit": {"sha": None, "status": "unknown", "tags": []}}
 
     def _tags(self, place: Place, findings: Findings) -> list[str]:
