@@ -99,6 +99,7 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--log", metavar="FILE", type=_path, help=f"a line a request, without its text; default: {paths.REQUESTS}"
     )
+    serve.add_argument("--log-text", action="store_true", help="what is asked and answered, too, for `collect`")
     switch = command("switch", "let `serve current` go over to a version, without a pause")
     switch.add_argument("name", metavar="VERSION", help="MAJOR.MINOR.PATCH")
     switch.add_argument("--url", help="of `serve current`: wait until it serves that version")

@@ -138,7 +138,7 @@ def serve(options: Options, root: Path, start: Path) -> None:
     serve(
         lambda name: start_engine(_version(options, root, start, name), options.context),
         link.readlink().name if link else options.name,
-        Address(options.host, options.port, _api_key(options), options.log or root / paths.REQUESTS),
+        Address(options.host, options.port, _api_key(options), options.log or root / paths.REQUESTS, options.log_text),
         options.canary,
         link,
         start_adapters(versions, root / paths.BASE, options.context) if versions else None,

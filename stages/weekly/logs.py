@@ -2,8 +2,8 @@
 
 Known are lines that have a request and its reply side by side: those of LiteLLM (its standard logging payload, or a
 proxy's spend log), of OpenAI's and vLLM's batch files, of llama.cpp and vLLM behind a proxy that writes
-`{"request": ..., "response": ...}`, and of `tunetrail answer`. Where the reply is nested, and as what, is found by
-looking for `messages` or `prompt` and for `choices`.
+`{"request": ..., "response": ...}`, of `tunetrail serve --log-text`, and of `tunetrail answer`. Where the reply is
+nested, and as what, is found by looking for `messages` or `prompt` and for `choices`.
 """
 
 import json

@@ -7,14 +7,14 @@ import json
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 from uuid import uuid4
 
-from aiohttp import ClientError, ClientSession, ClientTimeout, web
+from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector, web
 
 from stages.core.errors import UserError
 from stages.engines.engine_server import CHAT, EngineError, Server, addressed, healthy
@@ -39,16 +39,25 @@ class Front:
 
     Where there are `adapters`, a request's model names one of them, and each is a version of its own.
     `note` says why the last switch did not come about; /health shows it. The log has a line for each request: its id,
-    the release that answered it, and how it went, but nothing of what was said. A full one gets the time in its name.
+    the release that answered it, and how it went; what was said only with `log_text`, in a file for its owner alone.
+    A full one gets the time in its name.
     """
 
-    def __init__(self, target: Target, api_key: str | None = None, log: Path | None = None) -> None:
-        self.target, self.note, self._api_key = target, "", api_key
+    def __init__(
+        self, target: Target, api_key: str | None = None, log: Path | None = None, log_text: bool = False
+    ) -> None:
+        self.target, self.note, self._api_key, self._log_text = target, "", api_key, log_text and log is not None
         self.canary: tuple[Target, float] | None = None
         self.adapters: dict[str, Target] = {}
         if log:
             log.parent.mkdir(parents=True, exist_ok=True)
-        self._log = log.open("a", encoding="utf-8", buffering=1) if log else None
+        self._log = self._open(log) if log else None
+
+    def _open(self, log: Path) -> TextIO:
+        if self._log_text:
+            log.touch(0o600)
+            log.chmod(0o600)  # it may have been begun without text
+        return log.open("a", encoding="utf-8", buffering=1)
 
     @property
     def targets(self) -> list[Target]:
@@ -97,7 +106,9 @@ class Front:
         return old
 
     async def _session(self, app: web.Application) -> AsyncIterator[None]:
-        async with ClientSession(timeout=ClientTimeout(_SECONDS)) as self._engines:
+        # A connection of its own for each request: one that the engine closes just as it is used again loses a request.
+        each = TCPConnector(force_close=True, limit=0)
+        async with ClientSession(timeout=ClientTimeout(_SECONDS), connector=each) as self._engines:
             yield
 
     @web.middleware
@@ -154,6 +165,10 @@ class Front:
         self, request: web.Request, target: Target, body: dict[str, Any], request_id: str
     ) -> tuple[web.StreamResponse, dict[str, Any]]:
         told = target.defaults | body | addressed(target.server)
+        # How sure the answer is tells `tunetrail collect` what to keep; the client gets what it asked for.
+        asks = self._log_text and not (body.get("stream") or body.get("logprobs"))
+        if asks and target.server.engine != "transformers":  # whose server gives none
+            told |= {"logprobs": True, "top_logprobs": 1}
         headers = {"X-Request-Id": request_id, "X-Release": target.version.id}
         key = {"Authorization": f"Bearer {target.server.api_key}"} if target.server.api_key else {}
         address = target.server.url.removesuffix("/v1") + CHAT
@@ -162,17 +177,23 @@ class Front:
                 headers["Content-Type"] = reply.headers.get("Content-Type", "application/json")
                 if not body.get("stream"):
                     said, row = await reply.read(), {"status": reply.status}
-                    with suppress(ValueError, EngineError):
+                    with suppress(ValueError, KeyError, TypeError, EngineError):
                         value: Any = json.loads(said) if reply.status == 200 else None
                         row |= target.version.outcome(value)
+                        if self._log_text:
+                            row |= said_in(body, value["choices"][0])
+                        if asks:
+                            value["choices"][0].pop("logprobs", None)
                         said = json.dumps(value | {"model": target.version.id}).encode()
                     return web.Response(status=reply.status, body=said, headers=headers), row
-                answer = web.StreamResponse(status=reply.status, headers=headers)
+                answer, pieces = web.StreamResponse(status=reply.status, headers=headers), list[bytes]()
                 await answer.prepare(request)
                 async for piece in reply.content.iter_any():
                     await answer.write(piece)
+                    pieces += [piece] if self._log_text else []
                 await answer.write_eof()
-                return answer, {"status": reply.status}
+                streamed = said_in(body, choice_of_stream(b"".join(pieces))) if pieces else {}
+                return answer, {"status": reply.status, **streamed}
         except (ClientError, TimeoutError):
             return _refusal(502, "the engine does not answer"), {"status": 502}
 
@@ -182,9 +203,29 @@ class Front:
             with suppress(OSError):  # else the file goes on growing
                 path.rename(path.with_stem(f"{path.stem}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}"))
                 self._log.close()
-                self._log = path.open("a", encoding="utf-8", buffering=1)
+                self._log = self._open(path)
         if self._log:
             self._log.write(json.dumps(row) + "\n")
+
+
+def said_in(request: Mapping[str, Any], choice: Mapping[str, Any]) -> dict[str, Any]:
+    """What was asked and answered, as `tunetrail collect` reads it; of all log-probabilities of tokens the mean."""
+    tokens = (choice.get("logprobs") or {}).get("content") or []
+    mean = {"log_probability": sum(one["logprob"] for one in tokens) / len(tokens)} if tokens else {}
+    content, finish = choice["message"]["content"], choice.get("finish_reason")
+    answer = {"message": {"role": "assistant", "content": content}, "finish_reason": finish, **mean}
+    return {"request": {"messages": request["messages"]}, "response": {"choices": [answer]}}
+
+
+def choice_of_stream(events: bytes) -> dict[str, Any]:
+    """The answer that server-sent events tell piece by piece, as one choice; what is no such event says nothing."""
+    text, finish = "", None
+    for line in events.splitlines():
+        with suppress(ValueError, KeyError, IndexError, TypeError):
+            choice = json.loads(line.removeprefix(b"data:"))["choices"][0]
+            finish = choice.get("finish_reason") or finish
+            text += choice["delta"].get("content") or ""
+    return {"message": {"content": text}, "finish_reason": finish}
 
 
 def _refusal(status: int, why: str) -> web.Response:

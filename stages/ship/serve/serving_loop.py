@@ -93,12 +93,13 @@ def _try(front: Front) -> None:
 
 
 class Address(NamedTuple):
-    """Where clients find the front, the key that they bring, and the log of what they asked."""
+    """Where clients find the front, the key that they bring, and the log of their requests, with text or without."""
 
     host: str
     port: int
     api_key: str | None
     log: Path
+    log_text: bool
 
 
 def serve(
@@ -116,7 +117,7 @@ def serve(
     that cannot be had; Refusal when a version is not to be served.
     """
     beside, percent = _canary(canary) if canary else ("", 0.0)
-    front = Front(next(iter(adapters.values())) if adapters else start(name), address.api_key, address.log)
+    front = Front(next(iter(adapters.values())) if adapters else start(name), *address[2:])
     front.adapters = adapters or {}
     try:
         if beside:

@@ -11,11 +11,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from served import Stub, make_version, stubbed
 
 from stages.core.errors import UserError
 from stages.engines.engine_server import CHAT
-from stages.ship.serve.front import Front, Target
+from stages.ship.serve.front import Front, Target, choice_of_stream
 from stages.ship.serve.served_version import Version
 from stages.ship.serve.serving_loop import follow, point
 
@@ -136,6 +138,31 @@ def test_a_canary_gets_its_share_by_the_request_s_id_and_the_log_has_no_text(ver
     assert all(row["canary"] == (row["release"] == new.id) for row in rows)
     assert all(row.items() >= {"status": 200, "tokens": 3, "stopped": True, "valid": True}.items() for row in rows)
     assert "secret" not in log.read_text()
+
+
+def test_a_log_with_text_is_its_owner_s_and_a_stream_of_something_else_harms_nobody(
+    version: Version, tmp_path: Path
+) -> None:
+    log = tmp_path / "requests.jsonl"
+    log.touch(0o644)
+    with stubbed(version) as (stub, target), Front(target, log=log, log_text=True).answering() as url:
+        said = post(url, {"messages": HELLO})[1]["choices"][0]["message"]["content"]
+        assert post(url, {"messages": HELLO, "stream": True})[:2] == (200, b"data: one\n\ndata: [DONE]\n\n")
+        assert stub.asked[0].items() >= {"logprobs": True, "top_logprobs": 1}.items()
+    plain, stream = (json.loads(line) for line in log.read_text().splitlines())
+    assert plain["request"] == stream["request"] == {"messages": HELLO}
+    assert plain["response"]["choices"][0]["message"]["content"] == said
+    assert stream["response"]["choices"][0]["message"]["content"] == ""
+    assert log.stat().st_mode & 0o777 == 0o600
+
+
+@given(pieces=st.lists(st.text(max_size=9), max_size=5), noise=st.binary(max_size=20))
+def test_a_stream_s_pieces_make_its_answer(pieces: list[str], noise: bytes) -> None:
+    events = [{"choices": [{"delta": {"content": piece}}]} for piece in pieces]
+    end = {"choices": [{"delta": {}, "finish_reason": "stop"}]}
+    text = b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in [*events, end])
+    choice = choice_of_stream(text + b": " + noise.replace(b"{", b""))
+    assert choice == {"message": {"content": "".join(pieces)}, "finish_reason": "stop"}
 
 
 def test_a_full_log_is_kept_under_another_name(

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from scratch import Scratch
 from served import make_version
 
+from stages.core import paths
 from stages.core.files import content_hashes, files_under, read_json, write_json
 from stages.ship.release.verify import sign
+from stages.weekly.logs import read_logs
 
 ROOT = Path(__file__).parents[3]
 
@@ -41,7 +44,8 @@ def test_a_signed_release_is_served_smoke_tested_and_asked_until_ctrl_c(
     assert "no release tag records its manifest" in refused.err
     of_it = ["--key", str(public), "--unreleased", "a test"]
     environment = {**os.environ, "CLIENTS_KEY": "a-key", "PYTHONPATH": str(ROOT)}
-    words = ["serve", str(release), *of_it, "--context", "256", "--api-key-variable", "CLIENTS_KEY"]
+    words = ["serve", str(release), *of_it, "--context", "256", "--api-key-variable", "CLIENTS_KEY", "--log-text"]
+    replies: list[str] = []
     with subprocess.Popen(
         [sys.executable, "-P", "-m", "stages.cli", *words],
         cwd=repository.root,
@@ -61,9 +65,27 @@ def test_a_signed_release_is_served_smoke_tested_and_asked_until_ctrl_c(
             words = ["in.jsonl", "out.jsonl", "--url", found[1], "--release", str(release), *asked]
             said = repository.tunetrail("answer", *words)
             assert said.code == 0, said.err
+            for more in ({}, {"stream": True}, {"logprobs": True, "top_logprobs": 2}):
+                body = {"messages": [{"role": "user", "content": "which words"}], **more}
+                headers = {"Authorization": "Bearer a-key", "Content-Type": "application/json"}
+                asked_by_hand = urllib.request.Request(
+                    f"{found[1]}/v1/chat/completions", json.dumps(body).encode(), headers
+                )
+                with urllib.request.urlopen(asked_by_hand, timeout=60) as reply:
+                    replies.append(reply.read().decode())
         finally:
             serving.send_signal(signal.SIGINT)
     assert serving.returncode == 0
+    log = repository.root / paths.REQUESTS
+    assert log.stat().st_mode & 0o777 == 0o600
+    served, _ = read_logs([log])
+    plain, streamed, sure = (one for one in served if one.messages[-1].content == "which words")
+    assert plain.output == streamed.output == sure.output == json.loads(replies[0])["choices"][0]["message"]["content"]
+    assert plain.log_probability == sure.log_probability
+    assert (plain.log_probability or 0) < 0
+    assert {plain.release, streamed.release, sure.release} == {json.loads(replies[0])["model"]}
+    assert plain.finish == streamed.finish
+    assert ["logprobs" in json.loads(replies[n])["choices"][0] for n in (0, 2)] == [False, True]
     row = json.loads((repository.root / "out.jsonl").read_text())
     assert row["answer"]["release"].startswith("sha256-")
     gone = repository.tunetrail("smoke", found[1], "--release", str(release), *of_it)

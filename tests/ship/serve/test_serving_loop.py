@@ -87,9 +87,9 @@ def test_serve_ends_with_its_engine(versions: dict[str, Version], tmp_path: Path
         return started[0]
 
     with pytest.raises(UserError, match="the engine of a@v1 ended by itself"), contextlib.redirect_stdout(None):
-        serve(start, "v1", Address("127.0.0.1", 0, None, tmp_path / "log"), None, None)
+        serve(start, "v1", Address("127.0.0.1", 0, None, tmp_path / "log", False), None, None)
     with pytest.raises(UserError, match=r"--canary v2=200%: give VERSION=SHARE%"):
-        serve(start, "v1", Address("127.0.0.1", 0, None, tmp_path / "log"), "v2=200%", None)
+        serve(start, "v1", Address("127.0.0.1", 0, None, tmp_path / "log", False), "v2=200%", None)
     assert len(started) == 1
 
 
