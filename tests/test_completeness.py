@@ -249,7 +249,8 @@ def test_no_two_files_have_one_name() -> None:
 
 
 LAYERS = ("core", "params", "text", "records", "near_duplicates", "model", "engines", "scoring")  # docs/architecture.md
-GOES_ON_FROM = {"prefer": "train"}  # the one stage that uses another's room
+# The two stages that use another's room: prefer trains as train does, and what a model writes is cleaned as any row is.
+GOES_ON_FROM = {"prefer": "train", "augment": "clean"}
 CHAPTERS = ("prepare", "tune", "measure", "ship", "report", "team", "weekly")
 
 

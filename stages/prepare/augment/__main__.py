@@ -44,7 +44,7 @@ def main() -> None:
     said: dict[str, Any] = {}  # of paraphrases, where there are any
     if settings.paraphrases.per_row:
         with measured("augment"):
-            asking = settings.paraphrases, Tasks(params.task), params.clean.refusals, threshold, seed
+            asking = settings.paraphrases, params.clean, params.task, threshold, seed
             paraphrased, left_out, said = paraphrased_rows(rows, *asking)
     if settings.malformed_every is not None:
         able = rows_that_can_refuse(rows, settings.malformed_completion, Tasks(params.task))

@@ -12,11 +12,15 @@ from typing import Any
 from stages.core import paths
 from stages.engines.asked_models import ask_all, cost, marked
 from stages.near_duplicates.pairs import cross_pairs, near_pairs
-from stages.params.prepare import Paraphrases
+from stages.params.prepare import Clean, Paraphrases
+from stages.params.task import Task
 from stages.prepare.augment.added_rows import contract_problem, said_in_prompt
+from stages.prepare.clean.cleaning import Rules, clean_pair
+from stages.prepare.clean.rejected_rows import Rejected
+from stages.prepare.clean.shapes import Pair
 from stages.records.prompt import compared
 from stages.records.record import Record, canonical, make_record, rank
-from stages.text.json_schema import Tasks
+from stages.text.normal_form import Unsettled
 
 PARAPHRASE_SOURCE = "augment:paraphrase"
 SYSTEM = (
@@ -44,7 +48,7 @@ VERSION = hashlib.sha256((SYSTEM + Request(make_record("", "", None, "", ""), 0)
 
 
 def paraphrased_rows(
-    rows: Sequence[Record], settings: Paraphrases, tasks: Tasks, refusals: Sequence[str], threshold: int, seed: int
+    rows: Sequence[Record], settings: Paraphrases, clean: Clean, task: Task, threshold: int, seed: int
 ) -> tuple[list[Record], Counter[str], dict[str, Any]]:
     """New rows in the order of the draw, what was left out by reason, and tokens and price of all replies.
 
@@ -54,10 +58,11 @@ def paraphrased_rows(
     wanted = [Request(row, number) for row in drawn for number in range(settings.per_row)]
     notes: dict[str, Any] = {}
     replies = ask_all(wanted, settings, SYSTEM, paths.PARAPHRASE_REPLIES, notes)
-    made, left_out = list[Record](), Counter[str]()
+    made, left_out, rules = list[Record](), Counter[str](), Rules.of(clean, task)
     for request in wanted:
-        row, prompt = request.row, _plain(replies[request].text)
-        if reason := _fault(row, prompt, tasks, refusals):
+        row = request.row
+        prompt, reason = _cleaned(row, _plain(replies[request].text), rules)
+        if reason := reason or _fault(row, prompt, rules):
             left_out[reason] += 1
             continue
         by = {"paraphrase_of": row.id, "paraphrased_by": str(notes["asked"]["model"]), "paraphrase_prompt": VERSION}
@@ -97,12 +102,26 @@ def _plain(reply: str) -> str:
     return text[1:-1].strip() if len(text) > 1 and _QUOTES.get(text[0]) == text[-1] else text
 
 
-def _fault(row: Record, prompt: str, tasks: Tasks, refusals: Sequence[str]) -> str | None:
+def _cleaned(row: Record, reply: str, rules: Rules) -> tuple[str, str | None]:
+    """The reply as `clean` would leave a prompt with this answer, or why it would reject the two."""
+    pair = Pair("paraphrase", reply, row.completion, row.context, row.label, row.source, row.task)
+    try:
+        return clean_pair(pair, row.source, row.origin, rules).record.prompt, None
+    except Rejected as rejected:
+        return "", rejected.reason
+    except Unsettled:
+        return "", "unsettled"
+
+
+def _fault(row: Record, prompt: str, rules: Rules) -> str | None:
     """Why a reply is no prompt of the row's answer, or None."""
+    refusals = tuple(phrase.casefold() for phrase in rules.params.refusals)
     checks: dict[str, Callable[[], bool]] = {
         "empty": lambda: not compared(make_record(prompt, "", None, "", "")),
-        "refused": lambda: prompt.casefold().startswith(tuple(phrase.casefold() for phrase in refusals)),
+        "refused": lambda: prompt.casefold().startswith(refusals),
         "a value of the answer is lost": lambda: any(value not in prompt for value in said_in_prompt(row)),
-        "the answer breaks its contract": lambda: contract_problem(row.completion, tasks.of(row.task)) is not None,
+        "the answer breaks its contract": lambda: (
+            contract_problem(row.completion, rules.tasks.of(row.task)) is not None
+        ),
     }
     return next((reason for reason, holds in checks.items() if holds()), None)

@@ -95,7 +95,7 @@ def clean_row(row: Row, file: RawFile, rules: Rules) -> Kept | Rejected:
         if isinstance(row.values, Rejected):
             raise row.values
         pair = read_pair(row.values, file.shape, rules.params.keep_columns, rules.params.ignore_columns)
-        return _clean_pair(pair, file.source, f"{row.file}:{row.number}", rules)
+        return clean_pair(pair, file.source, f"{row.file}:{row.number}", rules)
     except Rejected as rejected:
         return Rejected(rejected.reason, rules.shown(rejected.detail))
     except Unsettled as error:
@@ -117,7 +117,7 @@ def cut(text: str, longest: int) -> str:
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
-def _clean_pair(pair: Pair, source: str, origin: str, rules: Rules) -> Kept:
+def clean_pair(pair: Pair, source: str, origin: str, rules: Rules) -> Kept:
     """Clean one pair. Raises Rejected, or Unsettled when a text does not come to rest."""
     names = {name: getattr(pair, name) or "" for name in ("label", "source", "task")}
     for columns, longest in ((names, _LONGEST_NAME), (pair.fields, _LONGEST_FIELD)):

@@ -117,7 +117,9 @@ def test_a_second_run_asks_nothing_and_writes_the_same_bytes() -> None:
 @pytest.mark.parametrize(
     ("reply", "reason"),
     [
-        ("  \n ", "empty"),
+        ("  \n ", "prompt_too_short"),
+        ("my {prompt} " * 60, "prompt_too_long"),
+        ("the same words again " * 40, "repetitive_prompt"),
         ("I'm sorry, but I cannot do that.", "refused"),
         ("Je refuse.", "refused"),
         ("Money back for my things, all of them", "a value of the answer is lost"),
@@ -138,6 +140,16 @@ def test_what_is_no_new_prompt_is_left_out_and_counted(reply: str, reason: str) 
     assert first == (1 if "hold-out" in reason else 6)
     assert metrics()["dropped"]["near another paraphrase"] == 6 - first
     assert read_json(paths.AUGMENT_METRICS)["rows"]["out"] == 6
+
+
+def test_a_paraphrase_is_cleaned_as_a_raw_row_is() -> None:
+    def with_address(prompt: str, version: int) -> str:
+        return f"{other_words(prompt, version)}\u00a0to jane.doe@example.org,\u200b now"
+
+    with asked_through(with_address):
+        pass
+    assert len(made()) == 6
+    assert all(record.prompt.endswith(" to [EMAIL], now") for record in made())
 
 
 def test_of_paraphrases_near_each_other_the_first_stays() -> None:
