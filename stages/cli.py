@@ -34,45 +34,37 @@ def parser() -> argparse.ArgumentParser:
         added.set_defaults(call=getattr(commands, name.replace("-", "_")))
         return added
 
+    def several(parsers: Sequence[argparse.ArgumentParser], *names: str, **settings: Any) -> None:
+        """An argument that several verbs have."""
+        for one in parsers:
+            one.add_argument(*names, **settings)
+
     # Every argument of `repro` is dvc's, also one that begins with a dash.
     repro = command("repro", "run `dvc repro` after mending what a kill left", prefix_chars="\0", add_help=False)
     repro.add_argument("arguments", metavar="ARGUMENT", nargs="*", help="of `dvc repro`")
     trace = command("trace", "show what made a file, folder or release tag")
     trace.add_argument("name", metavar="PATH_OR_TAG")
-    trace.add_argument("--json", action="store_true", help="print one JSON object")
     sign = command("sign", "sign the release folder with a key in a file")
-    sign.add_argument(
-        "--key", metavar="PRIVATE.pem", type=_path, required=True, help="ECDSA on P-256, P-384 or P-521, in PEM"
-    )
-    sign.add_argument(
-        "--signature", metavar="FILE", type=_path, help=f"default: {paths.SIGNATURE} beside {paths.PIPELINE}"
-    )
+    sign.add_argument("--key", metavar="PRIVATE.pem", type=_path, required=True, help="ECDSA on a NIST curve, in PEM")
     verify = command("verify", "check a release folder against its manifest, dvc.lock and signature")
     verify.add_argument("path", metavar="PATH", type=_path, nargs="?", help=f"default: {paths.RELEASE}")
-    verify.add_argument(
-        "--key", metavar="PUBLIC.pem", type=_path, help="of whom the signature must be; needs no repository"
-    )
-    verify.add_argument(
-        "--signature", metavar="FILE", type=_path, help=f"default: {paths.SIGNATURE} beside dvc.yaml or PATH"
-    )
+    for one in (sign, verify):
+        one.add_argument("--signature", metavar="FILE", type=_path, help=f"default: {paths.SIGNATURE} beside dvc.yaml")
     gates = command("gates", "show the gates; exit with 1 when they fail")
     gates.add_argument("--strict", action="store_true", help="also exit with 1 when they are MARGINAL")
     review = command("review", "compare answers on a page, without knowing which model gave them")
     review.add_argument("--reviewer", metavar="NAME", required=True, help=f"answers go to {paths.REVIEWS}/NAME.jsonl")
-    review.add_argument("--port", type=int, default=0, help="default: a free one")
     release = command("release", "tag HEAD as a release, unless something is open")
     release.add_argument("--accept-marginal", metavar="REASON", help="release MARGINAL gates; the tag says why")
     release.add_argument("--sign", action="store_true", help="let git sign the tags")
     release.add_argument("--no-push-check", metavar="REASON", help="do not ask the DVC remote; the tag says why")
     history = command("history", "show which release was live from when to when")
     history.add_argument("--stage", metavar="STAGE", help="of this stage alone, such as prod")
-    history.add_argument("--json", action="store_true", help="print one JSON list")
     history.add_argument("--html", metavar="FILE", type=_path, help="write a page instead")
     rollback = command("rollback", "go back to a released version and say what changes")
     rollback.add_argument("--reason", help="why, for the history")
-    for one in (release, rollback):
-        one.add_argument("version", metavar="VERSION", help="MAJOR.MINOR.PATCH")
-        one.add_argument("--stage", metavar="STAGE", help="assign it to this stage, too, such as prod")
+    several((release, rollback), "version", metavar="VERSION", help="MAJOR.MINOR.PATCH")
+    several((release, rollback), "--stage", metavar="STAGE", help="assign it to this stage, too, such as prod")
     reproduce = command("reproduce", "make a release again from its inputs alone and compare every output")
     reproduce.add_argument("name", metavar="VERSION", help="or the tag of the release")
     reproduce.add_argument("--key", metavar="PRIVATE.pem", type=_path, help="sign the attestation")
@@ -83,22 +75,12 @@ def parser() -> argparse.ArgumentParser:
     publish.add_argument("--public", action="store_true", help="let everybody read a repository that this makes")
     serve = command("serve", "answer requests with a release, through its engine")
     serve.add_argument("name", metavar="VERSION|PATH", nargs="?", help=f"default: {paths.RELEASE}; or: current")
-    serve.add_argument(
-        "--adapter",
-        metavar="NAME=VERSION|PATH",
-        action="append",
-        default=[],
-        help=f"serve this release's adapter on {paths.BASE}, beside others, as the model NAME; again for each",
-    )
+    on_base = f"serve this release's adapter on {paths.BASE}, beside others, as the model NAME; again for each"
+    serve.add_argument("--adapter", metavar="NAME=VERSION|PATH", action="append", default=[], help=on_base)
     serve.add_argument("--host", default="127.0.0.1", help="another than this machine's own needs an API key")
-    serve.add_argument("--port", type=int, default=0, help="default: a free one")
-    serve.add_argument(
-        "--context", metavar="TOKENS", type=int, default=2048, help="of prompt and answer; default: 2048"
-    )
+    serve.add_argument("--context", type=int, default=2048, help="tokens of prompt and answer; default: 2048")
     serve.add_argument("--canary", metavar="VERSION=10%", help="give a share of the requests to this version")
-    serve.add_argument(
-        "--log", metavar="FILE", type=_path, help=f"a line a request, without its text; default: {paths.REQUESTS}"
-    )
+    serve.add_argument("--log", metavar="FILE", type=_path, help=f"a line a request; default: {paths.REQUESTS}")
     serve.add_argument("--log-text", action="store_true", help="what is asked and answered, too, for `collect`")
     switch = command("switch", "let `serve current` go over to a version, without a pause")
     switch.add_argument("name", metavar="VERSION", help="MAJOR.MINOR.PATCH")
@@ -121,14 +103,11 @@ def parser() -> argparse.ArgumentParser:
     )
     bases.add_argument("--rows", type=int, default=50, help="validation rows that each is asked; default: 50")
     bases.add_argument("--shots", type=int, default=4, help="training rows given as examples; default: 4, 0 for none")
-    bases.add_argument("--prices", metavar="FILE.yaml", type=_path, help="yours: what examples cost against a run")
     bases.add_argument("--write", metavar="FILE.md|FILE.html", type=_path, help="write a page, too")
     estimate = command("estimate", "seconds, memory, energy and price of the run that params.yaml describes")
     estimate.add_argument("--steps", type=int, default=10, help="optimiser steps that are timed; default: 10")
-    estimate.add_argument("--prices", metavar="FILE.yaml", type=_path, help="yours, for the price")
-    estimate.add_argument("--json", action="store_true", help="print one JSON object")
+    several((bases, estimate), "--prices", metavar="FILE.yaml", type=_path, help="yours: what a run and requests cost")
     collect = command("collect", "take from the logs of served requests the rows that are worth annotating")
-    collect.add_argument("logs", metavar="LOG.jsonl", nargs="+", type=_path, help="requests with their answers")
     collect.add_argument("--limit", type=int, default=100, metavar="ROWS", help="default: 100")
     collect.add_argument(
         "--below", type=float, default=-0.1, metavar="NATS", help="mean log-probability of a token; default: -0.1"
@@ -141,17 +120,15 @@ def parser() -> argparse.ArgumentParser:
         "--with", metavar="NAME", dest="others", action="append", default=[], help="who shares the rows; again for each"
     )
     annotate.add_argument("--overlap", type=int, default=10, metavar="ROWS", help="that all of them get; default: 10")
-    annotate.add_argument("--port", type=int, default=0, help="default: a free one")
+    several((serve, review, annotate), "--port", type=int, default=0, help="default: a free one")
     why = command("why", "show the training rows that taught an answer, and what may be wrong with them")
     why.add_argument("name", metavar="ROW|PROMPT", help="a row of the hold-out by its id or number, or what to ask")
     why.add_argument("--prompt", action="store_true", help="a prompt, though it looks like an id or a number")
     why.add_argument("--task", metavar="TAG", help="of the prompt, where rows have tags")
     why.add_argument("--rows", type=int, default=10, help="shown of each way; default: 10")
     why.add_argument("--to", metavar="FILE.jsonl", type=_path, help="write what is suggested, for `tunetrail annotate`")
-    why.add_argument("--json", action="store_true", help="print one JSON object")
     drift = command("drift", "say whether what is asked is still what was trained on; exit with 1 if not")
-    drift.add_argument("logs", metavar="LOG.jsonl", nargs="+", type=_path, help="requests with their answers")
-    drift.add_argument("--json", action="store_true", help="print one JSON object")
+    several((collect, drift), "logs", metavar="LOG.jsonl", nargs="+", type=_path, help="requests with their answers")
     append = command("append", "let annotated rows join the raw data, as sources of their own")
     append.add_argument("files", metavar="FILE", nargs="+", type=_path, help="of `tunetrail annotate`, or of `collect`")
     preferences = command("preferences", "take from logs and annotated rows what people preferred")
@@ -165,12 +142,10 @@ def parser() -> argparse.ArgumentParser:
     for one in (serve, switch, smoke, answer):
         one.add_argument("--unreleased", metavar="WHY", help="take what is unreleased, unsigned or failed its gates")
         one.add_argument("--engine", choices=["llama.cpp", "transformers", "vllm"], help="default: by what ships")
-    for one in (release, rollback, publish, serve, switch, smoke, answer):
+    for one in (verify, release, rollback, publish, serve, switch, smoke, answer):
         one.add_argument("--key", metavar="PUBLIC.pem", type=_path, help=f"of whom {paths.SIGNATURE} must be")
-    for one in (serve, smoke, answer):
-        one.add_argument("--api-key-variable", metavar="NAME", help="environment variable with the server's key")
-    for one in (smoke, answer):
-        one.add_argument("--release", metavar="VERSION|PATH", dest="name", help=f"default: {paths.RELEASE}")
+    several((serve, smoke, answer), "--api-key-variable", metavar="NAME", help="variable with the server's key")
+    several((smoke, answer), "--release", metavar="VERSION|PATH", dest="name", help=f"default: {paths.RELEASE}")
     canary = command("canary", "say whether a canary goes on; exit with 1 if it is to be stopped")
     canary.add_argument("log", metavar="LOG", type=_path, help="of `tunetrail serve --canary`")
     canary.add_argument("--margin", type=float, default=0.02, help="how much worse is no harm; default: 0.02")
@@ -189,7 +164,7 @@ def parser() -> argparse.ArgumentParser:
     lock_check = command("lock-check", "check that dvc.lock belongs to this code, data and parameters")
     lock_check.add_argument("--deep", action="store_true", help="hash the working tree and DVC's cache, too")
     doctor = command("doctor", "check machine and project, and heal damaged objects; exit with 1 for a problem")
-    doctor.add_argument("--json", action="store_true", help="print one JSON list")
+    several((trace, history, estimate, why, drift, doctor), "--json", action="store_true", help="print JSON, one value")
     check = command("check", "show what cleaning would do with a file; exit with 2 when it is unfit", data)
     check.add_argument("path", metavar="FILE", type=_path, help="a file, a data set saved on disk, or a folder of them")
     check.add_argument("--strict", action="store_true", help="one rejected row makes it unfit")

@@ -19,11 +19,11 @@ from rich.filesize import decimal
 
 from stages.core import paths
 from stages.core.disk import NEARLY_NONE, refuse_unwritable
-from stages.core.dvc_lock import cache_folder, dvc_settings, md5, tracked_outputs
+from stages.core.dvc_lock import cache_folder, dvc_settings, md5, read_lock, tracked_outputs
 from stages.core.errors import UserError, names
 from stages.core.git import LOCK, Repository, WorkingTree
 from stages.repro import mend_lock, mend_rwlock
-from stages.ship.release.dvc_files import Definition, Listings, dvc_repo, in_words, read_lock
+from stages.ship.release.dvc_files import Definition, Listings, dvc_repo, in_words
 from stages.ship.release.objects import SAFE_GC, heal, writable_by_all
 from stages.text.personal_data import finder
 

@@ -13,6 +13,7 @@ import platformdirs
 from configobj import ConfigObj, ConfigObjError
 
 from stages.core.errors import UserError
+from stages.core.git import LOCK, Tree
 from stages.core.yaml_reader import load_written_yaml, load_yaml
 
 
@@ -31,7 +32,7 @@ class Entry:
 
     def holds(self, other: str) -> bool:
         """Whether a path is this one or lies below it."""
-        return other == self.path or other.startswith(f"{self.path}/")
+        return holds(self.path, other)
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,39 @@ def entry_hash(files: Mapping[str, str]) -> str | None:
     if not files:
         return None
     return files[""] if "" in files else folder_hash(files)
+
+
+def holds(folder: str, path: str) -> bool:
+    """Whether a path is this one or lies below it."""
+    return path == folder or path.startswith(f"{folder}/")
+
+
+def part_hash(files: Mapping[str, str], path: str) -> str | None:
+    """The hash of a file or folder inside a folder, or None."""
+    return entry_hash({name[len(path) + 1 :]: md5 for name, md5 in files.items() if holds(path, name)})
+
+
+def read_lock(tree: Tree) -> Lock:
+    """dvc.lock of a state of the repository, without a stage where there is none.
+
+    Raises UserError when it is unreadable.
+    """
+    try:
+        return parse_lock(tree.read(LOCK) or b"")
+    except ValueError as error:
+        raise UserError(f"{LOCK} in {tree.label} is unreadable ({error}); restore it: git checkout {LOCK}") from None
+
+
+def locked_bytes(root: Path, tree: Tree, path: str) -> bytes | None:
+    """The output that dvc.lock of this tree names, from DVC's cache; None where that lacks it or has other bytes."""
+    try:
+        lock = parse_lock(tree.read(LOCK) or b"")
+    except ValueError:  # merge marks, for instance
+        return None
+    hashes = [out.md5 for _, out in lock.outs() if out.path == path and out.md5]
+    file = object_path(cache_folder(root), hashes[0]) if hashes else None
+    content = file.read_bytes() if file and file.is_file() else b""
+    return content if hashes == [md5(content)] else None
 
 
 def value_at(values: Any, key: str, default: Any = None) -> Any:

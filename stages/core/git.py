@@ -4,6 +4,7 @@ Git is called as a program, so that a trace needs neither DVC nor a git library.
 """
 
 import hashlib
+import json
 import os
 import posixpath
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from pathspec import GitIgnoreSpec
 
@@ -58,6 +60,14 @@ class Tree:
     def read(self, path: str) -> bytes | None:
         """A file's bytes, or None."""
         raise NotImplementedError
+
+    def read_json(self, path: Path) -> dict[str, Any]:
+        """The JSON object in a file; empty where there is none."""
+        try:
+            content = json.loads(self.read(path.as_posix()) or b"{}")
+        except (ValueError, RecursionError):
+            return {}
+        return content if isinstance(content, dict) else {}
 
     def md5s(self, path: str) -> dict[str, str]:
         """The MD5 of the file at `path` (under the key "") or of each file below it, without what .dvcignore names."""

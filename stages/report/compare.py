@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from stages.core import paths
+from stages.core.dvc_lock import locked_bytes
 from stages.core.errors import UserError, names
 from stages.core.git import CommitTree, Repository, Tree, WorkingTree
 from stages.core.yaml_reader import load_yaml
@@ -19,7 +20,7 @@ from stages.params.loader import load_params
 from stages.records.record import canonical, read_records, record_row
 from stages.report import tables
 from stages.report.changed_examples import Answer, Row, flips
-from stages.report.data_difference import data_difference, locked_bytes
+from stages.report.data_difference import data_difference
 from stages.report.formats import between, number, p_value, percent, plural, points, render
 from stages.report.verdict import gate_table
 from stages.scoring import summary
@@ -50,10 +51,10 @@ def compare(root: Path, revisions: Sequence[str], lock: str, form: str = "md") -
     if alone := len(trees) == 1:
         trees["now"] = WorkingTree(root)
     shown, (first, *others) = list(trees), trees
-    gates = {name: _json(tree, paths.GATES) for name, tree in trees.items()}
-    moved, tests, rest, unseen = _compared({n: catalogue_of(_json(tree, paths.DETAILS)) for n, tree in trees.items()})
+    gates = {name: tree.read_json(paths.GATES) for name, tree in trees.items()}
+    moved, tests, rest, unseen = _compared(_measured(trees))
     differences = [(name, *data_difference(repository, trees[first], trees[name])) for name in others]
-    headlines = {name: dict(_leaves(_json(tree, paths.SUMMARY))) for name, tree in trees.items()}
+    headlines = {name: dict(_leaves(tree.read_json(paths.SUMMARY))) for name, tree in trees.items()}
     file = paths.ADAPTER_GENERATIONS.as_posix()
     answers = {name: locked_bytes(root, tree, file) for name, tree in trees.items()}
     known = {name: map(json.loads, one.splitlines()) for name, one in answers.items() if one is not None}
@@ -184,7 +185,7 @@ def changes(then: Tree, now: Tree) -> list[tuple[str, str, str, str]]:
     Of the metrics, those that left their interval, and the main ones of the adapter with or without.
     """
     trees = {"then": then, "now": now}
-    moved, _, rest, _ = _compared({n: catalogue_of(_json(tree, paths.DETAILS)) for n, tree in trees.items()})
+    moved, _, rest, _ = _compared(_measured(trees))
     main = [row for row in rest if row.what in {f"adapter {name}" for name in _MAIN}]
     return [(row.what, row.cells[0], row.cells[1], row.reading) for row in (*_settings(trees), *main, *moved)]
 
@@ -194,7 +195,7 @@ def _settings(trees: Mapping[str, Tree]) -> Iterator[_Row]:
     for name in _differing(params):
         cells = (json.dumps(one[name], ensure_ascii=False) if name in one else "" for one in params)
         yield _Row(name, tuple(cells), "parameter")
-    gates = {name: _json(tree, paths.GATES).get("gates", {}) for name, tree in trees.items()}
+    gates = {name: tree.read_json(paths.GATES).get("gates", {}) for name, tree in trees.items()}
     states = [{name: gate["state"] for name, gate in one.items()} for one in gates.values()]
     for gate in _differing(states):
         changed = [state.get(gate) != states[0].get(gate) for state in states]
@@ -213,6 +214,10 @@ def _differing(states: Sequence[Mapping[str, Any]]) -> list[str]:
     known = dict.fromkeys(chain.from_iterable(reversed(states)))
     found = {name: [(name in one, one.get(name)) for one in states] for name in known}
     return [name for name, values in found.items() if any(value != values[0] for value in values)]
+
+
+def _measured(trees: Mapping[str, Tree]) -> dict[str, Mapping[Key, Number]]:
+    return {name: catalogue_of(tree.read_json(paths.DETAILS)) for name, tree in trees.items()}
 
 
 def _compared(numbers: Mapping[str, Mapping[Key, Number]]) -> tuple[list[_Row], list[_Row], list[_Row], int]:
@@ -262,15 +267,6 @@ def _text(found: Any) -> str:
     if "count" in found:
         return f"{percent(value)} ({between(percent, low, high)})"
     return f"{'× ' if 'ratio' in found else ''}{number(value)} ({number(low)} to {number(high)})"
-
-
-def _json(tree: Tree, path: Path) -> dict[str, Any]:
-    """A JSON object in git or the working tree; empty where there is none."""
-    try:
-        content = json.loads(tree.read(path.as_posix()) or b"{}")
-    except ValueError:
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _yaml(tree: Tree) -> Any:

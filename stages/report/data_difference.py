@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from stages.core import paths
-from stages.core.dvc_lock import cache_folder, md5, object_path, parse_lock, value_at
-from stages.core.git import LOCK, Repository, Tree
+from stages.core.dvc_lock import locked_bytes, value_at
+from stages.core.git import Repository, Tree
 from stages.core.yaml_reader import load_yaml
 from stages.report.formats import plural
 
@@ -100,18 +100,6 @@ def _clean_rows(repository: Repository, tree: Tree) -> list[Row] | None:
     return [_row(key, row["id"], row.get("fields", {}) | row) for key, row in zip(asked, rows, strict=True)]
 
 
-def locked_bytes(root: Path, tree: Tree, path: str) -> bytes | None:
-    """The output that dvc.lock of this tree names, from DVC's cache; None where that lacks it or has other bytes."""
-    try:
-        lock = parse_lock(tree.read(LOCK) or b"")
-    except ValueError:  # merge marks, for instance
-        return None
-    hashes = [out.md5 for _, out in lock.outs() if out.path == path and out.md5]
-    file = object_path(cache_folder(root), hashes[0]) if hashes else None
-    content = file.read_bytes() if file and file.is_file() else b""
-    return content if hashes == [md5(content)] else None
-
-
 def _row(asked: str, said: str, columns: dict[str, Any]) -> Row:
     groups = {kind: str(columns[kind]) for kind in _GROUPS if columns.get(kind) is not None}
     # Half a surrogate pair, which JSON can write, is no text that a table or a page can hold.
@@ -123,7 +111,8 @@ def _digest(text: str | bytes) -> str:
 
 
 def _holdout(then: Tree, now: Tree) -> str:
-    old, new = ({row["id"]: row.get("slice") for row in _lock_rows(tree)} for tree in (then, now))
+    locks = [tree.read_json(Path(_parameter(tree, "holdout.lock", "data/holdout.lock"))) for tree in (then, now)]
+    old, new = ({row["id"]: row.get("slice") for row in lock.get("rows", ())} for lock in locks)
     if old.keys() == new.keys():
         return f"Hold-out: the same {len(new):,} rows."
     if not old.keys() <= new.keys():
@@ -132,15 +121,6 @@ def _holdout(then: Tree, now: Tree) -> str:
     slices = sorted({str(new[row]) for row in new.keys() - old.keys() if new[row]})
     of = f", a slice of {', '.join(slices)}" if slices else ""
     return f"Hold-out: {plural(len(new) - len(old), 'row')} added to {len(old):,}{of}."
-
-
-def _lock_rows(tree: Tree) -> list[dict[str, Any]]:
-    try:
-        return list(
-            json.loads(tree.read(_parameter(tree, "holdout.lock", "data/holdout.lock")) or b"{}").get("rows", ())
-        )
-    except ValueError:
-        return []
 
 
 def _parameter(tree: Tree, key: str, default: str) -> str:

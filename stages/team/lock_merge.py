@@ -17,12 +17,13 @@ from typing import Any
 from stages.core import paths
 from stages.core.dependencies import filled_in
 from stages.core.dvc_lock import (
-    Lock,
     Stage,
     cache_folder,
     cached_listing,
     entry_hash,
-    parse_lock,
+    holds,
+    part_hash,
+    read_lock,
     tracked_outputs,
     value_at,
 )
@@ -68,7 +69,7 @@ def merge_lock(root: Path, revisions: Sequence[str] = ()) -> str:
         raise Refusal(f"{names(defining)} is in conflict, and says what the stages are; resolve it and run again")
     merge = Merge(WorkingTree(root), _definitions(), _sources(repository, revisions))
     in_git = [path for one in merge.definitions.values() for path in one.in_git]
-    kept = [path for path in conflicts if any(_holds(out, path) for out in in_git)]
+    kept = [path for path in conflicts if any(holds(out, path) for out in in_git)]
     if left := [path for path in conflicts if path != LOCK and path not in kept]:
         raise Refusal(f"{names(left)}: in conflict; what a stage reads decides whose run counts: resolve and run again")
     merge.choose()
@@ -81,7 +82,7 @@ class Merge:
 
     def __init__(self, tree: WorkingTree, definitions: dict[str, Definition], sources: dict[str, CommitTree]) -> None:
         self.tree, self.definitions = tree, definitions
-        locks = [(revision, one, _lock(one)) for revision, one in sources.items()]
+        locks = [(revision, one, read_lock(one)) for revision, one in sources.items()]
         self.runs = {
             name: [Run(revision, one, lock.stages[name]) for revision, one, lock in locks if name in lock.stages]
             for name in definitions
@@ -143,7 +144,7 @@ class Merge:
     def _makers(self, dep: str) -> list[tuple[str, str]]:
         """The stages that write `dep`, what is around it or below it, and that output."""
         outs = [(name, out) for name, one in self.definitions.items() for out in (*one.outs, *one.in_git)]
-        return [(name, out) for name, out in outs if _holds(dep, out) or _holds(out, dep)]
+        return [(name, out) for name, out in outs if holds(dep, out) or holds(out, dep)]
 
     def _hash(self, dep: str) -> str | None:
         """The hash of a dependency in the merged tree; None where nothing at hand tells it."""
@@ -153,7 +154,7 @@ class Merge:
         written = next((out.md5 for out in self.taken[maker].stage.outs if out.path == path), None)
         if path == dep or more or not written:
             return None if more else written
-        return _part(cached_listing([self.cache], written), posixpath.relpath(dep, path))
+        return part_hash(cached_listing([self.cache], written) or {}, posixpath.relpath(dep, path))
 
     @lru_cache  # noqa: B019
     def _source(self, dep: str) -> str | None:
@@ -165,7 +166,7 @@ class Merge:
             except (ValueError, StopIteration):
                 return None
             below = posixpath.relpath(dep, place)
-            return entry.md5 if place == dep else _part(cached_listing([self.cache], str(entry.md5)), below)
+            return entry.md5 if place == dep else part_hash(cached_listing([self.cache], str(entry.md5)) or {}, below)
         return entry_hash(self.tree.md5s(dep))
 
     def _holder(self, run: Run, path: str) -> CommitTree | None:
@@ -173,16 +174,6 @@ class Merge:
         wanted = next((out.md5 for out in run.stage.outs if out.path == path), None)
         holders = (tree for tree in (run.tree, *self.trees) if entry_hash(tree.md5s(path)) == wanted)
         return next(holders, None) if wanted else None
-
-
-def _holds(folder: str, path: str) -> bool:
-    return path == folder or path.startswith(f"{folder}/")
-
-
-def _part(listing: dict[str, str] | None, path: str) -> str | None:
-    """The hash of a file or a folder inside a folder; None where nothing lists it."""
-    files = {name: md5 for name, md5 in (listing or {}).items() if _holds(path, name)}
-    return entry_hash({name[len(path) + 1 :]: md5 for name, md5 in files.items()})
 
 
 def _definitions() -> dict[str, Definition]:
@@ -218,13 +209,6 @@ def _sources(repository: Repository, revisions: Sequence[str]) -> dict[str, Comm
     return {name: CommitTree(repository, commit) for name, commit in commits.items() if commit}
 
 
-def _lock(tree: CommitTree) -> Lock:
-    try:
-        return parse_lock(tree.read(LOCK) or b"")
-    except ValueError as error:
-        raise UserError(f"{LOCK} in {tree.label} is unreadable: {error}") from None
-
-
 def _write(repository: Repository, merge: Merge, conflicts: Sequence[str]) -> None:
     """dvc.lock and the metrics to disk and to git's index.
 
@@ -238,7 +222,7 @@ def _write(repository: Repository, merge: Merge, conflicts: Sequence[str]) -> No
         remove(repository.root / path)
         repository.git("checkout", tree.commit, "--", path)
     for path in conflicts:
-        if not any(_holds(out, path) for out in merge.restored):
+        if not any(holds(out, path) for out in merge.restored):
             repository.git("checkout", "--ours", "--", path, check=False)
     stages = {name: merge.taken[name].stage.raw for name in merge.definitions if name in merge.taken}
     write_text(repository.root / LOCK, dumps_yaml({"schema": "2.0", "stages": stages}))

@@ -24,9 +24,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from stages.core import paths
-from stages.core.dvc_lock import cache_folder, object_path, parse_lock
+from stages.core.dvc_lock import locked_bytes
 from stages.core.errors import Refusal, UserError
-from stages.core.git import LOCK, CommitTree, Repository
+from stages.core.git import CommitTree, Repository
 from stages.core.yaml_reader import load_yaml
 from stages.params.loader import check_params, read_params
 from stages.params.section import Few, Section, Seed
@@ -304,10 +304,9 @@ class Search:
 
     def value(self, number: int) -> float:
         """The objective of a finished experiment."""
-        lock = parse_lock(self._tree(self.experiment(number)).read(LOCK) or b"")
-        md5 = next((out.md5 for _, out in lock.outs() if out.path == paths.TRAIN_METRICS.as_posix()), None)
-        file = object_path(cache_folder(self.repository.root), md5 or "none")
-        loss = json.loads(file.read_bytes()).get("loss", {}) if file.is_file() else {}
+        tree = self._tree(self.experiment(number))
+        metrics = locked_bytes(self.repository.root, tree, paths.TRAIN_METRICS.as_posix())
+        loss = json.loads(metrics or b"{}").get("loss", {})
         if not math.isfinite(value := loss.get(self.spec.objective, math.nan)):
             raise TrialFailedError(f"no loss on validation rows in {paths.TRAIN_METRICS}: see train.evaluate_every")
         return float(value)

@@ -10,31 +10,18 @@ from typing import Any
 
 from stages.core.dvc_lock import (
     Entry,
-    Lock,
     Stage,
     cached_listing,
     dvc_settings,
     folder_hash,
     object_path,
-    parse_lock,
     tracked_outputs,
 )
 from stages.core.errors import UserError
-from stages.core.git import LOCK, Tree
+from stages.core.git import Tree
 from stages.core.yaml_reader import load_written_yaml
 
 _KINDS = ("outs", "metrics", "plots")
-
-
-def read_lock(tree: Tree) -> Lock:
-    """dvc.lock of a state of the repository, without a stage where there is none.
-
-    Raises UserError when it is unreadable.
-    """
-    try:
-        return parse_lock(tree.read(LOCK) or b"")
-    except ValueError as error:
-        raise UserError(f"{LOCK} in {tree.label} is unreadable ({error}); restore it: git checkout {LOCK}") from None
 
 
 @contextmanager

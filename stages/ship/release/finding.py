@@ -9,11 +9,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from stages.core import paths
-from stages.core.dvc_lock import Entry, Lock, Stage, folder_hash, parse_lock
+from stages.core.dvc_lock import Entry, Lock, Stage, folder_hash, parse_lock, read_lock
 from stages.core.errors import UserError
 from stages.core.files import content_hashes, file_digest
 from stages.core.git import LOCK, CommitTree, Repository, WorkingTree
-from stages.ship.release.dvc_files import Listings, read_lock
+from stages.ship.release.dvc_files import Listings
 
 _NAME_SHOWN = 80
 _FILES_AT_MOST = 100_000

@@ -5,7 +5,6 @@ says made an output? Every gap is a sentence; neither cache nor remote is needed
 `dvc repro --dry --allow-missing` tells them apart but exits with 0 either way. So its findings are sorted here.
 """
 
-import json
 import posixpath
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from stages.core import paths
-from stages.core.dvc_lock import Entry, Lock, Stage, entry_hash, folder_hash, md5, value_at
+from stages.core.dvc_lock import Entry, Lock, Stage, entry_hash, md5, part_hash, read_lock, value_at
 from stages.core.errors import Refusal, names
 from stages.core.git import LOCK, CommitTree, Repository, Tree, WorkingTree
 from stages.core.yaml_reader import load_yaml
-from stages.ship.release.dvc_files import Definition, Listings, added, dvc_repo, is_outside, read_lock
+from stages.ship.release.dvc_files import Definition, Listings, added, dvc_repo, is_outside
 from stages.ship.release.objects import Kept, examine
 
 _NOT_PULLED = ("deleted", "not in cache")
@@ -125,12 +124,8 @@ def _unseen_by_dvc(repository: Repository, lock: Lock) -> Iterator[tuple[str, st
 
 def _read_unhashed(tree: WorkingTree, lock: Lock) -> Iterator[tuple[str, str]]:
     """Whether clean read other files than DVC hashed for it, by the count that git has of both."""
-    stage, details = lock.stages.get("clean"), tree.read(paths.DETAILS.as_posix())
-    try:
-        read = json.loads(details or b"{}").get("clean", {}).get("files")
-    except ValueError:
-        read = None  # a changed output, which DVC has named
-    if not stage or not read:
+    stage, read = lock.stages.get("clean"), tree.read_json(paths.DETAILS).get("clean", {}).get("files")
+    if not stage or not read:  # or details.json is a changed output, which DVC has named
         return
     raw = stage.params.get("params.yaml", {}).get("clean", {}).get("raw")
     files = read["read"] + read["passed_over"]
@@ -270,14 +265,6 @@ def flatten(value: Any, key: str) -> dict[str, Any]:
     if not isinstance(value, Mapping) or not value:
         return {} if value is ABSENT else {key: value}
     return {name: leaf for inner, node in value.items() for name, leaf in flatten(node, f"{key}.{inner}").items()}
-
-
-def part_hash(files: Mapping[str, str], path: str) -> str | None:
-    """The hash of a file or folder inside a folder, or None."""
-    if path in files:
-        return files[path]
-    inside = {name[len(path) + 1 :]: md5 for name, md5 in files.items() if name.startswith(f"{path}/")}
-    return folder_hash(inside) if inside else None
 
 
 def line_ends_alone(repository: Repository, tree: Tree, dep: Entry) -> bool:

@@ -15,12 +15,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stages.core.dvc_lock import Entry, Lock, Stage, entry_hash, object_path, parse_lock
+from stages.core.dvc_lock import Entry, Lock, Stage, entry_hash, object_path, parse_lock, read_lock
 from stages.core.errors import names
 from stages.core.files import file_digest
 from stages.core.git import CommitTree, Repository, Tree, WorkingTree
 from stages.core.run_notes import track
-from stages.ship.release.dvc_files import Definition, Listings, added, dvc_repo, is_outside, read_lock
+from stages.ship.release.dvc_files import Definition, Listings, added, dvc_repo, is_outside
 from stages.ship.release.finding import tagged_locks
 
 SAFE_GC = (

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from stages.core import paths
+from stages.core.dvc_lock import read_lock
 from stages.core.errors import Refusal, UserError, names
 from stages.core.files import file_digest, read_json
 from stages.core.git import CommitTree, Repository, Tree, WorkingTree
 from stages.scoring.metrics import FAIL, MARGINAL, PASS
 from stages.ship.release.described import is_code
-from stages.ship.release.dvc_files import Listings, dvc_repo, read_lock
+from stages.ship.release.dvc_files import Listings, dvc_repo
 from stages.ship.release.finding import record_fault
 from stages.ship.release.lock_check import dvc_status, hash_all, lock_check
 from stages.ship.release.objects import examine, missing_in_remote, writable_by_all

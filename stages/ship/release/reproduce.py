@@ -7,7 +7,6 @@ one who released.
 
 import fcntl
 import glob
-import json
 import os
 import re
 import shutil
@@ -23,13 +22,13 @@ from typing import Any
 from configobj import ConfigObj
 
 from stages.core import paths
-from stages.core.dvc_lock import cache_folder, dvc_settings
+from stages.core.dvc_lock import cache_folder, dvc_settings, read_lock
 from stages.core.errors import Refusal, UserError, names
 from stages.core.files import remove, write_json
 from stages.core.git import CommitTree, Repository, WorkingTree, git_environment
 from stages.core.run_notes import machine_notes
 from stages.scoring.catalogue import catalogue_of, centre, is_interval
-from stages.ship.release.dvc_files import Listings, read_lock
+from stages.ship.release.dvc_files import Listings
 from stages.ship.release.finding import read_record
 from stages.ship.release.registry import artifact_name, parse_version
 from stages.ship.release.verify import sign
@@ -142,7 +141,7 @@ def _compared(root: Path, tree: CommitTree, folder: Path) -> dict[str, Any]:
         known, files = listings.get(then[path]), now.md5s(path)
         if known is not None:
             outputs[path]["files"] = sorted(one for one in {*known, *files} if known.get(one) != files.get(one))
-    before, after = (catalogue_of(json.loads(one.read(paths.DETAILS.as_posix()) or b"{}")) for one in (tree, now))
+    before, after = (catalogue_of(one.read_json(paths.DETAILS)) for one in (tree, now))
     measured: dict[Any, Any] = {key: number for key, number in before.items() if is_interval(number)}
     outside = [
         str(key)

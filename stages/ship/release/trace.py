@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from stages.core import paths
-from stages.core.dvc_lock import Entry, Lock, Stage, parse_lock
+from stages.core.dvc_lock import Entry, Lock, Stage, parse_lock, part_hash, read_lock
 from stages.core.errors import UserError
 from stages.core.git import LOCK, CommitTree, Repository, Tree, WorkingTree
 from stages.ship.release.described import describe
-from stages.ship.release.dvc_files import Listings, manifest_md5s, read_lock, read_manifest
+from stages.ship.release.dvc_files import Listings, manifest_md5s, read_manifest
 from stages.ship.release.finding import (
     Place,
     Subject,
@@ -24,7 +24,7 @@ from stages.ship.release.finding import (
     recorded,
     tagged_locks,
 )
-from stages.ship.release.lock_check import Checker, Findings, part_hash, short
+from stages.ship.release.lock_check import Checker, Findings, short
 from stages.ship.release.objects import examine
 from stages.ship.release.verify import differences, odd_entries
 

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from stages.core import paths
+from stages.core.dvc_lock import read_lock
 from stages.core.errors import Refusal, UserError
 from stages.core.files import atomic, content_hashes, file_digest
 from stages.core.git import LOCK, Repository, WorkingTree
-from stages.ship.release.dvc_files import Listings, read_lock, read_manifest
+from stages.ship.release.dvc_files import Listings, read_manifest
 from stages.ship.release.finding import recorded
 from stages.ship.release.objects import lost_releases
 
