@@ -23,8 +23,7 @@ def repro(options: Options, root: Path, start: Path) -> None:
 
 
 def trace(options: Options, root: Path, start: Path) -> None:
-    from stages.ship.release.described import show
-    from stages.ship.release.trace import trace
+    from stages.ship.release.trace import show, trace
 
     trail = trace(root, options.name, start)
     print(json.dumps(trail, indent=2, ensure_ascii=False, default=str) if options.json else show(trail), flush=True)

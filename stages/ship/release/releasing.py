@@ -16,13 +16,12 @@ from stages.core.errors import Refusal, UserError, names
 from stages.core.files import file_digest, read_json
 from stages.core.git import CommitTree, Repository, Tree, WorkingTree
 from stages.scoring.metrics import FAIL, MARGINAL, PASS
-from stages.ship.release.described import is_code
 from stages.ship.release.dvc_files import Listings, dvc_repo
 from stages.ship.release.finding import record_fault
 from stages.ship.release.lock_check import dvc_status, hash_all, lock_check
 from stages.ship.release.objects import examine, missing_in_remote, writable_by_all
 from stages.ship.release.registry import Registry, Tag, artifact_name, parse_stage, parse_version, write_tag
-from stages.ship.release.trace import trace
+from stages.ship.release.trace import is_code, trace
 from stages.ship.release.verify import verify
 
 _NO_REMOTE = "No DVC remote is configured: this machine's cache alone can bring the files back."
