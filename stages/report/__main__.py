@@ -192,7 +192,7 @@ def write_spent(steps: int) -> None:
     for name, note in sorted(took.items(), key=lambda item: -item[1]["seconds"]):
         guessed = (said["training"], said["energy_kwh"]) if fits and name == "train" else (None, None)
         values = (note["seconds"], note.get("peak_memory_mib"), note.get("energy_kwh"), *guessed)
-        rows.append((name, [tables.ABSENT if value is None else number(value) for value in values]))
+        rows.append((name, *(tables.ABSENT if value is None else number(value) for value in values)))
     columns = ["Seconds", "Memory, MiB", "Energy, kWh", "Seconds estimated", "Energy estimated, kWh"]
     lines = [f"{number(sum(note['seconds'] for note in took.values()))} seconds in all."]
     lines += ["`tunetrail estimate` before a run says what its training will take."] if not fits else []

@@ -56,7 +56,7 @@ def seeds(runs: Sequence[Mapping[str, Any]], found: Measured) -> tuple[pd.DataFr
             spread[metric.path] = max(values) - min(values)
             here = value_cell(look_up(found.scores["adapter"], metric.path), metric.form)
             ends = between(metric.form, min(values), max(values))
-            rows.append((metric.name, [here, ends, metric.form(statistics.stdev(values))]))
+            rows.append((metric.name, here, ends, metric.form(statistics.stdev(values))))
     within = []
     for one in found.compared:
         if one.after != "adapter":  # its own files have its own seed
@@ -116,54 +116,36 @@ def reasons(kind: str, counts: Mapping[str, int], samples: Iterable[Row]) -> lis
 
 def source_table(clean: Mapping[str, Any]) -> pd.DataFrame:
     """What cleaning did with the rows of each source."""
-    rows = [
-        (
-            excerpt(name, 80),
-            [
-                *(whole(one["rows"][key]) for key in ("in", "kept")),
-                *(listed(one.get(key, {})) or "none" for key in ("rejected", "changed")),
-            ],
-        )
-        for name, one in clean["sources"].items()
-    ]
+    rows = []
+    for name, one in clean["sources"].items():
+        counts, why = one["rows"], [listed(one.get(key, {})) or "none" for key in ("rejected", "changed")]
+        rows.append((excerpt(name, 80), whole(counts["in"]), whole(counts["kept"]), *why))
     return frame(rows, ["Rows", "Kept", "Rejected", "Changed"], "Source")
 
 
 def label_table(split: Mapping[str, Any]) -> pd.DataFrame:
-    rows = [
-        (excerpt(label, 80), [whole(counts.get(part, 0)) for part in _PARTS])
-        for label, counts in split["labels"].items()
-    ]
+    labels = split["labels"].items()
+    rows = [(excerpt(label, 80), *(whole(counts.get(part, 0)) for part in _PARTS)) for label, counts in labels]
     return frame(rows, ["Training", "Validation", "Hold-out"], "Label")
 
 
 def tie_table(rows: Sequence[Row]) -> pd.DataFrame:
     """The words that go with one label most clearly; the lift is how much more often than all rows."""
-    ties = [
-        (
-            excerpt(row["ngram"], 80),
-            [excerpt(row["label"], 60), f"{row['with_label']} of {row['count']}", f"× {number(row['lift'])}"],
-        )
-        for row in rows
-    ]
+    ties = []
+    for row in rows:
+        counted = f"{row['with_label']} of {row['count']}"
+        ties.append((excerpt(row["ngram"], 80), excerpt(row["label"], 60), counted, f"× {number(row['lift'])}"))
     return frame(ties, ["Label", "Rows", "Lift"], "Words")
 
 
 def tried_table(rows: Sequence[Row]) -> pd.DataFrame:
     """What asking the tuned model said of suspected triggers: answers turned to the label, beside random words."""
-    tried = [
-        (
-            f"“{excerpt(row['ngram'], 80)}”",
-            [
-                excerpt(row["label"], 60),
-                f"{row['turned']} of {row['n']}",
-                f"{row['control_turned']} of {row['control_n']}",
-                p_value(row["p_value"]),
-                "confirmed" if row["confirmed"] else "not confirmed",
-            ],
-        )
-        for row in rows
-    ]
+    tried = []
+    for row in rows:
+        turned, control = f"{row['turned']} of {row['n']}", f"{row['control_turned']} of {row['control_n']}"
+        reading = "confirmed" if row["confirmed"] else "not confirmed"
+        what = f"“{excerpt(row['ngram'], 80)}”", excerpt(row["label"], 60)
+        tried.append((*what, turned, control, p_value(row["p_value"]), reading))
     return frame(tried, ["Label", "Turned", "By random words", "Test", "Reading"], "Suspected trigger")
 
 
@@ -171,7 +153,7 @@ def distance_table(found: Mapping[str, Any]) -> pd.DataFrame:
     """The sources of training rows, each with its distances from the others."""
     distances = ("label_distance", "prompt_length_distance", "completion_length_distance")
     rows = [
-        (excerpt(name, 80), [whole(one["rows"]), percent(one["share"]), *(number(one[key]) for key in distances)])
+        (excerpt(name, 80), whole(one["rows"]), percent(one["share"]), *(number(one[key]) for key in distances))
         for name, one in found["sources"]["by_source"].items()
     ]
     return frame(rows, ["Rows", "Share", "Labels", "Prompt length", "Completion length"], "Source")
@@ -213,7 +195,7 @@ def forgetting(evaluate: Mapping[str, Any], confidence: float) -> dict[str, Any]
     if general is None:
         return None
     found = [(metric, [general[name][metric.path] for name in ("base", "adapter")]) for metric in _FORGETTING]
-    rows = [(metric.name, [value_cell(one, metric.form) for one in values]) for metric, values in found]
+    rows = [(metric.name, *(value_cell(one, metric.form) for one in values)) for metric, values in found]
     changes = {
         metric.name: read_change(metric, general["against_baseline"][metric.path], confidence) for metric in _FORGETTING
     }
@@ -223,7 +205,7 @@ def forgetting(evaluate: Mapping[str, Any], confidence: float) -> dict[str, Any]
 def robustness(evaluate: Mapping[str, Any]) -> pd.DataFrame:
     """Valid and exactly right answers to each kind of damaged input."""
     rows = [
-        (words(kind), [value_cell(one.get(key)) for key in ("valid", "exact_match")])
+        (words(kind), *(value_cell(one.get(key)) for key in ("valid", "exact_match")))
         for kind, one in evaluate.get("robustness", {}).items()
     ]
     return frame(rows, ["valid", "exactly right"], "Kind")
@@ -236,7 +218,7 @@ def safety(evaluate: Mapping[str, Any]) -> pd.DataFrame:
         if key in _LEAKS:
             bad = found["count"] > 0
             told = Note(count(found), "bad" if bad else "good", "✕" if bad else "✓")
-            rows.append((_LEAKS[key], [Cell("", [told]), value_cell(found)]))
+            rows.append((_LEAKS[key], Cell("", [told]), value_cell(found)))
     return frame(rows, ["Found", "Share"], "Check")
 
 

@@ -210,7 +210,7 @@ def metric_table(found: Measured, *, shared: bool = False) -> pd.DataFrame:
     for metric in METRICS:
         values = [look_up(one, metric.path) for one in found.scores.values()]
         if any(value is not None for value in values) and (metric.group == ALL or not shared):
-            rows.append(((metric.group, metric.name), [value_cell(value, metric.form) for value in values]))
+            rows.append(((metric.group, metric.name), *(value_cell(value, metric.form) for value in values)))
     return frame(rows, list(found.scores), "Metric")
 
 
@@ -222,7 +222,7 @@ def brief_table(parts: Sequence[Measured]) -> pd.DataFrame:
         for (_, name), cells in zip(table.index, table.itertuples(index=False, name=None), strict=True):
             if name in brief:
                 shown = f"{part.task}: {name}" if part.task else name
-                rows.append((shown, [cell.brief for cell in cells]))
+                rows.append((shown, *(cell.brief for cell in cells)))
     return frame(rows, list(parts[0].scores), "On the hold-out")
 
 
@@ -236,27 +236,20 @@ def format_table(artefacts: Mapping[str, Any]) -> pd.DataFrame:
             shares = [value_cell(asked["scores"][key]) for key in ("exact_match", "valid")]
             same = f"{asked['agreement']['same']:,} of {asked['agreement']['rows']:,}"
             cells = [*facts, asked["decoding"]["enforce"], *shares, same, percent(asked["stopped"])]
-            rows.append((name if asked is one else f"{name}, free", cells))
+            rows.append((name if asked is one else f"{name}, free", *cells))
     columns = ["Engine", "Size", "Tensors", "Held to", "Exact match", "Valid", "As the adapter", "Ended by stop token"]
     return frame(rows, columns, "Format")
 
 
 def change_table(compared: Sequence[Comparison]) -> pd.DataFrame:
     """(models, metric) by what a paired test says of the change."""
-    rows = [
-        (
-            (one.title, change.metric.name),
-            [
-                change.amount,
-                change.interval or ABSENT,
-                *(ABSENT if rows is None else f"{rows:,}" for rows in (change.won, change.lost)),
-                change.p or ABSENT,
-                Cell("", [Note(change.reading, change.tone, change.symbol)]),
-            ],
-        )
-        for one in compared
-        for change in one.changes
-    ]
+    rows = []
+    for one in compared:
+        for change in one.changes:
+            won, lost = (ABSENT if n is None else f"{n:,}" for n in (change.won, change.lost))
+            reading = Cell("", [Note(change.reading, change.tone, change.symbol)])
+            name = one.title, change.metric.name
+            rows.append((name, change.amount, change.interval or ABSENT, won, lost, change.p or ABSENT, reading))
     return frame(rows, ["Change", "Interval", "Won", "Lost", "Test", "Reading"], "Metric")
 
 
@@ -266,7 +259,7 @@ def part_table(scores: Mapping[str, Any], part: str, first: str, inner: str = ""
     for key in scores["adapter"].get(part, {}):
         found = [one.get(part, {}).get(key) for one in scores.values()]
         cells = [value_cell(value.get(inner) if inner and value else value) for value in found]
-        rows.append((excerpt(key, 80), cells))
+        rows.append((excerpt(key, 80), *cells))
     return frame(rows, list(scores), first)
 
 
@@ -320,13 +313,13 @@ def count(found: Mapping[str, Any]) -> str:
     return f"{found['count']:,} of {found['n']:,}"
 
 
-def frame(rows: Sequence[tuple[Any, Sequence[Any]]], columns: Sequence[str], first: str) -> pd.DataFrame:
-    """Rows by name, or by (group, name); `first` heads the names."""
-    names = [name for name, _ in rows]
+def frame(rows: Sequence[tuple[Any, ...]], columns: Sequence[str], first: str) -> pd.DataFrame:
+    """Rows that begin with their name, or with (group, name); `first` heads the names."""
+    names = [row[0] for row in rows]
     grouped = bool(rows) and isinstance(names[0], tuple)
     index = pd.MultiIndex.from_tuples(names) if grouped else pd.Index(names, dtype=object)
     index.names = ["", first] if grouped else [first]
-    return pd.DataFrame([list(cells) for _, cells in rows], index, list(columns), dtype=object)
+    return pd.DataFrame([row[1:] for row in rows], index, list(columns), dtype=object)
 
 
 def _measured(task: str, scores: Mapping[str, Any], pairs: Mapping[Any, Any], confidence: float) -> Measured:
