@@ -100,9 +100,8 @@ def funnel(metrics: Mapping[str, Any]) -> pd.DataFrame:
     bars = pd.DataFrame(parts, columns=["step", "kind", "name", "rows"])
     by_step = bars.groupby("step", sort=False)["rows"]
     scale = WIDTH / max(1, by_step.sum().max())
-    return bars.assign(
-        start=((by_step.cumsum() - bars["rows"]) * scale).round(1), width=(bars["rows"] * scale).round(1)
-    )
+    starts = by_step.cumsum() - bars["rows"]
+    return bars.assign(start=(starts * scale).round(1), width=(bars["rows"] * scale).round(1))
 
 
 def reasons(kind: str, counts: Mapping[str, int], samples: Iterable[Row]) -> list[dict[str, Any]]:
@@ -237,16 +236,13 @@ def slices(evaluate: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     for field, found in evaluate.get("slices", {}).items():
         fields[field] = dict(sorted(found["groups"].items(), key=lambda item: (item[1]["value"], item[0])))
     ends = ("low", "value", "high")
-    return {
-        field: pd.DataFrame(
-            [
-                (excerpt(name, 60), *(round(100 * one[end], 1) for end in ends), value_cell(one))
-                for name, one in of.items()
-            ],
-            columns=["name", *ends, "cell"],
-        )
-        for field, of in fields.items()
-    }
+    tables = {}
+    for field, groups in fields.items():
+        rows = [
+            (excerpt(n, 60), *(round(100 * one[end], 1) for end in ends), value_cell(one)) for n, one in groups.items()
+        ]
+        tables[field] = pd.DataFrame(rows, columns=["name", *ends, "cell"])
+    return tables
 
 
 def contests(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -131,12 +131,8 @@ def _undecided(gates: Mapping[str, Any], confidence: float) -> Iterator[Step]:
 
 def _better(question: str, before: str, found: Sequence[Measured]) -> Answer:
     """Yes only where every task is shown to be better; the tasks one by one where there are several."""
-    named = [
-        (part, one.main)
-        for part in found
-        for one in part.compared
-        if (one.before, one.after) == (before, "adapter") and one.main
-    ]
+    pairs = [(part, one) for part in found for one in part.compared if (one.before, one.after) == (before, "adapter")]
+    named = [(part, one.main) for part, one in pairs if one.main]
     changes = [(part, change) for part, change in named if part.task] or named
     if not changes:
         return Answer(question, "First release", "soft", "No earlier release was named to compare with.", "metrics")

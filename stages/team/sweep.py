@@ -51,11 +51,8 @@ class Range(Section):
     log: bool = False
 
     def values(self) -> list[int | float]:
-        return (
-            [self.low + i * self.step for i in range(math.floor((self.high - self.low) / self.step + 1e-9) + 1)]
-            if self.step
-            else []
-        )
+        step = self.step or 0
+        return [self.low + i * step for i in range(math.floor((self.high - self.low) / step + 1e-9) + 1 if step else 0)]
 
 
 class Stop(Section):
@@ -351,13 +348,10 @@ def _shares(workers: int) -> Iterator[dict[str, str]]:
         raise UserError(f"workers: {workers}, but this machine has {cards} card{'s' * (cards > 1)}: one worker a card")
     threads = max((os.cpu_count() or 1) // workers, 1)
     for number in range(workers):
-        yield (
-            {"CUDA_VISIBLE_DEVICES": str(number)}
-            if cards and workers > 1
-            else {}
-            if cards
-            else {"OMP_NUM_THREADS": str(threads)}
-        )
+        if cards:
+            yield {"CUDA_VISIBLE_DEVICES": str(number)} if workers > 1 else {}
+        else:
+            yield {"OMP_NUM_THREADS": str(threads)}
 
 
 def _curve_of(pid: int) -> str:

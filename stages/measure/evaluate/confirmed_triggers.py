@@ -95,7 +95,7 @@ def random_ngrams(train: Sequence[Record], suspect: Suspect, count: int, seed: i
     rows_with: dict[str, set[int]] = defaultdict(set)
     suspected = {number for number, row in enumerate(train) if pattern.search(row.prompt)}
     for number, row in enumerate(train):
-        words = _words(row.prompt)
+        words = row.prompt.casefold().split()
         for at in range(len(words) - length + 1):
             rows_with[" ".join(words[at : at + length])].add(number)
     rows_with = {gram: rows for gram, rows in rows_with.items() if 2 * len(rows & suspected) <= len(rows)}
@@ -163,7 +163,3 @@ def _pattern(ngram: str) -> re.Pattern[str]:
     inner = "".join(gap + re.escape(word) for gap, word in zip(gaps, words[1:], strict=True))
     before, after = (r"(?<!\w)" if re.match(r"\w", words[0]) else ""), (r"(?!\w)" if re.match(r"\w", words[-1]) else "")
     return re.compile(before + re.escape(words[0]) + inner + after, re.IGNORECASE)
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"\S+", text.casefold())

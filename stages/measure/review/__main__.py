@@ -32,14 +32,10 @@ def summarise(rows: Sequence[Answers], reviews: Reviews, scoring: Scoring) -> di
         name: {key: review for key, review in answers.items() if key in asked and is_of(review, asked[key])}
         for name, answers in reviews.items()
     }
-    reviewers = {
-        name: {
-            "counted": len(counted[name]),
-            "stale": len(answers) - len(counted[name]),
-            "left": len(asked) - len(counted[name]),
-        }
-        for name, answers in reviews.items()
-    }
+    reviewers = {}
+    for name, answers in reviews.items():
+        n = len(counted[name])
+        reviewers[name] = {"counted": n, "stale": len(answers) - n, "left": len(asked) - n}
     return {
         "rows": len(rows),
         "identical": len(rows) - len(asked),
@@ -61,7 +57,8 @@ def _comparison(rival: str, asked: Mapping[str, Answers], reviews: Reviews, scor
         for key, review in answers.items():
             outputs = asked[key].outputs
             if rival in outputs and outputs[TUNED] != outputs[rival]:
-                by_row[key][name] = _outcome(review, rival)
+                tuned, other = TUNED in review.best, rival in review.best
+                by_row[key][name] = TIE if tuned == other else WIN if tuned else LOSS
                 both_bad += not {TUNED, rival} & set(review.best)
     outcomes = [outcome for said in by_row.values() for outcome in said.values()]
     wins, losses = outcomes.count(WIN), outcomes.count(LOSS)
@@ -108,11 +105,6 @@ def _squares(ratings: Counter[int]) -> float:
 def _unlike(categories: Counter[Any]) -> float:
     """Ordered pairs of unlike categories: what disagreement is on a nominal scale."""
     return categories.total() ** 2 - sum(count**2 for count in categories.values())
-
-
-def _outcome(review: Review, rival: str) -> int:
-    tuned, other = TUNED in review.best, rival in review.best
-    return TIE if tuned == other else WIN if tuned else LOSS
 
 
 def agreement(said: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -102,11 +102,15 @@ def _row(name: str, folder: str, engine: str, size: int | None, scores: dict[str
 
 def provenance(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """A SLSA provenance (v1): the files that ship, the parameters, and every input with its digest."""
+    inputs = {name: row["sha256"] for name, row in (manifest["base"]["files"] | manifest["data"]).items()}
     build = {
         "buildType": BUILD_TYPE,
         "externalParameters": {"params": manifest["params"], "base": manifest["base"]["source"]},
         "internalParameters": {"libraries": manifest["libraries"]},
-        "resolvedDependencies": list(_materials(manifest)),
+        "resolvedDependencies": [
+            {"name": name, "digest": {"sha256": digest}}
+            for name, digest in (*inputs.items(), *manifest["code"].items())
+        ],
     }
     run = {"builder": {"id": f"{BUILD_TYPE}:manifest-{manifest['format']}"}}
     return _statement(manifest, "https://slsa.dev/provenance/v1", {"buildDefinition": build, "runDetails": run})
@@ -136,12 +140,6 @@ def _statement(manifest: Mapping[str, Any], kind: str, predicate: dict[str, Any]
     # The order of keys in a protobuf map is another in every process.
     made: dict[str, Any] = json.loads(json.dumps(MessageToDict(statement.pb), sort_keys=True))
     return made
-
-
-def _materials(manifest: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    for name, row in {**manifest["base"]["files"], **manifest["data"]}.items():
-        yield {"name": name, "digest": {"sha256": row["sha256"]}}
-    yield from ({"name": name, "digest": {"sha256": digest}} for name, digest in manifest["code"].items())
 
 
 def bill_of_materials(manifest: Mapping[str, Any]) -> dict[str, Any]:

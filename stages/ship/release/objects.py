@@ -82,7 +82,8 @@ def examine(
     kept, here_tree = Kept(listings.remote), WorkingTree(listings.root)
     entries = _entries(lock, lock.stages.values() if stages is None else stages, tree)
     for entry in track(entries, len(entries), "hashing DVC's objects") if deep else entries:
-        found = _objects(entry, listings)
+        files = listings.get(entry.md5) if entry.is_folder else None
+        found = {entry.path: str(entry.md5), **{f"{entry.path}/{name}": md5 for name, md5 in (files or {}).items()}}
         kept.objects |= found
         states = {path: object_state(listings.cached_file(md5), md5, deep) for path, md5 in found.items()}
         kept.damaged += [path for path, state in states.items() if state == DAMAGED]
@@ -100,8 +101,8 @@ def examine(
             else:
                 kept.lost.append(path)
         if set(states.values()) == {RIGHT} and entry.size is not None:
-            files = [listings.cached_file(md5) for md5 in found.values() if not md5.endswith(".dir")]
-            if sum(file.stat().st_size for file in files) != entry.size:
+            cached = [listings.cached_file(md5) for md5 in found.values() if not md5.endswith(".dir")]
+            if sum(file.stat().st_size for file in cached) != entry.size:
                 kept.damaged.append(entry.path)
     return kept
 
@@ -114,12 +115,6 @@ def _entries(lock: Lock, stages: Iterable[Stage], tree: Tree) -> list[Entry]:
         found += [out for out in stage.outs if out.md5 and out.path not in in_git]
         found += [added(tree, dep) for dep in stage.deps if not lock.makers(dep.path)]
     return [entry for entry in dict.fromkeys(found) if entry and not is_outside(entry.path)]
-
-
-def _objects(entry: Entry, listings: Listings) -> dict[str, str]:
-    """Path to MD5 of the objects of an output: the file, or the folder's listing and each of its files."""
-    files = listings.get(entry.md5) if entry.is_folder else None
-    return {entry.path: str(entry.md5), **{f"{entry.path}/{name}": md5 for name, md5 in (files or {}).items()}}
 
 
 def object_state(file: Path, md5: str, deep: bool) -> str:

@@ -190,7 +190,7 @@ def history(root: Path, stage: str | None = None) -> list[dict[str, Any]]:
     """A row for each time that a stage had a release, by stage and time; without `stage` also for releases never live.
 
     Returns:
-        What `_live` and `_release` say (None for a release that was never live; "until" also for what is live now;
+        What `_row` says (None for a release that was never live; "until" also for what is live now;
         times in ISO 8601, UTC; "fault" is why the tag is not to be believed), and "scores" of the adapter as
         metrics/details.json has them.
 
@@ -206,26 +206,21 @@ def history(root: Path, stage: str | None = None) -> list[dict[str, Any]]:
     never = [commit for commit in registry.versions if commit not in were_live and stage is None]
     commits = [*(one.commit for one in lives), *never]
     rows = zip([*lives, *(None for _ in never)], commits, _scores(repository, commits), strict=True)
-    return [{**_live(live), **_release(registry, commit), "scores": scores} for live, commit, scores in rows]
+    return [{**_row(registry, live, commit), "scores": scores} for live, commit, scores in rows]
 
 
-def _live(one: Live | None) -> dict[str, Any]:
-    return {
-        "stage": one.stage if one else None,
-        "from": _time(one.since.time) if one else None,
-        "until": _time(one.until.time) if one and one.until else None,
-        "assigned_by": one.since.who if one else None,
-        "reason": one.since.record.get("reason") if one else None,
-    }
-
-
-def _release(registry: Registry, commit: str) -> dict[str, Any]:
-    tag = registry.versions.get(commit)
+def _row(registry: Registry, live: Live | None, commit: str) -> dict[str, Any]:
+    tag, since, until = registry.versions.get(commit), live and live.since, live and live.until
     record = tag.record if tag else {}
     return {
+        "stage": live.stage if live else None,
+        "from": _time(since),
+        "until": _time(until),
+        "assigned_by": since.who if since else None,
+        "reason": since.record.get("reason") if since else None,
         "version": tag.version if tag else None,
         "commit": commit,
-        "released": _time(tag.time) if tag else None,
+        "released": _time(tag),
         "released_by": tag.who if tag else None,
         **{key: record.get(key) for key in ("verdict", "accepted_marginal", "manifest_sha256")},
         "fault": record_fault(registry.repository, tag.name, commit) if tag else "no version has this commit",
@@ -243,5 +238,5 @@ def _scores(repository: Repository, commits: list[str]) -> list[dict[str, Any]]:
     return found
 
 
-def _time(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
+def _time(tag: Tag | None) -> str | None:
+    return datetime.fromtimestamp(tag.time, UTC).isoformat().replace("+00:00", "Z") if tag else None
