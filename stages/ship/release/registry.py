@@ -210,7 +210,7 @@ def history(root: Path, stage: str | None = None) -> list[dict[str, Any]]:
 
 
 def _row(registry: Registry, live: Live | None, commit: str) -> dict[str, Any]:
-    tag, since, until = registry.versions.get(commit), live and live.since, live and live.until
+    tag, since, until = registry.versions.get(commit), live.since if live else None, live.until if live else None
     record = tag.record if tag else {}
     return {
         "stage": live.stage if live else None,
