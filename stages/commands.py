@@ -363,10 +363,10 @@ def check(options: Options, root: Path, start: Path) -> None:
 
 
 def params(options: Options, root: Path, start: Path) -> None:
-    from stages.describe_params import describe, markdown
+    from stages.describe_params import describe
     from stages.params.loader import check_params, read_params
 
-    print(markdown().rstrip("\n") if options.markdown else describe(check_params(read_params())))
+    print(describe(check_params(read_params())))
 
 
 def preflight(options: Options, root: Path, start: Path) -> None:
