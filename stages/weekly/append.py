@@ -20,7 +20,7 @@ from stages.params.task import Task
 from stages.records.prompt import Question, compared, question
 from stages.records.record import Message, Record, read_rows, record_id, row_line
 from stages.scoring.rows import label_named
-from stages.text.strict_json import BrokenContract, completion_key, parse_json
+from stages.text.strict_json import completion_key, parsed
 from stages.weekly.collect import read_of_stage
 
 Clean = Callable[[dict[str, Any], str], Record | str]
@@ -111,10 +111,7 @@ def label_of(completion: str, task: Task, tag: str | None) -> str | None:
     contract = task.contract(tag)
     if contract.kind == "classification":
         return completion.strip()
-    try:
-        return label_named(parse_json(completion), contract.label_field) if contract.kind == "json" else None
-    except BrokenContract:
-        return None
+    return label_named(parsed(completion), contract.label_field) if contract.kind == "json" else None
 
 
 def _agreed(answered: Sequence[Answered]) -> tuple[list[Answered], list[str]]:

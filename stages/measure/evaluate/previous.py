@@ -1,6 +1,5 @@
 """The answers of an earlier release, brought by DVC, so that the same rows can be compared."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from stages.core import paths
-from stages.core.dvc_lock import parse_lock
+from stages.core.dvc_lock import cache_folder, md5, object_path, parse_lock
 from stages.core.errors import UserError
 from stages.core.git import LOCK, CommitTree, Repository
 from stages.params.evaluate import Scoring
@@ -67,10 +66,10 @@ def fetch_previous(root: Path, release: str) -> Previous:
             "run `dvc push` where that release was made, and `dvc fetch --all-tags` here"
         ) from None
     recorded = next((out.md5 for _, out in lock.outs() if out.path == file), None)
-    if hashlib.md5(content, usedforsecurity=False).hexdigest() != recorded:
+    if md5(content) != recorded:
+        damaged = object_path(cache_folder(root), recorded or "")
         raise UserError(
-            f"evaluate.previous: {file} of {release} in DVC's cache is damaged; delete "
-            f".dvc/cache/files/md5/{(recorded or '')[:2]}/{(recorded or '')[2:]} and run again"
+            f"evaluate.previous: {file} of {release} in DVC's cache is damaged; delete {damaged}, run again"
         )
     return Previous(release, commit, [json.loads(line) for line in content.splitlines()])
 

@@ -24,7 +24,7 @@ from stages.records.record import Record, make_record, rank, read_rows, write_ro
 from stages.scoring.paired_answers import Answers
 from stages.scoring.rows import label_named, score_row
 from stages.text.json_schema import Tasks
-from stages.text.strict_json import BrokenContract, completion_key, parse_json
+from stages.text.strict_json import BrokenContract, completion_key, parse_json, parsed
 
 Rows = dict[str, dict[str, Any]]
 _PAPERS = {"cohen_kappa": "Cohen's kappa (1960)", "krippendorff_alpha": "Krippendorff's alpha, nominal (2011)"}
@@ -191,8 +191,5 @@ def said_by_all(inbox: Path, task: Task) -> str:
 
 def _category(completion: str, label_field: str) -> str:
     """The label of a JSON answer, else the whole answer: what agreement beyond chance is counted on."""
-    try:
-        named = label_named(parse_json(completion), label_field)
-    except BrokenContract:
-        named = None
+    named = label_named(parsed(completion), label_field)
     return completion_key(completion) if named is None else named
