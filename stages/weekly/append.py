@@ -18,7 +18,7 @@ from stages.near_duplicates.pairs import cross_pairs
 from stages.params.loader import Params
 from stages.params.task import Task
 from stages.records.prompt import Question, compared, question
-from stages.records.record import Message, Record, read_rows, record_id, row_line
+from stages.records.record import Message, Record, read_rows, record_id, record_row, row_line
 from stages.scoring.rows import label_named
 from stages.text.strict_json import completion_key, parsed
 from stages.weekly.collect import read_of_stage
@@ -98,9 +98,8 @@ def _answered(files: Sequence[Path], task: Task, clean: Clean) -> tuple[list[Ans
             if isinstance(record, str):
                 left.append(f"{place}: {record}")
                 continue
-            columns |= {"prompt": record.prompt, "completion": record.completion}
-            if record.context:
-                columns["context"] = [{"role": one.role, "content": one.content} for one in record.context]
+            cleaned = record_row(record)
+            columns |= {name: cleaned[name] for name in ("prompt", "completion", "context") if name in cleaned}
             columns["provenance"] = {name: row[name] for name in row if name not in _NO_PROVENANCE and row[name]}
             found.append(Answered(place, columns, record))
     return found, left

@@ -68,9 +68,7 @@ def fetch_previous(root: Path, release: str) -> Previous:
     recorded = next((out.md5 for _, out in lock.outs() if out.path == file), None)
     if md5(content) != recorded:
         damaged = object_path(cache_folder(root), recorded or "")
-        raise UserError(
-            f"evaluate.previous: {file} of {release} in DVC's cache is damaged; delete {damaged}, run again"
-        )
+        raise UserError(f"evaluate.previous: {file} of {release} is damaged; delete {damaged} and run again")
     return Previous(release, commit, [json.loads(line) for line in content.splitlines()])
 
 
