@@ -86,11 +86,21 @@ def _partials(path: Path) -> Path:
 def clear_partials(place: Path = PARTIALS) -> None:
     """Remove what killed processes left unfinished in `place`."""
     for folder in place.glob(".*.partial"):
-        with suppress(OSError):  # gone by now, or not ours to remove
-            lock = os.open(folder, os.O_RDONLY)
-            if _locked(lock):
+        with suppress(OSError), alone(folder) as lock:  # gone by now, or not ours to remove
+            if lock is not None:
                 remove(folder)
-            os.close(lock)
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[int | None]:
+    """Hold a file or folder by a lock that the kernel lets go when this process and those that inherit the descriptor
+    have ended, however they end; None where another process holds it.
+    """
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        yield descriptor if _locked(descriptor) else None
+    finally:
+        os.close(descriptor)
 
 
 def _locked(descriptor: int) -> bool:

@@ -4,7 +4,6 @@ The hold-out is not looked at: no trial runs a stage that measures on it, and wh
 rows. Optuna's study lies in .tunetrail/sweeps/NAME, in SQLite, which no kill tears.
 """
 
-import fcntl
 import itertools
 import json
 import math
@@ -17,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,6 +25,7 @@ from pydantic import Field, ValidationError
 from stages.core import paths
 from stages.core.dvc_lock import locked_bytes
 from stages.core.errors import Refusal, UserError
+from stages.core.files import alone
 from stages.core.git import CommitTree, Repository
 from stages.core.yaml_reader import load_yaml
 from stages.params.loader import check_params, read_params
@@ -143,7 +143,10 @@ def sweep(root: Path, path: Path) -> str:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     folder = root / SWEEPS / spec.name
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder) as lock:
+    (folder / "lock").touch()
+    with alone(folder / "lock") as lock:
+        if lock is None:
+            raise Refusal(f"{spec.name}: this sweep, or a trial that a killed one left, is at work; wait for its end")
         search = Search(spec, repository, folder, lock)
         search.recover()
         search.run()
@@ -373,20 +376,3 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
             os.killpg(process.pid, how)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=seconds)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[int]:
-    """A lock that the kernel frees when this process and its trials have ended, however they end."""
-    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(lock)
-        raise Refusal(
-            f"{folder.name}: this sweep, or a trial that a killed one left, is at work; wait for its end"
-        ) from None
-    try:
-        yield lock
-    finally:
-        os.close(lock)

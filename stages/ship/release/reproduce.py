@@ -5,7 +5,6 @@ statement with a test result (https://in-toto.io/attestation/test-result/v0.1), 
 one who released.
 """
 
-import fcntl
 import glob
 import os
 import re
@@ -24,7 +23,7 @@ from configobj import ConfigObj
 from stages.core import paths
 from stages.core.dvc_lock import cache_folder, dvc_settings, read_lock
 from stages.core.errors import Refusal, UserError, names
-from stages.core.files import remove, write_json
+from stages.core.files import alone, remove, write_json
 from stages.core.git import CommitTree, Repository, WorkingTree, git_environment
 from stages.core.run_notes import machine_notes
 from stages.scoring.catalogue import catalogue_of, centre, is_interval
@@ -79,29 +78,19 @@ def _worktree(repository: Repository, commit: str) -> Iterator[Path]:
         remove(folder)
 
     for left in top.parent.glob(f"{glob.escape(prefix)}*"):  # by a process that was killed, if none holds it any more
-        with suppress(OSError), _locked(left):
-            clear(left)
+        with suppress(OSError), alone(left) as lock:
+            if lock is not None:
+                clear(left)
     try:
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=top.parent))
     except OSError as error:
         raise UserError(f"no worktree can be made in {top.parent}: {error.strerror}") from None
-    with _locked(folder):
+    with alone(folder):
         try:
             repository.git("worktree", "add", "--detach", str(folder), commit)
             yield folder / repository.root.resolve().relative_to(top)
         finally:
             clear(folder)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder, until the process ends if need be. Raises OSError where another process does."""
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(lock)
 
 
 def _bring_inputs(root: Path, folder: Path) -> None:

@@ -1,6 +1,5 @@
 """answer: a file of prompts through a release's engine, a row for a row; a killed run goes on where it stopped."""
 
-import fcntl
 import json
 import os
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from stages.core.errors import Refusal, UserError
+from stages.core.files import alone
 from stages.core.run_notes import track
 from stages.engines.engine_server import CHAT, EngineError, Server, call, reply
 from stages.records.record import Message, Record, make_record, row_line
@@ -27,11 +27,9 @@ def answer_file(source: Path, target: Path, version: Version, server: Server) ->
     has rows of something else, or another run is writing it.
     """
     rows, records = _read(source)
-    with target.open("a+b") as out:
-        try:
-            fcntl.flock(out, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise Refusal(f"another run writes {target}") from None
+    with target.open("a+b") as out, alone(target) as lock:
+        if lock is None:
+            raise Refusal(f"another run writes {target}")
         done = _done(out, rows, version.id, target)
         bodies = version.messages(records[done:])
         told = {record.task: version.defaults(server, record.task) for record in records}
