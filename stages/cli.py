@@ -90,17 +90,10 @@ def parser() -> argparse.ArgumentParser:
     smoke.add_argument("--golden", metavar="ROWS", type=int, default=5, help="of the hold-out; default: 5")
     answer = command("answer", "answer a file of prompts with a release; run again to go on")
     answer.add_argument("source", metavar="IN.jsonl", type=_path, help='rows {"prompt": TEXT}')
-    answer.add_argument(
-        "target", metavar="OUT.jsonl", type=_path, help="the same rows with their answer and the release's id"
-    )
+    answer.add_argument("target", metavar="OUT.jsonl", type=_path, help="the same rows, each with answer and release")
     answer.add_argument("--url", help="ask a server of this release in place of one that is started for it")
     bases = command("bases", "base models beside each other on your own rows, before the first run")
-    bases.add_argument(
-        "sources",
-        metavar="CANDIDATE",
-        nargs="+",
-        help="as model.source; a package with its file: package:NAME==VERSION#FILE.gguf",
-    )
+    bases.add_argument("sources", metavar="CANDIDATE", nargs="+", help="as model.source, or package:...#FILE.gguf")
     bases.add_argument("--rows", type=int, default=50, help="validation rows that each is asked; default: 50")
     bases.add_argument("--shots", type=int, default=4, help="training rows given as examples; default: 4, 0 for none")
     bases.add_argument("--write", metavar="FILE.md|FILE.html", type=_path, help="write a page, too")
@@ -109,16 +102,12 @@ def parser() -> argparse.ArgumentParser:
     several((bases, estimate), "--prices", metavar="FILE.yaml", type=_path, help="yours: what a run and requests cost")
     collect = command("collect", "take from the logs of served requests the rows that are worth annotating")
     collect.add_argument("--limit", type=int, default=100, metavar="ROWS", help="default: 100")
-    collect.add_argument(
-        "--below", type=float, default=-0.1, metavar="NATS", help="mean log-probability of a token; default: -0.1"
-    )
+    collect.add_argument("--below", type=float, default=-0.1, help="mean log-probability of a token; default: -0.1")
     collect.add_argument("--week", metavar="NAME", help="default: the ISO week of the latest request")
     annotate = command("annotate", "write on a page what collected rows should have been answered")
     annotate.add_argument("inbox", metavar="WEEK.jsonl", type=_path, help="of `tunetrail collect`")
     annotate.add_argument("--annotator", metavar="NAME", help="answers go to WEEK/NAME.jsonl; default: only count them")
-    annotate.add_argument(
-        "--with", metavar="NAME", dest="others", action="append", default=[], help="who shares the rows; again for each"
-    )
+    annotate.add_argument("--with", metavar="NAME", dest="others", action="append", default=[], help="who has a share")
     annotate.add_argument("--overlap", type=int, default=10, metavar="ROWS", help="that all of them get; default: 10")
     several((serve, review, annotate), "--port", type=int, default=0, help="default: a free one")
     why = command("why", "show the training rows that taught an answer, and what may be wrong with them")
