@@ -7,7 +7,7 @@ The statements have no signature of their own: the release's covers them. None o
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from uuid import NAMESPACE_OID, uuid5
@@ -102,7 +102,7 @@ def _row(name: str, folder: str, engine: str, size: int | None, scores: dict[str
 
 def provenance(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """A SLSA provenance (v1): the files that ship, the parameters, and every input with its digest."""
-    inputs = {name: row["sha256"] for name, row in (manifest["base"]["files"] | manifest["data"]).items()}
+    inputs = _digests(manifest["base"]["files"] | manifest["data"])
     build = {
         "buildType": BUILD_TYPE,
         "externalParameters": {"params": manifest["params"], "base": manifest["base"]["source"]},
@@ -144,35 +144,16 @@ def _statement(manifest: Mapping[str, Any], kind: str, predicate: dict[str, Any]
 
 def bill_of_materials(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The ML-BOM as JSON. Its serial number comes from the manifest, so that the same release has the same bytes."""
-    base, model = manifest["base"], ComponentType.MACHINE_LEARNING_MODEL
-    root = Component(name=f"{hub_name(base['source'])}-fine-tuned", type=model, bom_ref="release")
-    licence = [LicenseFactory().make_from_string(base["licence"])]
-    source = [Property(name="tunetrail:source", value=base["source"])]
-    made_of = [
-        Component(
-            name=hub_name(base["source"]),
-            type=model,
-            bom_ref="base",
-            licenses=licence,
-            properties=source,
-            components=_files("base", _digests(base["files"]).items(), ComponentType.FILE),
-        ),
-        *_files("data", _digests(manifest["data"]).items(), ComponentType.DATA),
-        *(
-            Component(name=name, version=version, purl=PackageURL("pypi", None, name, version), bom_ref=f"pypi:{name}")
-            for name, version in manifest["libraries"].items()
-        ),
-    ]
-    formats = [
-        Component(
-            name=name,
-            type=model,
-            bom_ref=f"format:{name}",
-            properties=[Property(name="tunetrail:engine", value=one["engine"])],
-            components=_files(name, one["files"].items(), ComponentType.FILE),
-        )
-        for name, one in manifest["formats"].items()
-    ]
+    base = manifest["base"]
+    root = _model(f"{hub_name(base['source'])}-fine-tuned", "release")
+    origin = _model(hub_name(base["source"]), "base", _digests(base["files"]), source=base["source"])
+    origin.licenses.add(LicenseFactory().make_from_string(base["licence"]))
+    made_of = [origin, *_files("data", _digests(manifest["data"]), ComponentType.DATA)]
+    for name, version in manifest["libraries"].items():
+        package = PackageURL("pypi", None, name, version)
+        made_of.append(Component(name=name, version=version, purl=package, bom_ref=f"pypi:{name}"))
+    judged = manifest["formats"].items()
+    formats = [_model(name, f"format:{name}", one["files"], engine=one["engine"]) for name, one in judged]
     serial = uuid5(NAMESPACE_OID, hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest())
     bom = Bom(serial_number=serial, components=[*made_of, *formats])
     bom.metadata.component = root
@@ -192,11 +173,17 @@ def _digests(rows: Mapping[str, Any]) -> dict[str, str]:
     return {name: row["sha256"] for name, row in rows.items()}
 
 
-def _files(part: str, rows: Iterable[tuple[str, str]], kind: ComponentType) -> list[Component]:
-    return [
-        Component(name=name, type=kind, bom_ref=f"{part}:{name}", hashes=[HashType.from_hashlib_alg("sha256", digest)])
-        for name, digest in rows
-    ]
+def _model(name: str, ref: str, digests: Mapping[str, str] | None = None, **said: str) -> Component:
+    """A model, its files by their SHA-256, and what we say of it."""
+    files = _files(ref.removeprefix("format:"), digests or {}, ComponentType.FILE)
+    properties = [Property(name=f"tunetrail:{key}", value=value) for key, value in said.items()]
+    kind = ComponentType.MACHINE_LEARNING_MODEL
+    return Component(name=name, type=kind, bom_ref=ref, properties=properties, components=files)
+
+
+def _files(part: str, digests: Mapping[str, str], kind: ComponentType) -> list[Component]:
+    hashes = {name: [HashType.from_hashlib_alg("sha256", digest)] for name, digest in digests.items()}
+    return [Component(name=one, type=kind, bom_ref=f"{part}:{one}", hashes=hashes[one]) for one in digests]
 
 
 def _card(judged: Mapping[str, Any], data: list[str]) -> dict[str, Any]:
