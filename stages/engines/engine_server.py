@@ -26,6 +26,7 @@ from stages.core.files import read_json
 from stages.core.machine import machine_settings
 from stages.core.run_notes import track
 from stages.engines import llama_server
+from stages.model.labels import labels_in
 from stages.params.model import Generation
 from stages.params.task import Task
 
@@ -158,6 +159,8 @@ def _llama_cpp(start: _Start) -> tuple[list[str], dict[str, str]]:
 
 
 def _vllm(start: _Start) -> tuple[list[str], dict[str, str]]:
+    if labels_in(start.model):
+        raise UserError(f"{start.model} has a classification head (train.head: label), which transformers serves")
     python = machine_settings().vllm_python
     if not python or not shutil.which(python):
         raise UserError(
@@ -187,6 +190,9 @@ def _vllm(start: _Start) -> tuple[list[str], dict[str, str]]:
 def _transformers(start: _Start) -> tuple[list[str], dict[str, str]]:
     if start.adapters:
         raise UserError("`transformers serve` serves no adapters beside each other; take llama.cpp or vllm")
+    if labels_in(start.model):  # of which `transformers serve` knows nothing
+        settings = {"model": str(start.model), "host": _LOOPBACK, "port": start.port}
+        return [sys.executable, "-m", "stages.engines.label_server", json.dumps(settings)], {"HF_HUB_OFFLINE": "1"}
     program = shutil.which("transformers", path=str(Path(sys.executable).parent))
     if not program:
         raise UserError(f"there is no `transformers` command beside {sys.executable}")

@@ -25,6 +25,7 @@ from stages.core.files import atomic, tree_digest
 from stages.core.machine import machine_settings
 from stages.core.run_notes import library_versions, track
 from stages.model.chat import Chat
+from stages.model.labels import label_likelihoods, labels_of
 from stages.model.loading import Weights, bytes_a_token, causal_of, head_is_plain
 from stages.params.model import Generation
 from stages.records.record import Record
@@ -39,7 +40,7 @@ _LARGEST_MEAN = 700.0  # nats; exp of more is no float
 _TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 16384}
 _LOGITS_AT_ONCE = 1 << 25
 # Whatever of this folder decides which numbers come out.
-_CODE = [Path(__file__).with_name(f"{name}.py") for name in ("answers", "loading")]
+_CODE = [Path(__file__).with_name(f"{name}.py") for name in ("answers", "labels", "loading")]
 
 Pair = tuple[list[int], list[int]]
 
@@ -145,26 +146,31 @@ def answer(
 ) -> list[Answer]:
     """Greedy answers in the order of `records`, by a loaded model or by `Weights`, which are asked only once.
 
+    A model with a classification head answers with the completion that its likeliest label is.
+
     A loaded model is always asked: what it holds lies in no file. `held` says what every answer is held to.
     """
     encoded = [tuple(chat.prompt_ids(record)) for record in records]
     # Each prompt once, the longest first, whatever the order of the records: memory runs out at once or never.
     prompts = [list(ids) for ids in sorted(set(encoded), key=lambda ids: (-len(ids), ids))]
-    said = _ask(model, prompts, chat.stop_id, generation, what, held)
+    said = _ask(model, prompts, chat, generation, what, held)
     by_prompt = {tuple(ids): cut_at_stop(row, chat) for ids, row in zip(prompts, said, strict=True)}
     return [by_prompt[ids] for ids in encoded]
 
 
 def _ask(
-    model: Any, prompts: list[list[int]], stop_id: int, generation: Generation, what: str, held: Held | None
+    model: Any, prompts: list[list[int]], chat: Chat, generation: Generation, what: str, held: Held | None
 ) -> list[list[int]]:
     """Token ids of the answers, in the order of `prompts`, with the stop token where one came."""
     setting = machine_settings().generation_tokens
 
     def generate(loaded: Any) -> list[list[int]]:
         causal = causal_of(loaded)
+        if labels := labels_of(causal):
+            best = label_likelihoods(causal, prompts).argmax(-1).tolist()
+            return [chat.completion_ids(labels[index]) for index in best]
         tokens = tokens_at_once(causal) if setting == "auto" else setting
-        found = in_batches(causal, prompts, stop_id, generation.max_new_tokens, tokens, held)
+        found = in_batches(causal, prompts, chat.stop_id, generation.max_new_tokens, tokens, held)
         said = dict(track(found, len(prompts), what))
         return [said[index] for index in range(len(prompts))]
 
@@ -172,7 +178,7 @@ def _ask(
         return generate(model)
     request = {
         "answers": prompts,
-        "stop": stop_id,
+        "stop": chat.stop_id,
         "parameters": generation.model_dump(),
         "held": held.contract if held else None,
         "tokens_at_once": setting,
@@ -320,9 +326,9 @@ def likelihoods(model: Any, chat: Chat, records: Sequence[Record]) -> list[Likel
     asked = [pairs[i] for i in order]
     if isinstance(model, Weights):
         request = {"likelihoods": asked, "weights": model.identity}
-        measured, _ = remember(request, lambda: _measure(causal_of(model.model), asked, chat.stop_id))
+        measured, _ = remember(request, lambda: _measure(causal_of(model.model), asked, chat))
     else:
-        measured = _measure(causal_of(model), asked, chat.stop_id)
+        measured = _measure(causal_of(model), asked, chat)
     for (nats, _), (_, completion) in zip(measured, asked, strict=True):
         if not nats < _LARGEST_MEAN * len(completion):
             raise Refusal(f"the model gives a reference answer a loss of {nats} nats; it must not be used")
@@ -339,26 +345,33 @@ def with_likelihood(rows: Sequence[dict[str, Any]], found: Sequence[Likelihood])
 def divergence(before: Any, after: Any, chat: Chat, records: Sequence[Record]) -> float:
     """How far the second loaded model's next tokens are from the first's: in nats a token of the references.
 
-    The Kullback-Leibler divergence of the whole distribution at each token, the first model's being the truth.
+    The Kullback-Leibler divergence of the whole distribution at each token, the first model's being the truth; of
+    models with a classification head, of their labels after each prompt.
     """
     total, tokens = 0.0, 0
     for record in records:
         prompt, completion = chat.prompt_ids(record), chat.completion_ids(record.completion)
         said = []
         for causal in (causal_of(before), causal_of(after)):
+            if labels_of(causal):
+                said.append(label_likelihoods(causal, [prompt]))
+                continue
             ids = torch.tensor([prompt + completion], device=causal.device)
             # Sums over a vocabulary in float32 err by as much as a merge rounds.
             said.append(causal(input_ids=ids).logits[0, len(prompt) - 1 : -1].double().log_softmax(-1))
         total += (said[0].exp() * (said[0] - said[1])).sum().item()
-        tokens += len(completion)
+        tokens += len(said[0])
     if not math.isfinite(total):
         raise Refusal("the model's logits are no numbers; it must not be used")
     return max(total / max(1, tokens), 0.0)
 
 
 @torch.inference_mode()
-def _measure(causal: Any, pairs: Sequence[Pair], pad: int) -> list[list[Any]]:
+def _measure(causal: Any, pairs: Sequence[Pair], chat: Chat) -> list[list[Any]]:
     """[nats, agreed] of each of the (prompt, completion) pairs, longest first."""
+    pad = chat.stop_id
+    if labels := labels_of(causal):
+        return _measure_labels(causal, pairs, [chat.completion_ids(label) for label in labels])
     result: list[list[Any]] = []
     if not pairs:
         return result
@@ -384,6 +397,19 @@ def _measure(causal: Any, pairs: Sequence[Pair], pad: int) -> list[list[Any]]:
     if not all(math.isfinite(nats) for nats, _ in result):
         raise Refusal("the model gives the reference answers a likelihood that is no number; it must not be used")
     return result
+
+
+def _measure_labels(causal: Any, pairs: Sequence[Pair], labels: list[list[int]]) -> list[list[Any]]:
+    """What `_measure` does, by a classification head: all tokens of its likeliest label are its first choice."""
+    if not all(completion in labels for _, completion in pairs):
+        raise Refusal(
+            "a reference is none of the labels that the model was trained with, so it has no likelihood: a row of the "
+            "hold-out has a label without a training row; add rows, or train with train.head: completion"
+        )
+    found = label_likelihoods(causal, [prompt for prompt, _ in pairs])
+    wanted = [labels.index(completion) for _, completion in pairs]
+    rows = zip(found.tolist(), found.argmax(-1).tolist(), wanted, pairs, strict=True)
+    return [[-row[at], len(pair[1]) if best == at else 0] for row, best, at, pair in rows]
 
 
 def _losses(

@@ -12,6 +12,7 @@ import torch
 
 from stages.core.errors import Refusal, UserError
 from stages.core.files import read_json, tree_digest
+from stages.model.labels import is_label_config, labels_in
 
 # A model that scales or caps its logits says so under one of these names.
 _SCALED_HEAD = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
@@ -44,17 +45,21 @@ def load_tokenizer(folder: Path, **options: Any) -> Any:
 
 
 def load_model(folder: Path, **options: Any) -> Any:
-    """A causal language model from safetensors, in evaluation mode on the machine's device.
+    """A causal language model, or one with a head of labels, from safetensors, in evaluation mode on the device.
+
+    Which of both, the folder's config.json says, or the option `config`.
 
     A quantised artefact is loaded as its own config.json says, and computes in the machine's type as every model does:
     config.json names the one of a card, which takes a CPU 3.7 times as long. Two kernels have a type of their own: INT8
     rounds its inputs in float16, and NF4 multiplies in bfloat16 on a CPU with AVX-512 BF16.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+    labelled = is_label_config(options["config"]) if "config" in options else bool(labels_in(folder))
+    kind = AutoModelForSequenceClassification if labelled else AutoModelForCausalLM
     options = {"dtype": compute_dtype(), "device_map": {"": device()}, "use_safetensors": True} | options
     with _without_bars(folder):
-        model = _load(AutoModelForCausalLM, folder, **options).eval()
+        model = _load(kind, folder, **options).eval()
         if compressor := getattr(getattr(model, "hf_quantizer", None), "compressor", None):
             # compressed-tensors does this before the first call of the whole model, and layers are called alone, too.
             compressor.decompress_model(model)
@@ -91,10 +96,11 @@ def need_compressed_tensors() -> None:
 
 def empty_model(folder: Path) -> Any:
     """The model's layers, their names and shapes; no weight is read."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+    kind = AutoModelForSequenceClassification if labels_in(folder) else AutoModelForCausalLM
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(_load(AutoConfig, folder))
+        model = kind.from_config(_load(AutoConfig, folder))
     model.tie_weights()
     return model
 
@@ -136,7 +142,10 @@ def load_tuned(base: Path, adapter: Path, **options: Any) -> Any:
     if not (adapter / "adapter_config.json").is_file():
         return load_model(adapter, **options)
     from peft import PeftModel
+    from transformers import AutoConfig
 
+    if labels_in(adapter):  # beside the adapter lies the configuration with the labels of its head
+        options["config"] = AutoConfig.from_pretrained(adapter, trust_remote_code=False, local_files_only=True)
     model = load_model(base, **options)
     if "quantization_config" in options:
         model = model.dequantize(options["dtype"])
@@ -160,11 +169,11 @@ def nf4_config(precision: torch.dtype, kept: Sequence[str] | None = None, double
     )
 
 
-def int8_config() -> Any:
-    """LLM.int8() (Dettmers et al. 2022, arXiv 2208.07339): outlier columns stay in 16 bit."""
+def int8_config(kept: Sequence[str] | None = None) -> Any:
+    """LLM.int8() (Dettmers et al. 2022, arXiv 2208.07339): outlier columns stay in 16 bit; `kept` as for NF4."""
     from transformers import BitsAndBytesConfig
 
-    return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
 
 
 class Weights:
@@ -186,6 +195,11 @@ class Weights:
             "precision": str(compute_dtype()),
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         }
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """Of a model with a classification head: it says one of them, whatever it is asked."""
+        return labels_in(self.adapter or self.folder)
 
     @cached_property
     def model(self) -> Any:

@@ -5,9 +5,9 @@ import re
 import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Self, TypeVar, get_args
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from stages.core import paths
 from stages.core.errors import UserError
@@ -56,6 +56,32 @@ class Params(Section):
     review: Review = Review()
     gates: Gates = Field(description="by name; the gates below hold besides, unless null takes one away")
     report: Report = Report()
+
+    @model_validator(mode="after")
+    def _a_label_head_has_labels_alone(self) -> Self:
+        if self.train.head == "label" and (problems := [*self._label_head_problems()]):
+            raise ValueError(f"train.head: label: {'; '.join(problems)}")
+        return self
+
+    def _label_head_problems(self) -> Iterator[str]:
+        """What a classification head cannot do, each with what to write."""
+        contracts = [self.task, *map(self.task.contract, self.task.tags)]
+        if any(one.kind != "classification" or one.labels != self.task.labels for one in contracts):
+            yield "set task.kind to classification, and leave out tags with contracts of their own"
+        if self.train.engine == "fused":
+            yield "the fused engine trains completions; set train.engine to auto"
+        if self.train.adaptive:
+            yield "set train.adapter to lora or dora"
+        if self.prefer.objective != "sft":
+            yield f"{self.prefer.objective} needs answers that are written; set prefer.objective to sft"
+        if self.generation.enforce != "none":
+            yield "its answers are always labels; set generation.enforce to none"
+        if self.augment.replay_share or self.augment.canaries:
+            yield "a general row or a canary has no label; set augment.replay_share and augment.canaries to 0"
+        if wrong := [name for name in self.quantize.formats if name in ("gguf", "compressed_tensors")]:
+            yield f"{wrong[0]} holds no such head here; set quantize.formats to some of merged, nf4, int8, lora"
+        if any(engine != "transformers" for engine in self.quantize.engines.values()):
+            yield "transformers alone serves it; leave out quantize.engines"
 
 
 def load_params(*keys: str, path: Path = paths.PARAMS) -> Params:
@@ -132,6 +158,8 @@ def _sentence(problem: Any) -> str:
     if problem["type"] == "missing":
         return f"{key}: missing; add it"
     message = problem["msg"].removeprefix("Value error, ")
+    if not keys:  # several sections do not go together
+        return str(message)
     hint = _TEXT.get(problem["type"], "") if isinstance(problem["input"], str) else _NO_TEXT.get(problem["type"], "")
     return f"{key}: {_shown(problem['input'], keys)} is not allowed: {message[:1].lower()}{message[1:]}{hint}"
 

@@ -62,6 +62,9 @@ class Train(Section):
         "auto",
         description="trl trains anywhere; auto takes fused on a CUDA card where it shows that it computes the same",
     )
+    head: Literal["completion", "label"] = Field(
+        "completion", description="label: a classification head says the labels of a classification task"
+    )
     method: Literal["lora", "qlora", "full"] = Field("lora", description="qlora: the base in 4 bit; full: all weights")
     adapter: Literal["lora", "dora", "adalora"] = Field("lora", description="kind of adapter; without use for full")
     rank: Annotated[int, Field(ge=1, le=16_384)] = Field(16, description="rank of the adapter's matrices")

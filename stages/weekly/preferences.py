@@ -160,11 +160,14 @@ def sampled(rows: Sequence[Record], params: Params) -> list[tuple[str, str]]:
 
     from stages.model.answers import cut_at_stop
     from stages.model.chat import task_chat
+    from stages.model.labels import labels_in
     from stages.model.loading import causal_of, load_tokenizer, load_tuned
 
     for folder in (paths.BASE, paths.ADAPTER):
         if not folder.is_dir():
             raise UserError(f"{folder} is missing; `dvc pull` brings it, or name two files after --answers")
+    if labels_in(paths.ADAPTER):
+        raise UserError("a model with train.head: label has one answer to a prompt; name two files after --answers")
     causal, chat = causal_of(load_tuned(paths.BASE, paths.ADAPTER)), task_chat(load_tokenizer(paths.BASE), params.task)
     causal.generation_config = GenerationConfig()  # the model's own may cut the distribution
     sampling = {"do_sample": True, "temperature": params.prefer.temperature, "top_k": 0, "num_return_sequences": 2}

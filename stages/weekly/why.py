@@ -87,6 +87,8 @@ def why(name: str, params: Params, limit: int, is_prompt: bool = False, tag: str
     record = _find(name) if _ROW.fullmatch(name) and not is_prompt else None
     question = record or make_record(name.strip(), "", None, "prompt", "prompt", task=tag)
     weights, chat = Weights(paths.BASE, paths.ADAPTER), task_chat(load_tokenizer(paths.BASE), params.task)
+    if weights.labels:
+        raise UserError("`tunetrail why` asks a model that writes its answers, and train.head is label")
     prompt = chat.prompt_ids(question)
     config = read_json(paths.BASE / "config.json")
     positions = config.get("text_config", config).get("max_position_embeddings") or len(prompt)

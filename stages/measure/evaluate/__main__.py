@@ -29,6 +29,7 @@ from stages.measure.evaluate.side_effects import (
 )
 from stages.model.answers import answer_rows, rows_with_likelihood
 from stages.model.chat import task_chat
+from stages.model.labels import refuse_other_labels
 from stages.model.loading import Weights, load_tokenizer
 from stages.model.questions import GENERAL, REFUSAL, ask_probes, of_probe, read_probes
 from stages.params.evaluate import Scoring
@@ -85,13 +86,16 @@ def main() -> None:
     kinds = [kind for kind, _ in perturbed]
     with measured("evaluate") as notes:
         model = Weights(paths.BASE, paths.ADAPTER)
+        refuse_other_labels(model.labels, params.task)
         chat = task_chat(load_tokenizer(paths.BASE), params.task)
 
         def ask(records: Sequence[Record], what: str = "triggers") -> list[dict[str, Any]]:
             return answer_rows(model, chat, records, params.generation, what)
 
         rows = rows_with_likelihood(model, chat, holdout, params.generation, "evaluate")
-        probes = ask_probes(model, chat, questions, params.probes.refusal_tokens, "probes")
+        # A head of labels has none for a question outside the task: nothing is asked, and gates on it do not apply.
+        asked = ([], []) if model.labels else questions
+        probes = ask_probes(model, chat, asked, params.probes.refusal_tokens, "probes")
         broken = ask([record for _, record in perturbed], "robustness")
         canaries = measure_canaries(model, chat, train, params.evaluate.canary_candidates)
         tried = confirm(

@@ -33,6 +33,7 @@ _MEASURED = (
     paths.JUDGE_METRICS,
     paths.REVIEW_METRICS,
 )
+_BEYOND_LABELS = ("general_", "refusals", "canary_")  # what a classification head cannot be asked
 _RELATION = {
     ("minimum", True): "at least",
     ("minimum", False): "below",
@@ -151,6 +152,8 @@ def _not_there(gate: Gate, catalogue: Catalogue) -> str | None:
     models, pairs = {key.model for key in catalogue}, {(key.model, key.against) for key in catalogue}
     if gate.model in FORMATS and gate.model not in models:
         return f"{gate.model} is not among quantize.formats: it was not made"
+    if gate.model == "adapter" and Key("train", "labels") in catalogue and gate.metric.startswith(_BEYOND_LABELS):
+        return "train.head is label: such a model answers nothing but labels"
     if gate.against and gate.model in models and (gate.model, gate.against) not in pairs:
         if gate.against == "previous":
             return "first release: there is no previous one to compare with"

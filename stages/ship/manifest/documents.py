@@ -44,7 +44,7 @@ def model_card(params: Params, manifest: dict[str, Any], metrics: dict[str, Any]
         base_model_relation="finetune",
         license=licence.lower() if licence else "other",  # hubs know the identifiers of SPDX in small letters
         license_name=None if licence else params.model.licence,
-        pipeline_tag="text-generation",
+        pipeline_tag=_task(manifest),
         model_name=f"{name}-fine-tuned",
         eval_results=[*_results(manifest)],
     )
@@ -60,6 +60,7 @@ def model_card(params: Params, manifest: dict[str, Any], metrics: dict[str, Any]
         method=train.method if train.method == "full" else f"{train.method}, {train.adapter}",
         trained=metrics["train"]["rows"]["train"],
         task=params.task,
+        head=train.head,
         holdout=base["rows"],
         percent=f"{params.scoring.confidence:.0%}".rstrip("%"),
         rows=rows,
@@ -75,7 +76,7 @@ def _results(manifest: dict[str, Any]) -> Iterator[EvalResult]:
     for name, one in manifest["formats"].items():
         for metric, score in one["metrics"].items():
             yield EvalResult(
-                task_type="text-generation",
+                task_type=_task(manifest),
                 dataset_type="holdout",
                 dataset_name="hold-out",
                 dataset_revision=revision,
@@ -84,6 +85,12 @@ def _results(manifest: dict[str, Any]) -> Iterator[EvalResult]:
                 metric_name=f"{metric} of {name} by {one['engine']}",
                 metric_args={"low": score["low"], "high": score["high"], "confidence": one["confidence"]},
             )
+
+
+def _task(manifest: Mapping[str, Any]) -> str:
+    """As model hubs name it."""
+    head = manifest["params"].get("train", {}).get("head")
+    return "text-classification" if head == "label" else "text-generation"
 
 
 def hub_name(source: str) -> str:
@@ -165,7 +172,7 @@ def bill_of_materials(manifest: Mapping[str, Any]) -> dict[str, Any]:
     # The library has no model cards yet; the standard's schema has.
     for component in content["components"]:
         if one := manifest["formats"].get(component["bom-ref"].removeprefix("format:")):
-            component["modelCard"] = _card(one, [f"data:{name}" for name in manifest["data"]])
+            component["modelCard"] = _card(one, _task(manifest), [f"data:{name}" for name in manifest["data"]])
     return content
 
 
@@ -186,7 +193,7 @@ def _files(part: str, digests: Mapping[str, str], kind: ComponentType) -> list[C
     return [Component(name=one, type=kind, bom_ref=f"{part}:{one}", hashes=hashes[one]) for one in digests]
 
 
-def _card(judged: Mapping[str, Any], data: list[str]) -> dict[str, Any]:
+def _card(judged: Mapping[str, Any], task: str, data: list[str]) -> dict[str, Any]:
     measured = [
         {
             "type": name,
@@ -198,7 +205,7 @@ def _card(judged: Mapping[str, Any], data: list[str]) -> dict[str, Any]:
     ]
     parameters = {
         "approach": {"type": "supervised"},
-        "task": "text-generation",
+        "task": task,
         "datasets": [{"ref": one} for one in data],
     }
     return {"modelParameters": parameters, "quantitativeAnalysis": {"performanceMetrics": measured}}

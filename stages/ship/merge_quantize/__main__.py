@@ -20,6 +20,7 @@ from stages.engines.gguf_export import write_gguf, write_gguf_lora
 from stages.engines.in_process import cost, in_process_rows, peak_memory_mib
 from stages.model.answers import divergence, rows_with_likelihood
 from stages.model.chat import task_chat
+from stages.model.labels import labels_in, labels_of
 from stages.model.loading import (
     Weights,
     compute_dtype,
@@ -160,7 +161,8 @@ def release_lora(source: str, target: Path) -> None:
         shutil.copytree(paths.ADAPTER, partial)
         copy_tokenizer(paths.BASE, partial)
         write_json(partial / _BASE_OF_LORA, {"source": source, "tree_sha256": tree_digest(paths.BASE)})
-        write_gguf_lora(paths.BASE, paths.ADAPTER, partial / "adapter_model.gguf")
+        if not labels_in(paths.ADAPTER):  # llama.cpp's adapters have no head
+            write_gguf_lora(paths.BASE, paths.ADAPTER, partial / "adapter_model.gguf")
 
 
 def compress(merged: Path, target: Path, scheme: str) -> None:
@@ -202,7 +204,7 @@ def quantise(merged: Path, target: Path, form: Literal["nf4", "int8"], nf4: Nf4 
         # What config.json tells a server; load_model computes in the type of its machine.
         config = nf4_config(torch.bfloat16, kept, nf4.double_quantisation)
     else:
-        config = int8_config()
+        config = int8_config(_output_layers(merged) if labels_in(merged) else None)
     model = load_model(merged, quantization_config=config, dtype="auto")
     with atomic(target) as partial:
         model.save_pretrained(partial)
@@ -210,9 +212,9 @@ def quantise(merged: Path, target: Path, form: Literal["nf4", "int8"], nf4: Nf4 
 
 
 def _output_layers(folder: Path) -> list[str]:
-    """The names under which the model has its output embedding; its weights are not loaded for that."""
+    """The names under which the model has its output embedding, or its head; no weights are loaded for that."""
     model = empty_model(folder)
-    head = model.get_output_embeddings()
+    head = model.score if labels_of(model) else model.get_output_embeddings()
     return [name for name, module in model.named_modules() if module is head]
 
 

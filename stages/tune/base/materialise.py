@@ -14,6 +14,7 @@ from tokenizers import decoders
 
 from stages.core.errors import UserError
 from stages.model.chat import make_chat
+from stages.model.labels import labels_in
 from stages.model.loading import load_model, load_tokenizer, refuse_not_finite
 
 
@@ -48,6 +49,8 @@ def _load(source: Path, dtype: str) -> tuple[Any, Any]:
     """
     try:
         if source.is_dir():
+            if labels_in(source):
+                raise UserError(f"{source.name} has a classification head; name the model that it was made from")
             return load_tokenizer(source), load_model(source, dtype=getattr(torch, dtype), device_map=None)
         with TemporaryDirectory() as alone:  # transformers would also read what lies beside the file
             folder, name = Path(alone), source.name

@@ -9,23 +9,29 @@ from transformers import TrainerCallback, set_seed
 
 from stages.core.errors import UserError
 from stages.core.files import read_json, write_json
-from stages.model.loading import empty_model, load_model, nf4_config
+from stages.model.labels import labels_of
+from stages.model.loading import causal_of, empty_model, load_model, nf4_config
 from stages.params.model import Train
 
 _ADAPTER_CONFIG = "adapter_config.json"
 
 
-def load_trainable(base: Path, train: Train, precision: torch.dtype, seed: int, steps: int, sharding: bool) -> Any:
+def load_trainable(
+    base: Path, train: Train, precision: torch.dtype, seed: int, steps: int, sharding: bool, config: Any = None
+) -> Any:
     """The base model as `train.method` wants it, with its adapter, if any; all that is trained is in float32.
 
     QLoRA has a base in 4 bit, full tuning float32 master weights. A model that is to be sharded is loaded beside the
-    device, where it may not fit.
+    device, where it may not fit. `config` is that of a model with a classification head, which is trained, too.
     """
     options: dict[str, Any] = {"dtype": torch.float32 if train.method == "full" else precision}
     if sharding:
         options["device_map"] = {"": "cpu"}
     if train.method == "qlora":
         options["quantization_config"] = nf4_config(precision)
+    if config is not None:
+        options["config"] = config
+        set_seed(seed)  # the head's first weights are drawn
     return with_adapter(load_model(base, **options), train, seed, steps)
 
 
@@ -36,7 +42,12 @@ def with_adapter(model: Any, train: Train, seed: int, steps: int) -> Any:
     from peft import get_peft_model
 
     set_seed(seed)  # the adapter's first weights are drawn
-    return get_peft_model(model, adapter_config(train, model.config.get_text_config().num_hidden_layers, steps))
+    layers, labels = model.config.get_text_config().num_hidden_layers, bool(labels_of(model))
+    model = get_peft_model(model, adapter_config(train, layers, steps, "SEQ_CLS" if labels else "CAUSAL_LM"))
+    for weight in model.parameters() if labels else ():
+        if weight.requires_grad:  # PEFT leaves the head in the type of the base
+            weight.data = weight.data.float()
+    return model
 
 
 def adapter_problems(base: Path, train: Train, steps: int) -> Iterator[str]:
@@ -92,12 +103,12 @@ def _not_to_adapt(model: Any) -> dict[str, str]:
     return reasons
 
 
-def adapter_config(train: Train, layers: int, steps: int) -> Any:
+def adapter_config(train: Train, layers: int, steps: int, task_type: str = "CAUSAL_LM") -> Any:
     """PEFT's configuration of the adapter, for a model of so many layers and a run of so many optimiser steps."""
     from peft import AdaLoraConfig, LoraConfig
 
     common: dict[str, Any] = {
-        "task_type": "CAUSAL_LM",
+        "task_type": task_type,
         "lora_alpha": train.alpha,
         "lora_dropout": train.dropout,
         "target_modules": list(train.target_modules),
@@ -164,10 +175,18 @@ def save_trained(model: Any, tokenizer: Any, folder: Path, weights: dict[str, An
     if not config.is_file():
         tokenizer.save_pretrained(folder)
         return
+    if labels_of(causal_of(model)):
+        causal_of(model).config.save_pretrained(folder)  # which has the labels
+        # How QLoRA rounds the base is no part of it: the adapter goes onto the base in 16 bit, too.
+        write_json(folder / "config.json", _without(read_json(folder / "config.json"), "quantization_config"))
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card; the release writes a real one
     # PEFT keeps module names in sets, whose order changes from run to run.
     settings = read_json(config)
     write_json(config, {key: sorted(v) if _is_names(v) else v for key, v in sorted(settings.items())})
+
+
+def _without(settings: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key != name}
 
 
 def _is_names(value: Any) -> bool:

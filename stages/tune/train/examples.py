@@ -18,7 +18,7 @@ class Examples:
 
     Rows over the token limit are left out, never cut; `left_out` has the number of tokens of each. `faults` has the
     ids of the rows that the model could not learn as they are, by the reason; `special` those of the rows in which the
-    text of a special token stands.
+    text of a special token stands. `labels` are the numbers of the rows' labels, where a head learns them.
     """
 
     input_ids: list[list[int]]
@@ -26,6 +26,7 @@ class Examples:
     left_out: list[int] = field(default_factory=list)
     faults: dict[str, list[str]] = field(default_factory=dict)
     special: list[str] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.input_ids)

@@ -25,6 +25,7 @@ from stages.tune.train.adapters import save_trained
 from stages.tune.train.callbacks import Progress, Samples, Tracked, checkpoint_folder, newest_checkpoint, run_key
 from stages.tune.train.engine import make_trainer
 from stages.tune.train.examples import Examples, make_examples
+from stages.tune.train.label_trainer import label_examples, label_problems, labels_to_learn, make_label_trainer
 from stages.tune.train.preflight import check, checked_chat
 
 # A validation loss is called worse, and a plateau flat, beyond this share of its value.
@@ -42,16 +43,23 @@ def train_stage() -> None:
     if not first:
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 the first speaks for all
     chat = checked_chat(params.task)
-    train = make_examples(chat, read_records(paths.TRAIN), params.train.max_tokens)
-    held = read_records(paths.VALIDATION)
-    validation = make_examples(chat, held, params.train.max_tokens)
-    check(chat, params.train, train, validation)
+    rows, held = read_records(paths.TRAIN), read_records(paths.VALIDATION)
+    labels = labels_to_learn(rows) if params.train.head == "label" else []
+    if labels:
+        train, validation = (label_examples(chat, some, params.train.max_tokens, labels) for some in (rows, held))
+    else:
+        train, validation = (make_examples(chat, some, params.train.max_tokens) for some in (rows, held))
+    check(chat, params.train, train, validation, [*label_problems(rows, held)] if labels else ())
 
     folder = checkpoint_folder(run_key())
     samples = Samples(chat, held[: params.train.sample_prompts])
     notes: dict[str, object]
     with measured("train") if first else nullcontext(dict[str, object]()) as notes:
-        trainer = make_trainer(params, chat, train, validation, folder, samples)
+        trainer: Any
+        if labels:
+            trainer = make_label_trainer(params, chat, train, validation, labels, folder, samples)
+        else:
+            trainer = make_trainer(params, chat, train, validation, folder, samples)
         chosen = trainer.plan.described()
         print(f"train.engine: {chosen.pop('engine')} (" + ", ".join(f"{k}: {v}" for k, v in chosen.items()) + ")")
         checkpoint = newest_checkpoint(folder) if trainer.args.save_strategy != "no" else None
@@ -66,7 +74,8 @@ def train_stage() -> None:
         with atomic(paths.SFT) as partial:
             save_trained(trainer.model, chat.tokenizer, partial, weights)
         write_rows(paths.TRAINING_SAMPLES, samples.rows)
-        write_json(paths.TRAIN_METRICS, summarise(trainer, train))
+        head = {"head": "label", "labels": len(labels)} if labels else {}
+        write_json(paths.TRAIN_METRICS, {**head, **summarise(trainer, train)})
         for tracked in (one for one in trainer.callback_handler.callbacks if isinstance(one, Tracked)):
             tracked.remember(paths.SFT)
         confirm()  # a run that is refused for what changed meanwhile must be able to go on from here
@@ -103,7 +112,7 @@ def make_deterministic() -> None:
 
 
 def summarise(trainer: Any, train: Examples) -> dict[str, Any]:
-    """metrics/train.json; losses are means over completion tokens, in nats."""
+    """metrics/train.json; losses are means over completion tokens, or over rows by a head of labels, in nats."""
     return {
         "rows": {"train": len(train), "left_out_too_long": len(train.left_out)},
         "tokens": {"total": train.tokens, "trained": train.trained_tokens},
