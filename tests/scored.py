@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from stages.core.yaml_reader import load_yaml
-from stages.params.evaluate import Scoring
 from stages.params.loader import check_params
+from stages.params.measure import Scoring
 from stages.scoring.rows import RowScore
 from stages.text.json_schema import Tasks
 

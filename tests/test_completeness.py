@@ -27,8 +27,8 @@ from pydantic import BaseModel
 
 from stages.core import paths
 from stages.core.yaml_reader import load_yaml
-from stages.params.gates import Gate
 from stages.params.loader import Params, read_params
+from stages.params.measure import Gate
 
 ROOT = Path(__file__).parents[1]
 STAGES = sorted(pipeline(ROOT))

@@ -12,7 +12,7 @@ from dvc.utils.serialize import dumps_yaml
 from project import ROOT, commit, run
 
 from stages.core.yaml_reader import load_yaml
-from stages.params.gates import STANDING
+from stages.params.measure import STANDING
 
 RUN_BY_ANOTHER_TEST = {"specialists"}  # tests/pipeline/test_specialist_projects.py, which looks at what comes of them
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

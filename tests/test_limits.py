@@ -13,7 +13,7 @@ from stages.core import paths
 from stages.core.files import write_json
 from stages.limits import unanswerable, unreachable_gates
 from stages.model.chat import make_chat
-from stages.params.gates import Gate
+from stages.params.measure import Gate
 from stages.records.record import Record, make_record
 from stages.scoring.intervals import proportion_interval
 

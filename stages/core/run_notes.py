@@ -37,6 +37,11 @@ def machine_notes() -> dict[str, object]:
     }
 
 
+def peak_bytes() -> int:
+    """The most memory that this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 @dataclass
 class Energy:
     """What a block used, in kWh: of processors and cards that tell it themselves; None where none does."""
@@ -93,7 +98,7 @@ def measured(stage: str) -> Iterator[dict[str, object]]:
         paths.ENVIRONMENT / f"{stage}.json",
         {
             "seconds": round(time.perf_counter() - start, 2),
-            "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            "peak_memory_mib": peak_bytes() // 2**20,
             **machine_notes(),
             **notes,
         },

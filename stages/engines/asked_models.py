@@ -22,8 +22,8 @@ from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.files import tree_digest
 from stages.core.run_notes import track
-from stages.params.asked_model import AskedModel, Price
 from stages.params.model import Generation
+from stages.params.section import AskedModel, Price
 from stages.records.record import make_record, row_line
 
 _MAX_BYTES = 4_000_000
@@ -342,8 +342,7 @@ def ask_all(
 ) -> dict[Asked, Reply]:
     """The reply to every question, kept from an earlier run in `replies` or asked for now; `notes` tells how many were.
 
-    Raises:
-        UserError: when the model cannot be asked. Replies that came before are kept.
+    Raises UserError when the model cannot be asked. Replies that came before are kept.
     """
     asked = (Local if model.provider == "local" else Endpoint)(model, system, replies)
     memory = Memory(paths.of_checkout(replies))

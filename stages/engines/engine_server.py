@@ -107,10 +107,8 @@ def serving(
     It holds `slots` requests at once of `context` tokens each. On a CPU several slots answer no faster than one, and
     what is answered beside others is rounded otherwise: with one slot, the same requests in the same order get the same
     answers. `adapters` are folders of LoRA adapters by the names that they are asked by: vLLM reads PEFT's files,
-    llama.cpp the adapter_model.gguf beside them. llama.cpp and vLLM answer only to a key, which is drawn here.
-
-    Raises:
-        UserError: when the engine is not installed, cannot serve that, or does not come up: with its last words.
+    llama.cpp the adapter_model.gguf beside them. llama.cpp and vLLM answer only to a key, which is drawn here. Raises
+    UserError when the engine is not installed, cannot serve that, or does not come up: with its last words.
     """
     name, at, adapters = name or model.stem, time.perf_counter(), adapters or {}
     port = reserved_port()
@@ -283,10 +281,8 @@ def request(
 ) -> dict[str, Any]:
     """The body of a request for a greedy answer: nothing is left to what the engine, or a file of the model's, has.
 
-    `enforce` is {"schema": JSON Schema} or {"labels": [...]}, which the answer is held to while it is decoded.
-
-    Raises:
-        UserError: when the engine cannot hold an answer to that.
+    `enforce` is {"schema": JSON Schema} or {"labels": [...]}, which the answer is held to while it is decoded. Raises
+    UserError when the engine cannot hold an answer to that.
     """
     body: dict[str, Any] = {
         **addressed(server),

@@ -69,10 +69,7 @@ def write_gguf(folder: Path, file: Path, kind: str, stop_id: int) -> dict[str, i
             form = _type(name, weight, kind)
             types[form.name] += 1
             writer.add_tensor(name, gguf.quants.quantize(weight, form), raw_dtype=form)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        _finish(writer)
     return dict(sorted(types.items()))
 
 
@@ -98,11 +95,15 @@ def write_gguf_lora(base: Path, adapter: Path, file: Path) -> bool:
         # The order of rows is that of the output, which the second factor has.
         numbers = as_llama_cpp(numbers, called, config) if factor == "B" else numbers
         writer.add_tensor(f"{called}.weight.lora_{factor.lower()}", numbers)
+    _finish(writer)
+    return True
+
+
+def _finish(writer: Any) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return True
 
 
 def _type(name: str, weight: Any, kind: str) -> gguf.GGMLQuantizationType:

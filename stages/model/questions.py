@@ -8,7 +8,7 @@ from typing import Any
 
 from stages.model.answers import answer_rows, likelihoods, with_likelihood
 from stages.model.chat import Chat
-from stages.params.evaluate import Probes
+from stages.params.measure import Probes
 from stages.params.model import Generation
 from stages.records.prompt import read_texts
 from stages.records.record import Record

@@ -16,14 +16,13 @@ of a word do not count. In scripts without spaces each character is a word.
 """
 
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from rapidfuzz.distance import Indel, Levenshtein
 
 from stages.records.prompt import Question, lines
-from stages.records.record import Record
+from stages.records.record import Record, grouped
 
 CONTEXT = 40
 SPELLING = 80
@@ -65,9 +64,7 @@ def same_questions(
     questions: Mapping[Question, Sequence[Record]], near: Iterable[tuple[str, str, float]]
 ) -> list[tuple[Question, Question, float]]:
     """Of the near pairs of normalised prompts and their scores those of questions that the model reads as one."""
-    of_text: dict[str, list[Question]] = defaultdict(list)
-    for question in questions:
-        of_text[question.text].append(question)
+    of_text = grouped(questions, lambda question: question.text)
     found = []
     for left, right, score in near:
         for one in of_text[left]:

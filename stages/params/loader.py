@@ -12,8 +12,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.yaml_reader import load_yaml
-from stages.params.evaluate import Evaluate, Probes, Report, Scoring
-from stages.params.gates import Gates, Judge, Review
+from stages.params.measure import Evaluate, Gates, Judge, Probes, Report, Review, Scoring
 from stages.params.model import Engine, Generation, Model, Prefer, Quantize, Train
 from stages.params.prepare import Augment, Checks, Clean, Dedup, Holdout, Split
 from stages.params.section import Section, Seed

@@ -5,8 +5,7 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
-from stages.params.asked_model import Endpoint, Variable
-from stages.params.section import Count, FewOrNone, FileName, PathName, Phrase, Section, Share, Size
+from stages.params.section import Count, Endpoint, FewOrNone, FileName, PathName, Phrase, Section, Share, Size, Variable
 
 _PART = r"[A-Za-z0-9](?:[\w-]|\.(?!\.))*"
 _SOURCE = rf"package:{_PART}(\[[\w,.-]+\])?==[\w.!+]+|hub:{_PART}(/{_PART})?@[0-9a-f]{{40}}|path:(?s:.+)"

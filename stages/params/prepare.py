@@ -4,8 +4,20 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from stages.params.asked_model import AskedModel, Variable
-from stages.params.section import Count, Country, Few, FewOrNone, FileName, PathName, Phrase, Section, Share, Size
+from stages.params.section import (
+    AskedModel,
+    Count,
+    Country,
+    Few,
+    FewOrNone,
+    FileName,
+    PathName,
+    Phrase,
+    Section,
+    Share,
+    Size,
+    Variable,
+)
 
 Shape = Literal["auto", "prompt_completion", "alpaca", "sharegpt", "messages"]
 PersonalData = Literal["secret", "email", "iban", "card", "ip", "phone", "person", "location"]

@@ -3,7 +3,6 @@
 `dedup` searches the near pairs once and writes them, and the stages after it read them.
 """
 
-from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from stages.core.errors import Refusal, UserError
-from stages.records.record import REPLAY, Record, make_record, read_rows, write_rows
+from stages.records.record import REPLAY, Record, grouped, make_record, read_rows, write_rows
 from stages.text.normal_form import normalise, prompt_hash
 from stages.text.strict_json import BrokenContract, parse_json
 
@@ -48,10 +47,7 @@ def question(record: Record) -> Question:
 
 
 def by_question(records: Iterable[Record]) -> dict[Question, list[Record]]:
-    groups: dict[Question, list[Record]] = defaultdict(list)
-    for record in records:
-        groups[question(record)].append(record)
-    return groups
+    return grouped(records, question)
 
 
 def lines(records: Iterable[Record]) -> set[str]:
@@ -61,10 +57,7 @@ def lines(records: Iterable[Record]) -> set[str]:
 
 def by_prompt(records: Iterable[Record]) -> dict[str, list[Record]]:
     """Records by their normalised prompt, in the order of the prompts."""
-    groups: dict[str, list[Record]] = defaultdict(list)
-    for record in records:
-        groups[compared(record)].append(record)
-    return dict(sorted(groups.items()))
+    return dict(sorted(grouped(records, compared).items()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +128,7 @@ def refuse_overlap(what: str, seen: Iterable[Record], ids: AbstractSet[str], pro
 def read_texts(key: str, file: str, wanted: set[str]) -> list[Record]:
     """The records of the JSONL file that the parameter `key` names: general prompts, without exact repeats.
 
-    Raises:
-        UserError: when it cannot be read or a line is something else; with file and line.
+    Raises UserError when it cannot be read or a line is something else; with file and line.
     """
     try:
         lines = Path(file).read_text(encoding="utf-8-sig").split("\n")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import unicodedata
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from stages.core.errors import UserError
 from stages.core.files import atomic
 
 Item = TypeVar("Item")
+Key = TypeVar("Key")
 
 _ANEW = "run `dvc repro` to make it anew"
 # The source of general rows that `augment` mixes in: they are asked as anybody would ask, without an instruction.
@@ -45,6 +47,14 @@ class Record:
     task: str | None = None
     context: tuple[Message, ...] = ()
     fields: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+
+def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """The items by their key, in the order in which they come; of a key that none has, an empty list."""
+    groups: dict[Key, list[Item]] = defaultdict(list)
+    for item in items:
+        groups[key(item)].append(item)
+    return groups
 
 
 def canonical(text: str) -> str:

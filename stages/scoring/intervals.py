@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.params.evaluate import Scoring
+from stages.params.measure import Scoring
 from stages.scoring.metrics import Interval, Share
 
 Array = NDArray[np.float64]
@@ -29,9 +29,7 @@ def proportion_interval(
     Exact: Clopper & Pearson, "The use of confidence or fiducial limits illustrated in the case of the binomial",
     Biometrika 26 (1934), 404-413. Wilson, "Probable inference, the law of succession, and statistical inference",
     Journal of the American Statistical Association 22 (1927), 209-212: narrower; the block that Newcombe builds on.
-
-    Raises:
-        ValueError: when `n` is 0, `count` is not between 0 and `n`, or `confidence` not between 0 and 1.
+    Raises ValueError when `n` is 0, `count` is not between 0 and `n`, or `confidence` not between 0 and 1.
     """
     if not 0 <= count <= n or n == 0 or not 0 < confidence < 1:
         raise ValueError(f"no proportion: {count} of {n} at confidence {confidence}")

@@ -7,7 +7,7 @@ from typing import Any
 
 from stages.core import paths
 from stages.core.errors import UserError
-from stages.params.evaluate import Scoring
+from stages.params.measure import Scoring
 from stages.params.task import Task
 from stages.records.record import Record, read_records, read_rows, write_rows
 from stages.scoring.intervals import bootstrap, mean_of
@@ -64,9 +64,7 @@ def read_answers() -> list[Answers]:
     """The rows in the order of their ids.
 
     A previous release may have answered only some of them, or other ones too; a first release has none before it.
-
-    Raises:
-        UserError: when the base or the tuned model did not answer the rows of the hold-out.
+    Raises UserError when the base or the tuned model did not answer the rows of the hold-out.
     """
     records = {record.id: record for record in read_records(paths.HOLDOUT)}
     said = {model: {row["id"]: row["output"] for row in read_rows(path)} for model, path in _FILES.items()}

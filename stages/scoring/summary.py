@@ -7,7 +7,8 @@ from itertools import pairwise
 import numpy as np
 
 from stages.core.errors import UserError
-from stages.params.evaluate import Scoring
+from stages.params.measure import Scoring
+from stages.records.record import grouped
 from stages.scoring.intervals import Array, Corpus, bootstrap, mcnemar, mean_of, paired, paired_difference, share
 from stages.scoring.metrics import (
     Change,
@@ -74,8 +75,7 @@ def summarise(scores: Sequence[RowScore], scoring: Scoring) -> Scores:
 def compare(before: Sequence[RowScore], after: Sequence[RowScore], scoring: Scoring) -> Comparison:
     """What changed from `before` to `after` on the same rows, in any order.
 
-    Raises:
-        ValueError: when the two are not scores of the same rows, each row once.
+    Raises ValueError when the two are not scores of the same rows, each row once.
     """
     old, new = (sorted(scores, key=lambda score: score.id) for scores in (before, after))
     ids = [score.id for score in old]
@@ -131,10 +131,7 @@ def ratio(before: Corpus, after: Corpus, scoring: Scoring) -> Ratio:
 
 def by_task(scores: Iterable[RowScore]) -> dict[str, list[RowScore]]:
     """The scores by the tag of their task, in the order of the tags."""
-    parts: dict[str, list[RowScore]] = {}
-    for score in scores:
-        parts.setdefault(score.task or UNTAGGED, []).append(score)
-    return dict(sorted(parts.items()))
+    return dict(sorted(grouped(scores, lambda score: score.task or UNTAGGED).items()))
 
 
 def _of_kind(kind: str, scores: Iterable[RowScore]) -> list[RowScore]:

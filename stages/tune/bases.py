@@ -4,10 +4,10 @@ Each candidate is loaded in a process of its own, so that its memory is its own 
 """
 
 import math
-import resource
 import tempfile
 import time
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.files import file_digest, read_json, tree_digest
+from stages.core.run_notes import peak_bytes
 from stages.core.yaml_reader import load_yaml
 from stages.params.loader import load_params
 from stages.records.record import Message, Record, rank, read_records
@@ -72,10 +73,8 @@ def look_at(sources: Sequence[str], rows: int, shots: int) -> Iterator[Candidate
     """Each candidate in turn: `hub:NAME@COMMIT`, `path:FOLDER` or `package:NAME==VERSION#FILE.gguf`.
 
     Scores are those of at most `rows` validation rows, asked without and with `shots` training rows as examples; the
-    hold-out stays unseen, since a base that is chosen by it would be judged by what chose it.
-
-    Raises:
-        UserError: when there are no training and validation rows yet, or a source is in no known form.
+    hold-out stays unseen, since a base that is chosen by it would be judged by what chose it. Raises UserError when
+    there are no training and validation rows yet, or a source is in no known form.
     """
     for file in (paths.SPLIT_TRAIN, paths.VALIDATION):
         if not file.is_file():
@@ -89,8 +88,7 @@ def look_at(sources: Sequence[str], rows: int, shots: int) -> Iterator[Candidate
 
 
 def _measure(source: str, rows: int, shots: int) -> Candidate:
-    from stages.tune.base.fetching import locate
-    from stages.tune.base.materialise import materialise, read_template
+    from stages.tune.base.base_model import locate, materialise, read_template
 
     params = load_params("model", "seed", "task", "train", "generation", "scoring")
     place, _, member = source.partition("#")
@@ -140,12 +138,8 @@ def _asked(found: Candidate, folder: Path, params: Any, rows: int, shots: int) -
         zero_shot=_answered(model, chat, asked, params, context),
         few_shot=_answered(model, chat, few, params, context) if given else None,
     )
-    memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _peak_bytes()
+    memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_bytes()
     return replace(found, memory_mib=memory // 2**20)
-
-
-def _peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _answered(model: Any, chat: Any, rows: Sequence[Record], params: Any, context: int) -> Answered:
@@ -178,11 +172,11 @@ def _answered(model: Any, chat: Any, rows: Sequence[Record], params: Any, contex
 def examples(train: Sequence[Record], shots: int, seed: int) -> list[Record]:
     """`shots` training rows, one of each label before a second of any; rows with turns of their own are left out."""
     order = sorted((row for row in train if not row.context), key=lambda row: rank(seed, "shots", row.id))
-    seen: dict[str | None, int] = {}
+    seen: Counter[str | None] = Counter()
     turns = []
     for row in order:
-        turns.append((seen.get(row.label, 0), row))
-        seen[row.label] = seen.get(row.label, 0) + 1
+        turns.append((seen[row.label], row))
+        seen[row.label] += 1
     return [row for _, row in sorted(turns, key=lambda turn: turn[0])][:shots]
 
 

@@ -4,7 +4,6 @@ Nothing that a run writes is touched: the steps are taken on a copy of the model
 """
 
 import math
-import resource
 import tempfile
 import time
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from typing import Any
 from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.files import read_json
-from stages.core.run_notes import energy_used
+from stages.core.run_notes import energy_used, peak_bytes
 from stages.core.yaml_reader import load_yaml
 from stages.params.loader import load_params
 
@@ -66,8 +65,7 @@ class Estimate:
 def estimate(timed: int) -> Estimate:
     """Take `timed` optimiser steps, and one validation, of the run that params.yaml describes, on this machine.
 
-    Raises:
-        UserError: when the base model or the rows are not there yet, or the run itself could not begin.
+    Raises UserError when the base model or the rows are not there yet, or the run itself could not begin.
     """
     for place, stage in ((paths.TRAIN, "augment"), (paths.VALIDATION, "split"), (paths.BASE, "base")):
         if not place.exists():
@@ -122,7 +120,7 @@ def estimate(timed: int) -> Estimate:
         validations=validations,
         seconds_a_validation=validating,
         other_stages=sum(others) if others else None,
-        memory_mib=(peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) // 2**20,
+        memory_mib=(peak or peak_bytes()) // 2**20,
         energy_kwh=None if (spent := energy.kilowatt_hours) is None else spent / len(clock.seconds) * steps,
         on_card=torch.cuda.is_available(),
     )
@@ -184,8 +182,7 @@ def as_json(found: Estimate) -> dict[str, Any]:
 def read_prices(file: Path) -> Prices:
     """Prices from the user's own YAML file; none are built in.
 
-    Raises:
-        UserError: when it cannot be read, or a price is missing, unknown or no number of at least 0.
+    Raises UserError when it cannot be read, or a price is missing, unknown or no number of at least 0.
     """
     try:
         given = load_yaml(file.read_bytes())

@@ -6,7 +6,7 @@ import pytest
 
 from stages.core.errors import UserError
 from stages.model.questions import read_probes
-from stages.params.evaluate import Probes
+from stages.params.measure import Probes
 
 GENERAL = '{"prompt": "Where is Rome?", "completion": "In Italy."}'
 

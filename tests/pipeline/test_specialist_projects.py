@@ -16,7 +16,7 @@ from test_docs import commands
 
 from stages.core.files import file_digest, read_json
 from stages.core.yaml_reader import load_yaml
-from stages.params.gates import STANDING
+from stages.params.measure import STANDING
 
 EXAMPLE = Path("examples/specialists")
 NAMES = ("returns", "billing")

@@ -14,7 +14,7 @@ from scipy.stats import bootstrap as scipy_bootstrap
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
-from stages.params.evaluate import Scoring
+from stages.params.measure import Scoring
 from stages.scoring.intervals import (
     bootstrap,
     independent_difference,

@@ -17,9 +17,9 @@ from tiny_model import save_tiny_model
 from stages.cli import main
 from stages.core import paths
 from stages.core.errors import UserError
-from stages.params.asked_model import Price
-from stages.params.gates import Judge
 from stages.params.loader import load_params
+from stages.params.measure import Judge
+from stages.params.section import Price
 from stages.records.record import make_record, read_rows, write_records, write_rows
 from stages.tune.prefer.preference_rows import read_preferences
 from stages.weekly.preferences import read_principles, write_feedback

@@ -10,7 +10,7 @@ from typing import Annotated
 import pandas as pd
 
 from stages.core.files import write_text
-from stages.params.evaluate import Scoring
+from stages.params.measure import Scoring
 from stages.records.record import Record, rank, record_id
 from stages.scoring.intervals import independent_difference, share
 from stages.scoring.metrics import Interval, Share

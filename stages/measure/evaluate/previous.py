@@ -10,10 +10,9 @@ from stages.core import paths
 from stages.core.dvc_lock import cache_folder, md5, object_path, parse_lock
 from stages.core.errors import UserError
 from stages.core.git import LOCK, CommitTree, Repository
-from stages.params.evaluate import Scoring
+from stages.params.measure import Scoring
 from stages.scoring.metrics import Comparison, Scores
-from stages.scoring.own_metric import ScoreRows
-from stages.scoring.rows import RowScore
+from stages.scoring.rows import RowScore, ScoreRows
 from stages.scoring.summary import compare, summarise
 
 

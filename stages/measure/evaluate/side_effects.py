@@ -11,7 +11,7 @@ import numpy as np
 
 from stages.model.answers import likelihoods
 from stages.model.chat import Chat
-from stages.params.evaluate import Evaluate, Probes, Scoring
+from stages.params.measure import Evaluate, Probes, Scoring
 from stages.params.prepare import PersonalData
 from stages.records.canaries import SOURCE, candidates, exposure
 from stages.records.record import Record

@@ -13,8 +13,8 @@ from typing import Any
 from stages.core import paths
 from stages.core.errors import UserError, run
 from stages.core.files import read_json, write_json
-from stages.params.gates import Gate
 from stages.params.loader import Params, load_params
+from stages.params.measure import Gate
 from stages.params.model import FORMATS
 from stages.scoring.catalogue import Catalogue, Key, catalogue_of, centre
 from stages.scoring.metrics import FAIL, MARGINAL, PASS, WORST_FIRST

@@ -13,10 +13,9 @@ from stages.core.errors import run
 from stages.core.files import write_json
 from stages.core.run_notes import measured
 from stages.engines.asked_models import Reply, ask_all, cost, marked
-from stages.params.asked_model import Price
-from stages.params.evaluate import Scoring
-from stages.params.gates import Judge
 from stages.params.loader import load_params
+from stages.params.measure import Judge, Scoring
+from stages.params.section import Price
 from stages.params.task import Task
 from stages.records.record import rank
 from stages.scoring.intervals import share

@@ -8,8 +8,8 @@ from stages.core import paths
 from stages.core.errors import run
 from stages.core.files import write_json
 from stages.measure.review.reviews import Review, Scale, differ, is_of, read_reviews, rows_to_review
-from stages.params.evaluate import Scoring
 from stages.params.loader import load_params
+from stages.params.measure import Scoring
 from stages.scoring.intervals import bootstrap, mean_of, share
 from stages.scoring.metrics import as_json
 from stages.scoring.paired_answers import LOSS, TIE, TUNED, WIN, Answers, delta, meetings

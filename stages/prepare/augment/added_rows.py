@@ -22,7 +22,7 @@ from rapidfuzz import fuzz
 
 from stages.core.errors import UserError
 from stages.records.prompt import compared
-from stages.records.record import Record, make_record, rank
+from stages.records.record import Record, grouped, make_record, rank
 from stages.text.json_schema import Contract, Tasks
 from stages.text.normal_form import normalise
 from stages.text.strict_json import BrokenContract, is_structured, parse_json, parsed
@@ -280,9 +280,7 @@ def repeat_structured(rows: Iterable[Record], count: int, seed: int) -> list[Rec
 
 def balance_tasks(rows: Iterable[Record], share: float, seed: int) -> list[Record]:
     """Copies that bring every task to `share` of the rows that the largest one has; rows without a tag are a task."""
-    tasks: dict[str | None, list[Record]] = defaultdict(list)
-    for row in rows:
-        tasks[row.task].append(row)
+    tasks = grouped(rows, lambda row: row.task)
     goal = math.ceil(Fraction(str(share)) * max(map(len, tasks.values()), default=0))
     return [
         copy

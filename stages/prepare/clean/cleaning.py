@@ -55,7 +55,6 @@ class Kept:
     personal_data: Counter[str]
     shape: str
     left_out: tuple[str, ...]
-    completion_changed: bool
 
 
 @dataclass(frozen=True)
@@ -145,10 +144,8 @@ def clean_pair(pair: Pair, source: str, origin: str, rules: Rules) -> Kept:
     )
     for keep_out in rules.filters:
         keep_out(record)
-    changed = any(change.column == "completion" for name, change in changes.made.items())
     kinds = Counter(kind for kind, _ in changes.masked)
-    left_out = tuple(map(rules.shown, pair.left_out))
-    return Kept(record, changes.made, kinds, pair.shape, left_out, changed)
+    return Kept(record, changes.made, kinds, pair.shape, tuple(map(rules.shown, pair.left_out)))
 
 
 @dataclass(slots=True)

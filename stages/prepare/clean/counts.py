@@ -30,7 +30,7 @@ def _counted(outcome: Kept | Rejected) -> Iterator[tuple[str, str]]:
     yield "shapes", outcome.shape
     yield from (("changed", operator) for operator in outcome.changed)
     yield from (("personal_data", kind) for kind in outcome.personal_data.elements())
-    if outcome.completion_changed:
+    if any(change.column == "completion" for change in outcome.changed.values()):
         yield "completions", ""
 
 

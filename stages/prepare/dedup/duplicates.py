@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from stages.near_duplicates.rule import is_near
 from stages.records.prompt import Question, compared, components
-from stages.records.record import Dropped, Record, copy_rank
+from stages.records.record import Dropped, Record, copy_rank, grouped
 from stages.text.strict_json import completion_key
 
 Agreement = Callable[[str, str], bool]
@@ -18,9 +18,7 @@ QuestionPair = tuple[Question, Question, float]
 
 def drop_exact(records: Iterable[Record]) -> tuple[list[Record], list[Dropped]]:
     """One record of each id (the first by `copy_rank`), sorted by id, and the rest as rejected rows."""
-    same: dict[str, list[Record]] = defaultdict(list)
-    for record in records:
-        same[record.id].append(record)
+    same = grouped(records, lambda record: record.id)
     kept, dropped = [], []
     for identifier in sorted(same):
         best, *rest = sorted(same[identifier], key=copy_rank)

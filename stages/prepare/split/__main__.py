@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from stages.core import paths
-from stages.core.errors import run
+from stages.core.errors import names, run
 from stages.core.files import atomic, write_json
 from stages.params.loader import load_params
 from stages.params.prepare import Holdout
 from stages.prepare.split.lock import Drawn, Lock, WholeSource, check_holdout, read_lock
 from stages.prepare.split.nearness import distances, find_nearness
-from stages.prepare.split.partition import Partition, few, partition, restore_locked, summarise
+from stages.prepare.split.partition import Partition, partition, restore_locked, summarise
 from stages.records.prompt import read_near_pairs, refuse_overlap
 from stages.records.record import Dropped, Record, read_dropped, read_records, write_dropped, write_records, write_rows
 
@@ -70,7 +70,7 @@ def _write_parts(parts: Partition, slices: Mapping[str, dict[str, str]]) -> None
 def _show(metrics: dict[str, Any], lock: Lock, params: Holdout, later: int) -> None:
     print(", ".join(f"{name} {count}" for name, count in metrics["rows"].items()))
     if lost := [label for label, count in metrics["labels"].items() if not count["train"]]:
-        print(f"warning: {len(lost)} labels have no training row; add some: {few(lost)}")
+        print(f"warning: {len(lost)} labels have no training row; add some: {names(lost)}")
     locked = metrics["locked"]
     if locked["missing"]:
         print(f"warning: {locked['missing']} of {locked['rows']} locked rows are no longer in the data")

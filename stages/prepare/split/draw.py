@@ -8,7 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from stages.core import paths
-from stages.core.errors import UserError
+from stages.core.errors import UserError, names
 from stages.core.files import file_digest, read_json
 from stages.params.loader import Params, load_params
 from stages.prepare.split.lock import (
@@ -23,7 +23,7 @@ from stages.prepare.split.lock import (
     write_lock,
 )
 from stages.prepare.split.nearness import Nearness, find_nearness, near_groups, quarantine
-from stages.prepare.split.partition import Label, Stratum, few, label_name, restore_locked, stratified_draw
+from stages.prepare.split.partition import Label, Stratum, label_name, restore_locked, stratified_draw
 from stages.records.prompt import read_near_pairs
 from stages.records.record import Dropped, Record, read_dropped, read_records
 
@@ -99,7 +99,7 @@ def _share(records: list[Record], params: Params) -> tuple[list[Record], Drawn, 
     )
     lines = strata_table(strata)
     if none := [label_name(s.label) for s in strata if not s.drawn]:
-        lines.append(f"{len(none)} labels have no row in the hold-out, for training keeps one of each: {few(none)}")
+        lines.append(f"{len(none)} labels have no row in the hold-out, for training keeps one of each: {names(none)}")
     return drawn, how, lines
 
 
@@ -189,8 +189,8 @@ def _of_source(records: Sequence[Record], source: str, locked: Set[str] = frozen
     """Its rows that are not locked. Raises UserError when no row, locked or not, is of the source."""
     found = [row for row in records if row.source == source]
     if not found:
-        names = sorted({row.source for row in records})
-        near = difflib.get_close_matches(source, names, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"the sources are {few(names)}"
+        known = sorted({row.source for row in records})
+        near = difflib.get_close_matches(source, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"the sources are {names(known)}"
         raise UserError(f"no row is of the source {source!r}; {hint}")
     return [row for row in found if row.id not in locked]

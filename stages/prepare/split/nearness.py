@@ -18,7 +18,7 @@ from stages.near_duplicates.pairs import nearest
 from stages.near_duplicates.rule import is_near, ratio
 from stages.prepare.split.lock import Lock
 from stages.records.prompt import NearPairs, by_prompt, compared, components, digest, lines
-from stages.records.record import Dropped, Record
+from stages.records.record import Dropped, Record, grouped
 from stages.text.strict_json import completion_key
 
 SHARED_BY = 10
@@ -40,9 +40,7 @@ def find_nearness(records: Sequence[Record], prompts: NearPairs, pair_threshold:
     Only rows of one rarely shared completion are compared, a few for each row, so that this is no second join.
     """
     texts = [compared(row) for row in records]
-    same: dict[str, list[int]] = defaultdict(list)
-    for place, row in enumerate(records):
-        same[completion_key(row.completion)].append(place)
+    same = grouped(range(len(records)), lambda place: completion_key(records[place].completion))
     rare = (places for places in same.values() if len(places) <= SHARED_BY)
     found = [
         (records[one].id, records[other].id, ratio(texts[one], texts[other]))

@@ -20,7 +20,6 @@ from stages.text.normal_form import normalise, prompt_hash
 
 _QUARANTINE = ("same_prompt", "near_prompt", "same_text", "near_pair")
 _N = 13
-_SHOWN = 10
 _WORD = re.compile(r"\w+")
 
 Label = str | None
@@ -40,11 +39,6 @@ class Stratum:
 
 def label_name(label: Label) -> str:
     return "(no label)" if label is None else label
-
-
-def few(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def stratified_draw(

@@ -8,8 +8,7 @@ from stages.core.errors import run
 from stages.core.files import atomic
 from stages.core.run_notes import measured
 from stages.params.loader import load_params
-from stages.tune.base.fetching import fetch
-from stages.tune.base.materialise import materialise, read_template
+from stages.tune.base.base_model import fetch, materialise, read_template
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from stages.core.errors import UserError
 from stages.near_duplicates.pairs import cross_pairs
 from stages.records.prompt import compared
-from stages.records.record import Dropped, Message, Record, make_record, rank
+from stages.records.record import Dropped, Message, Record, grouped, make_record, rank
 from stages.text.strict_json import BrokenContract, parse_json
 
 _PAIR, _THUMB = {"chosen", "rejected"}, {"completion", "label"}
@@ -95,11 +95,10 @@ def apart_from(
 
 def held_back(rows: Iterable[Preference], share: float, seed: int) -> tuple[list[Preference], list[Preference]]:
     """Rows to learn from, and those of a seeded share of the prompts to measure with: one at least, if share allows."""
-    by_prompt: dict[str, list[Preference]] = {}
-    for row in rows:
-        by_prompt.setdefault(compared(row.record), []).append(row)
+    by_prompt = grouped(rows, lambda row: compared(row.record))
     prompts = sorted(by_prompt, key=lambda prompt: rank(seed, "prefer", prompt))
     count = min(max(round(share * len(prompts)), int(share > 0)), max(len(prompts) - 1, 0))
-    parts = ([row for prompt in part for row in by_prompt[prompt]] for part in (prompts[count:], prompts[:count]))
-    learnt, measured = parts
+    learnt, measured = (
+        [row for prompt in part for row in by_prompt[prompt]] for part in (prompts[count:], prompts[:count])
+    )
     return learnt, measured

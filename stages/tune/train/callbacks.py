@@ -22,7 +22,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from stages.core import paths
 from stages.core.dependencies import filled_in
-from stages.core.dvc_lock import entry_hash
+from stages.core.dvc_lock import entry_hash, value_at
 from stages.core.errors import Refusal, UserError
 from stages.core.files import file_digest, read_json, remove, tree_digest, write_json, write_text
 from stages.core.git import LOCK, Repository, WorkingTree
@@ -242,17 +242,10 @@ def run_key(stage: str = "train") -> str:
     params = read_params()
     state: dict[str, Any] = {
         "deps": {dep: tree_digest(Path(filled_in(dep))) for dep in entry["deps"]},
-        "params": {key: _value(params, key) for key in entry["params"]},
+        "params": {key: value_at(params, key) for key in entry["params"]},
         "libraries": library_versions(),
     }
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _value(params: Any, key: str) -> Any:
-    """What params.yaml has at a key such as task.instruction; None where it leaves the default."""
-    for name in key.split("."):
-        params = params.get(name) if isinstance(params, dict) else None
-    return params
 
 
 def checkpoint_folder(key: str) -> Path:

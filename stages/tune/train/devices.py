@@ -61,8 +61,7 @@ def free_port() -> int:
 def join() -> None:
     """Find the other processes, where there are any, and this process's card.
 
-    Raises:
-        UserError: when the machine has fewer CUDA cards than processes.
+    Raises UserError when the machine has fewer CUDA cards than processes.
     """
     import torch
     from accelerate import PartialState

@@ -17,11 +17,7 @@ from stages.tune.train.examples import Examples, optimiser_steps, show_example
 
 
 def checked_chat(task: Task) -> Chat:
-    """The base model's chat, of a template that can be trained with.
-
-    Raises:
-        UserError: when there is none.
-    """
+    """The base model's chat, of a template that can be trained with. Raises UserError when there is none."""
     if not paths.BASE.is_dir():
         raise UserError(f"{paths.BASE} is missing; run `dvc repro base augment` to make it")
     try:
@@ -33,8 +29,7 @@ def checked_chat(task: Task) -> Chat:
 def check(chat: Chat, settings: Train, train: Examples, validation: Examples, others: Sequence[str] = ()) -> None:
     """Print what the run will train on and show one example; `others` are problems found elsewhere.
 
-    Raises:
-        UserError: with a sentence for each problem.
+    Raises UserError with a sentence for each problem.
     """
     print("\n".join(_facts(chat, settings, train, validation)), flush=True)
     if len(train):

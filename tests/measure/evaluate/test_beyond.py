@@ -15,8 +15,8 @@ from scored import ROOT, SCORING, make_score, make_tasks
 from stages.measure.evaluate import groups, side_effects
 from stages.measure.evaluate.groups import INJECTION, perturb
 from stages.measure.evaluate.side_effects import leaked, verbatim
-from stages.params.evaluate import Evaluate
 from stages.params.loader import Params, check_params, read_params
+from stages.params.measure import Evaluate
 from stages.records.canaries import candidates, exposure, make_canaries
 from stages.records.record import Record, make_record
 from stages.scoring.metrics import as_json

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from stages.core.errors import UserError
 from stages.measure.gates.__main__ import check_gates, worst
-from stages.params.gates import Gate
+from stages.params.measure import Gate
 from stages.scoring.catalogue import Key, catalogue_of
 from stages.scoring.intervals import proportion_interval
 from stages.scoring.metrics import FAIL, MARGINAL, PASS

@@ -7,8 +7,8 @@ from typing import Any
 from project import ROOT, set_params
 
 from stages.core import paths
-from stages.params.gates import Judge
 from stages.params.loader import load_params
+from stages.params.measure import Judge
 from stages.records.record import make_record, write_records, write_rows
 
 KEY = "sk-planted-0123456789"

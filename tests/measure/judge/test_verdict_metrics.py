@@ -16,9 +16,9 @@ from stages.core.errors import UserError
 from stages.engines.asked_models import Reply
 from stages.measure.gates.__main__ import check_gates
 from stages.measure.judge.__main__ import ask_about, summarise
-from stages.params.asked_model import Price
-from stages.params.gates import Gate
 from stages.params.loader import load_params
+from stages.params.measure import Gate
+from stages.params.section import Price
 from stages.records.record import make_record
 from stages.scoring.metrics import as_json
 from stages.scoring.paired_answers import Answers, delta

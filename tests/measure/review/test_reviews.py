@@ -26,8 +26,8 @@ from stages.measure.review.reviews import (
     review_file,
     write_review_file,
 )
-from stages.params.gates import Gate
 from stages.params.loader import load_params
+from stages.params.measure import Gate
 from stages.records.record import make_record
 from stages.scoring.paired_answers import Answers
 
