@@ -12,8 +12,8 @@ sys.path.insert(0, str(ROOT))
 
 from stages.core.machine import Machine  # noqa: E402
 from stages.describe_params import Parameter, parameters  # noqa: E402
-from stages.params.measure import STANDING  # noqa: E402
 from stages.params.loader import Params  # noqa: E402
+from stages.params.measure import STANDING  # noqa: E402
 from stages.params.section import Section  # noqa: E402
 
 _BOUNDS = {
