@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 from stages.core import paths
 from stages.core.errors import UserError
-from stages.core.files import file_digest, read_json, tree_digest
+from stages.core.files import file_digest, tree_digest
 from stages.core.run_notes import peak_bytes
 from stages.core.yaml_reader import load_yaml
 from stages.params.loader import load_params
 from stages.records.record import Message, Record, rank, read_records
 from stages.scoring.metrics import Share
-from stages.tune.estimate import Prices
+from stages.tune.estimate import Prices, seconds_of_last_run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -289,6 +289,6 @@ def whether_it_pays(found: Candidate, prices: Prices, run_hours: float | None) -
 
 
 def hours_of_last_run() -> float | None:
-    """By metrics/env, where the stages of the last run on this machine stand; None without a trained model there."""
-    notes = {file.stem: read_json(file) for file in paths.ENVIRONMENT.glob("*.json")}
-    return sum(note.get("seconds", 0.0) for note in notes.values()) / 3600 if "train" in notes else None
+    """Of all stages; None without a trained model there."""
+    taken = seconds_of_last_run()
+    return sum(taken.values()) / 3600 if "train" in taken else None

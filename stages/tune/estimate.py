@@ -105,8 +105,7 @@ def estimate(timed: int) -> Estimate:
     validations = math.ceil(steps / settings.evaluate_every) if len(validation) else 0
     step, error = mean(lasted), 2 * (stdev(lasted) / math.sqrt(len(lasted)) if len(lasted) > 1 else 0.0)
     beside = validations * validating
-    notes = {file.stem: read_json(file) for file in paths.ENVIRONMENT.glob("*.json") if file.stem != "train"}
-    others = [note["seconds"] for note in notes.values() if isinstance(note, Mapping) and "seconds" in note]
+    others = [seconds for stage, seconds in seconds_of_last_run().items() if stage != "train"]
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
     return Estimate(
         engine=engine,
@@ -124,6 +123,12 @@ def estimate(timed: int) -> Estimate:
         energy_kwh=None if (spent := energy.kilowatt_hours) is None else spent / len(clock.seconds) * steps,
         on_card=torch.cuda.is_available(),
     )
+
+
+def seconds_of_last_run() -> dict[str, float]:
+    """Of each stage on this machine, by metrics/env."""
+    notes = {file.stem: read_json(file) for file in paths.ENVIRONMENT.glob("*.json")}
+    return {stage: note["seconds"] for stage, note in notes.items() if isinstance(note, Mapping) and "seconds" in note}
 
 
 def _clock(steps: int) -> Any:
