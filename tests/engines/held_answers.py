@@ -18,7 +18,7 @@ from stages.params.measure import Scoring
 from stages.params.model import Engine, Generation, Quantize
 from stages.params.task import Task
 from stages.records.record import make_record, read_rows, write_records, write_rows
-from stages.scoring.rows import scorer
+from stages.scoring.own_metric import scorer
 from stages.ship.merge_quantize.__main__ import judge
 
 PROMPTS = [f"order {number} is late, naïve «café» 日本" for number in range(6)]

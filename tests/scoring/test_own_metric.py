@@ -15,7 +15,7 @@ from stages.params.loader import check_params
 from stages.params.task import Task
 from stages.scoring.catalogue import catalogue_of
 from stages.scoring.metrics import Change, Interval, Share, Shift, as_json
-from stages.scoring.rows import ScoreRows, scorer
+from stages.scoring.own_metric import ScoreRows, scorer
 from stages.scoring.summary import compare, summarise
 
 ROWS = [generation(f"answer {number}", f"answer {number % 3}", str(number)) for number in range(9)]

@@ -21,7 +21,7 @@ from stages.records.prompt import asked
 from stages.records.record import REPLAY, Record, read_records, write_rows
 from stages.scoring.intervals import share
 from stages.scoring.metrics import Scores, Share, as_json
-from stages.scoring.rows import scorer
+from stages.scoring.own_metric import scorer
 from stages.scoring.summary import summarise
 
 

@@ -36,8 +36,9 @@ from stages.params.loader import load_params
 from stages.params.measure import Scoring
 from stages.records.record import Record, read_records, read_rows, write_rows
 from stages.scoring.metrics import Change, Comparison, Scores, Share, as_json
+from stages.scoring.own_metric import scorer
 from stages.scoring.paired_answers import write_previous
-from stages.scoring.rows import RowScore, score_label, score_row, scorer
+from stages.scoring.rows import RowScore, score_label, score_row
 from stages.scoring.summary import change, compare, summarise
 from stages.text.json_schema import Contract, Tasks
 from stages.text.strict_json import completion_key

@@ -12,7 +12,8 @@ from stages.core.errors import UserError
 from stages.core.git import LOCK, CommitTree, Repository
 from stages.params.measure import Scoring
 from stages.scoring.metrics import Comparison, Scores
-from stages.scoring.rows import RowScore, ScoreRows
+from stages.scoring.own_metric import ScoreRows
+from stages.scoring.rows import RowScore
 from stages.scoring.summary import compare, summarise
 
 

@@ -37,7 +37,7 @@ from stages.params.loader import Params, load_params
 from stages.params.model import FORMATS, Nf4
 from stages.records.record import read_records, read_rows, write_rows
 from stages.scoring.metrics import as_json
-from stages.scoring.rows import ScoreRows, scorer
+from stages.scoring.own_metric import ScoreRows, scorer
 from stages.scoring.summary import compare, summarise
 from stages.ship.merge_quantize.served_answers import contracts, served_rows
 

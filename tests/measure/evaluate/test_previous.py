@@ -12,7 +12,8 @@ from scratch import Scratch
 from stages.core.errors import UserError
 from stages.measure.evaluate.previous import Previous, compare_previous, fetch_previous
 from stages.scoring.metrics import as_json
-from stages.scoring.rows import ScoreRows, score_row
+from stages.scoring.own_metric import ScoreRows
+from stages.scoring.rows import score_row
 from stages.text.json_schema import Tasks
 
 pytest_plugins = ["scratch_fixtures"]

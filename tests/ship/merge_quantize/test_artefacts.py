@@ -19,7 +19,7 @@ from stages.params.loader import Params
 from stages.params.model import Generation, Model, Nf4, Train
 from stages.params.task import Task
 from stages.records.record import make_record, write_records
-from stages.scoring.rows import scorer
+from stages.scoring.own_metric import scorer
 from stages.ship.merge_quantize.__main__ import (
     compress,
     merge,

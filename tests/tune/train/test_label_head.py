@@ -22,8 +22,8 @@ from stages.model.answers import answer, divergence, likelihoods, rows_with_like
 from stages.model.chat import Chat, make_chat
 from stages.model.labels import label_likelihoods, labels_in, refuse_other_labels
 from stages.model.loading import Weights, load_model, load_tokenizer, load_tuned
-from stages.params.gates import Gate
 from stages.params.loader import check_params, read_params
+from stages.params.measure import Gate
 from stages.params.model import Generation
 from stages.params.task import Task
 from stages.records.record import Record, make_record, write_records
