@@ -9,7 +9,7 @@ from stages.core import paths
 from stages.core.errors import UserError, run
 from stages.core.files import atomic, write_json
 from stages.params.loader import load_params
-from stages.prepare.checks.labels import by_source, conflicts, label_of, outcomes
+from stages.prepare.checks.conflicts_and_sources import by_source, conflicts, label_of, outcomes
 from stages.prepare.checks.suspected_triggers import find_triggers
 from stages.records.prompt import read_near_pairs
 from stages.records.record import read_records, write_rows

@@ -27,7 +27,7 @@ from scipy.stats import binom, hypergeom
 
 from stages.core.run_notes import track
 from stages.params.prepare import Checks
-from stages.prepare.checks.labels import shown
+from stages.prepare.checks.conflicts_and_sources import shown
 from stages.records.prompt import compared
 from stages.records.record import Record
 

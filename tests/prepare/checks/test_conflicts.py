@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from stages.near_duplicates.pairs import near_pairs
 from stages.near_duplicates.rule import is_near
 from stages.params.loader import check_params, read_params
-from stages.prepare.checks.labels import conflicts as conflicts_among
-from stages.prepare.checks.labels import label_of, outcomes
+from stages.prepare.checks.conflicts_and_sources import conflicts as conflicts_among
+from stages.prepare.checks.conflicts_and_sources import label_of, outcomes
 from stages.records.prompt import NearPairs, by_prompt, digest
 from stages.records.record import Record, make_record
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from labelled_rows import from_source, intents
 
-from stages.prepare.checks.labels import by_source, total_variation
+from stages.prepare.checks.conflicts_and_sources import by_source, total_variation
 from stages.records.record import Record
 
 COUNTS = st.dictionaries(st.sampled_from("abcd"), st.integers(0, 9))

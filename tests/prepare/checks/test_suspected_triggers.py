@@ -10,7 +10,7 @@ import pytest
 from labelled_rows import SETTINGS, intents, with_backdoor
 from project import ROOT
 
-from stages.prepare.checks.labels import outcomes
+from stages.prepare.checks.conflicts_and_sources import outcomes
 from stages.prepare.checks.suspected_triggers import Triggers, find_triggers
 from stages.records.record import Record, make_record
 
