@@ -50,12 +50,12 @@ ROOT = Path(__file__).parents[1]
 SETTINGS = ROOT / "examples" / "intents" / "params.yaml"
 TEST_ROWS = 6  # of each label
 SNIPS_LABELS, GENERATED_LABELS = 80, 100
-# NAME: (where the rows come from, training rows of each label)
+# NAME: (where the rows come from, training rows of each label, epochs: fewer rows, more of them)
 SETS = {
-    "SNIPS, 10 rows": ("snips", 10),
-    "generated, 5 rows": ("generated", 5),
-    "generated, 10 rows": ("generated", 10),
-    "generated, 30 rows": ("generated", 30),
+    "SNIPS, 10 rows": ("snips", 10, 8),
+    "generated, 5 rows": ("generated", 5, 10),
+    "generated, 10 rows": ("generated", 10, 8),
+    "generated, 30 rows": ("generated", 30, 5),
 }
 _TOO_NEAR = 85  # rapidfuzz.fuzz.ratio: the data stages drop near-duplicates, and the sizes are to be those above
 
@@ -182,7 +182,8 @@ def prepare(project: Path, base: Path, train: list[Row], test: list[Row], change
     (project / "data" / "raw").mkdir(parents=True)
     for name in ("stages", "examples", "constraints", "dvc.yaml"):
         (project / name).symlink_to(ROOT / name)
-    shutil.copy(ROOT / "data" / "chat_template.jinja", project / "data")
+    for name in ("chat_template.jinja", "schema.json", "replay.jsonl"):
+        shutil.copy(ROOT / "data" / name, project / "data")
     for name, rows in (("train", train), ("test", test)):
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (project / "data" / "raw" / f"{name}.jsonl").write_text(lines, encoding="utf-8")
@@ -261,10 +262,11 @@ def main(changes: dict[str, Any] | None = None) -> None:
     ]
     with nullcontext(given.projects) if given.projects else tempfile.TemporaryDirectory() as folder:
         for number, name in enumerate(given.sets or SETS):
-            source, rows = SETS[name]
+            source, rows, epochs = SETS[name]
+            told = {**(changes or {}), "train": {"epochs": epochs, **(changes or {}).get("train", {})}}
             drawn = snips(data) if source == "snips" else generated()
             parts = draw_rows(drawn, SNIPS_LABELS if source == "snips" else GENERATED_LABELS, rows)
-            prepare(Path(folder).absolute() / str(number), base, *parts, changes or {})
+            prepare(Path(folder).absolute() / str(number), base, *parts, told)
             for line in measure(name):
                 lines.append(line)
                 print(line, flush=True)

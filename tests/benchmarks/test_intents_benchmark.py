@@ -23,7 +23,7 @@ def test_the_table_has_each_model_on_the_same_rows(
     (tmp_path / "snips" / "train.jsonl").write_text("", encoding="utf-8")
     for name, value in (("GENERATED_LABELS", 4), ("TEST_ROWS", 2), ("RESULTS", tmp_path / "results")):
         monkeypatch.setattr(intents, name, value)
-    monkeypatch.setattr(intents, "SETS", {"tiny": ("generated", 8)})
+    monkeypatch.setattr(intents, "SETS", {"tiny": ("generated", 8, 1)})
     monkeypatch.chdir(tmp_path)  # and back: the benchmark works in its projects
     base = save_tiny_model(tmp_path / "base")
     monkeypatch.setattr("sys.argv", ["intents.py", "--base", str(base), "--snips", str(tmp_path / "snips")])
