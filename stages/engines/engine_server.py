@@ -26,7 +26,7 @@ from stages.core.files import read_json
 from stages.core.machine import machine_settings
 from stages.core.run_notes import track
 from stages.engines import llama_server
-from stages.model.label_head import labels_in
+from stages.model.labels import labels_in
 from stages.params.model import Generation
 from stages.params.task import Task
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from stages.core.errors import UserError
 from stages.model.chat import Chat, make_chat
-from stages.model.label_head import label_likelihoods, labels_of
+from stages.model.labels import label_likelihoods, labels_of
 from stages.model.loading import load_model, load_tokenizer
 from stages.records.record import Message, make_record
 

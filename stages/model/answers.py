@@ -25,7 +25,7 @@ from stages.core.files import atomic, tree_digest
 from stages.core.machine import machine_settings
 from stages.core.run_notes import library_versions, track
 from stages.model.chat import Chat
-from stages.model.label_head import label_likelihoods, labels_of
+from stages.model.labels import label_likelihoods, labels_of
 from stages.model.loading import Weights, bytes_a_token, causal_of, head_is_plain
 from stages.params.model import Generation
 from stages.records.record import Record
@@ -40,7 +40,7 @@ _LARGEST_MEAN = 700.0  # nats; exp of more is no float
 _TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 16384}
 _LOGITS_AT_ONCE = 1 << 25
 # Whatever of this folder decides which numbers come out.
-_CODE = [Path(__file__).with_name(f"{name}.py") for name in ("answers", "label_head", "loading")]
+_CODE = [Path(__file__).with_name(f"{name}.py") for name in ("answers", "labels", "loading")]
 
 Pair = tuple[list[int], list[int]]
 

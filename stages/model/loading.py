@@ -12,7 +12,7 @@ import torch
 
 from stages.core.errors import Refusal, UserError
 from stages.core.files import read_json, tree_digest
-from stages.model.label_head import is_label_config, labels_in
+from stages.model.labels import is_label_config, labels_in
 
 # A model that scales or caps its logits says so under one of these names.
 _SCALED_HEAD = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")

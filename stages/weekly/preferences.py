@@ -160,7 +160,7 @@ def sampled(rows: Sequence[Record], params: Params) -> list[tuple[str, str]]:
 
     from stages.model.answers import cut_at_stop
     from stages.model.chat import task_chat
-    from stages.model.label_head import labels_in
+    from stages.model.labels import labels_in
     from stages.model.loading import causal_of, load_tokenizer, load_tuned
 
     for folder in (paths.BASE, paths.ADAPTER):

@@ -10,7 +10,7 @@ from project import ROOT, commit, make_project, run, set_params, stage_outputs
 
 from stages.core import paths
 from stages.core.files import read_json
-from stages.model.label_head import labels_in
+from stages.model.labels import labels_in
 from stages.records.record import read_rows
 
 LABELS = ["account", "invoice", "refund", "tracking"]

@@ -29,7 +29,7 @@ from stages.measure.evaluate.side_effects import (
 )
 from stages.model.answers import answer_rows, rows_with_likelihood
 from stages.model.chat import task_chat
-from stages.model.label_head import refuse_other_labels
+from stages.model.labels import refuse_other_labels
 from stages.model.loading import Weights, load_tokenizer
 from stages.model.questions import GENERAL, REFUSAL, ask_probes, of_probe, read_probes
 from stages.params.loader import load_params

@@ -20,7 +20,7 @@ from stages.engines.gguf_export import write_gguf, write_gguf_lora
 from stages.engines.in_process import cost, in_process_rows, peak_memory_mib
 from stages.model.answers import divergence, rows_with_likelihood
 from stages.model.chat import task_chat
-from stages.model.label_head import labels_in, labels_of
+from stages.model.labels import labels_in, labels_of
 from stages.model.loading import (
     Weights,
     compute_dtype,

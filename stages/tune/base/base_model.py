@@ -18,7 +18,7 @@ from tokenizers import decoders
 from stages.core.errors import UserError
 from stages.core.files import file_digest, tree_digest
 from stages.model.chat import make_chat
-from stages.model.label_head import labels_in
+from stages.model.labels import labels_in
 from stages.model.loading import load_model, load_tokenizer, refuse_not_finite
 from stages.params.model import Model
 

@@ -9,7 +9,7 @@ from transformers import TrainerCallback, set_seed
 
 from stages.core.errors import UserError
 from stages.core.files import read_json, write_json
-from stages.model.label_head import labels_of
+from stages.model.labels import labels_of
 from stages.model.loading import causal_of, empty_model, load_model, nf4_config
 from stages.params.model import Train
 

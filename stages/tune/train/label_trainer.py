@@ -15,7 +15,7 @@ from stages.core import paths
 from stages.core.errors import UserError, names
 from stages.core.machine import machine_settings
 from stages.model.chat import Chat
-from stages.model.label_head import label_config
+from stages.model.labels import label_config
 from stages.model.loading import free_memory
 from stages.params.loader import Params
 from stages.records.record import Record

@@ -20,7 +20,7 @@ from stages.engines.engine_server import CHAT, EngineError, ask, call, serving
 from stages.measure.gates.__main__ import check_gates
 from stages.model.answers import answer, divergence, likelihoods, rows_with_likelihood
 from stages.model.chat import Chat, make_chat
-from stages.model.label_head import label_likelihoods, labels_in, refuse_other_labels
+from stages.model.labels import label_likelihoods, labels_in, refuse_other_labels
 from stages.model.loading import Weights, load_model, load_tokenizer, load_tuned
 from stages.params.loader import check_params, read_params
 from stages.params.measure import Gate
@@ -234,7 +234,7 @@ def test_a_base_without_such_a_head_is_a_sentence(tmp_path: Path) -> None:
 
     project = lay_out_labels(tmp_path)
     MambaConfig(hidden_size=64, num_hidden_layers=2).save_pretrained(tmp_path / "mamba")
-    from stages.model.label_head import label_config
+    from stages.model.labels import label_config
 
     with pytest.raises(UserError, match="transformers has no classification head for models of the kind mamba"):
         label_config(tmp_path / "mamba", LABELS, 1)
