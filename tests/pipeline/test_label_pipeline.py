@@ -31,6 +31,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "augment": {"replay_share": 0, "malformed_every": None, "structured_share": 0},
             "train": {"head": "label", "epochs": 4, "learning_rate": 1e-2, "early_stopping_patience": None},
             "quantize": {"formats": ["merged", "nf4", "int8", "lora"]},
+            "gates": {"schema_valid": {"model": "adapter", "metric": "valid", "minimum": 0.95}},
         },
     )
     commit(project, "Labels")
@@ -47,7 +48,7 @@ def test_it_comes_to_a_verdict_on_answers_that_are_labels(project: Path) -> None
     assert (forgetting["state"], "value" in forgetting) == ("PASS", False)
     assert forgetting["reason"] == "train.head is label: such a model answers nothing but labels"
     evaluate = read_json(project / paths.EVALUATE_METRICS)
-    assert evaluate["adapter"]["schema_valid"]["value"] == 1
+    assert evaluate["adapter"]["valid"]["value"] == 1
     assert not {"general"} & evaluate.keys()
     assert "refusals" not in evaluate["safety"]
     rows = list(read_rows(project / paths.ADAPTER_GENERATIONS))

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
+from transformers import Trainer
 from trl import SFTTrainer
 
 from stages.core.errors import UserError
@@ -21,7 +22,30 @@ OUT_OF_MEMORY = (
 )
 
 
-class CompletionTrainer(SFTTrainer):  # type: ignore[misc]
+class SeededRows(Trainer):  # type: ignore[misc]
+    """A trainer over rows in the seeded order."""
+
+    batches: SeededBatches
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        loader = DataLoader(
+            self.train_dataset,
+            batch_size=self.args.per_device_train_batch_size,
+            sampler=list(itertools.chain.from_iterable(self.batches)),
+            collate_fn=self.data_collator,
+        )
+        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
+        return prepared
+
+    def training_step(self, *inputs: Any, **options: Any) -> torch.Tensor:
+        try:
+            loss: torch.Tensor = super().training_step(*inputs, **options)
+        except torch.OutOfMemoryError:
+            raise UserError(OUT_OF_MEMORY) from None
+        return loss
+
+
+class CompletionTrainer(SeededRows, SFTTrainer):  # type: ignore[misc]
     """SFTTrainer with the rows in the seeded order.
 
     The loss of a step is the mean over all completion tokens of the optimiser batch, however the batch is cut and on
@@ -52,16 +76,6 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]
         """The model as generation expects it, for the time of the block."""
         return nullcontext()
 
-    def get_train_dataloader(self) -> DataLoader[Any]:
-        loader = DataLoader(
-            self.train_dataset,
-            batch_size=self.args.per_device_train_batch_size,
-            sampler=list(itertools.chain.from_iterable(self.batches)),
-            collate_fn=self.data_collator,
-        )
-        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
-        return prepared
-
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
@@ -72,13 +86,6 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]
         loss = super().compute_loss(model, self._shortened(inputs), return_outputs, num_items_in_batch)
         if training and getattr(self.model, "peft_type", None) == "ADALORA":
             loss = loss + orthogonality_penalty(self.model) / self.current_gradient_accumulation_steps
-        return loss
-
-    def training_step(self, *inputs: Any, **options: Any) -> torch.Tensor:
-        try:
-            loss: torch.Tensor = super().training_step(*inputs, **options)
-        except torch.OutOfMemoryError:
-            raise UserError(OUT_OF_MEMORY) from None
         return loss
 
     def _shortened(self, inputs: dict[str, Any]) -> dict[str, Any]:

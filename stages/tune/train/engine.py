@@ -45,11 +45,7 @@ def make_trainer(
         samples.records = []  # all processes together could ask it, and one cannot
 
     def build(engine: str) -> CompletionTrainer:
-        beside: list[TrainerCallback] = [samples, Curves(), Progress(), StopsAtNaN(), WholeCheckpoints(), *trackers()]
-        if settings.early_stopping_patience:
-            beside.append(EarlyStoppingCallback(early_stopping_patience=settings.early_stopping_patience))
-        if settings.adaptive:
-            beside.append(AllocateRanks())
+        beside = callbacks(settings, samples)
         trainer = build_trainer(
             engine, model, settings, params.seed, chat.tokenizer, train, validation, folder, beside, sharding
         )
@@ -71,6 +67,16 @@ def make_trainer(
     print(f"train.engine: the fused path steps aside and TRL trains, since it computes something else: {wrong}")
     fused.unfuse()
     return build("trl")
+
+
+def callbacks(settings: Train, samples: Samples) -> list[TrainerCallback]:
+    """What happens beside the steps of a run."""
+    beside: list[TrainerCallback] = [samples, Curves(), Progress(), StopsAtNaN(), WholeCheckpoints(), *trackers()]
+    if settings.early_stopping_patience:
+        beside.append(EarlyStoppingCallback(early_stopping_patience=settings.early_stopping_patience))
+    if settings.adaptive:
+        beside.append(AllocateRanks())
+    return beside
 
 
 def build_trainer(

@@ -59,20 +59,26 @@ class Examples:
         return Dataset.from_dict({"input_ids": self.input_ids, "completion_mask": self.completion_mask})
 
 
-def make_examples(chat: Chat, records: Sequence[Record], max_tokens: int) -> Examples:
-    """Encode records as generation shows them to the model."""
-    examples = Examples([], [])
+def make_examples(chat: Chat, records: Sequence[Record], max_tokens: int, labels: Sequence[str] = ()) -> Examples:
+    """Encode records as generation shows them to the model.
+
+    With the `labels` of a head, rows are prompts, and the loss sees the state after the last token.
+    """
+    examples, numbers = Examples([], []), {label: number for number, label in enumerate(labels)}
     for record in records:
         prompt, completion, faults = chat.encoded(record)
         for fault in faults:
             examples.faults.setdefault(fault, []).append(record.id)
         if chat.has_special_texts(record):
             examples.special.append(record.id)
-        if len(prompt) + len(completion) > max_tokens:
-            examples.left_out.append(len(prompt) + len(completion))
+        ids, seen = (prompt, 1) if labels else (prompt + completion, len(completion))
+        if len(ids) > max_tokens:
+            examples.left_out.append(len(ids))
         elif prompt:
-            examples.input_ids.append(prompt + completion)
-            examples.completion_mask.append([0] * len(prompt) + [1] * len(completion))
+            examples.input_ids.append(ids)
+            examples.completion_mask.append([0] * (len(ids) - seen) + [1] * seen)
+            if labels:
+                examples.labels.append(numbers.get(record.completion, -1))  # none: a problem told before training
     return examples
 
 

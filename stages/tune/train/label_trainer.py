@@ -1,15 +1,12 @@
 """train.head: label, a classification head on the base model, trained by transformers' Trainer on the same batches."""
 
-import itertools
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, TrainingArguments
 
 from stages.core import paths
 from stages.core.errors import UserError, names
@@ -21,9 +18,9 @@ from stages.params.loader import Params
 from stages.records.record import Record
 from stages.tune.train import devices
 from stages.tune.train.adapters import load_trainable
-from stages.tune.train.callbacks import Curves, Progress, Samples, StopsAtNaN, WholeCheckpoints, trackers
-from stages.tune.train.completion_trainer import OUT_OF_MEMORY
-from stages.tune.train.engine import schedule
+from stages.tune.train.callbacks import Samples
+from stages.tune.train.completion_trainer import SeededRows
+from stages.tune.train.engine import callbacks, schedule
 from stages.tune.train.examples import Examples, SeededBatches, optimiser_steps
 from stages.tune.train.plan import Plan, choose_precision, choose_sharding, make_plan, rows_at_once
 
@@ -54,25 +51,7 @@ def label_problems(train: Sequence[Record], validation: Sequence[Record]) -> Ite
         )
 
 
-def label_examples(chat: Chat, records: Sequence[Record], max_tokens: int, labels: Sequence[str]) -> Examples:
-    """Encode prompts as generation shows them to the model; the state after the last token is what the loss sees."""
-    examples, numbers = Examples([], []), {label: number for number, label in enumerate(labels)}
-    for record in records:
-        prompt, _, faults = chat.encoded(record)
-        for fault in faults:
-            examples.faults.setdefault(fault, []).append(record.id)
-        if chat.has_special_texts(record):
-            examples.special.append(record.id)
-        if len(prompt) > max_tokens:
-            examples.left_out.append(len(prompt))
-        elif prompt:
-            examples.input_ids.append(prompt)
-            examples.completion_mask.append([0] * (len(prompt) - 1) + [1])
-            examples.labels.append(numbers.get(record.completion, -1))  # one without is a problem told before training
-    return examples
-
-
-class LabelTrainer(Trainer):  # type: ignore[misc]
+class LabelTrainer(SeededRows):
     """transformers' Trainer with the rows in the seeded order; the loss is the mean over rows, however they are cut."""
 
     def __init__(
@@ -93,32 +72,12 @@ class LabelTrainer(Trainer):  # type: ignore[misc]
         ids = [[*row["input_ids"], *[self._pad] * (width - len(row["input_ids"]))] for row in rows]
         return {"input_ids": torch.tensor(ids), "labels": torch.tensor([row["labels"] for row in rows])}
 
-    def answering(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def get_train_dataloader(self) -> DataLoader[Any]:
-        loader = DataLoader(
-            self.train_dataset,
-            batch_size=self.args.per_device_train_batch_size,
-            sampler=list(itertools.chain.from_iterable(self.batches)),
-            collate_fn=self.data_collator,
-        )
-        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
-        return prepared
-
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         output = model(input_ids=inputs["input_ids"])
         loss = torch.nn.functional.cross_entropy(output.logits.float(), inputs["labels"])
         return (loss, output) if return_outputs else loss
-
-    def training_step(self, *inputs: Any, **options: Any) -> torch.Tensor:
-        try:
-            loss: torch.Tensor = super().training_step(*inputs, **options)
-        except torch.OutOfMemoryError:
-            raise UserError(OUT_OF_MEMORY) from None
-        return loss
 
 
 def _rows(examples: Examples) -> list[dict[str, Any]]:
@@ -159,9 +118,6 @@ def make_label_trainer(
     )
     batch = min(settings.batch_size, len(train))
     rows = rows_at_once(plan, train.lengths, batch)
-    beside: list[TrainerCallback] = [samples, Curves(), Progress(), StopsAtNaN(), WholeCheckpoints(), *trackers()]
-    if settings.early_stopping_patience:
-        beside.append(EarlyStoppingCallback(early_stopping_patience=settings.early_stopping_patience))
     accumulate, validate = batch // (rows * devices.count()), len(validation) > 0
     arguments = TrainingArguments(
         per_device_eval_batch_size=rows,
@@ -180,7 +136,7 @@ def make_label_trainer(
         model=model,
         args=arguments,
         processing_class=chat.tokenizer,
-        callbacks=beside,
+        callbacks=callbacks(settings, samples),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -25,7 +25,7 @@ from stages.tune.train.adapters import save_trained
 from stages.tune.train.callbacks import Progress, Samples, Tracked, checkpoint_folder, newest_checkpoint, run_key
 from stages.tune.train.engine import make_trainer
 from stages.tune.train.examples import Examples, make_examples
-from stages.tune.train.label_trainer import label_examples, label_problems, labels_to_learn, make_label_trainer
+from stages.tune.train.label_trainer import label_problems, labels_to_learn, make_label_trainer
 from stages.tune.train.preflight import check, checked_chat
 
 # A validation loss is called worse, and a plateau flat, beyond this share of its value.
@@ -45,10 +45,7 @@ def train_stage() -> None:
     chat = checked_chat(params.task)
     rows, held = read_records(paths.TRAIN), read_records(paths.VALIDATION)
     labels = labels_to_learn(rows) if params.train.head == "label" else []
-    if labels:
-        train, validation = (label_examples(chat, some, params.train.max_tokens, labels) for some in (rows, held))
-    else:
-        train, validation = (make_examples(chat, some, params.train.max_tokens) for some in (rows, held))
+    train, validation = (make_examples(chat, some, params.train.max_tokens, labels) for some in (rows, held))
     check(chat, params.train, train, validation, [*label_problems(rows, held)] if labels else ())
 
     folder = checkpoint_folder(run_key())
