@@ -29,7 +29,7 @@ from stages.params.loader import Params, check_params, read_params
 from stages.records.record import Record, read_records, read_rows
 from stages.scoring.intervals import proportion_interval
 from stages.scoring.rows import score_row
-from stages.ship.merge_quantize.__main__ import compress, quantise, release_lora
+from stages.ship.merge_quantize.__main__ import calibration_rows, compress, quantise, release_lora
 from stages.ship.merge_quantize.served_answers import contracts, served_rows
 from stages.text.json_schema import Tasks
 
@@ -95,7 +95,7 @@ def made(engine: str, params: Params, chat: Chat) -> Iterator[Asked]:
         quantise(paths.MERGED, place / "int8", "int8")
         yield "int8", place / "int8"
     for scheme in ("W8A8", "W4A16"):
-        compress(paths.MERGED, place / scheme, scheme)
+        compress(paths.MERGED, place / scheme, scheme, calibration_rows(chat, params.seed))
         yield f"compressed_tensors {scheme}", place / scheme
 
 

@@ -170,7 +170,7 @@ class Gguf(Section):
 
 
 class CompressedTensors(Section):
-    """The artefact for vLLM: compressed-tensors, rounded to nearest without calibration."""
+    """The artefact for vLLM: compressed-tensors; 4 bit by GPTQ on training rows, 8 bit to the nearest."""
 
     scheme: Literal["W8A8", "W4A16"] = Field(
         "W8A8", description="W8A8: weights and inputs in 8 bit; W4A16: weights in 4 bit, by groups of 128, 64 or 32"

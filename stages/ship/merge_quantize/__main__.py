@@ -4,6 +4,7 @@ import io
 import math
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +20,7 @@ from stages.core.run_notes import measured
 from stages.engines.gguf_export import write_gguf, write_gguf_lora
 from stages.engines.in_process import cost, in_process_rows, peak_memory_mib
 from stages.model.answers import divergence, rows_with_likelihood
-from stages.model.chat import task_chat
+from stages.model.chat import Chat, task_chat
 from stages.model.labels import labels_in, labels_of
 from stages.model.loading import (
     Weights,
@@ -35,19 +36,21 @@ from stages.model.loading import (
 )
 from stages.params.loader import Params, load_params
 from stages.params.model import FORMATS, Nf4
-from stages.records.record import read_records, read_rows, write_rows
+from stages.records.record import rank, read_records, read_rows, write_rows
 from stages.scoring.metrics import as_json
 from stages.scoring.own_metric import ScoreRows, scorer
 from stages.scoring.summary import compare, summarise
+from stages.ship.merge_quantize.calibrated import gptq_rounded, linear_layers
 from stages.ship.merge_quantize.served_answers import contracts, served_rows
 
 _BASE_OF_LORA = "base_model.json"
 _TRIED = Path(".tunetrail/merged")  # merges of which one ships
+_CALIBRATED_ON = 128  # rows, as the method's paper has it
 _COMPARED = 64  # rows of the hold-out on which the logits of adapter and merged model are held together
 
 
 def main() -> None:
-    params = load_params("engine", "generation", "model", "quantize", "scoring", "task", "train")
+    params = load_params("engine", "generation", "model", "quantize", "scoring", "seed", "task", "train")
     score_rows = scorer(params.task)
     with measured("merge_quantize") as notes:
         merging = merge_best(params, score_rows)
@@ -80,7 +83,8 @@ def write_format(name: str, params: Params) -> None:
     elif name == "lora":
         release_lora(params.model.source, target)
     elif name == "compressed_tensors":
-        compress(paths.MERGED, target, params.quantize.compressed_tensors.scheme)
+        rows = calibration_rows(task_chat(load_tokenizer(paths.MERGED), params.task), params.seed)
+        compress(paths.MERGED, target, params.quantize.compressed_tensors.scheme, rows)
     elif name == "nf4":
         quantise(paths.MERGED, target, "nf4", params.quantize.nf4)
     else:
@@ -165,10 +169,17 @@ def release_lora(source: str, target: Path) -> None:
             write_gguf_lora(paths.BASE, paths.ADAPTER, partial / "adapter_model.gguf")
 
 
-def compress(merged: Path, target: Path, scheme: str) -> None:
-    """Round the merged model's linear layers to nearest, as compressed-tensors stores them; vLLM serves that.
+def calibration_rows(chat: Chat, seed: int) -> list[list[int]]:
+    """Token ids of a seeded draw of training rows, prompt and completion, as training read them."""
+    records = sorted(read_records(paths.SPLIT_TRAIN), key=lambda record: rank(seed, "calibration", record.id))
+    return [[*chat.prompt_ids(one), *chat.completion_ids(one.completion)] for one in records[:_CALIBRATED_ON]]
 
-    W8A8 rounds inputs, too, each token by its own scale; W4A16 has a scale for each group of weights.
+
+def compress(merged: Path, target: Path, scheme: str, rows: Sequence[list[int]] = ()) -> None:
+    """Round the merged model's linear layers, as compressed-tensors stores them; vLLM serves that.
+
+    W8A8 rounds inputs, too, each token by its own scale; W4A16 has a scale for each group of weights. With the token
+    ids of `rows`, 4-bit weights are rounded by GPTQ for such rows, else each to its nearest.
     """
     need_compressed_tensors()
     from compressed_tensors.compressors import ModelCompressor
@@ -177,12 +188,20 @@ def compress(merged: Path, target: Path, scheme: str) -> None:
 
     model, plan = load_model(merged, dtype="auto"), preset_name_to_scheme(scheme, ["Linear"])
     kept = _output_layers(merged)
-    linear = [layer for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear) and name not in kept]
+    linear = linear_layers(model, kept)
     if plan.weights.group_size:
-        plan.weights.group_size = math.gcd(128, *(layer.in_features for layer in linear))
+        plan.weights.group_size = math.gcd(128, *(layer.in_features for layer in linear.values()))
+    if rows and plan.weights.num_bits == 4:
+        dtype = next(iter(linear.values())).weight.dtype
+        rounded = gptq_rounded(load_model(merged), rows, kept, plan.weights.group_size, dtype)
+    else:
+        rounded = {}
     with redirect_stderr(io.StringIO()):  # progress bars without a switch
         apply_quantization_config(model, QuantizationConfig(config_groups={"group_0": plan}, ignore=kept))
-        for layer in linear:
+        for name, layer in linear.items():
+            if name in rounded:
+                layer.weight.data, layer.weight_scale.data = rounded[name]
+                continue
             groups = layer.weight.detach().view(layer.out_features, -1, plan.weights.group_size or layer.in_features)
             layer.weight_scale.data, _ = calculate_qparams(*groups.aminmax(dim=-1), plan.weights)
         compressor = ModelCompressor.from_pretrained_model(model)

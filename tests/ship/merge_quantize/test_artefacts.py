@@ -138,13 +138,19 @@ def test_a_weight_that_overflows_float16_stops_the_merge(trained: Path, tmp_path
     assert not (tmp_path / "merged").exists()
 
 
-@pytest.mark.parametrize(("scheme", "size", "away"), [("W8A8", 0.45, 0.002), ("W4A16", 0.4, 0.02)])
+ROWS = [list(range(3, 40)), [5, 9, 2, 7]]  # token ids to calibrate on
+
+
+@pytest.mark.parametrize(
+    ("scheme", "size", "away", "rows"),
+    [("W8A8", 0.45, 0.002, ROWS), ("W4A16", 0.4, 0.02, []), ("W4A16", 0.4, 0.02, ROWS)],
+)
 def test_compressed_tensors_are_small_near_and_computed_whole(
-    trained: Path, tmp_path: Path, scheme: str, size: float, away: float
+    trained: Path, tmp_path: Path, scheme: str, size: float, away: float, rows: list[list[int]]
 ) -> None:
     """Near to the merged model and not equal to it; its layers called alone, as likelihoods are, say the same."""
     merge(trained / "base", trained / "adapter", tmp_path / "merged", "float32")
-    compress(tmp_path / "merged", tmp_path / "small", scheme)
+    compress(tmp_path / "merged", tmp_path / "small", scheme, rows)
     assert set(tensor_types(tmp_path / "small")) == ({"F32", "I8"} if scheme == "W8A8" else {"F32", "I32", "I64"})
     bytes_of = {n: (tmp_path / n / "model.safetensors").stat().st_size for n in ("merged", "small")}
     assert bytes_of["small"] < size * bytes_of["merged"]
