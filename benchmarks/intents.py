@@ -196,9 +196,6 @@ def prepare(project: Path, base: Path, train: list[Row], test: list[Row], change
         params[section] |= values
     (project / "params.yaml").write_text(dumps_yaml(params), encoding="utf-8")
     os.chdir(project)
-    for words in ("init --quiet", "add params.yaml", "commit --quiet -m rows"):
-        settings = ["-c", "user.name=benchmark", "-c", "user.email=benchmark@example.com"]
-        subprocess.run(["git", *settings, *words.split()], check=True)
     use_template(project, load_params("model").model.chat_template)
     for stage in ("clean", "dedup"):
         run_stage(f"prepare.{stage}")
@@ -260,13 +257,17 @@ def main(changes: dict[str, Any] | None = None) -> None:
         "| set | labels | training rows | model | right | against linear | won | lost | McNemar p | seconds to train |",
         "|---|---:|---:|---|---|---|---:|---:|---:|---:|",
     ]
-    with nullcontext(given.projects) if given.projects else tempfile.TemporaryDirectory() as folder:
+    with (
+        nullcontext(given.projects and given.projects.absolute())
+        if given.projects
+        else tempfile.TemporaryDirectory() as folder
+    ):
         for number, name in enumerate(given.sets or SETS):
             source, rows, epochs = SETS[name]
             told = {**(changes or {}), "train": {"epochs": epochs, **(changes or {}).get("train", {})}}
             drawn = snips(data) if source == "snips" else generated()
             parts = draw_rows(drawn, SNIPS_LABELS if source == "snips" else GENERATED_LABELS, rows)
-            prepare(Path(folder).absolute() / str(number), base, *parts, told)
+            prepare(Path(folder) / str(number), base, *parts, told)
             for line in measure(name):
                 lines.append(line)
                 print(line, flush=True)
