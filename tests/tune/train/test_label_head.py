@@ -252,3 +252,14 @@ def test_gates_on_what_it_cannot_be_asked_do_not_apply(metric: str) -> None:
     assert "value" not in told
     with pytest.raises(UserError):
         check_gates(gates, {**files, "train": {}})
+
+
+def test_a_model_with_a_head_is_no_base(project: Path, tmp_path: Path) -> None:
+    other = lay_out_labels(tmp_path)
+    sha = tree_digest(shutil.copytree(project / paths.MERGED, tmp_path / "classifier"))
+    set_params(other, {"model": {"source": "path:classifier", "file": None, "sha256": sha}})
+    (other / "data").mkdir(exist_ok=True)
+    (other / "data/chat_template.jinja").write_text("{# none #}", encoding="utf-8")
+    code, text = run_stage(other, "base")
+    assert code == 2, text
+    assert "model.source: classifier has a classification head; name the model that it was made from" in text
