@@ -200,7 +200,7 @@ def compress(merged: Path, target: Path, scheme: str, rows: Sequence[list[int]] 
         apply_quantization_config(model, QuantizationConfig(config_groups={"group_0": plan}, ignore=kept))
         for name, layer in linear.items():
             if name in rounded:
-                layer.weight.data, layer.weight_scale.data = rounded[name]
+                layer.weight.data, layer.weight_scale.data = (one.to(layer.weight.device) for one in rounded[name])
                 continue
             groups = layer.weight.detach().view(layer.out_features, -1, plan.weights.group_size or layer.in_features)
             layer.weight_scale.data, _ = calculate_qparams(*groups.aminmax(dim=-1), plan.weights)
