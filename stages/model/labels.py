@@ -18,7 +18,7 @@ _TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 65536}
 
 def is_label_config(config: Any) -> bool:
     """Whether a configuration, of transformers or as config.json has it, is that of a model with such a head."""
-    names = config.get("architectures") if isinstance(config, dict) else config.architectures
+    names = config.get("architectures") if isinstance(config, dict) else getattr(config, "architectures", None)
     return isinstance(names, list) and bool(names) and str(names[0]).endswith(_KIND)
 
 
@@ -27,7 +27,9 @@ def labels_in(folder: Path) -> list[str]:
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     if not is_label_config(config):
         return []
-    return [config["id2label"][str(index)] for index in range(len(config["id2label"]))]
+    named = config.get("id2label")
+    named = named if isinstance(named, dict) else {"0": "LABEL_0", "1": "LABEL_1"}  # transformers' default
+    return [str(named.get(str(index))) for index in range(len(named))]
 
 
 def labels_of(causal: Any) -> list[str]:
