@@ -1,4 +1,4 @@
-"""Training with and without paraphrases beside each other, as docs/data.md has it: an experiment, and its comparison."""
+"""Training with and without paraphrases side by side, as docs/data.md has it: an experiment, and its comparison."""
 
 import hashlib
 import json
