@@ -51,7 +51,7 @@ def test_a_recipe_trains_and_is_scored_on_both_sets(
     assert found["rows"] == len(trained)
     assert any(row.source == "augment:value_swap" for row in trained)
     shown = (tmp_path / "one" / "models" / "base" / "chat_template.jinja").read_text(encoding="utf-8")
-    assert "split()" in shown
+    assert "replace(" in shown
     assert (prepared / "models" / "base" / "chat_template.jinja").read_text(encoding="utf-8") != shown
 
 
