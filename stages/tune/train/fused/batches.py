@@ -14,6 +14,7 @@ import torch
 
 from stages.tune.train.examples import Examples
 
+UNSEEN = -100  # a target that the loss leaves out
 _LOGITS_AT_ONCE = 1 << 25
 LOSS_BYTES = 20 * _LOGITS_AT_ONCE  # logits in 16 and 32 bit, their logarithms, and what goes back through each
 
@@ -103,10 +104,10 @@ def completion_loss(
     predictors: torch.Tensor,
     targets: torch.Tensor,
     head: Any,
-    count: int,
+    count: int | torch.Tensor,
     gradient: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Sum of the negative log-likelihoods, in nats, of `targets` (n), over `count`.
+    """Sum of the negative log-likelihoods, in nats, of `targets` (n), over `count`; without those that are `UNSEEN`.
 
     `hidden` is positions x width; `predictors` (n) are the positions whose next tokens are the targets. What the loss
     gives back to `hidden` is written into `gradient`, where there is one, and the head's own gradient added to.
@@ -118,7 +119,8 @@ def completion_loss(
         gradient.zero_()
     for part, wanted in zip(torch.split(predictors, size), torch.split(targets, size), strict=True):
         piece = hidden[part].detach().requires_grad_(gradient is not None)
-        loss = torch.nn.functional.cross_entropy(head(piece).float(), wanted, reduction="sum") / count
+        loss = torch.nn.functional.cross_entropy(head(piece).float(), wanted, ignore_index=UNSEEN, reduction="sum")
+        loss = loss / count
         if gradient is not None:
             loss.backward()  # type: ignore[no-untyped-call]
             gradient[part] = piece.grad.to(gradient.dtype)  # type: ignore[union-attr]

@@ -14,17 +14,38 @@ from typing import Any
 import torch
 from torch.nn.functional import rms_norm
 
-from stages.tune.train.fused.private_names import PlainLora, dense_weight, norm_epsilon, plain_lora
+from stages.tune.train.fused.private_names import PlainLora, copy_all, dense_weight, norm_epsilon, plain_lora
 
 Forward = Callable[..., torch.Tensor]
 
 
-def fuse(model: Any, precision: torch.dtype) -> int:
-    """Let each plain LoRA layer, and in 16 bit each frozen RMSNorm, compute so in training; returns how many do."""
+class Copies:
+    """16-bit copies of trained float32 weights: made once an optimiser batch, not in each pass through each layer."""
+
+    def __init__(self, precision: torch.dtype) -> None:
+        self._precision = precision
+        self._pairs: dict[torch.Tensor, torch.Tensor] = {}
+
+    def of(self, weight: torch.Tensor) -> torch.Tensor:
+        """The copy, which stays where it is."""
+        if weight not in self._pairs:
+            self._pairs[weight] = weight.detach().to(self._precision, copy=True)
+        return self._pairs[weight]
+
+    def refresh(self) -> None:
+        with torch.no_grad():
+            copy_all(list(self._pairs.values()), list(self._pairs))
+
+
+def fuse(model: Any, precision: torch.dtype, copies: Copies | None = None) -> int:
+    """Let each plain LoRA layer, and in 16 bit each frozen RMSNorm, compute so in training; returns how many do.
+
+    With `copies` a LoRA layer reads these for its weights, and adds its gradients to those that the weights hold.
+    """
     forwards: list[tuple[Any, Forward]] = []
     for module in model.modules():
         if lora := plain_lora(module):
-            forwards.append((module, _adapted(module, lora, module.forward)))
+            forwards.append((module, _adapted(module, lora, module.forward, copies)))
         elif precision == torch.bfloat16 and is_frozen_norm(module) and (offset := norm_offset(module)) is not None:
             forwards.append((module, _normed(module, offset, module.forward)))
     for module, forward in forwards:
@@ -40,38 +61,68 @@ def unfuse(model: Any) -> None:
 
 
 class _Adapted(torch.autograd.Function):
-    """x: n x inputs; A (`down`): rank x inputs, B (`up`): outputs x rank, both trained; the layer itself is frozen."""
+    """x: n x inputs; A (`down`): rank x inputs, B (`up`): outputs x rank, both trained; the layer itself is frozen.
+
+    `copies` are these in the layer's type; with them, the gradients of A and B are added to those that A and B hold.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, layer: Any, down: torch.Tensor, up: torch.Tensor, scale: float
+        ctx: Any,
+        x: torch.Tensor,
+        layer: Any,
+        down: torch.Tensor,
+        up: torch.Tensor,
+        scale: float,
+        copies: tuple[torch.Tensor, torch.Tensor] | None,
     ) -> torch.Tensor:
         weight = dense_weight(layer)
         x = x.to(weight.dtype)
-        narrow = (x @ down.to(x.dtype).T).mul_(scale)
+        a, b = copies or (down.to(x.dtype), up.to(x.dtype))
+        narrow = x @ a.T
         out = x @ weight.T if layer.bias is None else torch.addmm(layer.bias, x, weight.T)
-        out.addmm_(narrow, up.to(x.dtype).T)
-        ctx.save_for_backward(x, narrow, down, up)
-        ctx.layer, ctx.scale = layer, scale
+        out.addmm_(narrow, b.T, alpha=scale)
+        ctx.save_for_backward(x, narrow, down, up, a, b)
+        ctx.layer, ctx.scale, ctx.in_place = layer, scale, copies is not None
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        x, narrow, down, up = ctx.saved_tensors
+        x, narrow, down, up, a, b = ctx.saved_tensors
         gradient = gradients[0].to(x.dtype)
-        back = (gradient @ up.to(x.dtype)).mul_(ctx.scale)
+        back = gradient @ b
         of_x = None
         if ctx.needs_input_grad[0]:
             of_x = gradient @ dense_weight(ctx.layer)
-            of_x.addmm_(back, down.to(x.dtype))
-        return of_x, None, (back.T @ x).to(down.dtype), (gradient.T @ narrow).to(up.dtype), None
+            of_x.addmm_(back, a, alpha=ctx.scale)
+        of_down, of_up = (
+            _add_product(weight, weight.grad if ctx.in_place else None, left, right, ctx.scale)
+            for weight, left, right in ((down, back.T, x), (up, gradient.T, narrow))
+        )
+        return of_x, None, of_down, of_up, None, None
 
 
-def _adapted(module: Any, lora: PlainLora, unfused: Forward) -> Forward:
+def _add_product(
+    weight: torch.Tensor, gradient: torch.Tensor | None, left: torch.Tensor, right: torch.Tensor, scale: float
+) -> torch.Tensor | None:
+    """Add scale * left @ right to the gradient; return it where there is none to add to."""
+    if gradient is None:
+        return (left @ right).to(weight.dtype).mul_(scale)
+    if left.is_cuda and gradient.dtype != left.dtype:  # one kernel; a CPU has none of mixed types
+        torch.addmm(gradient, left, right, alpha=scale, out_dtype=gradient.dtype, out=gradient)
+    else:
+        gradient.add_(left @ right, alpha=scale)
+    return None
+
+
+def _adapted(module: Any, lora: PlainLora, unfused: Forward, copies: Copies | None) -> Forward:
+    down, up = lora.down.weight, lora.up.weight
+    in_16_bit = (copies.of(down), copies.of(up)) if copies else None
+
     def forward(x: torch.Tensor) -> torch.Tensor:
         if not module.training:
             return unfused(x)
-        out: torch.Tensor = _Adapted.apply(x.flatten(0, -2), lora.base, lora.down.weight, lora.up.weight, lora.scale)  # type: ignore[no-untyped-call]
+        out: torch.Tensor = _Adapted.apply(x.flatten(0, -2), lora.base, down, up, lora.scale, in_16_bit)  # type: ignore[no-untyped-call]
         return out.view(*x.shape[:-1], out.shape[-1])
 
     return _marked(forward)
@@ -108,8 +159,16 @@ def _norm(module: Any, offset: int, x: torch.Tensor) -> torch.Tensor:
 
 
 def _normed(module: Any, offset: int, unfused: Forward) -> Forward:
+    scale, epsilon = module.weight.detach().float() + offset, norm_epsilon(module)
+    exact = torch.equal(scale.bfloat16().float(), scale)  # as weights that were kept in 16 bit are, but 1 + them
+    scale = scale.bfloat16() if exact else scale
+
     def forward(x: torch.Tensor) -> torch.Tensor:
-        return _norm(module, offset, x) if module.training else unfused(x)
+        if not module.training:
+            return unfused(x)
+        if x.dtype == scale.dtype:  # the kernel's sums are in float32 all the same
+            return rms_norm(x, scale.shape, scale, epsilon)
+        return rms_norm(x.float(), scale.shape, scale.float(), epsilon).to(x.dtype)
 
     return _marked(forward)
 

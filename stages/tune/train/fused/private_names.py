@@ -1,4 +1,4 @@
-"""Every name that the fused path reads of transformers, PEFT and bitsandbytes and that they do not document.
+"""Every name that the fused path reads of torch, transformers, PEFT and bitsandbytes and that they do not document.
 
 A new version of theirs may rename any of them; a test looks up all, and the proof before training finds what changed
 its meaning.
@@ -13,6 +13,11 @@ import torch
 def attention_in_use(model: Any) -> str:
     """transformers: a model's attention; `set_attn_implementation` is documented, but nothing that reads it."""
     return str(model.config._attn_implementation)
+
+
+def copy_all(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
+    """torch: copy each source into its target, of whatever type, in a few kernels."""
+    torch._foreach_copy_(targets, sources)
 
 
 def norm_epsilon(module: Any) -> float | None:

@@ -11,6 +11,7 @@ from stages.model.loading import causal_of
 from stages.tune.train import devices
 from stages.tune.train.fused.attention import SEGMENTS, VARLEN
 from stages.tune.train.fused.batches import (
+    UNSEEN,
     Head,
     MicroBatch,
     Row,
@@ -155,23 +156,23 @@ class CudaRecorder:
 
 @dataclass(slots=True)
 class _Recorded:
-    """What the recorded passes read and write stays where it is; `state` goes from one to the other."""
+    """A recorded pass: it reads `inputs`, which one copy fills, and writes `loss`; both stay where they are.
 
-    ids: torch.Tensor
-    positions: torch.Tensor
-    ends: torch.Tensor
-    hidden: Any = None
-    gradient: Any = None
-    state: Any = None
-    forward: Callable[[], None] = lambda: None
-    backward: Callable[[], None] = lambda: None
+    `inputs`: int64, the ids and positions of a width, the predictors and targets of a capacity, the segments' ends and
+    the optimiser batch's trained tokens, one after the other.
+    """
+
+    inputs: torch.Tensor
+    capacity: int
+    loss: torch.Tensor
+    replay: Callable[[], None] = lambda: None
 
 
 class GraphSteps(Steps):
-    """Replays a recorded forward and backward pass: the host no longer launches each kernel.
+    """Replays a recorded pass, forward, loss and backward: the host no longer launches each kernel.
 
-    One pair for each width, to which batches are filled up. The loss between them is not recorded, since its size
-    changes with every batch. The gradients must stay where they were while it was recorded.
+    One for each width, to which batches are filled up, and for at most so many predictors. The gradients must stay
+    where they were while it was recorded.
     """
 
     def __init__(self, model: Any, plan: Plan, longest: int, segments: int, recorder: Any = None) -> None:
@@ -185,59 +186,63 @@ class GraphSteps(Steps):
         return pack(rows, _rounded(sum(map(len, rows))))
 
     def _forward_and_backward(self, batch: MicroBatch, count: int) -> torch.Tensor:
+        width, predictors = batch.ids.shape[1], len(batch.predictors)
         if not self._recorded:  # the widest first: narrower ones then find their room in its memory
-            self._record(_rounded(self.plan.micro_batch_tokens))
-        width = batch.ids.shape[1]
-        if width not in self._recorded:
-            self._record(width)
+            widest = _rounded(self.plan.micro_batch_tokens)
+            self._record(widest, predictors * widest // width)
+        if width not in self._recorded or self._recorded[width].capacity < predictors:
+            self._record(width, predictors)
         passes = self._recorded[width]
-        moved = self._moved(batch)
-        passes.ids.copy_(moved.ids)
-        passes.positions.copy_(moved.positions)
-        passes.ends.copy_(self._ends(batch))
-        passes.forward()
-        hidden, gradient = passes.hidden.flatten(0, 1), passes.gradient.flatten(0, 1)
-        loss = completion_loss(hidden, moved.predictors, moved.targets, self._head, count, gradient)
-        passes.backward()
-        return loss
+        passes.inputs.copy_(self._sent(self._laid_out(batch, passes.capacity, count)))
+        passes.replay()
+        return passes.loss
 
-    def _ends(self, batch: MicroBatch) -> torch.Tensor:
-        """0 and the ends of the segments, the last repeated: empty segments cost nothing."""
+    def _laid_out(self, batch: MicroBatch, capacity: int, count: int) -> torch.Tensor:
+        """As `_Recorded.inputs`. The last token predicts nothing, so it stands in for predictors that are missing, and
+        empty segments cost nothing."""
+        missing = capacity - len(batch.predictors)
         ends = [0, *batch.ends]
         ends += [ends[-1]] * (self._segments + 1 - len(ends))
-        return self._sent(torch.tensor(ends, dtype=torch.int32))
-
-    def _record(self, width: int) -> None:
-        """For any batch of this width; recorded over as many equal segments of one token repeated."""
-        device, count = self._device, self._segments
-        equal = [part * width // count for part in range(count + 1)]
-        passes = _Recorded(
-            ids=torch.zeros(1, width, dtype=torch.long, device=device),
-            positions=torch.arange(width, device=device)[None] % self._longest,
-            ends=torch.tensor(equal, dtype=torch.int32).to(device),
+        return torch.cat(
+            [
+                batch.ids[0],
+                batch.positions[0],
+                batch.predictors,
+                batch.predictors.new_full((missing,), batch.ids.shape[1] - 1),
+                batch.targets,
+                batch.targets.new_full((missing,), UNSEEN),
+                torch.tensor([*ends, count]),
+            ]
         )
 
-        def forward() -> None:
-            passes.state = self._decode(
-                passes.ids, passes.positions, cu_seq_lens_q=passes.ends, max_length_q=self._longest
+    def _record(self, width: int, predictors: int) -> None:
+        """For any batch of this width and some more predictors; recorded over equal segments of one token repeated."""
+        device, count = self._device, self._segments
+        capacity = min(_rounded(predictors + predictors // 8), width)
+        equal = [part * width // count for part in range(count + 1)]
+        example = MicroBatch(
+            ids=torch.zeros(1, width, dtype=torch.long),
+            positions=torch.arange(width)[None] % self._longest,
+            predictors=torch.zeros(0, dtype=torch.long),
+            targets=torch.zeros(0, dtype=torch.long),
+            ends=equal[1:],
+        )
+        inputs = self._laid_out(example, capacity, 1).to(device)
+        passes = _Recorded(inputs, capacity, loss=torch.zeros((), device=device))
+        ids, positions, where, targets, ends = torch.split(inputs[:-1], [width, width, capacity, capacity, count + 1])
+
+        def work() -> None:
+            state = self._decode(
+                ids[None], positions[None], cu_seq_lens_q=ends.to(torch.int32), max_length_q=self._longest
             )
-            out = passes.state.detach()
-            if passes.hidden is None:  # in the warm-up, so not among what the graphs share
-                passes.hidden, passes.gradient = torch.empty_like(out), torch.zeros_like(out)
-            passes.hidden.copy_(out)
-
-        def backward() -> None:
-            passes.state.backward(passes.gradient)
-
-        def both() -> None:
-            forward()
-            backward()
+            flat = state.detach().flatten(0, 1)
+            gradient = torch.empty_like(flat)
+            passes.loss.copy_(completion_loss(flat, where, targets, self._head, inputs[-1], gradient))
+            state.backward(gradient.view_as(state))  # type: ignore[no-untyped-call]
 
         kept = [parameter.grad.clone() for parameter in self._trained()]
-        self._recorder.warm_up(both)
-        passes.forward = self._recorder.record(forward)
-        passes.backward = self._recorder.record(backward)
-        passes.state = None
+        self._recorder.warm_up(work)
+        passes.replay = self._recorder.record(work)
         for parameter, value in zip(self._trained(), kept, strict=True):
             parameter.grad.copy_(value)
         self._recorded[width] = passes

@@ -17,7 +17,7 @@ from stages.tune.train import devices
 from stages.tune.train.completion_trainer import OUT_OF_MEMORY, CompletionTrainer
 from stages.tune.train.examples import Examples, SeededBatches
 from stages.tune.train.fused.batches import Row, make_rows
-from stages.tune.train.fused.layers import fuse, unfuse
+from stages.tune.train.fused.layers import Copies, fuse, unfuse
 from stages.tune.train.fused.steps import GraphSteps, Steps
 from stages.tune.train.plan import Plan
 
@@ -41,6 +41,13 @@ class Gradients:
         for parameter, view in zip(self._parameters, self._views, strict=True):
             parameter.grad = view
 
+    def clip(self, largest: float) -> torch.Tensor:
+        """Scale all gradients to a norm of at most `largest`; returns the norm before."""
+        gradients = self._buffer[:-1]
+        norm: torch.Tensor = torch.linalg.vector_norm(gradients)
+        gradients.mul_((largest / (norm + 1e-6)).clamp(max=1.0))  # as torch.nn.utils.clip_grad_norm_ does
+        return norm
+
     def add_up(self, loss: torch.Tensor) -> torch.Tensor:
         """Sum gradients and loss over all devices; returns the loss of the whole optimiser batch."""
         self._buffer[-1] = loss
@@ -59,8 +66,9 @@ class FusedTrainer(CompletionTrainer):
     ) -> None:
         super().__init__(train, validation, batches, plan, **options)
         self.rows, self._validation = make_rows(train), make_rows(validation)
-        fuse(self.model, plan.precision)
         self._gradients = Gradients([p for p in self.model.parameters() if p.requires_grad])
+        self._copies = Copies(plan.precision) if plan.precision != torch.float32 else None
+        self._fuse()
         self.agreement: dict[str, float] = {}
         if plan.compile == "graphs":
             self._steps: Steps = GraphSteps(self.model, plan, max(map(len, self.rows)), self.batches.batch_size)
@@ -71,6 +79,21 @@ class FusedTrainer(CompletionTrainer):
         super().create_accelerator_and_postprocess()
         # No wrapper of accelerate's around the model: precision and sharing are seen to here.
         self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
+        self.accelerator.clip_grad_norm_ = lambda parameters, largest: self._gradients.clip(largest)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Training; the walk over all modules with which gradients are cleared is not made, since the buffer is.
+
+        For a small model such walks, each step, take longer than its passes on the card.
+        """
+        self.model.zero_grad = lambda set_to_none=True: None
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            del self.model.zero_grad
+
+    def _fuse(self) -> None:
+        fuse(self.model, self.plan.precision, self._copies)
 
     def unfuse(self) -> None:
         """Leave the model as it was."""
@@ -83,7 +106,7 @@ class FusedTrainer(CompletionTrainer):
         unfuse(self.model)
         with self._steps.plain():
             yield
-        fuse(self.model, self.plan.precision)
+        self._fuse()
 
     def answering(self) -> AbstractContextManager[None]:
         return self._steps.plain()
@@ -98,8 +121,11 @@ class FusedTrainer(CompletionTrainer):
         return DataLoader(self._validation, batch_size=None)  # type: ignore[arg-type]
 
     def training_step(self, model: Any, inputs: list[Row], num_items_in_batch: Any = None) -> torch.Tensor:
-        self.model.train()
+        if not self.model.training:  # `train` walks over all modules, too
+            self.model.train()
         self._gradients.clear()
+        if self._copies:
+            self._copies.refresh()
         try:
             return self._gradients.add_up(self._steps(inputs))
         except torch.OutOfMemoryError:

@@ -14,7 +14,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from stages.tune.train.fused.layers import fuse, is_frozen_norm, norm_offset, unfuse
+from stages.tune.train.fused.layers import Copies, fuse, is_frozen_norm, norm_offset, unfuse
 
 SIZES = {
     "vocab_size": 40,
@@ -59,6 +59,31 @@ def test_loss_and_gradients_are_those_of_peft(bias: bool, quantised: bool, tmp_p
     assert len(ours) == 13
     for mine, other in zip(ours, theirs, strict=True):
         assert (mine - other).norm() <= 1e-4 * other.norm()
+
+
+def test_copies_give_the_same_and_add_to_the_gradients_that_are_there() -> None:
+    torch.manual_seed(0)
+    model = with_lora(LlamaForCausalLM(LlamaConfig(**SIZES)).bfloat16())
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.data = parameter.data.float()
+    theirs = loss_and_gradients_in(model)
+    copies = Copies(torch.bfloat16)
+    fuse(model, torch.bfloat16, copies)
+    unfuse(model)
+    fuse(model, torch.bfloat16, copies)  # anew, on the same copies
+    for turn in (1, 2):
+        with torch.no_grad():
+            for parameter in trained:
+                parameter.grad = torch.full_like(parameter, 0.5)
+                parameter.mul_(2.0 if turn == 1 else 0.5)  # what was copied before is stale
+        copies.refresh()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(input_ids=torch.arange(36).view(2, 18) + 2, labels=torch.arange(36).view(2, 18) + 2).loss
+    loss.backward()
+    assert (loss - theirs[0]).abs() <= 0.01 * theirs[0]
+    for parameter, their in zip(trained, theirs[1:], strict=True):
+        assert ((parameter.grad - 0.5) - their).norm() <= 0.05 * their.norm()
 
 
 @pytest.mark.parametrize("options", [{"lora_dropout": 0.1}, {"use_dora": True}, {"lora_bias": True}])

@@ -19,6 +19,7 @@ from transformers import (
 from stages.tune.train.fused.private_names import (
     attention_in_use,
     casting_layers,
+    copy_all,
     dense_weight,
     norm_epsilon,
     plain_lora,
@@ -36,8 +37,17 @@ SIZES: dict[str, Any] = {
 }
 ROOT = Path(__file__).parents[4]
 NAMES = (
-    r"_attn_implementation|cast_input_dtype_enabled|lora_variant|lora_dropout|base_layer|quant_state|variance_epsilon"
+    r"_attn_implementation|_foreach_|cast_input_dtype_enabled|lora_variant|lora_dropout|base_layer|quant_state"
+    r"|variance_epsilon"
 )
+
+
+def test_weights_of_any_type_are_copied() -> None:
+    sources = [torch.linspace(0, 1, 7), torch.linspace(-3, 3, 6, dtype=torch.bfloat16).view(2, 3)]
+    targets = [torch.zeros(7, dtype=torch.bfloat16), torch.zeros(2, 3)]
+    copy_all(targets, sources)
+    for target, source in zip(targets, sources, strict=True):
+        assert torch.equal(target, source.to(target.dtype))
 
 
 def test_the_attention_in_use_can_be_read() -> None:
