@@ -33,7 +33,7 @@ class Copies:
         return self._pairs[weight]
 
     def refresh(self) -> None:
-        with torch.no_grad():
+        if self._pairs:
             copy_all(list(self._pairs.values()), list(self._pairs))
 
 

@@ -17,7 +17,8 @@ def attention_in_use(model: Any) -> str:
 
 def copy_all(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
     """torch: copy each source into its target, of whatever type, in a few kernels."""
-    torch._foreach_copy_(targets, sources)
+    with torch.no_grad():
+        torch._foreach_copy_(targets, sources)
 
 
 def norm_epsilon(module: Any) -> float | None:
