@@ -1,5 +1,6 @@
 """Measurements in processes of their own, and the tables that keep their results."""
 
+import atexit
 import json
 import multiprocessing
 import os
@@ -39,8 +40,9 @@ class Workers:
 
     def _start(self) -> tuple[Any, Any]:
         mine, theirs = self._context.Pipe()
-        process = self._context.Process(target=work, args=(theirs,), daemon=True)
+        process = self._context.Process(target=work, args=(theirs,))  # a daemon may not start what a stage starts
         process.start()
+        atexit.register(process.kill)
         return process, mine
 
 
