@@ -6,7 +6,7 @@ PINS := $(filter-out constraints/vllm.txt,$(wildcard constraints/*.txt))
 AXE := tests/node_modules/axe-core/package.json
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-.PHONY: setup repro test test-gpu test-remotes test-sky test-vllm vllm drill check
+.PHONY: setup repro test test-gpu test-ray test-remotes test-sky test-vllm vllm drill check
 
 setup: $(READY)
 
@@ -36,6 +36,11 @@ drill: $(READY)
 test-remotes: $(READY)
 	@pip install --quiet --disable-pip-version-check $(PINS:%=--constraint %) --editable '.[dev,s3,test-remotes]'
 	@python -m pytest tests/ship/release/test_remotes.py -rs
+
+# Ray clusters of this machine's processes, whose machines are killed at moments from so many seeds: make test-ray SEEDS=20
+SEEDS ?= 5
+test-ray: $(READY)
+	@RAY_SEEDS=$(SEEDS) python -m pytest tests/core/test_cluster.py tests/near_duplicates/test_ray_tiles.py tests/prepare/clean/test_shards.py
 
 # What only a CUDA card can show, in the Python that is there; the table goes to benchmarks/results/gpu_tests.md.
 test-gpu:

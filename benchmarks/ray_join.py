@@ -20,7 +20,8 @@ from ray.cluster_utils import Cluster
 
 from benchmarks.dedup import describe_machine
 from benchmarks.prompts import make_prompts
-from stages.near_duplicates import pairs, ray_tiles
+from stages.core import cluster as on_ray
+from stages.near_duplicates import pairs
 from stages.near_duplicates.rule import Pair
 
 Timed = tuple[float, list[Pair], int]
@@ -70,20 +71,20 @@ def main() -> None:
 
 def timed(texts: list[str], tick: Callable[[int], None] = lambda finished: None) -> Timed:
     """Seconds, pairs, and how many tiles came from a cluster, each of which calls `tick`."""
-    finish, finished = ray_tiles._finish, 0
+    finish, finished = on_ray._finish, 0
 
-    def counted(path: Path, found: pairs.Found) -> None:
+    def counted(path: Path, found: bytes) -> None:
         nonlocal finished
         finish(path, found)
         finished += 1
         tick(finished)
 
-    ray_tiles._finish = counted
+    on_ray._finish = counted
     start = time.perf_counter()
     try:
         found = pairs.near_pairs(texts, THRESHOLD)
     finally:
-        ray_tiles._finish = finish
+        on_ray._finish = finish
     return time.perf_counter() - start, found, finished
 
 

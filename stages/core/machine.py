@@ -37,7 +37,7 @@ class Machine(BaseModel):
     sharding: bool | Auto = Field("auto", description="spread a base model that does not fit over all devices (FSDP)")
     generation_tokens: Count | Auto = Field("auto", description="prompt and answer tokens in memory at once")
     engine_threads: Count | Auto = Field("auto", description="of an engine's server; auto: one for each core")
-    ray: str = Field("", description="auto or HOST:PORT: the Ray cluster that searches near-duplicates of many rows")
+    ray: str = Field("", description="auto or HOST:PORT: the Ray cluster that cleans and compares many rows")
     vllm_python: str = Field("", description="the Python of vLLM's own environment, which is started from there")
     report_to: Literal["none", "mlflow", "wandb", "trackio"] = Field(
         "none", description="the tracker that is told of training, by its own settings, such as MLFLOW_TRACKING_URI"

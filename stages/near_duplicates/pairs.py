@@ -20,6 +20,8 @@ from stages.near_duplicates.rule import Pair
 
 # Below so many comparisons rapidfuzz is done before numba is loaded.
 _FEW = 300_000
+# Of the search for the nearest, which this machine does in half a minute of one core.
+_FEW_NEAREST = 30_000_000
 # A pair takes some 200 bytes; a million distinct prompts of real data have a tenth of a million.
 _MOST = 10_000_000
 # A tile holds rows x columns distances of 4 bytes: 16 MiB, whatever the number of texts.
@@ -71,6 +73,15 @@ def cross_pairs(left: Sequence[str], right: Sequence[str], threshold: int) -> li
 
 def nearest(texts: Sequence[str], candidates: Sequence[str]) -> list[Pair]:
     """For each text (left) the candidate of the highest ratio (right), of equals the first; none without candidates."""
+    if (address := machine_settings().ray) and len(texts) * len(candidates) >= _FEW_NEAREST:
+        from stages.near_duplicates import ray_tiles
+
+        return _sorted(ray_tiles.nearest(texts, candidates, address))
+    return _sorted(nearest_here(texts, candidates))
+
+
+def nearest_here(texts: Sequence[str], candidates: Sequence[str]) -> Found:
+    """`nearest` on this machine."""
     sizes = np.fromiter(map(len, candidates), np.int64, len(candidates))
     height = max(1, _HEIGHT * _WIDTH // max(1, len(candidates)))
     found = []
@@ -81,7 +92,7 @@ def nearest(texts: Sequence[str], candidates: Sequence[str]) -> list[Pair]:
         best = (distances / np.maximum(lengths, 1)).argmin(axis=1)  # equal fractions are equal floats
         rows = np.arange(len(some))
         found.append(np.stack([rows + top, best, distances[rows, best], lengths[rows, best]], axis=1).astype(np.int32))
-    return _sorted(joined(found))
+    return joined(found)
 
 
 def sorted_by_length(texts: Sequence[str]) -> SortedTexts:

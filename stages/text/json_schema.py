@@ -51,9 +51,10 @@ class Schema:
     2020-12 take it as a note. UserError when the file is no schema of a draft, or a reference leads nowhere.
     """
 
-    def __init__(self, path: Path, pointer: str = "#") -> None:
+    def __init__(self, path: Path, pointer: str = "#", text: str | None = None) -> None:
         try:
-            schema = parse_json(path.read_text(encoding="utf-8"))
+            self.text = path.read_text(encoding="utf-8") if text is None else text
+            schema = parse_json(self.text)
         except FileNotFoundError:
             raise UserError(f"{path} is missing; task.schema_file must name the completion's JSON Schema") from None
         except OSError as error:
@@ -93,14 +94,18 @@ class Contract:
 
 
 class Tasks:
-    """The contract of every row: that of its tag where task.tags has it, else the one that all of `task` gives."""
+    """The contract of every row: that of its tag where task.tags has it, else the one that all of `task` gives.
 
-    def __init__(self, task: Task) -> None:
+    `schema` is the text of task.schema_file, for machines that do not have the file.
+    """
+
+    def __init__(self, task: Task, schema: str | None = None) -> None:
         tagged: dict[str | None, TaskContract] = {tag: task.contract(tag) for tag in task.tags}
         self._contracts = {
-            tag: Contract(settings, Schema(Path(task.schema_file), settings.schema_at))
+            tag: Contract(settings, Schema(Path(task.schema_file), settings.schema_at, schema))
             for tag, settings in {None: task, **tagged}.items()
         }
+        self.schema = self._contracts[None].schema.text
 
     def of(self, tag: str | None) -> Contract:
         return self._contracts.get(tag, self._contracts[None])

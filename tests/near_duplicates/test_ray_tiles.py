@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray_cluster import Finished, add_worker, left_behind, running_cluster
 from test_sketched import by_brute_force
 from variants import MIXED, texts_with_variants
 
 from stages.core.errors import UserError
 from stages.near_duplicates import pairs, ray_tiles
-from stages.near_duplicates.pairs import cross_pairs, near_pairs
+from stages.near_duplicates.pairs import cross_pairs, near_pairs, nearest
 from stages.near_duplicates.rule import Pair
-
-ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
-from ray.cluster_utils import Cluster  # noqa: E402  # only where it is
 
 ROOT = Path(__file__).parents[2]
 TEXTS = texts_with_variants(1500, 40, MIXED)
@@ -26,32 +24,24 @@ KILLED = """
 import os, sys
 sys.path.insert(0, sys.argv[1] + "/tests/near_duplicates")
 from variants import MIXED, texts_with_variants
+from stages.core import cluster
 from stages.near_duplicates import pairs, ray_tiles
 ray_tiles._SIDE, pairs._FEW = 250, 0
-finish, finished = ray_tiles._finish, []
+finish, finished = cluster._finish, []
 def and_die(path, found):
     finish(path, found)
     finished.append(path)
     if len(finished) == 3:
         os.kill(os.getpid(), 9)
-ray_tiles._finish = and_die
+cluster._finish = and_die
 pairs.near_pairs(texts_with_variants(1500, 40, MIXED), 90)
 """
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """A head on which no task runs, and a worker of one core."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        memory = {"object_store_memory": 80 * 2**20}
-        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **memory})
-        try:
-            made.add_node(num_cpus=1, **memory)
-            yield made
-        finally:
-            ray.shutdown()
-            made.shutdown()
+    with running_cluster() as made:
+        yield made
 
 
 @pytest.fixture
@@ -72,26 +62,33 @@ def on_one_machine(call: Any, *arguments: Any) -> list[Pair]:
     return found
 
 
-def left_behind() -> list[Path]:
-    return [path for path in Path(".tunetrail").rglob("*") if path.is_file()]
-
-
 def test_a_machine_that_dies_changes_nothing(on_cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = on_one_machine(near_pairs, TEXTS, 90)
     (dying,) = on_cluster.worker_nodes
-    finish, finished = ray_tiles._finish, []
 
-    def and_one_dies(path: Path, found: Any) -> None:
-        finish(path, found)
-        finished.append(path)
-        if len(finished) == 2:
-            on_cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
-        if len(finished) == 6:  # two tasks for each core are under way, so the one that dies has some
+    def and_one_dies(count: int) -> None:
+        if count == 2:
+            add_worker(on_cluster)
+        if count == 6:  # two tasks for each core are under way, so the one that dies has some
             on_cluster.remove_node(dying, allow_graceful=False)
 
-    monkeypatch.setattr(ray_tiles, "_finish", and_one_dies)
+    finished = Finished(monkeypatch, and_one_dies)
     assert near_pairs(TEXTS, 90) == expected
-    assert len(finished) == len(set(finished)) > 10
+    assert len(finished.names) == len(set(finished.names)) > 10
+    assert left_behind() == []
+
+
+@pytest.mark.parametrize("letters", [MIXED, "ab"])  # of two letters: many are equally near
+def test_the_nearest_is_that_of_one_machine(letters: str, on_cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = texts_with_variants(400, 6 if letters == "ab" else 30, letters)
+    some, others = texts[:60], texts[60:]
+    monkeypatch.setattr(pairs, "_FEW_NEAREST", 0)
+    monkeypatch.setattr(ray_tiles, "_SIDE", 90)
+    monkeypatch.setattr(ray_tiles, "_ROWS", 25)
+    finished, found = Finished(monkeypatch), nearest(some, others)
+    assert len(finished.names) == 12
+    monkeypatch.delenv("TUNETRAIL_RAY")
+    assert found == nearest(some, others)
     assert left_behind() == []
 
 
@@ -109,16 +106,10 @@ def test_a_killed_driver_goes_on_with_what_is_left(on_cluster: Any, monkeypatch:
     kept = left_behind()
     assert len(kept) == 3
     kept[0].write_bytes(kept[0].read_bytes()[:-1])  # torn, as no kill leaves it: computed again
-    finish, names = ray_tiles._finish, []
-
-    def noted(path: Path, found: Any) -> None:
-        names.append(path.name)
-        finish(path, found)
-
-    monkeypatch.setattr(ray_tiles, "_finish", noted)
+    finished = Finished(monkeypatch)
     assert near_pairs(TEXTS, 90) == on_one_machine(near_pairs, TEXTS, 90)
-    assert kept[0].name in names
-    assert not {path.name for path in kept[1:]} & set(names)
+    assert kept[0].name in finished.names
+    assert not {path.name for path in kept[1:]} & {*finished.names}
     assert left_behind() == []
 
 
@@ -133,12 +124,23 @@ def test_too_many_pairs_are_the_same_sentence_and_leave_nothing(
 
 def test_a_task_that_cannot_run_is_a_sentence(on_cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_tiles, "near_in_tile", _in_this_module)  # which no worker has
-    with pytest.raises(UserError, match=r"could not compute a tile: .*No module named.*needs the packages"):
+    with pytest.raises(UserError, match=r"could not compute a task: .*No module named.*needs the packages"):
         near_pairs(TEXTS, 90)
 
 
 def _in_this_module(*_: Any) -> None:
     raise AssertionError
+
+
+def test_of_a_cluster_that_this_machine_belonged_to_it_says_how_to_forget_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TUNETRAIL_RAY", "auto")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setattr(pairs, "_FEW", 0)
+    with pytest.raises(UserError, match=r"127\.0\.0\.1:1, does not answer; start it anew, or forget it: ray stop"):
+        near_pairs(TEXTS[:100], 90)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "no such machine", "machine:port", "[::1"])

@@ -1,7 +1,7 @@
 """clean: raw rows to records; every row that is no record is rejected with its reason."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,13 @@ from typing import Any
 from stages.core import paths
 from stages.core.errors import run
 from stages.core.files import atomic, write_json
-from stages.core.run_notes import track
 from stages.params.loader import Params, load_params
 from stages.prepare.clean.cleaning import Kept, Rules, clean_row
 from stages.prepare.clean.counts import Tally
-from stages.prepare.clean.rejected_rows import Rejected, Row, write_rejected
-from stages.prepare.clean.sources import RawFile, count_rows, find_files, list_raw, read_rows, refuse_unused
-from stages.records.record import Record, record_row, row_line, write_rows
+from stages.prepare.clean.rejected_rows import Row
+from stages.prepare.clean.shards import clean_all
+from stages.prepare.clean.sources import RawFile, count_rows, find_files, list_raw, refuse_unused
+from stages.records.record import Record, row_line, write_rows
 
 _REMEDY = (
     f"{paths.REJECTED_CLEAN} has them all. Mend the raw files, or the parameter that a reason names; raise "
@@ -32,19 +32,17 @@ def main() -> None:
     listing = list_raw(raw)
     if listing.left_behind:
         print(f"clean: passed over, for they are no data: {', '.join(listing.left_behind)}", file=sys.stderr)
-    rows, tally = count(files, rules), Tally(rules.shown)
+    rows, tally = count(files, rules), Tally()
     with atomic(paths.CLEAN) as clean:
         # Inside, so that a refused input leaves no clean.jsonl but does leave the rows to look at.
         with atomic(paths.REJECTED_CLEAN) as rejected, ExitStack() as stack:
             kept_file, rejected_file = (
                 stack.enter_context(path.open("w", encoding="utf-8", newline="\n")) for path in (clean, rejected)
             )
-            for file, row, outcome in track(outcomes(files, rules), rows, "clean"):
-                tally.add(file, row, outcome)
-                if isinstance(outcome, Rejected):
-                    write_rejected(rejected_file, file.source, row, outcome)
-                else:
-                    kept_file.write(row_line(record_row(outcome.record)))
+            for shard in clean_all(files, rules, params.task, rows, "clean"):
+                kept_file.write(shard.kept)
+                rejected_file.write(shard.rejected)
+                tally.add(shard.part)
         tally.check(rows, params.clean.max_rejected_share, _REMEDY)
     for warning in tally.warnings():
         print(f"clean: {warning}", file=sys.stderr)
@@ -57,9 +55,9 @@ def check(path: Path, strict: bool) -> str:
     params = load_params("clean", "task")
     rules = Rules.of(params.clean, params.task)
     files = find_files(path, params.clean.sources)
-    rows, tally = count(files, rules), Tally(rules.shown)
-    for file, row, outcome in track(outcomes(files, rules), rows, "check"):
-        tally.add(file, row, outcome)
+    rows, tally = count(files, rules), Tally()
+    for shard in clean_all(files, rules, params.task, rows, "check"):
+        tally.add(shard.part)
     tally.check(rows, 0.0 if strict else params.clean.max_rejected_share, _CHECK_REMEDY)
     return f"{path}: {tally.text()}"
 
@@ -78,13 +76,6 @@ def row_cleaner(params: Params) -> Callable[[dict[str, Any], str], Record | str]
 
 def count(files: list[RawFile], rules: Rules) -> int:
     return sum(count_rows(file, rules.params.max_line_bytes) for file in files)
-
-
-def outcomes(files: list[RawFile], rules: Rules) -> Iterator[tuple[RawFile, Row, Kept | Rejected]]:
-    """Every row with its file, and what became of it, in the order of files and rows."""
-    for file in files:
-        for row in read_rows(file, rules.params.max_line_bytes):
-            yield file, row, clean_row(row, file, rules)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ class Rules:
     shown: Callable[..., str]
 
     @classmethod
-    def of(cls, params: Clean, task: Task) -> "Rules":
+    def of(cls, params: Clean, task: Task, schema: str | None = None) -> "Rules":
         find = lru_cache(1024)(finder(params.mask_personal_data, params.phone_region, params.ner_model))
         operators = chosen_operators(params, lambda text: find(text)[0])
         patterns = finder([kind for kind in TYPES if kind not in NAMES], params.phone_region, "")
@@ -82,7 +82,7 @@ class Rules:
         questions, about_markup = only(operators), only(operators.keys() - {"html"})
         answers = only(["personal_data", *params.clean_completions])
         shown: Callable[..., str] = lru_cache(partial(_shown, patterns))
-        return cls(params, Tasks(task), chosen_filters(params), find, questions, about_markup, answers, shown)
+        return cls(params, Tasks(task, schema), chosen_filters(params), find, questions, about_markup, answers, shown)
 
 
 def clean_row(row: Row, file: RawFile, rules: Rules) -> Kept | Rejected:

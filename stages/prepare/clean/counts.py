@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from stages.core.errors import UserError
@@ -20,6 +20,46 @@ _EXAMPLES = 5  # of each reason
 _LONGEST = 600
 
 Counts = Counter[tuple[str, str]]  # by what is counted and its name; all but rejections are of kept rows
+Shown = Callable[[str, int], str]
+
+
+def count_part(file: RawFile, outcomes: Iterable[tuple[Row, Kept | Rejected]], shown: Shown) -> dict[str, Any]:
+    """What happened to a run of rows of one file, as JSON has it, for a `Tally` to add up."""
+    rows, counts, left_out, seen = 0, Counts(), Counter[str](), Counter[tuple[str, str]]()
+    examples, doubts, raw = list[dict[str, Any]](), list[str](), list[str]()
+    for row, outcome in outcomes:
+        rows += 1
+        counts.update(_counted(outcome))
+        left_out.update(() if isinstance(outcome, Rejected) else outcome.left_out)
+        if file.format == "data set":
+            raw.append(row.raw().decode("latin-1"))
+        if row.doubt:
+            doubts.append(f"{row.file}:{row.number}: {row.doubt}")
+        kind = "rejected" if isinstance(outcome, Rejected) else "changed"
+        for reason in [outcome.reason] if isinstance(outcome, Rejected) else outcome.changed:
+            if seen[kind, reason] < _EXAMPLES and (texts := _texts(reason, row, outcome, shown)):
+                seen[kind, reason] += 1
+                place = {"file": row.file, "line": row.number, "source": file.source}
+                examples.append({"kind": kind, "reason": reason, **place, **texts})
+    said = {"counts": [(*key, count) for key, count in counts.items()], "left_out": left_out}
+    place = {"file": file.file, "source": file.source, "rows": rows}
+    return {**place, **said, "examples": examples, "doubts": doubts, "raw": raw}
+
+
+def _texts(reason: str, row: Row, outcome: Kept | Rejected, shown: Shown) -> dict[str, str | None] | None:
+    def short(text: str) -> str:
+        # JSON writes a line feed as \n, whose n would pass for a part of the number after it.
+        return shown(text.replace("\\n", "\n"), _LONGEST)
+
+    if isinstance(outcome, Rejected):
+        before = short(row.raw()[: 8 * _LONGEST].decode("utf-8", "backslashreplace"))
+        return {"column": None, "before": before, "after": None, "detail": outcome.detail}
+    change = outcome.changed[reason]
+    texts = {"before": short(change.before), "after": short(change.after)}
+    if reason != "personal_data" and texts != {name: cut(getattr(change, name), _LONGEST) for name in texts}:
+        return None
+    masked = {"before": None} if reason == "personal_data" else {}
+    return {"column": change.column, **texts, **masked, "detail": None}
 
 
 def _counted(outcome: Kept | Rejected) -> Iterator[tuple[str, str]]:
@@ -54,8 +94,7 @@ class Tally:
     Whatever clean.mask_personal_data says, no text here holds personal data that the patterns of `shown` find.
     """
 
-    def __init__(self, shown: Callable[[str, int], str]) -> None:
-        self._shown = shown
+    def __init__(self) -> None:
         self._total, self._sources = Counts(), defaultdict[str, Counts](Counts)
         self._left_out: dict[str, Counter[str]] = defaultdict(Counter)
         self._seen: Counter[tuple[str, str]] = Counter()
@@ -63,38 +102,22 @@ class Tally:
         self._doubts: list[str] = []
         self.examples: list[dict[str, Any]] = []
 
-    def add(self, file: RawFile, row: Row, outcome: Kept | Rejected) -> None:
-        for counts in (self._total, self._sources[file.source]):
-            counts.update(_counted(outcome))
-        left_out = self._left_out[file.source]
-        for column in () if isinstance(outcome, Rejected) else outcome.left_out:
-            if column in left_out or len(left_out) < _COLUMNS:
-                left_out[column] += 1
-        if file.data is not None:
-            self._digests[file.file].update(row.raw() + b"\n")
-        if row.doubt:
-            self._doubts.append(f"{row.file}:{row.number}: {row.doubt}")
-        kind = "rejected" if isinstance(outcome, Rejected) else "changed"
-        for reason in [outcome.reason] if isinstance(outcome, Rejected) else outcome.changed:
-            if self._seen[kind, reason] < _EXAMPLES and (texts := self._texts(reason, row, outcome)):
-                self._seen[kind, reason] += 1
-                place = {"file": row.file, "line": row.number, "source": file.source}
-                self.examples.append({"kind": kind, "reason": reason, **place, **texts})
-
-    def _texts(self, reason: str, row: Row, outcome: Kept | Rejected) -> dict[str, str | None] | None:
-        def shown(text: str) -> str:
-            # JSON writes a line feed as \n, whose n would pass for a part of the number after it.
-            return self._shown(text.replace("\\n", "\n"), _LONGEST)
-
-        if isinstance(outcome, Rejected):
-            before = shown(row.raw()[: 8 * _LONGEST].decode("utf-8", "backslashreplace"))
-            return {"column": None, "before": before, "after": None, "detail": outcome.detail}
-        change = outcome.changed[reason]
-        texts = {"before": shown(change.before), "after": shown(change.after)}
-        if reason != "personal_data" and texts != {name: cut(getattr(change, name), _LONGEST) for name in texts}:
-            return None
-        masked = {"before": None} if reason == "personal_data" else {}
-        return {"column": change.column, **texts, **masked, "detail": None}
+    def add(self, part: Mapping[str, Any]) -> None:
+        """Add what `count_part` made of a shard; shards come in the order of the rows."""
+        source = part["source"]
+        for counts in (self._total, self._sources[source]):
+            counts.update({(what, name): count for what, name, count in part["counts"]})
+        for column, count in part["left_out"].items():
+            if column in self._left_out[source] or len(self._left_out[source]) < _COLUMNS:
+                self._left_out[source][column] += count
+        for raw in part["raw"]:
+            self._digests[part["file"]].update(raw.encode("latin-1") + b"\n")
+        self._doubts += part["doubts"]
+        for example in part["examples"]:
+            key = example["kind"], example["reason"]
+            if self._seen[key] < _EXAMPLES:
+                self._seen[key] += 1
+                self.examples.append(example)
 
     def metrics(self) -> dict[str, Any]:
         """Counts of all rows and by source; `data_sets` has the SHA-256 over the rows of each, as JSON lines."""

@@ -5,10 +5,13 @@ import io
 import json
 import re
 import shutil
+import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -23,6 +26,32 @@ _ROWS = 256  # as Python objects at once
 _BUFFER = 1 << 20
 _PINNED = re.compile(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})")
 _SAVED = ("state.json", "dataset_dict.json")  # mark a folder that save_to_disk made
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Some rows as Arrow has them, before they are Python objects; `before` is how many rows come before them."""
+
+    table: Any
+    names: dict[str, list[str]]  # behind the numbers of ClassLabel columns
+    before: int
+
+    def rows(self, file: str) -> Iterator[Row]:
+        for index, (values, said) in enumerate(_values(self.table)):
+            named = _named(values, self.names) if isinstance(values, dict) else values
+            yield Row(file, self.before + index + 1, named, partial(_raw, self.table, index, said))
+
+    def __reduce__(self) -> tuple[Callable[..., "Batch"], tuple[Any, ...]]:
+        # Without this, the table would take along all that it is a part of. `datasets` adds types to those of Arrow.
+        return _batch, (_stream(self.table), self.names, self.before, "datasets" in sys.modules)
+
+
+def _batch(stream: bytes, names: dict[str, list[str]], before: int, with_datasets: bool) -> Batch:
+    import pyarrow as pa
+
+    if with_datasets:
+        import_module("datasets")
+    return Batch(pa.ipc.open_stream(stream).read_all(), names, before)
 
 
 def is_saved(folder: Path) -> bool:
@@ -69,15 +98,15 @@ def open_saved(folder: Path) -> "Dataset":
         raise UserError(f"{folder} has a {_SAVED[0]}, but is no whole saved data set ({error})") from None
 
 
-def data_set_rows(data: "Dataset", file: str) -> Iterator[Row]:
+def data_set_batches(data: "Dataset") -> Iterator[Batch]:
     names = _class_names(data.features)
     number = 0
     for table in data.with_format("arrow").iter(_ROWS):
-        yield from _batch_rows(table, names, file, number)
+        yield Batch(table, names, number)
         number += table.num_rows
 
 
-def parquet_rows(handle: IO[bytes], file: str) -> Iterator[Row]:
+def parquet_batches(handle: IO[bytes], file: str) -> Iterator[Batch]:
     import pyarrow.parquet as pq
 
     parquet = pq.ParquetFile(handle, buffer_size=_BUFFER, pre_buffer=False)
@@ -92,7 +121,7 @@ def parquet_rows(handle: IO[bytes], file: str) -> Iterator[Row]:
     number = 0
     for group in range(parquet.num_row_groups):  # one after the other, so that one is in memory
         for batch in parquet.iter_batches(_ROWS, row_groups=[group], use_threads=False):
-            yield from _batch_rows(batch, names, file, number)
+            yield Batch(batch, names, number)
             number += batch.num_rows
 
 
@@ -107,12 +136,6 @@ def _class_names(features: Any) -> dict[str, list[str]]:
     from datasets import ClassLabel
 
     return {column: feature.names for column, feature in features.items() if isinstance(feature, ClassLabel)}
-
-
-def _batch_rows(batch: Any, names: dict[str, list[str]], file: str, before: int) -> Iterator[Row]:
-    for index, (values, said) in enumerate(_values(batch)):
-        named = _named(values, names) if isinstance(values, dict) else values
-        yield Row(file, before + index + 1, named, partial(_raw, batch, index, said))
 
 
 def _named(values: dict[str, Any], names: dict[str, list[str]]) -> dict[str, Any]:
@@ -160,10 +183,13 @@ def _raw(batch: Any, index: int, values: dict[str, Any] | None) -> bytes:
             return text.encode()
     except (TypeError, ValueError):
         pass
+    return _stream(batch.slice(index, 1))
+
+
+def _stream(table: Any) -> bytes:
     import pyarrow as pa
 
     sink = io.BytesIO()
-    row = batch.slice(index, 1)
-    with pa.ipc.new_stream(sink, row.schema) as stream:
-        stream.write(row)
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write(table)
     return sink.getvalue()

@@ -5,7 +5,7 @@ import os
 import re
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -18,15 +18,16 @@ from pathspec import GitIgnoreSpec
 from stages.core.errors import UserError
 from stages.params.prepare import Source
 from stages.prepare.clean.data_sets import (
+    Batch,
     count_parquet,
-    data_set_rows,
+    data_set_batches,
     is_saved,
     open_saved,
     open_source,
-    parquet_rows,
+    parquet_batches,
 )
 from stages.prepare.clean.rejected_rows import Row
-from stages.prepare.clean.text_files import count_lines, csv_rows, jsonl_rows
+from stages.prepare.clean.text_files import Line, count_lines, csv_rows, jsonl_row, read_lines
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -43,6 +44,8 @@ _LEFT_BEHIND = re.compile(
 _IN_MEMORY = 1 << 24  # bytes of an unpacked file
 _WIDE_BOMS = (b"\xff\xfe", b"\xfe\xff")
 _KNOWN = "files in .jsonl, .csv, .tsv or .parquet, also with .gz or .zst, and data sets saved on disk"
+
+Unparsed = Row | Line | Batch  # what is cheap to read and to send
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,24 +154,36 @@ def count_rows(file: RawFile, max_bytes: int) -> int:
     if file.data is not None:
         return len(file.data)
     if file.format == "csv":
-        return sum(1 for _ in read_rows(file, max_bytes))
+        return sum(1 for _ in read_unparsed(file, max_bytes))
     with _sound(file), _opened(file) as handle:
         return count_lines(handle) if file.format == "jsonl" else count_parquet(handle)
 
 
 def read_rows(file: RawFile, max_bytes: int) -> Iterator[Row]:
-    """Yield every row of a file, in its order. Raises UserError when the file is damaged or its text is UTF-16."""
+    """Yield every row of a file, in its order. Raises as `read_unparsed` does."""
+    for unparsed in read_unparsed(file, max_bytes):
+        yield from parsed(file, unparsed)
+
+
+def read_unparsed(file: RawFile, max_bytes: int) -> Iterator[Unparsed]:
+    """All of a file, in its order. Raises UserError when the file is damaged or its text is UTF-16."""
     with _sound(file):
         if file.data is not None:
-            yield from data_set_rows(file.data, file.file)
+            yield from data_set_batches(file.data)
             return
         with _opened(file) as handle:
             if file.format == "jsonl":
-                yield from jsonl_rows(handle, file.file, max_bytes)
-            elif file.format == "csv":
+                yield from read_lines(handle, max_bytes)
+            elif file.format == "csv":  # where a row ends is known when it is parsed
                 yield from csv_rows(handle, file.file, max_bytes)
             else:
-                yield from parquet_rows(handle, file.file)
+                yield from parquet_batches(handle, file.file)
+
+
+def parsed(file: RawFile, unparsed: Unparsed) -> Iterable[Row]:
+    if isinstance(unparsed, Batch):
+        return unparsed.rows(file.file)
+    return [unparsed if isinstance(unparsed, Row) else jsonl_row(file.file, unparsed)]
 
 
 def _is_company(path: Path) -> bool:

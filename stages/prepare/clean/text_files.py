@@ -64,8 +64,11 @@ def read_lines(handle: IO[bytes], max_bytes: int) -> Iterator[Line]:
 
 def jsonl_rows(handle: IO[bytes], file: str, max_bytes: int) -> Iterator[Row]:
     """A row for every line; one that is no JSON object has its reason instead of values."""
-    for line in read_lines(handle, max_bytes):
-        yield _row(file, [line], _json_values(line))
+    return (jsonl_row(file, line) for line in read_lines(handle, max_bytes))
+
+
+def jsonl_row(file: str, line: Line) -> Row:
+    return _row(file, [line], _json_values(line))
 
 
 def _json_values(line: Line) -> dict[str, Any] | Rejected:

@@ -100,8 +100,8 @@ def test_a_lost_row_stops_the_stage_also_without_assertions(tmp_path: Path) -> N
     project = CleanProject(tmp_path)
     project.write(b"\n".join([GOOD, row("Hello there"), row("And another")]))
     losing = (
-        "from stages.prepare.clean import __main__ as stage; read = stage.read_rows;"
-        "stage.read_rows = lambda *given: iter(list(read(*given))[:-1]); stage.run(stage.main)"
+        "from stages.prepare.clean import __main__ as stage, shards; read = shards.read_unparsed;"
+        "shards.read_unparsed = lambda *given: iter(list(read(*given))[:-1]); stage.run(stage.main)"
     )
     done = subprocess.run(
         [sys.executable, "-O", "-c", losing],
