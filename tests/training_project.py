@@ -6,13 +6,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
 from project import ROOT, TINY_TRAINING, set_params
+from safetensors.torch import load_file
 from stage_process import run_stage
 from tiny_model import save_tiny_model
 
 from stages.core import paths
 from stages.core.files import read_json
 from stages.records.record import Record, make_record, write_records
+
+Result = tuple[dict[str, torch.Tensor], dict[str, float]]
 
 
 def training_records(count: int, first: int = 0) -> list[Record]:
@@ -50,3 +55,16 @@ def train(project: Path, **settings: Any) -> dict[str, Any]:
 def curve(project: Path) -> list[float]:
     lines = (project / paths.CURVES / "plots/metrics/train/loss.tsv").read_text().splitlines()
     return [float(line.split("\t")[1]) for line in lines[1:]]
+
+
+def result(project: Path) -> Result:
+    """The adapter and the losses."""
+    adapter = load_file(project / paths.SFT / "adapter_model.safetensors")
+    return adapter, read_json(project / paths.TRAIN_METRICS)["loss"]
+
+
+def assert_same(ours: Result, theirs: Result) -> None:
+    """But for rounding, as several devices add up in another order."""
+    assert ours[1] == pytest.approx(theirs[1], rel=1e-4)
+    for name, tensor in ours[0].items():
+        torch.testing.assert_close(tensor, theirs[0][name], rtol=1e-2, atol=1e-4)

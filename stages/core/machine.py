@@ -25,6 +25,7 @@ class Machine(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     processes: Count = Field(1, description="devices to train on, one process each")
+    wait: Count = Field(600, description="seconds that machines which train together wait for each other")
     packing: bool | Auto = Field("auto", description="examples end to end in one row, none seeing another")
     attention: Literal["auto", "varlen", "sdpa"] = Field(
         "auto", description="varlen: one kernel for a packed row, in 16 bit on a card; sdpa: the one of torch"

@@ -36,6 +36,7 @@ from stages.tune.train.callbacks import (
     checkpoint_folder,
     newest_checkpoint,
     run_key,
+    run_state,
     trackers,
 )
 from stages.tune.train.engine import build_trainer
@@ -73,7 +74,7 @@ def go_beyond() -> None:
         raise UserError("prefer.objective: adalora plans its ranks over one run; set train.adapter to lora or dora")
     if params.train.deterministic:
         make_deterministic()
-    devices.join()
+    devices.join({})
     chat = checked_chat(params.task)
     shared = ("learning_rate", "epochs", "batch_size", "evaluate_every", "early_stopping_patience")
     settings = params.train.model_copy(update={key: getattr(prefer, key) for key in shared})
@@ -91,7 +92,7 @@ def go_beyond() -> None:
             "prefer.early_stopping_patience needs rows that are held back and there are none; raise "
             "prefer.validation_share or split.validation_share, or set the patience to null"
         )
-    folder = checkpoint_folder(run_key("prefer"))
+    folder = checkpoint_folder(run_key(run_state("prefer")))
     samples = Samples(chat, read_records(paths.VALIDATION)[: params.train.sample_prompts])
     with measured("prefer") as notes:
         trainer = _trainer(params, settings, chat, lesson, like, folder, samples)

@@ -3,7 +3,7 @@
 import os
 
 from stages.core.errors import run
-from stages.tune.train.devices import start_all
+from stages.tune.train.devices import start_all, together
 
 
 def main() -> None:
@@ -11,7 +11,8 @@ def main() -> None:
     start_all()
     from stages.tune.train.run import train_stage  # heavy, and no work of the process that only waits for others
 
-    train_stage()
+    with together():
+        train_stage()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from stages.model.chat import Chat
 from stages.params.loader import read_params
 from stages.params.model import Generation
 from stages.records.record import Record, read_rows, write_rows
-from stages.tune.train import devices
+from stages.tune.train import devices, machines
 
 _SECONDS_BETWEEN_LINES = 10.0
 _SAMPLES = "samples.jsonl"
@@ -233,23 +233,36 @@ class StopsAtNaN(TrainerCallback):  # type: ignore[misc]
             )
 
 
-def run_key(stage: str = "train") -> str:
-    """Hash of all that decides the stage's result: its dependencies and parameters in dvc.yaml, and the libraries.
+def run_state(stage: str = "train") -> dict[str, str]:
+    """All that decides the stage's result, by name: its dependencies and parameters in dvc.yaml, and the libraries.
 
     dvc.yaml is checked by a test to name every file and every parameter section that the stage reads.
     """
     entry = load_yaml(paths.PIPELINE.read_bytes())["stages"][stage]
     params = read_params()
-    state: dict[str, Any] = {
-        "deps": {dep: tree_digest(Path(filled_in(dep))) for dep in entry["deps"]},
-        "params": {key: value_at(params, key) for key in entry["params"]},
-        "libraries": library_versions(),
+    return {
+        **{filled_in(dep): tree_digest(Path(filled_in(dep))) for dep in entry["deps"]},
+        **{f"parameter {key}": json.dumps(value_at(params, key), sort_keys=True) for key in entry["params"]},
+        **library_versions(),
     }
+
+
+def run_key(state: Mapping[str, str]) -> str:
+    """Hash of `run_state`."""
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def checkpoint_folder(key: str) -> Path:
-    """The folder of this exact run. Of other unfinished runs the latest is kept, which somebody may go back to."""
+    """The folder of this exact run. Of other unfinished runs the latest is kept, which somebody may go back to.
+
+    A machine that trains along has copies of the first one's alone, beside its own.
+    """
+    if machines.number():
+        folder = paths.CHECKPOINTS.with_name("along") / str(machines.number())
+        if machines.leads():
+            remove(folder)
+            folder.mkdir(parents=True)
+        return folder
     folder = paths.CHECKPOINTS / key
     folder.mkdir(parents=True, exist_ok=True)
     others = sorted((p for p in paths.CHECKPOINTS.iterdir() if p != folder), key=lambda p: (p.stat().st_mtime_ns, p))
@@ -274,6 +287,10 @@ def newest_checkpoint(folder: Path) -> str | None:
                 remove(path)
     PartialState().wait_for_everyone()
     newest: str | None = get_last_checkpoint(str(folder))
+    if machines.count() > 1:
+        machines.hand_out(folder, {Path(newest).name, _best(Path(newest)).name} if newest else ())
+        PartialState().wait_for_everyone()
+        newest = get_last_checkpoint(str(folder))
     if newest:
         print(f"going on from {newest}")
     return newest
@@ -304,7 +321,9 @@ class WholeCheckpoints(TrainerCallback):  # type: ignore[misc]
             control.should_log = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        for writer in range(1, devices.count() if machines.count() > 1 else 1):
+            machines.bring(checkpoint, f"rng_state_{writer}.pth", writer, devices.rank())
         PartialState().wait_for_everyone()  # each process writes files of its own into it
         if state.is_world_process_zero:
-            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             write_text(checkpoint.with_name(checkpoint.name + _MARK), tree_digest(checkpoint))

@@ -1,27 +1,32 @@
 """Several devices, one process each: the machine setting `processes` says how many, or torchrun or accelerate starts
-them.
+them; on several machines (`machines.py`) so many on each.
 
 How many there are changes speed alone, so it is no parameter: a run goes on after a kill with another number.
 """
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from stages.core.errors import UserError
 from stages.core.machine import machine_settings
+from stages.tune.train import machines
 
 
 def start_all() -> None:
     """Start the processes that were asked for and end with their exit code; return at once in each of them."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else torch warns at each try to reach a machine
     if "LOCAL_RANK" in os.environ:
         return
-    count = machine_settings().processes
-    if count > 1:
-        raise SystemExit(_run(count))
+    count, others = machine_settings().processes, machines.asked_for()
+    if count > 1 or others:
+        raise SystemExit(_run(count, others))
     take_one_card()
 
 
@@ -30,20 +35,30 @@ def take_one_card() -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
 
 
-def _run(count: int) -> int:
-    environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(count)}
+def _run(count: int, others: Mapping[str, str]) -> int:
+    first = int(others.get("GROUP_RANK", "0")) * count
+    environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "GROUP_RANK": "0"}
+    environment |= {"LOCAL_WORLD_SIZE": str(count), "WORLD_SIZE": str(count * int(others.get("GROUP_WORLD_SIZE", "1")))}
+    environment |= others
     children = [
         subprocess.Popen(
             [sys.executable, "-m", "stages.tune.train"],
-            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)},
-            stdout=None if rank == 0 else subprocess.DEVNULL,
+            env=environment | {"RANK": str(first + local), "LOCAL_RANK": str(local)},
+            stdout=None if first + local == 0 else subprocess.DEVNULL,
         )
-        for rank in range(count)
+        for local in range(count)
     ]
     try:
         # Where one has ended well, the others are about to end, too.
         while not any(child.poll() for child in children) and any(child.returncode is None for child in children):
             time.sleep(0.2)
+        for child in children:
+            if (child.returncode or 0) < 0:
+                name = signal.Signals(-child.returncode).name
+                said = (
+                    f"{name} ended a process of the training; run the same command again to go on from its checkpoint"
+                )
+                print(f"error: {said}", file=sys.stderr)
     finally:
         for child in children:  # one that failed leaves the others waiting for it
             child.kill()
@@ -58,10 +73,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def join() -> None:
+def join(alike: Mapping[str, str]) -> None:
     """Find the other processes, where there are any, and this process's card.
 
-    Raises UserError when the machine has fewer CUDA cards than processes.
+    `alike` has what must be equal on all machines, by its name.
+
+    Raises UserError when the machine has fewer CUDA cards than processes, or for what `machines.meet` does.
     """
     import torch
     from accelerate import PartialState
@@ -70,16 +87,47 @@ def join() -> None:
     if on_card and count() > 1 and (card := int(os.environ["LOCAL_RANK"])) >= torch.cuda.device_count():
         cards = torch.cuda.device_count()
         raise UserError(f"process {card + 1} is to train on a card of its own, but there are {cards} here")
+    if machines.count() > 1:
+        machines.meet("nccl" if on_card else "gloo", alike)
     PartialState(cpu=not on_card)
 
 
+def plans_by() -> dict[str, str]:
+    """What decides how this machine computes, by name: machines that plan otherwise would wait for each other."""
+    import torch
+
+    from stages.model.loading import compute_dtype
+
+    speed = ("packing", "attention", "checkpointing", "compile", "micro_batch_tokens", "sharding")
+    return {
+        "devices": f"{os.environ.get('LOCAL_WORLD_SIZE', '1')} {'cards' if torch.cuda.is_available() else 'processes'}",
+        "precision": str(compute_dtype()).removeprefix("torch."),
+        **{
+            f"machine setting {name}": str(value)
+            for name, value in machine_settings().model_dump(include={*speed}).items()
+        },
+    }
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Work with the other processes; ends in a Refusal when one of them is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        if count() > 1 and (gone := machines.lost(error)):
+            raise gone from error
+        raise
+
+
 def rank() -> int:
-    """The number of this process."""
-    return int(os.environ.get("RANK", "0"))
+    """The number of this process among all."""
+    return int(os.environ["RANK"]) if "LOCAL_RANK" in os.environ else 0
 
 
 def count() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """Of processes, on all machines."""
+    return int(os.environ["WORLD_SIZE"]) if "LOCAL_RANK" in os.environ else 1
 
 
 def add_up(tensor: Any) -> Any:
@@ -89,3 +137,16 @@ def add_up(tensor: Any) -> Any:
 
         distributed.all_reduce(tensor)
     return tensor
+
+
+def least(value: int | None) -> int | None:
+    """The least value of all processes, which must plan alike; None where there are none."""
+    if value is None or count() == 1:
+        return value
+    import torch
+    from accelerate import PartialState
+    from torch import distributed
+
+    tensor = torch.tensor(value, device=PartialState().device)
+    distributed.all_reduce(tensor, distributed.ReduceOp.MIN)
+    return int(tensor)

@@ -39,7 +39,7 @@ def make_trainer(
     settings = params.train
     steps = optimiser_steps(len(train), settings.batch_size, settings.epochs)
     precision, weights = choose_precision(settings), sum(p.stat().st_size for p in paths.BASE.glob("*.safetensors"))
-    sharding = choose_sharding(settings, machine_settings(), weights, free_memory())
+    sharding = choose_sharding(settings, machine_settings(), weights, devices.least(free_memory()))
     model = load_trainable(paths.BASE, settings, precision, params.seed, steps, sharding)
     if sharding:
         samples.records = []  # all processes together could ask it, and one cannot
@@ -93,7 +93,9 @@ def build_trainer(
 ) -> CompletionTrainer:
     """The trainer of one engine, `fused` or `trl`, around a loaded model; `beside` are its callbacks."""
     steps = optimiser_steps(len(train), settings.batch_size, settings.epochs)
-    plan = make_plan(engine, settings, machine_settings(), model, train.lengths, steps, free_memory(), sharding)
+    plan = make_plan(
+        engine, settings, machine_settings(), model, train.lengths, steps, devices.least(free_memory()), sharding
+    )
     batch = min(settings.batch_size, len(train))
     rows = batch if engine == "fused" else rows_at_once(plan, train.lengths, batch)
     accumulate = 1 if engine == "fused" else batch // (rows * devices.count())

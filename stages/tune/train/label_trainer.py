@@ -101,7 +101,7 @@ def make_label_trainer(
     settings, machine = params.train, machine_settings()
     steps = optimiser_steps(len(train), settings.batch_size, settings.epochs)
     precision, weights = choose_precision(settings), sum(p.stat().st_size for p in paths.BASE.glob("*.safetensors"))
-    if choose_sharding(settings, machine, weights, free_memory()):
+    if choose_sharding(settings, machine, weights, devices.least(free_memory())):
         raise UserError(
             "train.head: label trains a model that fits on a device; set the machine setting sharding to false, or "
             "write train.method: qlora"
@@ -112,7 +112,7 @@ def make_label_trainer(
     config = label_config(paths.BASE, labels, pad)
     model = load_trainable(paths.BASE, settings, precision, params.seed, steps, sharding=False, config=config)
     plan = replace(
-        make_plan("trl", settings, machine, model, train.lengths, steps, free_memory()),
+        make_plan("trl", settings, machine, model, train.lengths, steps, devices.least(free_memory())),
         engine="transformers",
         packing=False,
     )

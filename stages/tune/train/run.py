@@ -12,17 +12,27 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils.constants import FSDP_MODEL_NAME
 
 from stages.core import paths
 from stages.core.dependencies import confirm
+from stages.core.errors import UserError
 from stages.core.files import atomic, write_json
 from stages.core.run_notes import measured
 from stages.model.loading import refuse_not_finite
 from stages.params.loader import load_params
 from stages.records.record import read_records, write_rows
-from stages.tune.train import devices
+from stages.tune.train import devices, machines
 from stages.tune.train.adapters import save_trained
-from stages.tune.train.callbacks import Progress, Samples, Tracked, checkpoint_folder, newest_checkpoint, run_key
+from stages.tune.train.callbacks import (
+    Progress,
+    Samples,
+    Tracked,
+    checkpoint_folder,
+    newest_checkpoint,
+    run_key,
+    run_state,
+)
 from stages.tune.train.engine import make_trainer
 from stages.tune.train.examples import Examples, make_examples
 from stages.tune.train.label_trainer import label_problems, labels_to_learn, make_label_trainer
@@ -38,7 +48,8 @@ def train_stage() -> None:
     params = load_params("seed", "task.instruction", "task.instructions", "train")
     if params.train.deterministic:
         make_deterministic()
-    devices.join()
+    state = run_state()
+    devices.join(state | devices.plans_by())
     first = devices.rank() == 0
     if not first:
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 the first speaks for all
@@ -48,7 +59,7 @@ def train_stage() -> None:
     train, validation = (make_examples(chat, some, params.train.max_tokens, labels) for some in (rows, held))
     check(chat, params.train, train, validation, [*label_problems(rows, held)] if labels else ())
 
-    folder = checkpoint_folder(run_key())
+    folder = checkpoint_folder(run_key(state))
     samples = Samples(chat, held[: params.train.sample_prompts])
     notes: dict[str, object]
     with measured("train") if first else nullcontext(dict[str, object]()) as notes:
@@ -62,6 +73,12 @@ def train_stage() -> None:
         checkpoint = newest_checkpoint(folder) if trainer.args.save_strategy != "no" else None
         if checkpoint and first:
             samples.go_on_from(Path(checkpoint))
+        if checkpoint and Path(checkpoint, f"{FSDP_MODEL_NAME}.bin").is_file() != trainer.is_fsdp_enabled:
+            raise UserError(
+                f"the checkpoint in {folder} was written {'without' if trainer.is_fsdp_enabled else 'with'} sharding; "
+                f"set the machine setting sharding to {str(not trainer.is_fsdp_enabled).lower()} to go on from it, on "
+                "any number of devices that can, or delete that folder to begin anew"
+            )
         trainer.train(resume_from_checkpoint=checkpoint)
         notes |= run_notes(trainer, train, params.train.batch_size)
 
@@ -76,7 +93,11 @@ def train_stage() -> None:
         for tracked in (one for one in trainer.callback_handler.callbacks if isinstance(one, Tracked)):
             tracked.remember(paths.SFT)
         confirm()  # a run that is refused for what changed meanwhile must be able to go on from here
+    PartialState().wait_for_everyone()  # who trained along ends well only where all was written
+    if first or (machines.number() and machines.leads()):
         shutil.rmtree(folder)
+    if machines.number() and machines.leads():
+        print("train: trained along; the first has the outputs", file=sys.stderr)
     PartialState().destroy_process_group()
 
 

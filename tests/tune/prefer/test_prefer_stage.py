@@ -21,7 +21,7 @@ from stages.model.chat import make_chat
 from stages.model.loading import load_model, load_tuned
 from stages.records.record import read_dropped, read_rows, write_rows
 from stages.tune.prefer.beyond_imitation import go_beyond
-from stages.tune.train.callbacks import run_key
+from stages.tune.train.callbacks import run_key, run_state
 
 
 @pytest.fixture(scope="module")
@@ -188,9 +188,9 @@ def test_pairs_near_the_hold_out_are_named_and_not_learnt(project: Path) -> None
 
 def test_the_key_of_a_run_knows_preferences_and_objective(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project)
-    keys = {run_key("prefer")}
+    keys = {run_key(run_state("prefer"))}
     set_params(project, {"prefer": {"objective": "dpo"}})
-    keys.add(run_key("prefer"))
+    keys.add(run_key(run_state("prefer")))
     write_json(paths.PREFERENCES / "more.jsonl", {})
-    keys.add(run_key("prefer"))
+    keys.add(run_key(run_state("prefer")))
     assert len(keys) == 3

@@ -131,7 +131,8 @@ def test_equal_parts_of_a_batch_fit_and_divide_it(tokens: int, rows: int) -> Non
 
 
 def test_a_batch_that_devices_cannot_share_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {"WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
     assert rows_at_once(planned(None, micro_batch_tokens=200), [100] * 50, 12) == 2
     with pytest.raises(UserError, match=r"train\.batch_size to a multiple of 2"):
         rows_at_once(planned(None), [100] * 50, 7)
@@ -142,7 +143,8 @@ def test_weights_are_sharded_where_several_devices_share_what_fits_on_none(monke
     assert not choose_sharding(train, Machine(), weights, 12 * GIB)
     with pytest.raises(UserError, match="sharding: true needs several devices"):
         choose_sharding(train, Machine(sharding=True), weights, None)
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {"WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
     assert choose_sharding(train, Machine(), weights, 12 * GIB)
     assert not choose_sharding(train, Machine(), weights, 40 * GIB)
     assert not choose_sharding(train, Machine(), weights, None)

@@ -12,17 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from project import set_params
-from safetensors.torch import load_file
 from stage_process import die_training, run_stage
-from training_project import lay_out
+from training_project import Result, assert_same, lay_out, result
 
-from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.files import read_json
 from stages.tune.train import devices
 from stages.tune.train.devices import free_port
-
-Result = tuple[dict[str, torch.Tensor], dict[str, float]]
 
 
 def become(rank: int, port: int, then: Callable[[], None] | None = None, **speed: str) -> None:
@@ -54,17 +50,6 @@ def one(project: Path) -> Result:
     code, text = run_stage(project, "train")
     assert code == 0, text
     return result(project)
-
-
-def result(project: Path) -> Result:
-    adapter = load_file(project / paths.SFT / "adapter_model.safetensors")
-    return adapter, read_json(project / paths.TRAIN_METRICS)["loss"]
-
-
-def assert_same(ours: Result, theirs: Result) -> None:
-    assert ours[1] == pytest.approx(theirs[1], rel=1e-4)
-    for name, tensor in ours[0].items():
-        torch.testing.assert_close(tensor, theirs[0][name], rtol=1e-2, atol=1e-4)
 
 
 @pytest.mark.parametrize("engine", ["trl", "fused"])
@@ -128,7 +113,7 @@ def test_more_processes_than_cards_are_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UserError, match=r"process 3 .* there are 2 here"):
-        devices.join()
+        devices.join({})
 
 
 def test_the_process_that_waits_for_the_others_loads_no_torch() -> None:
