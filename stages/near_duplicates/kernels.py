@@ -3,15 +3,15 @@
 numba takes half a second to import, so only `sketched` imports this module. The machine code is cached beside it.
 """
 
-from typing import Any
-
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
+from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic
 
 BUCKETS = 32
-_COLUMNS = 512  # of a strip whose bags, 32 bytes each, stay in the first-level cache
+LANES = 64  # columns that are compared at once: a bit of a word for each
+FEW = 4  # columns are written for each row without a branch, though fewer may be left
 
 
 @intrinsic
@@ -24,24 +24,49 @@ def _ones(context, word):  # type: ignore[no-untyped-def]
     return types.uint64(types.uint64), generate
 
 
-def _saturating(operation: str) -> Any:
-    """`uadd` or `usub` of two unsigned integers of one type that stops at the type's end: one instruction for many."""
+@intrinsic
+def within(context, bags, row, strips, strip, starts, over):  # type: ignore[no-untyped-def]
+    """The columns of a strip for which start + the sum of max(bag - column, 0) by bucket is below `over`, as bits.
 
-    @intrinsic
-    def call(context, left, right):  # type: ignore[no-untyped-def]
-        def generate(context, builder, signature, arguments) -> ir.Value:  # type: ignore[no-untyped-def]
-            kind = arguments[0].type
-            function = builder.module.declare_intrinsic(
-                f"llvm.{operation}.sat", [kind], ir.FunctionType(kind, [kind, kind])
-            )
-            return builder.call(function, arguments)
+    bags: uint8 (rows, BUCKETS); strips: uint8 (strips, BUCKETS, LANES); starts (LANES,) and over: of the unsigned type
+    in which sums are held, which stop at its end. The vectors of LANES stay in registers; LLVM cuts them to the size
+    that a machine has.
+    """
 
-        return left(left, left), generate
+    def generate(context, builder, signature, arguments) -> ir.Value:  # type: ignore[no-untyped-def]
+        bag, columns, start = (
+            context.make_array(signature.args[place])(context, builder, arguments[place]).data for place in (0, 2, 4)
+        )
+        kind = arguments[5].type
+        vector = ir.VectorType(kind, LANES)
 
-    return call
+        def saturating(operation: str, left: ir.Value, right: ir.Value) -> ir.Value:
+            name = f"llvm.{operation}.sat.v{LANES}i{kind.width}"
+            function = get_or_insert_function(builder.module, ir.FunctionType(vector, [vector, vector]), name)
+            return builder.call(function, [left, right])
 
+        def load(pointer: ir.Value, vector: ir.VectorType) -> ir.Value:
+            return builder.load(builder.bitcast(pointer, vector.as_pointer()), align=1)
 
-_plus, _minus = _saturating("uadd"), _saturating("usub")
+        def in_each(value: ir.Value) -> ir.Value:
+            one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.IntType(32)(0))
+            zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), None)
+            return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), zeros)
+
+        def widened(value: ir.Value, wide: ir.Type) -> ir.Value:
+            return value if value.type == wide else builder.zext(value, wide)
+
+        bag = builder.gep(bag, [builder.mul(arguments[1], arguments[1].type(BUCKETS))])
+        columns = builder.gep(columns, [builder.mul(arguments[3], arguments[3].type(BUCKETS * LANES))])
+        total = load(start, vector)
+        for bucket in range(BUCKETS):
+            here = in_each(widened(builder.load(builder.gep(bag, [ir.IntType(64)(bucket)])), kind))
+            there = builder.gep(columns, [ir.IntType(64)(bucket * LANES)])
+            there = widened(load(there, ir.VectorType(ir.IntType(8), LANES)), vector)
+            total = saturating("uadd", total, saturating("usub", here, there))
+        return builder.bitcast(builder.icmp_unsigned("<", total, in_each(arguments[5])), ir.IntType(LANES))
+
+    return types.uint64(bags, types.int64, strips, types.int64, starts, over), generate
 
 
 @njit(cache=True, nogil=True)
@@ -105,59 +130,73 @@ def sketch_grams(codes, ends, q, sketches):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def candidates(rows, columns, loss, spread, diagonal, found):  # type: ignore[no-untyped-def]
-    """Write the pairs that neither bags nor sketches rule out to `found`, and return how many.
+def candidates(rows, columns, tile, diagonal, loss, spread, starts, found):  # type: ignore[no-untyped-def]
+    """Write the pairs of a tile that neither bags nor sketches rule out to `found`, and return how many.
 
-    rows, columns: (lengths int64 (n,) ascending, bags (n, BUCKETS), sketches uint64 (n, words)); a pair may have
-    D <= loss * L // 100, for bags of uint8 at most 253; `spread` is how many elements of a sketch one edit changes;
-    of row r only columns beyond r + diagonal count; found: int32 (2, at least rows * columns), is filled.
+    rows: (lengths int64 (n,), bags (n, BUCKETS), their sums int64 (n,), folded sketches and full ones uint64
+    (n, words)); columns: the same with strips for bags; tile: top, bottom, first, last; of row r only columns beyond
+    r + diagonal count; a pair may have D <= loss * L // 100; `spread` is how many elements of a sketch one edit
+    changes; starts: (LANES,) of a type that holds more than any sum that is not ruled out; found: int32 (2, the tile's
+    pairs + FEW or more), is filled.
     """
-    strip = np.empty((BUCKETS, _COLUMNS), rows[1].dtype)
-    apart, slack = np.empty(_COLUMNS, rows[1].dtype), np.empty(_COLUMNS, rows[1].dtype)
-    pair = loss, spread, diagonal
+    lengths, _, sums, _, _ = columns
+    top, bottom, first, last = tile
+    most = np.iinfo(starts.dtype).max
     count = 0
-    for start in range(0, len(columns[0]), _COLUMNS):
-        wide = min(_COLUMNS, len(columns[0]) - start)
-        strip[:, :wide] = columns[1][start : start + wide].T
-        longest = columns[0][start + wide - 1]
-        for row in range(min(len(rows[0]), start + wide - 1 - diagonal)):
-            over = min(loss * (rows[0][row] + longest) // 100 + 1, 65535)
-            _compare_bags(rows[1][row], strip, rows[1].dtype.type(over), apart, slack)
-            count = _compare_sketches(rows, row, columns, start, wide, pair, over, slack, found, count)
-    return count
-
-
-@njit(cache=True, nogil=True)
-def _compare_bags(bag, strip, over, apart, slack):  # type: ignore[no-untyped-def]
-    """How far the L1 distance of a bag to each column of a strip stays below `over`: `slack` is filled."""
-    apart[:] = 0
-    for bucket in range(BUCKETS):
-        here = bag[bucket]
-        for column in range(_COLUMNS):
-            there = strip[bucket, column]
-            apart[column] = _plus(apart[column], _minus(here, there) | _minus(there, here))
-    for column in range(_COLUMNS):
-        slack[column] = _minus(over, apart[column])
-
-
-@njit(cache=True, nogil=True)
-def _compare_sketches(rows, row, columns, start, wide, pair, over, slack, found, count):  # type: ignore[no-untyped-def]
-    """Add to the `count` pairs in `found` those of a row and a strip that have slack and near sketches."""
-    loss, spread, diagonal = pair
-    words = slack.view(np.uint64)
-    lanes = _COLUMNS // len(words)
-    for word in range(len(words)):
-        if words[word] == 0:  # as most are: several columns ruled out at once
-            continue
-        for column in range(word * lanes, min((word + 1) * lanes, wide)):
-            partner = start + column
-            distance = loss * (rows[0][row] + columns[0][partner]) // 100
-            if slack[column] == 0 or over - slack[column] > distance or partner <= row + diagonal:
+    for strip in range(first // LANES, (last + LANES - 1) // LANES):
+        begin, end = max(first, strip * LANES), min(last, (strip + 1) * LANES)
+        highest = (loss * lengths[begin:end] - 100 * sums[begin:end]).max()
+        starts[:] = 0
+        for column in range(begin, end):
+            start = (highest - loss * lengths[column] + 100 * sums[column]) // 200
+            starts[column - strip * LANES] = min(start, most // 2)
+        held = count
+        for row in range(top, min(bottom, end - 1 - diagonal)):
+            over = (loss * rows[0][row] + 100 * rows[2][row] + highest) // 200 + 1
+            if over <= 0:
                 continue
-            differing = np.uint64(0)
-            for part in range(rows[2].shape[1]):
-                differing += _ones(rows[2][row, part] ^ columns[2][partner, part])
-            if differing <= np.uint64(spread * distance):
-                found[0, count], found[1, count] = row, partner
+            mask = within(rows[1], row, columns[1], strip, starts, starts.dtype.type(min(over, most)))
+            mask &= _bits_from(max(begin, row + diagonal + 1) - strip * LANES) & ~_bits_from(end - strip * LANES)
+            after = held + _count(mask)
+            for place in range(held, held + FEW):
+                found[0, place], found[1, place] = row, strip * LANES + _lowest(mask)
+                mask &= mask - np.uint64(1)
+            for place in range(held + FEW, after):
+                found[0, place], found[1, place] = row, strip * LANES + _lowest(mask)
+                mask &= mask - np.uint64(1)
+            held = after
+        for place in range(count, held):
+            row, column = found[0, place], found[1, place]
+            limit = np.uint64(loss * (rows[0][row] + lengths[column]) // 100 * spread)
+            if _differing(rows[3], row, columns[3], column) > limit:
+                continue
+            if _differing(rows[4], row, columns[4], column) <= limit:
+                found[0, count], found[1, count] = row, column
                 count += 1
     return count
+
+
+@njit(cache=True, nogil=True)
+def _count(word):  # type: ignore[no-untyped-def]
+    return np.int64(_ones(word))
+
+
+@njit(cache=True, nogil=True)
+def _lowest(word):  # type: ignore[no-untyped-def]
+    """The place of the lowest bit that is set; of none, 64."""
+    return _count((word & -word) - np.uint64(1))
+
+
+@njit(cache=True, nogil=True)
+def _bits_from(place):  # type: ignore[no-untyped-def]
+    """A word whose bits are set from `place`, 0 to 64, on."""
+    return ~np.uint64(0) << np.uint64(place) if place < LANES else np.uint64(0)
+
+
+@njit(cache=True, nogil=True)
+def _differing(left, row, right, column):  # type: ignore[no-untyped-def]
+    """In how many bits two sketches differ."""
+    differing = np.uint64(0)
+    for word in range(left.shape[1]):
+        differing += _ones(left[row, word] ^ right[column, word])
+    return differing

@@ -3,15 +3,16 @@
 Two lower bounds of the Indel distance D hold for every pair, so no near pair is lost:
 
 - An insertion or deletion changes the count of one character by one. So the L1 distance of two bags of characters is
-  at most D. Merging characters into buckets and counting to 255 only bring bags together.
+  at most D. Merging characters into buckets and counting to 255 only bring bags together. What bag x has more than
+  bag y, S = sum of max(x - y, 0), is half of the work, for the L1 distance is 2 * S + |y| - |x|.
 - A character put into a text breaks the at most q - 1 q-grams across its place and makes at most q that hold it; taken
   out, it is the other way round. So the bags of q-grams differ by at most (2q - 1) * D in L1 (the count filter of
   Gravano et al., VLDB 2001). A text's q-grams, the repeated ones numbered, are a set; its sketch has one bit for the
   parity of each part of that set, so two sketches differ in at most as many bits as the sets in elements
-  (Mitzenmacher, Pagh, Pham, "Efficient Estimation for High Similarities using Odd Sketches", WWW 2014).
+  (Mitzenmacher, Pagh, Pham, "Efficient Estimation for High Similarities using Odd Sketches", WWW 2014). Parts of it
+  folded onto each other by exclusive or are the sketch of fewer bits, which is looked at first.
 
-What is left, rapidfuzz aligns. The time still grows with the square of the number of texts, at one to a few
-nanoseconds a pair.
+What is left, rapidfuzz aligns. The time still grows with the square of the number of texts, at a nanosecond a pair.
 """
 
 from collections import deque
@@ -32,8 +33,9 @@ from stages.near_duplicates.pairs import Found, SortedTexts, Tile, aligned, tile
 _HEIGHT = 512
 _WIDTH = 8192
 _ALIGNED = 50_000  # pairs at once
-_BITS = 8  # of a sketch for each character, so that few grams share one
-_LONG = 512  # beyond so many characters an alignment costs more than sharper sketches
+# Bits of a sketch for each character, so that few grams share one: long texts of a language have more grams in common
+# and need a sharper sketch, up to what memory allows.
+_LEAST, _MOST = 8, 32
 _BATCH = 20_000  # texts as code points at once
 
 Codes = NDArray[np.uint32]  # the code points of several texts, one after the other
@@ -48,12 +50,10 @@ class _Run(NamedTuple):
 
     start: int
     lengths: NDArray[np.int64]
-    bags: NDArray[np.unsignedinteger]
+    bags: NDArray[np.uint8]
+    sums: NDArray[np.int64]
+    folded: NDArray[np.uint64]
     sketches: NDArray[np.uint64]
-
-    def part(self, first: int, last: int) -> tuple[NDArray[np.int64], NDArray[np.unsignedinteger], NDArray[np.uint64]]:
-        here = slice(first - self.start, last - self.start)
-        return self.lengths[here], self.bags[here], self.sketches[here]
 
 
 def join(left: SortedTexts, right: SortedTexts, threshold: int) -> Iterator[Found]:
@@ -67,19 +67,32 @@ def join(left: SortedTexts, right: SortedTexts, threshold: int) -> Iterator[Foun
     }
     total = sum(map(len, cover.values()))
     ticks = iter(track(range(total), total, "near-duplicates, tiles of pairs"))
-    q = gram_size(threshold)
     bags = character_bags([left] if left is right else [left, right])
     for (first, last), run in cover.items():
-        start, stop = window(left.lengths[first:last], right.lengths, threshold)
-        largest = (100 - threshold) * (left.lengths[last - 1] + right.lengths[start:stop].max(initial=0)) // 100
-        kind = np.uint8 if largest <= 253 else np.uint16
-        words = int(sizes[first])
-        columns = _run(right, bags[-1].astype(kind, copy=False), start, stop, q, words)
-        rows = columns if left is right else _run(left, bags[0].astype(kind, copy=False), first, last, q, words)
-        scan = partial(_candidates, rows, columns, 100 - threshold, 2 * q - 1, left is right)
+        if not run:
+            continue
+        scan = _scan(left, right, bags, threshold, first, last, int(sizes[first]))
         for both in _in_batches(in_threads(scan, run), ticks):
             yield aligned(left, right, threshold, *both)
+        del scan  # before the next takes memory
     next(ticks, None)
+
+
+def _scan(
+    left: SortedTexts,
+    right: SortedTexts,
+    bags: Sequence[NDArray[np.uint8]],
+    threshold: int,
+    first: int,
+    last: int,
+    words: int,
+) -> Callable[[Tile], NDArray[np.int32]]:
+    """What finds the candidates of a tile of the rows `first` to `last`, with sketches of so many words."""
+    start, stop = window(left.lengths[first:last], right.lengths, threshold)
+    q = gram_size(threshold)
+    columns = _run(right, bags[-1], first if left is right else start, stop, q, words)
+    rows = columns if left is right else _run(left, bags[0], first, last, q, words)
+    return partial(_candidates, rows, columns, in_strips(columns.bags), 100 - threshold, 2 * q - 1, left is right)
 
 
 def gram_size(threshold: int) -> int:
@@ -89,21 +102,52 @@ def gram_size(threshold: int) -> int:
 
 def sketch_words(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     """The size of a text's sketch by its length: a power of two."""
-    bits = _BITS * lengths * np.where(lengths > _LONG, 2, 1)
-    return 1 << np.ceil(np.log2(np.maximum(bits, 64) / 64)).astype(np.int64)
+    bits = lengths * np.clip(np.sqrt(lengths), _LEAST, _MOST)
+    words: NDArray[np.int64] = 1 << np.ceil(np.log2(np.maximum(bits, 64) / 64)).astype(np.int64)
+    return words
 
 
-def _run(side: SortedTexts, bags: NDArray[np.unsignedinteger], first: int, last: int, q: int, words: int) -> _Run:
-    return _Run(first, side.lengths[first:last], bags[first:last], sketches(side.texts[first:last], q, words))
+def _run(side: SortedTexts, bags: NDArray[np.uint8], first: int, last: int, q: int, words: int) -> _Run:
+    bags = bags[first:last]
+    full = sketches(side.texts[first:last], q, words)
+    return _Run(first, side.lengths[first:last], bags, bags.sum(axis=1, dtype=np.int64), folded(full), full)
 
 
-def _candidates(rows: _Run, columns: _Run, loss: int, spread: int, same: bool, tile: Tile) -> NDArray[np.int32]:
+def folded(full: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Sketches of a quarter of the bits, but at least 2048, where they have them."""
+    words = full.shape[1]
+    made: NDArray[np.uint64] = np.bitwise_xor.reduce(
+        full.reshape(len(full), -1, max(words // 4, min(words, 32))), axis=1
+    )
+    return made
+
+
+def in_strips(bags: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The bags (texts, buckets) as the kernel reads columns: (strips, buckets, texts of a strip), zeros at the end."""
+    padded = np.pad(bags, ((0, -len(bags) % kernels.LANES), (0, 0)))
+    return np.ascontiguousarray(padded.reshape(-1, kernels.LANES, kernels.BUCKETS).transpose(0, 2, 1))
+
+
+def _candidates(
+    rows: _Run, columns: _Run, strips: NDArray[np.uint8], loss: int, spread: int, same: bool, tile: Tile
+) -> NDArray[np.int32]:
     """The pairs of a tile that no bound rules out: int32 (2, pairs)."""
     top, bottom, first, last = tile
-    found = np.empty((2, (bottom - top) * (last - first)), np.int32)
-    diagonal = top - first if same else -(bottom - top)
-    count = kernels.candidates(rows.part(top, bottom), columns.part(first, last), loss, spread, diagonal, found)
-    return found[:, :count] + np.array([[top], [first]], np.int32)
+    here = top - rows.start, bottom - rows.start, first - columns.start, last - columns.start
+    longest = rows.lengths[here[1] - 1] + columns.lengths[here[3] - 1]
+    most = loss * longest // 100 + rows.sums[slice(*here[:2])].max() - columns.sums[slice(*here[2:])].min()
+    found = np.empty((2, (bottom - top) * (last - first) + kernels.FEW), np.int32)
+    count = kernels.candidates(
+        (rows.lengths, rows.bags, rows.sums, rows.folded, rows.sketches),
+        (columns.lengths, strips, columns.sums, columns.folded, columns.sketches),
+        here,
+        0 if same else -len(rows.lengths),
+        loss,
+        spread,
+        np.empty(kernels.LANES, np.uint8 if most // 2 < 254 else np.uint16),
+        found,
+    )
+    return found[:, :count] + np.array([[rows.start], [columns.start]], np.int32)
 
 
 def _in_batches(found: Iterable[NDArray[np.int32]], ticks: Iterator[int]) -> Iterator[NDArray[np.int32]]:

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba import njit
 from rapidfuzz.distance import Indel
 from variants import LATIN, MIXED, texts_with_variants
 
 from stages.core.errors import UserError
-from stages.near_duplicates import pairs, sketched
+from stages.near_duplicates import kernels, pairs, sketched
 from stages.near_duplicates.pairs import cross_pairs, near_pairs, sorted_by_length, within_window
 from stages.near_duplicates.rule import Pair
 
@@ -67,9 +68,30 @@ def test_no_pair_is_further_apart_by_a_bound_than_by_its_distance(
     side = sorted_by_length([left, right])
     (bags,) = sketched.character_bags([side])
     assert np.abs(np.diff(bags.astype(int), axis=0)).sum() <= distance
-    for words in (1, 4, 64):
-        first, second = sketched.sketches(side.texts, q, words)
-        assert int(np.bitwise_count(first ^ second).sum()) <= (2 * q - 1) * distance
+    for words in (1, 4, 64, 256):
+        full = sketched.sketches(side.texts, q, words)
+        for first, second in (full, sketched.folded(full)):
+            assert int(np.bitwise_count(first ^ second).sum()) <= (2 * q - 1) * distance
+
+
+@njit  # type: ignore[untyped-decorator]
+def within(bags: Any, strips: Any, strip: int, starts: Any, over: int) -> Any:
+    return [kernels.within(bags, row, strips, strip, starts, starts.dtype.type(over)) for row in range(len(bags))]
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+@given(seed=st.integers(0, 2**32), most=st.sampled_from([3, 20, 255]), over=st.integers(0, 255))
+@settings(max_examples=50, deadline=None)
+def test_columns_within_a_bag_are_those_of_plain_sums(kind: Any, seed: int, most: int, over: int) -> None:
+    draw = np.random.default_rng(seed)
+    bags = draw.integers(0, most + 1, (100, kernels.BUCKETS)).astype(np.uint8)
+    starts = draw.integers(0, most // 2 + 1, kernels.LANES).astype(kind)
+    columns = np.zeros((2 * kernels.LANES, kernels.BUCKETS), int)
+    columns[:100] = bags
+    excess = np.maximum(bags.astype(int)[:, None] - columns[kernels.LANES :], 0).sum(axis=2)
+    words = np.array(within(bags, sketched.in_strips(bags), 1, starts, over), np.uint64)
+    found = np.unpackbits(words.view(np.uint8).reshape(len(bags), -1), axis=1, bitorder="little")
+    assert np.array_equal(found, np.minimum(excess + starts, np.iinfo(kind).max) < over)
 
 
 def test_repeated_grams_are_told_apart() -> None:
