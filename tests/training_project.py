@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,29 @@ def train(project: Path, **settings: Any) -> dict[str, Any]:
     assert code == 0, text
     metrics: dict[str, Any] = read_json(project / paths.TRAIN_METRICS)
     return metrics | {"printed": text}
+
+
+def shard_without_cards(die: Callable[[], None] | None = None) -> None:
+    """Let accelerate, which shards on cards alone and else trains whole models without a word, shard in this process.
+
+    `die` prepares the process's death.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+
+    def on_the_cpu(self: Any) -> None:
+        self.device = torch.device("cpu")
+        if self.distributed_type == DistributedType.MULTI_CPU:
+            self.distributed_type = DistributedType.MULTI_GPU
+
+    PartialState.set_device = on_the_cpu
+    if die:
+        die()
+
+
+def sharded(project: Path) -> bool:
+    """Whether the last run's checkpoints are those of FSDP, where one is left."""
+    return any(project.glob(f"{paths.CHECKPOINTS}/*/checkpoint-*/pytorch_model_fsdp.bin"))
 
 
 def curve(project: Path) -> list[float]:

@@ -83,7 +83,8 @@ def train_stage() -> None:
         notes |= run_notes(trainer, train, params.train.batch_size)
 
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.is_fsdp_enabled else None
-    refuse_not_finite(weights or dict(trainer.model.named_parameters()), "the trained model")
+    # Only the first process has the gathered weights, and looking into a shard would wait for all of them.
+    refuse_not_finite(dict(trainer.model.named_parameters()) if weights is None else weights, "the trained model")
     if first:
         with atomic(paths.SFT) as partial:
             save_trained(trainer.model, chat.tokenizer, partial, weights)

@@ -17,7 +17,7 @@ import torch
 from project import set_params
 from stage_process import die_training, run_stage
 from stage_server import programs
-from training_project import Result, assert_same, lay_out, result
+from training_project import Result, assert_same, lay_out, result, shard_without_cards, sharded
 
 from stages.core import paths
 from stages.core.errors import UserError
@@ -105,16 +105,12 @@ def files(project: Path) -> set[str]:
     return {file.as_posix() for file in inside if "__pycache__" not in file.parts and file.name != ".prepared"}
 
 
-@pytest.mark.parametrize(
-    ("engine", "sharding", "processes"), [("trl", "false", "1"), ("fused", "false", "2")]
-)
-def test_two_machines_learn_what_one_does(
-    two: list[Path], one: Result, engine: str, sharding: str, processes: str
-) -> None:
+@pytest.mark.parametrize(("engine", "processes"), [("trl", "1"), ("fused", "2")])
+def test_two_machines_learn_what_one_does(two: list[Path], one: Result, engine: str, processes: str) -> None:
     for place in two:
         set_params(place, {"train": {"engine": engine}})
     before = files(two[1])
-    (code, text), (along, said) = train_on(two, TUNETRAIL_SHARDING=sharding, TUNETRAIL_PROCESSES=processes)
+    (code, text), (along, said) = train_on(two, TUNETRAIL_PROCESSES=processes)
     assert (code, along) == (0, 0), text + said
     assert_same(result(two[0]), one)
     assert read_json(two[0] / "metrics" / "env" / "train.json")["devices"] == 2 * int(processes)
@@ -134,6 +130,20 @@ def test_a_run_goes_on_with_another_number_of_machines(two: list[Path], one: Res
     code, text = run_stage(two[0], "train")
     assert code == 0, text
     assert "checkpoint-12" in text
+    assert_same(result(two[0]), one)
+
+
+def test_sharded_training_goes_on_with_another_number_of_machines(two: list[Path], one: Result) -> None:
+    shards, both = {"TUNETRAIL_SHARDING": "true"}, dict.fromkeys(range(2), shard_without_cards)
+    dies = functools.partial(shard_without_cards, die_training)
+    assert start(two[0], dies, TUNETRAIL_PROCESSES="2", **shards)[0] != 0
+    assert sharded(two[0])
+    (code, text), _ = train_on(two)
+    assert code == 2, text
+    assert "was written with sharding; set the machine setting sharding to true" in text
+    (code, text), (along, said) = train_on(two, both, **shards)
+    assert (code, along) == (0, 0), text + said
+    assert "checkpoint-8" in text
     assert_same(result(two[0]), one)
 
 

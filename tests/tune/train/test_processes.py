@@ -13,7 +13,7 @@ import pytest
 import torch
 from project import set_params
 from stage_process import die_training, run_stage
-from training_project import Result, assert_same, lay_out, result
+from training_project import Result, assert_same, lay_out, result, shard_without_cards, sharded
 
 from stages.core.errors import UserError
 from stages.core.files import read_json
@@ -72,8 +72,13 @@ def test_how_two_processes_cut_a_batch_changes_no_loss(project: Path, one: Resul
 
 
 def test_sharded_weights_learn_the_same(project: Path, one: Result) -> None:
-    (first, text), (second, other) = train_on_two(project, sharding="true")
+    die = functools.partial(shard_without_cards, die_training)
+    died = train_on_two(project, die, sharding="true")
+    assert all(code for code, _ in died), died
+    assert sharded(project), died
+    (first, text), (second, other) = train_on_two(project, shard_without_cards, sharding="true")
     assert (first, second) == (0, 0), text + other
+    assert "checkpoint-8" in text
     assert_same(result(project), one)
 
 

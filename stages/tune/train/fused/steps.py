@@ -1,6 +1,6 @@
 """Forward and backward over one micro-batch: launched kernel by kernel, or replayed as CUDA graphs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +11,7 @@ from stages.model.loading import causal_of
 from stages.tune.train import devices
 from stages.tune.train.fused.attention import SEGMENTS, VARLEN
 from stages.tune.train.fused.batches import (
+    APART,
     UNSEEN,
     Head,
     MicroBatch,
@@ -23,8 +24,6 @@ from stages.tune.train.fused.batches import (
 )
 from stages.tune.train.fused.private_names import attention_in_use, casting_layers
 from stages.tune.train.plan import Plan
-
-_WIDTH = 512  # graphs are recorded for multiples of so many tokens
 
 
 class Steps:
@@ -171,25 +170,37 @@ class _Recorded:
 class GraphSteps(Steps):
     """Replays a recorded pass, forward, loss and backward: the host no longer launches each kernel.
 
-    One for each width, to which batches are filled up, and for at most so many predictors. The gradients must stay
-    where they were while it was recorded.
+    One for each width, to which batches are filled up, and for at most so many predictors: as `planned`, from narrow to
+    wide, or else multiples of `APART`. The gradients must stay where they were while it was recorded.
     """
 
-    def __init__(self, model: Any, plan: Plan, longest: int, segments: int, recorder: Any = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        plan: Plan,
+        longest: int,
+        segments: int,
+        recorder: Any = None,
+        planned: Mapping[int, int] | None = None,
+    ) -> None:
         super().__init__(model, plan)
-        self._longest = max(longest, _WIDTH)
+        self._longest = max(longest, APART)
+        self._planned = planned or {}
         self._segments = segments + 1  # and the filler
         self._recorder = recorder or CudaRecorder()
         self._recorded: dict[int, _Recorded] = {}
 
     def _batch(self, rows: list[Row]) -> MicroBatch:
-        return pack(rows, _rounded(sum(map(len, rows))))
+        return pack(rows, self._width(sum(map(len, rows))))
+
+    def _width(self, tokens: int) -> int:
+        return next((width for width in self._planned if width >= tokens), _rounded(tokens))
 
     def _forward_and_backward(self, batch: MicroBatch, count: int) -> torch.Tensor:
         width, predictors = batch.ids.shape[1], len(batch.predictors)
         if not self._recorded:  # the widest first: narrower ones then find their room in its memory
-            widest = _rounded(self.plan.micro_batch_tokens)
-            self._record(widest, predictors * widest // width)
+            widest = max(self._planned, default=_rounded(self.plan.micro_batch_tokens))
+            self._record(widest, self._planned.get(widest, predictors * widest // width))
         if width not in self._recorded or self._recorded[width].capacity < predictors:
             self._record(width, predictors)
         passes = self._recorded[width]
@@ -218,7 +229,8 @@ class GraphSteps(Steps):
     def _record(self, width: int, predictors: int) -> None:
         """For any batch of this width and some more predictors; recorded over equal segments of one token repeated."""
         device, count = self._device, self._segments
-        capacity = min(_rounded(predictors + predictors // 8), width)
+        foreseen = self._planned.get(width, 0)
+        capacity = foreseen if foreseen >= predictors else min(_rounded(predictors + predictors // 8), width)
         equal = [part * width // count for part in range(count + 1)]
         example = MicroBatch(
             ids=torch.zeros(1, width, dtype=torch.long),
@@ -252,4 +264,4 @@ class GraphSteps(Steps):
 
 
 def _rounded(tokens: int) -> int:
-    return -(-tokens // _WIDTH) * _WIDTH
+    return -(-tokens // APART) * APART

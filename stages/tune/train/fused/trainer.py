@@ -16,7 +16,7 @@ from stages.core.errors import UserError
 from stages.tune.train import devices
 from stages.tune.train.completion_trainer import OUT_OF_MEMORY, CompletionTrainer
 from stages.tune.train.examples import Examples, SeededBatches
-from stages.tune.train.fused.batches import Row, make_rows
+from stages.tune.train.fused.batches import Row, make_rows, planned_widths
 from stages.tune.train.fused.layers import Copies, fuse, unfuse
 from stages.tune.train.fused.steps import GraphSteps, Steps
 from stages.tune.train.plan import Plan
@@ -71,7 +71,9 @@ class FusedTrainer(CompletionTrainer):
         self._fuse()
         self.agreement: dict[str, float] = {}
         if plan.compile == "graphs":
-            self._steps: Steps = GraphSteps(self.model, plan, max(map(len, self.rows)), self.batches.batch_size)
+            planned = planned_widths(self.rows, self.batches, devices.count(), plan.micro_batch_tokens)
+            longest, segments = max(map(len, self.rows)), self.batches.batch_size
+            self._steps: Steps = GraphSteps(self.model, plan, longest, segments, planned=planned)
         else:
             self._steps = Steps(self.model, plan)
 

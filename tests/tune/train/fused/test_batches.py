@@ -1,13 +1,24 @@
 """How an optimiser batch is cut: nothing lost, nothing too big, and the same for everybody."""
 
 from collections import Counter
+from collections.abc import Sequence
+from itertools import combinations
 
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.tune.train.examples import Examples
-from stages.tune.train.fused.batches import Row, cut, deal, make_rows, pack, trained_tokens
+from stages.tune.train.examples import Examples, SeededBatches
+from stages.tune.train.fused.batches import (
+    Row,
+    cut,
+    deal,
+    make_rows,
+    pack,
+    planned_widths,
+    trained_tokens,
+    widths_to_fill,
+)
 
 LENGTHS = st.lists(st.integers(2, 60), max_size=20)
 
@@ -54,3 +65,35 @@ def test_rows_predict_the_completion_and_nothing_else() -> None:
     assert rows[0].predictors.tolist() == [1, 2]
     assert rows[0].targets.tolist() == [7, 8]
     assert trained_tokens(rows) == 2
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=10), st.integers(1, 4), st.sampled_from([1, 4]))
+def test_widths_fill_up_the_least(sizes: list[int], count: int, multiple: int) -> None:
+    """Against every choice of as many widths."""
+    widths = widths_to_fill(sizes, count, multiple)
+    rounded = sorted({-(-size // multiple) * multiple for size in sizes})
+    choices = [(*some, rounded[-1]) for n in range(count) for some in combinations(rounded[:-1], n)]
+    assert widths == sorted(widths)
+    assert len(widths) <= count
+    assert filled(sizes, widths) == min(filled(sizes, choice) for choice in choices)
+
+
+def filled(sizes: list[int], widths: Sequence[int]) -> int:
+    return sum(min(width for width in widths if width >= size) for size in sizes)
+
+
+@given(st.lists(st.integers(2, 900), min_size=4, max_size=30), st.integers(1, 3), st.integers(900, 3000))
+@settings(deadline=None)
+def test_every_batch_of_a_run_finds_a_width_and_room_for_its_predictors(
+    lengths: list[int], devices: int, tokens: int
+) -> None:
+    rows = rows_of(lengths)
+    batches = SeededBatches(lengths, 4, 12, seed=1)
+    planned = planned_widths(rows, batches, devices, tokens)
+    sizes = []
+    for batch in batches:
+        for share in deal([rows[row] for row in batch], devices):
+            for part in cut(share, tokens):
+                sizes.append(sum(map(len, part)))
+                assert planned[min(width for width in planned if width >= sizes[-1])] >= trained_tokens(part)
+    assert filled(sizes, [*planned]) <= filled(sizes, range(512, 513 + max(sizes), 512))

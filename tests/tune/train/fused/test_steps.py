@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from stages.tune.train.fused import attention
-from stages.tune.train.fused.batches import Row
+from stages.tune.train.fused.batches import Row, planned_widths
 from stages.tune.train.fused.steps import GraphSteps, Steps
 from stages.tune.train.fused.trainer import Gradients
 from stages.tune.train.plan import Plan
@@ -102,6 +102,17 @@ def test_replayed_passes_give_the_losses_and_gradients_of_launched_ones(model: A
         assert (two - one).norm() <= 1e-4 * one.norm()
         assert (three - one).norm() <= 1e-4 * one.norm()
     assert recorder.recorded == 2, "widths of 1,024 and 512"
+
+
+def test_a_planned_run_records_each_width_once_and_gives_the_same(model: Any) -> None:
+    gradients = Gradients([p for p in model.parameters() if p.requires_grad])
+    recorder, planned = Recorder(), planned_widths(rows(), [[*range(len(LENGTHS))], [*range(5)]], 1, 700)
+    launched = two_steps(model, Steps(model, plan("none", "sdpa")), gradients)
+    steps = GraphSteps(model, plan("graphs"), max(LENGTHS), len(LENGTHS), recorder, planned)
+    for _ in range(2):
+        for one, two in zip(launched, two_steps(model, steps, gradients), strict=True):
+            assert (two - one).norm() <= 1e-4 * one.norm()
+    assert recorder.recorded == len(planned) == 2
 
 
 def test_a_recording_leaves_gradients_as_they_were(model: Any) -> None:
