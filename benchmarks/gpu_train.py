@@ -1,6 +1,7 @@
 """Training on a CUDA card: what each setting gains, time to an adapter, memory, and the price of determinism.
 
     python benchmarks/gpu_train.py ladder jobs memory determinism        the tables named, or all of them
+    python benchmarks/gpu_train.py small                                 a 135M model on short pairs, 64 to a step
     python benchmarks/gpu_train.py devices                               one card against all of this machine
     PEERS=FOLDER python benchmarks/gpu_train.py peers_llama peers_gemma  Unsloth and TRL, where installed, beside ours
 
@@ -15,6 +16,7 @@ import hashlib
 import json
 import math
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -110,25 +112,25 @@ def digest(model: Any) -> str:
     return hashlib.sha256(b"".join(trained)).hexdigest()[:12]
 
 
-def profile(architecture: str, **speed: Any) -> dict[str, Any]:
-    """Where the card's time goes: milliseconds a step by kernel, for the batches of one size."""
+def profile(architecture: str, pairs: int = BATCH, size: int = 230, rank: int = 16, **speed: Any) -> dict[str, Any]:
+    """Where the card's time goes: milliseconds a step by kernel, for batches of `pairs` pairs of one size."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiled
 
-    train = settings()
+    train = settings(batch_size=pairs, rank=rank)
     model = random_model(architecture, train)
-    made = examples(model.config.vocab_size, [230] * 160)
+    made = examples(model.config.vocab_size, [size] * 10 * pairs)
     with tempfile.TemporaryDirectory() as folder:
         one = trainer_of(model, train, made, folder, "fused", **speed)
-        one.training_step(model, one.rows[:16])
+        one.training_step(model, one.rows[:pairs])
         torch.cuda.synchronize()
         start = time.perf_counter()
         for _ in range(10):
-            one.training_step(model, one.rows[:16])
+            one.training_step(model, one.rows[:pairs])
         torch.cuda.synchronize()
         step = (time.perf_counter() - start) * 100
         with profiled(activities=[ProfilerActivity.CUDA]) as result:
-            one.training_step(model, one.rows[:16])
+            one.training_step(model, one.rows[:pairs])
             torch.cuda.synchronize()
     kernels = sorted(result.key_averages(), key=lambda event: -event.self_device_time_total)
     return {
@@ -268,8 +270,22 @@ def profiles(workers: Workers, table: Table) -> None:
         table.add(architecture, workers.do(100, profile, architecture, compile="graphs"))
 
 
+def small(workers: Workers, table: Table) -> None:
+    table.add("SmolLM2-135M", workers.do(150, short_pairs))
+    answer = workers.do(100, profile, "SmolLM2-135M", pairs=64, size=66, rank=64, compile="graphs")
+    table.add("SmolLM2-135M, a step", answer)
+
+
+def short_pairs() -> dict[str, Any]:
+    """400 steps of pairs as short as a question and its record, some 66 tokens (those of SNIPS have as many)."""
+    train, draw = settings(rank=64, alpha=128, batch_size=64), random.Random(1)
+    sizes = [max(20, min(200, round(draw.gauss(66, 18)))) for _ in range(4000)]
+    return train_model(random_model("SmolLM2-135M", train), train, 400, sizes, compile="graphs")
+
+
 def main() -> None:
-    tables = {f.__name__: f for f in (ladder, jobs, peers_llama, peers_gemma, memory, determinism, devices, profiles)}
+    every = (ladder, jobs, peers_llama, peers_gemma, memory, determinism, devices, profiles, small)
+    tables = {function.__name__: function for function in every}
     apart = ("devices", "peers_llama", "peers_gemma")
     workers = Workers()
     described = workers.do(100, machine)

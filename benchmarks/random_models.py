@@ -53,6 +53,17 @@ ARCHITECTURES: dict[str, Callable[[], Any]] = {
         tie_word_embeddings=True,
         pad_token_id=None,  # else its embedding is zero, and the tokenizer's first token has that number
     ),
+    "SmolLM2-135M": lambda: transformers.LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=8192,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+    ),
     "Llama-3.1-8B": lambda: transformers.LlamaConfig(
         vocab_size=128256,
         hidden_size=4096,
