@@ -27,6 +27,9 @@ _MOST = 10_000_000
 # A tile holds rows x columns distances of 4 bytes: 16 MiB, whatever the number of texts.
 _HEIGHT = 1024
 _WIDTH = 4096
+# Texts of more characters than this are first aligned without this share of the shorter one at their ends, if that
+# rules out most of a sample, one pair of so many.
+_LONG, _CUT, _SAMPLED = 300, 0.65, 50
 # Cores that one join uses; a task on a cluster has one.
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -201,16 +204,39 @@ def _near(left: SortedTexts, right: SortedTexts, threshold: int, tile: Tile) -> 
 def aligned(
     left: SortedTexts, right: SortedTexts, threshold: int, rows: NDArray[np.int32], columns: NDArray[np.int32]
 ) -> Found:
-    """Those of the pairs (rows[n], columns[n]), of which there is one at least, that are near."""
-    lengths = left.lengths[rows] + right.lengths[columns]
-    limits = (100 - threshold) * lengths // 100
+    """Those of the pairs (rows[n], columns[n]) that are near.
+
+    Two texts that each lose their last character are no further apart than before: of the two characters one at most
+    is in the longest common subsequence without the other, so this loses one at most, and D is L less twice its
+    length. So of long texts the beginnings are aligned first, unless a sample says that few pairs are ruled out so.
+    """
+    if len(rows) and min(left.lengths[rows].min(), right.lengths[columns].min()) > _LONG:
+        near, _, _ = _aligned(left, right, threshold, rows[::_SAMPLED], columns[::_SAMPLED], _CUT)
+        if near.mean() < 0.5:
+            near, _, _ = _aligned(left, right, threshold, rows, columns, _CUT)
+            rows, columns = rows[near], columns[near]
+    near, distances, lengths = _aligned(left, right, threshold, rows, columns)
+    return np.stack([rows, columns, distances, lengths], axis=1, dtype=np.int32, casting="unsafe")[near]
+
+
+def _aligned(
+    left: SortedTexts,
+    right: SortedTexts,
+    threshold: int,
+    rows: NDArray[np.int32],
+    columns: NDArray[np.int32],
+    cut: float = 0,
+) -> tuple[NDArray[np.bool_], NDArray[np.int32], NDArray[np.int64]]:
+    """Whether pairs are near once both texts have lost a share of the shorter one at their ends; distances, lengths."""
+    sizes = left.lengths[rows], right.lengths[columns]
+    lost = (cut * np.minimum(*sizes)).astype(np.int64)
+    limits = (100 - threshold) * (sizes[0] + sizes[1]) // 100
     distances = process.cpdist(
-        [left.texts[row] for row in rows.tolist()],
-        [right.texts[column] for column in columns.tolist()],
+        [left.texts[row][:end] for row, end in zip(rows.tolist(), (sizes[0] - lost).tolist(), strict=True)],
+        [right.texts[column][:end] for column, end in zip(columns.tolist(), (sizes[1] - lost).tolist(), strict=True)],
         scorer=Indel.distance,
         score_cutoff=int(limits.max(initial=0)),  # as above
         dtype=np.int32,
         workers=THREADS,
     )
-    near = distances <= limits
-    return np.stack([rows, columns, distances, lengths], axis=1, dtype=np.int32, casting="unsafe")[near]
+    return distances <= limits, distances, sizes[0] + sizes[1]

@@ -172,10 +172,12 @@ def character_bags(sides: Sequence[SortedTexts]) -> list[NDArray[np.uint8]]:
     for side in sides:
         for batch in _batches(side.texts):
             codes, _ = _encoded(side.texts[batch])
-            counts += np.bincount(codes, minlength=len(counts))
+            some = np.bincount(codes)
+            counts[: len(some)] += some
     bucket_of = np.zeros(len(counts), np.uint8)
     loads = np.zeros(kernels.BUCKETS, np.int64)
-    for code in np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]:
+    there = np.flatnonzero(counts)
+    for code in there[np.argsort(-counts[there], kind="stable")]:
         bucket_of[code] = loads.argmin()
         loads[bucket_of[code]] += counts[code]
     made = []

@@ -52,6 +52,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
         for module in (pairs, sketched):
             monkeypatch.setattr(module, "_HEIGHT", 2)
             monkeypatch.setattr(module, "_WIDTH", 3)
+        monkeypatch.setattr(pairs, "_LONG", 5)
         monkeypatch.setattr(sketched, "_ALIGNED", 2)
         monkeypatch.setattr(sketched, "_BATCH", 3)
 
@@ -115,6 +116,12 @@ def test_length_alone_can_make_an_exact_tie() -> None:
 def test_empty_texts_equal_each_other_alone() -> None:
     assert near_pairs(["", "a", ""], 90) == [Pair(0, 2, 0, 0)]
     assert fuzz.ratio("", "") == 100
+
+
+@given(left=TEXTS, right=TEXTS, data=st.data())
+def test_texts_that_lose_as_much_at_their_ends_are_no_further_apart(left: str, right: str, data: st.DataObject) -> None:
+    lost = data.draw(st.integers(0, min(len(left), len(right))))
+    assert slow_indel(left[: len(left) - lost], right[: len(right) - lost]) <= slow_indel(left, right)
 
 
 @given(left=TEXTS, right=TEXTS, threshold=THRESHOLDS)

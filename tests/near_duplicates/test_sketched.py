@@ -41,6 +41,7 @@ def test_the_pairs_are_those_of_brute_force(
     if threshold == 1:
         count //= 10  # nearly every pair is near
     monkeypatch.setattr(pairs, "_FEW", 0)
+    monkeypatch.setattr(pairs, "_LONG", 10)
     texts = texts_with_variants(count, length, letters)
     expected = by_brute_force(near_pairs, texts, threshold)
     assert near_pairs(texts, threshold) == expected
