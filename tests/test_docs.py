@@ -5,14 +5,17 @@ import shlex
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from dvc.utils.serialize import dumps_yaml
-from project import ROOT, commit, run
+from project import ROOT, commit, run, set_params, stage_outputs
 
+from stages.core.files import read_json
 from stages.core.yaml_reader import load_yaml
 from stages.params.measure import STANDING
+from stages.tune.train.devices import free_port
 
 RUN_BY_ANOTHER_TEST = {"specialists"}  # tests/pipeline/test_specialist_projects.py, which looks at what comes of them
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -81,6 +84,38 @@ def test_every_other_command_runs(page: Path, releasable: Path, tmp_path: Path) 
     commit(repository, "A remote to push to")
     for command in todo:
         run(repository, "bash", "-c", command)
+
+
+def test_the_commands_for_several_machines_train_one_model(releasable: Path, tmp_path: Path) -> None:
+    """As printed, at the same time, in two checkouts; the first one's is stopped after `train`."""
+    text = (ROOT / "docs/many-machines.md").read_text(encoding="utf-8")
+    first, other = re.findall(r"^NNODES=2 .*$", text, re.MULTILINE)
+    places = [tmp_path / "first" / releasable.name, tmp_path / "other" / releasable.name]
+    for place in places:
+        shutil.copytree(releasable.parent, place.parent, symlinks=True)
+        set_params(place, {"train": {"learning_rate": 2e-3}})
+    port = f"export MASTER_PORT={free_port()} MASTER_ADDR=127.0.0.1; "
+    with ThreadPoolExecutor(2) as pool:
+        lines = [port + line.replace("MASTER_ADDR=HEAD ", "") for line in (f"{first} train", other)]
+        ended = [*pool.map(lambda place, line: run(place, "bash", "-c", line, check=False), places, lines)]
+    assert [done.returncode for done in ended] == [0, 0], [done.stdout + done.stderr for done in ended]
+    assert read_json(places[0] / "metrics/env/train.json")["devices"] == 2
+    assert "the first has the outputs" in ended[1].stderr
+    assert stage_outputs(places[1], "train") == stage_outputs(releasable, "train") != stage_outputs(places[0], "train")
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_the_task_for_skypilot_runs_the_first_and_the_others(rank: str, tmp_path: Path) -> None:
+    text = (ROOT / "docs/many-machines.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```yaml\n(num_nodes.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    task = load_yaml(block)
+    assert task.keys() == {"num_nodes", "run"}
+    for name in ("tunetrail", "python"):
+        (tmp_path / name).write_text('#!/bin/sh\necho "$(basename "$0") $*"\n')
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SKYPILOT_NODE_RANK": rank}
+    ran = subprocess.run(["bash", "-c", task["run"]], env=environment, capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == ("python -m stages.tune.train" if int(rank) else "tunetrail repro")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=TITLES)

@@ -223,6 +223,17 @@ def test_the_rented_machine_clones_and_pushes(place: Place) -> None:
     )
 
 
+def test_of_several_rented_machines_the_others_train_along_and_push_nothing(place: Place) -> None:
+    runner, bin = place.machine("other", "faster"), place.folder / "other/.venv/bin"
+    for name in ("dvc", "python", "tunetrail"):
+        place._put(bin / name, STAND_IN)
+    (place.folder / "other/.dvc/config").write_text("")
+    done = place.run("bash examples/gpu/retrain.sh faster", runner.root, SKYPILOT_NODE_RANK="1")
+    assert done.returncode == 0, done.stderr
+    assert place.called()[-2:] == ["dvc repro base augment", "python -m stages.tune.train"]
+    assert not any(call.startswith("tunetrail") for call in place.called())
+
+
 @pytest.fixture
 def released(place: Place) -> Place:
     place.developer.git("checkout", "--quiet", "main")

@@ -17,6 +17,11 @@ fi
 
 remote=$(dvc config core.remote || true)
 [ -z "$remote" ] || dvc pull --run-cache --allow-missing
+export TUNETRAIL_WAIT="${TUNETRAIL_WAIT:-1800}" # of several machines, until the first comes to its stage `train`
+if [ "${SKYPILOT_NODE_RANK:-0}" != 0 ]; then
+  dvc repro base augment
+  exec python -m stages.tune.train
+fi
 tunetrail repro
 # Before the commit: a commit whose files nobody has is worth nothing.
 [ -z "$remote" ] || dvc push --run-cache
