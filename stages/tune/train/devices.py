@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from stages.core.errors import UserError
+from stages.core.errors import Refusal, UserError
 from stages.core.machine import machine_settings
 from stages.tune.train import machines
 
@@ -112,11 +112,13 @@ def plans_by() -> dict[str, str]:
 @contextmanager
 def together() -> Iterator[None]:
     """Work with the other processes; ends in a Refusal when one of them is gone."""
+    from torch import distributed
+
     try:
         yield
     except RuntimeError as error:
-        if count() > 1 and (gone := machines.lost(error)):
-            raise gone from error
+        if count() > 1 and (isinstance(error, distributed.DistError) or "gloo" in str(error)):
+            raise Refusal(f"{machines.GONE} ({str(error).splitlines()[0]})") from error
         raise
 
 

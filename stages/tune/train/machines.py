@@ -6,8 +6,10 @@ Each has a checkout of its own; they share no disk. The first (`NODE_RANK` 0) wr
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,12 @@ from stages.core.machine import machine_settings
 
 _AT_ONCE = 1 << 26  # bytes of a file
 _TO_READ = 2.0  # seconds that the others get to read why the first one ends
+
+_SILENT = 60.0  # seconds in which a machine gives no sign, though a thread of its own gives it
+GONE = (
+    "another process of this training is gone or out of reach; run the same commands again, on as many machines as "
+    "there are now: training goes on from its last checkpoint"
+)
 
 _store: Any = None  # what the machines tell each other
 
@@ -103,6 +111,9 @@ def meet(backend: str, mine: Mapping[str, str]) -> None:
     if problem := _store.get("problem").decode():
         time.sleep(_TO_READ if first else 0)
         raise UserError(problem)
+    if leads():
+        apart = PrefixStore("alive", TCPStore(host, int(port), None, False, wait))
+        threading.Thread(target=_watch, args=[apart], daemon=True).start()
     rank, world = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
     group = PrefixStore("group", _store)
     init_process_group(backend, store=group, rank=rank, world_size=world, timeout=wait)
@@ -139,16 +150,19 @@ def _beside(name: str, theirs: str | None, ours: str | None) -> str:
     return name if len(f"{theirs}{ours}") > 60 else f"{name} ({theirs}, not {ours})"
 
 
-def lost(error: RuntimeError) -> Refusal | None:
-    """The sentence for an error that means that another process is gone; None for any other error."""
-    from torch import distributed
-
-    if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
-        return None
-    return Refusal(
-        f"another process of this training is gone or out of reach ({str(error).splitlines()[0]}); run the same "
-        "commands again, on as many machines as there are now: training goes on from its last checkpoint"
-    )
+def _watch(store: Any) -> None:
+    """End this process when another machine is silent for long: its connections alone do not tell that it is off."""
+    beats: dict[int, int] = {}
+    heard = dict.fromkeys(set(range(count())) - {number()}, time.monotonic())
+    while all(time.monotonic() - last < _SILENT for last in heard.values()):
+        time.sleep(_SILENT / 10)
+        for other in heard:
+            with suppress(RuntimeError):  # the first machine is gone, or has ended
+                store.add(f"alive/{number()}", 1)
+                if (beat := store.add(f"alive/{other}", 0)) != beats.get(other):
+                    beats[other], heard[other] = beat, time.monotonic()
+    print(f"error: {GONE} (silent for {_SILENT:.0f} s)", file=sys.stderr, flush=True)
+    os._exit(Refusal.exit_code)
 
 
 def hand_out(folder: Path, inside: Iterable[str]) -> None:

@@ -39,12 +39,13 @@ def be_a_process(die: Callable[[], None] | None) -> None:
     from stages.tune.train import machines as in_the_project
 
     in_the_project._AT_ONCE = 1000  # a checkpoint travels in many parts
+    in_the_project._SILENT = float(os.environ.get("SILENT", "60"))
     if die:
         die()
 
 
-def die_in_step(number: int) -> None:
-    """Kill training in its step of this number."""
+def die_in_step(number: int, by: int = signal.SIGKILL) -> None:
+    """Kill training in its step of this number, or do what another signal does."""
     import transformers
 
     take, calls = transformers.Trainer.get_batch_samples, [0]
@@ -52,7 +53,9 @@ def die_in_step(number: int) -> None:
     def counted(self: transformers.Trainer, *args: object, **kwargs: object) -> object:
         calls[0] += 1
         if calls[0] == number:
-            os.kill(os.getpid(), signal.SIGKILL)
+            if place := os.environ.get("STOPPED_AT"):
+                Path(place).write_text(str(os.getpid()))
+            os.kill(os.getpid(), by)
         return take(self, *args, **kwargs)
 
     transformers.Trainer.get_batch_samples = counted
@@ -131,6 +134,19 @@ def test_a_run_goes_on_with_another_number_of_machines(two: list[Path], one: Res
     assert code == 0, text
     assert "checkpoint-12" in text
     assert_same(result(two[0]), one)
+
+
+def test_a_machine_that_is_off_is_noticed_though_its_connections_are_open(two: list[Path]) -> None:
+    port, stopped = str(free_port()), functools.partial(die_in_step, 6, signal.SIGSTOP)
+    shared = {"NNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "SILENT": "5"}
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(start, two[1], stopped, **shared, NODE_RANK="1", STOPPED_AT=str(two[1] / "process"))
+        code, text = start(two[0], None, **shared, NODE_RANK="0")
+        os.kill(int((two[1] / "process").read_text()), signal.SIGKILL)
+        other.result()
+    assert code == 1, text
+    assert "another process of this training is gone or out of reach" in text
+    assert "(silent for 5 s)" in text
 
 
 def test_sharded_training_goes_on_with_another_number_of_machines(two: list[Path], one: Result) -> None:
