@@ -42,7 +42,8 @@ def asked_for() -> dict[str, str]:
         return {}
     number, port = _first_of("NODE_RANK", "RANK", "SKYPILOT_NODE_RANK"), _first_of("MASTER_PORT") or "29500"
     address = next(iter(_first_of("MASTER_ADDR", "SKYPILOT_NODE_IPS").split()), "")
-    if not (many.isdecimal() and number.isdecimal() and port.isdecimal() and int(number) < int(many) and address):
+    numbers = many.isdecimal() and number.isdecimal() and port.isdecimal()
+    if not (numbers and address and int(number) < int(many) and 0 < int(port) < 1 << 16):
         raise UserError(
             f"to train on several machines, NNODES ({many!r} here) says how many there are, NODE_RANK ({number!r}) "
             f"which of them this is, from 0, MASTER_ADDR ({address!r}) where the first is, and MASTER_PORT ({port!r}) "
@@ -96,7 +97,8 @@ def meet(backend: str, mine: Mapping[str, str]) -> None:
         opened = TCPStore(host, int(port), None, opens, wait, wait_for_workers=False)
     except DistError as error:
         raise UserError(
-            f"port {port} is taken here; set MASTER_PORT to another one, the same on all machines"
+            f"this machine cannot listen at {place} ({str(error).splitlines()[0]}); set MASTER_ADDR to what the others "
+            "call it, and MASTER_PORT to a free port, the same on all"
             if opens
             else f"the first machine did not answer at {place} within {seconds} s: it does once `dvc repro` there "
             "has come to `train`, where that is stale; TUNETRAIL_WAIT has the seconds that this may take"

@@ -4,6 +4,7 @@ import functools
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -138,7 +139,7 @@ def test_a_run_goes_on_with_another_number_of_machines(two: list[Path], one: Res
 
 def test_a_machine_that_is_off_is_noticed_though_its_connections_are_open(two: list[Path]) -> None:
     port, stopped = str(free_port()), functools.partial(die_in_step, 6, signal.SIGSTOP)
-    shared = {"NNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "SILENT": "5"}
+    shared = {"NNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "SILENT": "3"}
     with ThreadPoolExecutor(1) as pool:
         other = pool.submit(start, two[1], stopped, **shared, NODE_RANK="1", STOPPED_AT=str(two[1] / "process"))
         code, text = start(two[0], None, **shared, NODE_RANK="0")
@@ -146,7 +147,7 @@ def test_a_machine_that_is_off_is_noticed_though_its_connections_are_open(two: l
         other.result()
     assert code == 1, text
     assert "another process of this training is gone or out of reach" in text
-    assert "(silent for 5 s)" in text
+    assert "(silent for 3 s)" in text
 
 
 def test_sharded_training_goes_on_with_another_number_of_machines(two: list[Path], one: Result) -> None:
@@ -175,6 +176,17 @@ def test_machines_that_differ_are_refused_before_they_train(two: list[Path]) -> 
         )
         assert "Traceback" not in printed
     assert not (two[0] / paths.SFT).exists()
+
+
+def test_a_first_machine_that_cannot_listen_says_so(two: list[Path]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        code, text = start(two[0], None, NNODES="2", NODE_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    assert code == 2, text
+    assert f"this machine cannot listen at 127.0.0.1:{port}" in text
+    assert "Traceback" not in text
 
 
 def test_who_waits_in_vain_ends(two: list[Path]) -> None:
