@@ -38,22 +38,27 @@ def in_order(
     Raises UserError where Ray is not installed, no cluster answers, or a task cannot run there.
     """
     code = files.tree_digest(_CODE) + (files.tree_digest(paths.CONSTRAINTS) if paths.CONSTRAINTS.is_dir() else "")
-    left, running = iter(tasks), dict[Any, Path]()
+    left, running, order = iter(tasks), dict[Any, Path](), deque[Path]()
+    ray: Any = None
+    start: Any = None
+
+    def has_room() -> bool:
+        return len(running) < (2 * max(1, int(ray.cluster_resources().get("CPU", 1))) if ray else 1)
+
     with ExitStack() as stack:
-        folder, order, start, most = stack.enter_context(_results(what)), deque[Path](), None, 1
+        folder = stack.enter_context(_results(what))
         while True:
-            while len(running) < most and (task := next(left, None)) is not None:
+            while has_room() and (task := next(left, None)) is not None:
                 # Nothing is ever unpickled from a file: these bytes say whether it is the same task, and if they are
                 # others for the same, it is computed again.
                 path = folder / hashlib.sha256(pickle.dumps((code, function, tuple(task)))).hexdigest()
                 order.append(path)
                 if path in running.values() or _finished(path) is not None:
                     continue
-                if start is None:
+                if not start:
                     ray = stack.enter_context(_cluster(address))
                     # A machine may die any number of times.
                     start = ray.remote(num_cpus=1, max_retries=-1)(function).remote
-                    most = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
                 running[start(*task)] = path
             while order and order[0] not in running.values():
                 if (result := _finished(path := order.popleft())) is None:
@@ -95,12 +100,14 @@ def _cluster(address: str) -> Iterator[Any]:
     if address == "auto" and not own:
         advice = f"TUNETRAIL_RAY=auto: the Ray cluster that this machine belongs to, {place}, does not answer; start "
         advice += "it anew, or forget it: ray stop"
-    shipped = {"py_modules": [str(_CODE)], "excludes": ["__pycache__"]}
+    # Here the code is there, with what numba has compiled of it.
+    here = {"env_vars": {"PYTHONPATH": str(_CODE.parent)}}
+    code = here if own else {"py_modules": [str(_CODE)], "excludes": ["__pycache__"]}
     try:
         if not own:  # Ray itself tries for minutes
             parts = urlsplit(place if "://" in place else f"//{place}")
             socket.create_connection((parts.hostname or "", parts.port or 0), _SECONDS).close()
-        ray.init(place, runtime_env=shipped, log_to_driver=False, logging_level="error", **own)
+        ray.init(place, runtime_env=code, log_to_driver=False, logging_level="error", **own)
     except (OSError, RuntimeError, ValueError) as error:  # ConnectionError, another version of Ray or Python
         raise UserError(f"{advice} ({str(error).strip().partition(chr(10))[0]})") from None
     try:
