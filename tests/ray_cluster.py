@@ -16,6 +16,7 @@ from ray.cluster_utils import Cluster  # noqa: E402  # only where it is
 
 from stages.core import cluster as on_cluster  # noqa: E402
 
+os.environ.setdefault("RAY_worker_niceness", "0")  # else the tests' workers yield to the other tests
 SEEDS = range(int(os.environ.get("RAY_SEEDS", "1")))  # make test-ray SEEDS=…
 MEMORY = {"object_store_memory": 80 * 2**20}
 # A node whose process is gone is missed within two seconds, not half a minute.

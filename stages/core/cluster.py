@@ -101,8 +101,8 @@ def _cluster(address: str) -> Iterator[Any]:
         advice = f"TUNETRAIL_RAY=auto: the Ray cluster that this machine belongs to, {place}, does not answer; start "
         advice += "it anew, or forget it: ray stop"
     # Here the code is there, with what numba has compiled of it.
-    here = {"env_vars": {"PYTHONPATH": str(_CODE.parent)}}
-    code = here if own else {"py_modules": [str(_CODE)], "excludes": ["__pycache__"]}
+    path = os.pathsep.join([str(_CODE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    code = {"env_vars": {"PYTHONPATH": path}} if own else {"py_modules": [str(_CODE)], "excludes": ["__pycache__"]}
     try:
         if not own:  # Ray itself tries for minutes
             parts = urlsplit(place if "://" in place else f"//{place}")
