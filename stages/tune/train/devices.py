@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,16 +19,26 @@ from stages.core.errors import Refusal, UserError
 from stages.core.machine import machine_settings
 from stages.tune.train import machines
 
+_LOOK_EVERY = 0.2  # seconds
+
 
 def start_all() -> None:
     """Start the processes that were asked for and end with their exit code; return at once in each of them."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else torch warns at each try to reach a machine
     if "LOCAL_RANK" in os.environ:
+        threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
         return
     count, others = machine_settings().processes, machines.asked_for()
     if count > 1 or others:
         raise SystemExit(_run(count, others))
     take_one_card()
+
+
+def _end_with(parent: int) -> None:
+    """A process whose parent was killed would train on, and write beside the next run of the same command."""
+    while os.getppid() == parent:
+        time.sleep(_LOOK_EVERY)
+    os._exit(Refusal.exit_code)
 
 
 def take_one_card() -> None:
@@ -51,7 +62,7 @@ def _run(count: int, others: Mapping[str, str]) -> int:
     try:
         # Where one has ended well, the others are about to end, too.
         while not any(child.poll() for child in children) and any(child.returncode is None for child in children):
-            time.sleep(0.2)
+            time.sleep(_LOOK_EVERY)
         for child in children:
             if (child.returncode or 0) < 0:
                 name = signal.Signals(-child.returncode).name

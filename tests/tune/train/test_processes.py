@@ -2,6 +2,7 @@
 
 import functools
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -110,6 +111,23 @@ def test_a_mistake_ends_all_processes_with_its_own_code(project: Path, tmp_path:
     assert done.returncode == 2
     assert "train.max_tokens" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_processes_end_when_the_one_that_started_them_is_killed() -> None:
+    started = "import os, sys, time; from stages.tune.train.devices import start_all; start_all(); print(os.getpid());"
+    started += "sys.stdout.flush(); time.sleep(60)"
+    child = f"subprocess.Popen([sys.executable, '-c', {started!r}], env=os.environ | {{'LOCAL_RANK': '0'}}).wait()"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", f"import os, subprocess, sys; {child}"], stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout
+    number = int(parent.stdout.readline())
+    ended = os.pidfd_open(number)
+    parent.kill()
+    assert select.select([ended], [], [], 30)[0]
+    os.close(ended)
+    parent.wait()
+    parent.stdout.close()
 
 
 def test_more_processes_than_cards_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
