@@ -49,8 +49,12 @@ def main() -> None:
         prompts = dict.fromkeys(normalise(json.loads(line)["prompt"]) for line in lines)
         cases.insert(0, Case(f"{len(prompts):,} SNIPS", list(prompts), []))
     machine = describe_machine()
-    rows = [row for case in cases for row in compare(case, options)]
-    result = {"machine": machine, "load_at_end": round(os.getloadavg()[0], 1), "rows": rows}
+    rows, phases = [], {}
+    for case in cases:
+        rows += compare(case, options)
+        if OURS in options.only:
+            phases[case.name] = run_phases(case)
+    result = {"machine": machine, "load_at_end": round(os.getloadavg()[0], 1), "rows": rows, "phases": phases}
     text = markdown(result)
     print(text)
     if options.output:
@@ -125,6 +129,16 @@ def run(name: str, case: Case, texts: Path, options: argparse.Namespace) -> tupl
     return best, np.load(pairs)
 
 
+def run_phases(case: Case) -> dict[str, Any]:
+    with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as texts:
+        json.dump(case.texts, texts)
+        texts.flush()
+        command = [sys.executable, "-m", "benchmarks.dedup_phases", texts.name]
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
 def judge(
     found: np.ndarray | None, truth: np.ndarray | None, case: Case, row: dict[str, Any], ours: float | None
 ) -> dict[str, Any]:
@@ -171,7 +185,7 @@ def markdown(result: dict[str, Any]) -> str:
         "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     lines += [table_row(row) for row in result["rows"]]
-    lines += ["", *growth(result["rows"]), ""]
+    lines += ["", *growth(result["rows"]), "", *where_the_time_goes(result["phases"])]
     return "\n".join(lines)
 
 
@@ -207,6 +221,52 @@ def growth(rows: list[dict[str, Any]]) -> list[str]:
         f"{math.log(large['cpu_seconds'] / small['cpu_seconds']) / math.log(large['rows'] / small['rows']):.2f}."
         for small, large in pairwise(sizes)
     ]
+
+
+def where_the_time_goes(phases: dict[str, dict[str, Any]]) -> list[str]:
+    """Two tables, from benchmarks/dedup_phases.py: CPU seconds and pairs of each phase, and what was tried."""
+    lines = [
+        "## Where the time goes",
+        "",
+        "CPU seconds of ours on one thread and their share, and how many pairs are left by each bound (of bags and",
+        "folded sketches an estimate from every eighth tile). Preparation loads numba's code and makes bags and",
+        "sketches; it grows with the rows, bags and sketches with their square, alignment with what they leave.",
+        "",
+        "| set | preparation | bags | sketches | alignment | lengths leave | bags leave | folded sketches leave "
+        "| sketches leave | near |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    largest = max(phases.values(), key=lambda found: found["left"]["lengths"], default=None)
+    nanoseconds = 1e9 * largest["seconds"]["bags"] / largest["left"]["lengths"] if largest else 0
+    for name, found in phases.items():
+        total = sum(found["seconds"].values())
+        times = [
+            f"{found['seconds'][phase]:.2f} ({found['seconds'][phase] / total:.0%})"
+            for phase in ("preparation", "bags", "sketches", "alignment")
+        ]
+        left = [f"{found['left'].get(bound, 0):,}" for bound in ("lengths", "bags", "folded", "sketches", "near")]
+        lines.append(f"| {name} | {' | '.join(times + left)} |")
+    lines += [
+        "",
+        "## Tried and dropped",
+        "",
+        "Other ways to search exactly, by the share of the pairs within the length window that they would still have",
+        f"to look at. Bags take {nanoseconds:.2f} ns a pair of the largest set, a look into an index many times that, so",
+        "only a share of a few percent would pay.",
+        "",
+        "- Rarest q-grams: an inverted index of those of which a near pair has one in common (prefix filter: Xiao et",
+        "  al., Ed-Join, VLDB 2008).",
+        "- Segments: an index of D + 1 parts of a text, of which one stands in the other text almost where it was",
+        "  (PassJoin: Li et al., VLDB 2011).",
+        "- Boxes: a k-d tree of bags with leaves of 64 texts; pairs of a text and a leaf (of those that the leaf's own",
+        "  lengths allow) whose box is near enough.",
+        "",
+        "| set | rarest 2-grams | rarest 3-grams | rarest 5-grams | segments | boxes |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, found in phases.items():
+        lines.append(f"| {name} | {' | '.join(f'{share:.0%}' for share in found['dropped'].values())} |")
+    return [*lines, ""]
 
 
 if __name__ == "__main__":
