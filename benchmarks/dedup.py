@@ -251,7 +251,7 @@ def where_the_time_goes(phases: dict[str, dict[str, Any]]) -> list[str]:
         "## Tried and dropped",
         "",
         "Other ways to search exactly, by the share of the pairs within the length window that they would still have",
-        f"to look at. Bags take {nanoseconds:.2f} ns a pair of the largest set, a look into an index many times that, so",
+        f"to look at. Bags take {nanoseconds:.2f} ns a pair of the largest set, a look into an index many times that:",
         "only a share of a few percent would pay.",
         "",
         "- Rarest q-grams: an inverted index of those of which a near pair has one in common (prefix filter: Xiao et",
