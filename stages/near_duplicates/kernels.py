@@ -141,7 +141,7 @@ def candidates(rows, columns, tile, diagonal, loss, spread, starts, found):  # t
     """
     lengths, _, sums, _, _ = columns
     top, bottom, first, last = tile
-    most = np.iinfo(starts.dtype).max
+    most, whole = np.iinfo(starts.dtype).max, rows[3].shape[1] == rows[4].shape[1]
     count = 0
     for strip in range(first // LANES, (last + LANES - 1) // LANES):
         begin, end = max(first, strip * LANES), min(last, (strip + 1) * LANES)
@@ -170,7 +170,7 @@ def candidates(rows, columns, tile, diagonal, loss, spread, starts, found):  # t
             limit = np.uint64(loss * (rows[0][row] + lengths[column]) // 100 * spread)
             if _differing(rows[3], row, columns[3], column) > limit:
                 continue
-            if _differing(rows[4], row, columns[4], column) <= limit:
+            if whole or _differing(rows[4], row, columns[4], column) <= limit:
                 found[0, count], found[1, count] = row, column
                 count += 1
     return count

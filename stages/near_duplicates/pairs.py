@@ -229,11 +229,14 @@ def _aligned(
 ) -> tuple[NDArray[np.bool_], NDArray[np.int32], NDArray[np.int64]]:
     """Whether pairs are near once both texts have lost a share of the shorter one at their ends; distances, lengths."""
     sizes = left.lengths[rows], right.lengths[columns]
-    lost = (cut * np.minimum(*sizes)).astype(np.int64)
     limits = (100 - threshold) * (sizes[0] + sizes[1]) // 100
+    texts = [[left.texts[row] for row in rows.tolist()], [right.texts[column] for column in columns.tolist()]]
+    if cut:
+        lost = (cut * np.minimum(*sizes)).astype(np.int64)
+        ends = [(size - lost).tolist() for size in sizes]
+        texts = [[text[:end] for text, end in zip(*side, strict=True)] for side in zip(texts, ends, strict=True)]
     distances = process.cpdist(
-        [left.texts[row][:end] for row, end in zip(rows.tolist(), (sizes[0] - lost).tolist(), strict=True)],
-        [right.texts[column][:end] for column, end in zip(columns.tolist(), (sizes[1] - lost).tolist(), strict=True)],
+        *texts,
         scorer=Indel.distance,
         score_cutoff=int(limits.max(initial=0)),  # as above
         dtype=np.int32,
