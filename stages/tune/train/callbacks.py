@@ -313,14 +313,20 @@ def _best(checkpoint: Path) -> Path:
 class WholeCheckpoints(TrainerCallback):  # type: ignore[misc]
     """Log the loss with each checkpoint, which keeps no running mean of it, and at the end, however short the run.
 
-    A checkpoint is marked once it is written, with the hash of its files.
+    A checkpoint is marked once it is written, with the hash of its files. The best one is known to every process: the
+    trainer looks for it on the disk, and a machine that trains along would not load it with the others.
     """
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.best_global_step:
+            state.best_model_checkpoint = str(Path(args.output_dir) / f"checkpoint-{state.best_global_step}")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step % args.save_steps == 0 or state.global_step == state.max_steps:
             control.should_log = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.on_train_begin(args, state, control)
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         for writer in range(1, devices.count() if machines.count() > 1 else 1):
             machines.bring(checkpoint, f"rng_state_{writer}.pth", writer, devices.rank())

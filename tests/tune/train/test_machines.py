@@ -112,7 +112,7 @@ def files(project: Path) -> set[str]:
 @pytest.mark.parametrize(("engine", "processes"), [("trl", "1"), ("fused", "2")])
 def test_two_machines_learn_what_one_does(two: list[Path], one: Result, engine: str, processes: str) -> None:
     for place in two:
-        set_params(place, {"train": {"engine": engine}})
+        set_params(place, {"train": {"engine": engine, "early_stopping_patience": 3}})  # the best model is the last
     before = files(two[1])
     (code, text), (along, said) = train_on(two, TUNETRAIL_PROCESSES=processes)
     assert (code, along) == (0, 0), text + said
@@ -151,6 +151,8 @@ def test_a_machine_that_is_off_is_noticed_though_its_connections_are_open(two: l
 
 
 def test_sharded_training_goes_on_with_another_number_of_machines(two: list[Path], one: Result) -> None:
+    for place in two:
+        set_params(place, {"train": {"early_stopping_patience": 3}})
     shards, both = {"TUNETRAIL_SHARDING": "true"}, dict.fromkeys(range(2), shard_without_cards)
     dies = functools.partial(shard_without_cards, die_training)
     assert start(two[0], dies, TUNETRAIL_PROCESSES="2", **shards)[0] != 0
