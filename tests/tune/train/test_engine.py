@@ -83,8 +83,9 @@ def wrong_backward(layers: Any) -> None:
     backward = layers._Adapted.backward
 
     def unscaled(ctx: Any, *gradients: Any) -> Any:
-        of_x, none, down, up, last = backward(ctx, *gradients)
-        return of_x, none, down * 1.5, up, last
+        ctx.in_place = False
+        of_x, none, down, *others = backward(ctx, *gradients)
+        return of_x, none, down * 1.5, *others
 
     layers._Adapted.backward = staticmethod(unscaled)
 
