@@ -228,9 +228,10 @@ def where_the_time_goes(phases: dict[str, dict[str, Any]]) -> list[str]:
     lines = [
         "## Where the time goes",
         "",
-        "CPU seconds of ours on one thread and their share, and how many pairs are left by each bound (of bags and",
-        "folded sketches an estimate from every eighth tile). Preparation loads numba's code and makes bags and",
-        "sketches; it grows with the rows, bags and sketches with their square, alignment with what they leave.",
+        "CPU seconds of ours on one thread and their share, and how many pairs are left by each bound (for bags and",
+        "folded sketches of the largest set an estimate from every eighth tile). Preparation loads numba's code and",
+        "makes bags and sketches; it grows with the rows, bags and sketches with their square, alignment with what",
+        "they leave.",
         "",
         "| set | preparation | bags | sketches | alignment | lengths leave | bags leave | folded sketches leave "
         "| sketches leave | near |",

@@ -1,7 +1,7 @@
 """Where the time of the near-duplicate join goes, and what other bounds would leave: python dedup_phases.py TEXTS.json
 
-Prints JSON. The join runs on one thread, so that CPU seconds can be told apart; every eighth tile is scanned again with
-sketches that say nothing, for the time of the bags alone.
+Prints JSON. The join runs on one thread, so that CPU seconds can be told apart; tiles are scanned again with sketches
+that say nothing, for the time of the bags alone.
 """
 
 import json
@@ -20,7 +20,7 @@ from stages.near_duplicates import pairs, sketched
 from stages.near_duplicates.pairs import SortedTexts, Tile, joined, sorted_by_length, within_window
 
 THRESHOLD = 90
-EACH = 8  # tile that is scanned again
+EACH, MANY = 8, 10**9  # of more pairs than that only one tile in eight is scanned again
 LEAF = 64  # texts of a box
 Drawn = list[tuple[str, str]]
 
@@ -47,15 +47,17 @@ def phases(side: SortedTexts) -> dict[str, Any]:
 
     scan = sketched._candidates
     first_pass = timed("scan", scan)
-    tiles = 0
+    tiles, each = 0, EACH if left["lengths"] > MANY else 1
 
     def scan_again(rows: Any, columns: Any, *rest: Any) -> Any:
         nonlocal tiles
         found = first_pass(rows, columns, *rest)
         left["sketches"] += found.shape[1]
         tiles += 1
-        if tiles % EACH == 0:
-            tile: Tile = rest[-1]
+        tile: Tile = rest[-1]
+        within = sum(tile.last - max(tile.first, row + 1) for row in range(tile.top, tile.bottom))
+        sampled["all pairs"] += within
+        if tiles % each == 0:
             silent = np.zeros((len(rows.lengths), 1), np.uint64), np.zeros((len(columns.lengths), 1), np.uint64)
             start = time.thread_time()
             for name, blank in (("bags", ("folded", "sketches")), ("folded", ("sketches",)), ("full", ())):
@@ -65,7 +67,7 @@ def phases(side: SortedTexts) -> dict[str, Any]:
                 begin = time.thread_time()
                 sampled[name] += scan(*some, *rest).shape[1]
                 sampled[f"{name} seconds"] += time.thread_time() - begin
-            sampled["pairs"] += sum(tile.last - max(tile.first, row + 1) for row in range(tile.top, tile.bottom))
+            sampled["pairs"] += within
             seconds["again"] += time.thread_time() - start
         return found
 
@@ -82,7 +84,7 @@ def phases(side: SortedTexts) -> dict[str, Any]:
     total = time.process_time() - start - seconds["again"]
     vars(sketched).update(before)
     for name in ("bags", "folded"):
-        left[name] = round(left["lengths"] * sampled[name] / max(1, sampled["pairs"]))
+        left[name] = round(sampled["all pairs"] * sampled[name] / max(1, sampled["pairs"]))
     share = min(1, sampled["bags seconds"] / max(1e-9, sampled["full seconds"]))
     found = {
         "preparation": seconds["preparation"],
