@@ -163,9 +163,8 @@ def growth(options: argparse.Namespace, folder: Path) -> list[str]:
     return [
         "# The data stages by rows",
         "",
-        f"`python -m benchmarks.many_machines growth --rows {' '.join(map(str, options.rows))}` "
-        f"`--locked {options.locked}`: generated rows,",
-        f"{options.locked:,} of them locked; {machine['cpu']}, {machine['cores']} cores that other work shared (load",
+        f"`python -m benchmarks.many_machines growth --rows {' '.join(map(str, options.rows))}",
+        f"--locked {options.locked}`: generated rows, {options.locked} of them locked; {machine['cpu']}, {machine['cores']} cores that other work shared (load",
         f"{machine['load_at_start']} before, {os.getloadavg()[0]:.1f} after), so CPU seconds say more than seconds.",
         "The exponent is that of the CPU seconds from one number of rows to the next. Peak: the most memory that the",
         "process held, Python and libraries included; the last column is its growth.",
@@ -208,21 +207,31 @@ def timed(folder: Path, *command: str) -> Run:
         process = subprocess.Popen(
             [sys.executable, *command], cwd=folder, env=environment, stdout=said, stderr=subprocess.STDOUT
         )
-        worker = 0.0
+        own = worker = 0.0
         while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
+            own = max(own, peak_of(process.pid))
             worker = max([worker, *worker_memory()])
             time.sleep(0.2)
         _, status, usage = ended
     if status:
         sys.exit(f"{command} failed: {(folder / 'said').read_text()}")
-    return Run(time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, worker)
+    return Run(time.perf_counter() - start, usage.ru_utime + usage.ru_stime, own, worker)
+
+
+def peak_of(process: int) -> float:
+    """MiB; `ru_maxrss` would be at least what this process held when it started the other."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{process}/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) / 1024
+    return 0.0
 
 
 def worker_memory() -> Iterator[float]:
     """MiB that each worker of Ray at work holds, without what it shares."""
     for process in psutil.process_iter(["name"]):
         with suppress(psutil.Error):
-            if (process.info["name"] or "").startswith("ray::"):
+            if (process.info["name"] or "").startswith(("ray::clean", "ray::near")):
                 held = process.memory_info()
                 yield (held.rss - held.shared) / 2**20
 
