@@ -25,7 +25,7 @@ from pydantic import Field, ValidationError
 from stages.core import paths
 from stages.core.dvc_lock import locked_bytes
 from stages.core.errors import Refusal, UserError
-from stages.core.files import alone
+from stages.core.files import alone, remove
 from stages.core.git import CommitTree, Repository
 from stages.core.yaml_reader import load_yaml
 from stages.params.loader import check_params, read_params
@@ -34,6 +34,7 @@ from stages.team.sweep_page import write_page
 
 OBJECTIVES = ("validation_best", "validation_last")  # of `loss` in metrics/train.json
 SWEEPS = Path(".tunetrail/sweeps")
+_COPIES = "standalone"  # DVC's folder of them
 _CURVE = paths.CURVES / "plots/metrics/validation/loss.tsv"
 _STAGE = "train"
 _TAKEN = "Reproducing experiment"  # what `dvc exp run` prints when it has taken its experiment from the waiting ones
@@ -263,10 +264,11 @@ class Search:
                         and _TAKEN not in log.read_text(errors="replace")
                     ):
                         time.sleep(0.2)
+                copies = set[Path]()
                 try:
-                    self._watch(process, trial)
+                    self._watch(process, trial, copies)
                 finally:
-                    _end(process)
+                    _end(process, copies)
         finally:
             self.free.put(settings)
         if process.returncode:
@@ -278,13 +280,13 @@ class Search:
         self._report(trial, (self._tree(name).read(_CURVE.as_posix()) or b"").decode())
         return value
 
-    def _watch(self, process: "subprocess.Popen[bytes]", trial: Any) -> None:
+    def _watch(self, process: "subprocess.Popen[bytes]", trial: Any, copies: set[Path]) -> None:
         while process.poll() is None:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=1)
             if self.ending.is_set():
                 raise KeyboardInterrupt
-            self._report(trial, _curve_of(process.pid))
+            self._report(trial, _curve_of(process.pid, copies))
             if trial.should_prune() and process.poll() is None:
                 raise self.pruned
 
@@ -357,22 +359,36 @@ def _shares(workers: int) -> Iterator[dict[str, str]]:
             yield {"OMP_NUM_THREADS": str(threads)}
 
 
-def _curve_of(pid: int) -> str:
-    """The validation curve of the stage that runs below a process of DVC, as far as it is; DVC removes the last one."""
+def _curve_of(pid: int, copies: set[Path]) -> str:
+    """The validation curve of the stage that runs below a process of DVC, as far as it is; DVC removes the last one.
+
+    The copy of the project that the stage runs in is added to `copies`.
+    """
     import psutil
 
     with suppress(psutil.Error, OSError):
         for child in psutil.Process(pid).children(recursive=True):
             with suppress(psutil.Error, OSError):
                 if child.environ().get("DVC_STAGE") == _STAGE:
-                    return (Path(child.cwd()) / _CURVE).read_text(encoding="utf-8")
+                    folder = Path(child.cwd())
+                    copies |= {place for place in (folder, *folder.parents) if place.parent.name == _COPIES}
+                    return (folder / _CURVE).read_text(encoding="utf-8")
     return ""
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    """Interrupt DVC and its stage as Ctrl-C does, so that DVC removes its copy; kill what does not end."""
+def _end(process: "subprocess.Popen[bytes]", copies: set[Path]) -> None:
+    """Interrupt DVC and its stage as Ctrl-C does, so that DVC removes its copy; kill what does not end.
+
+    A stage that outlives DVC for a moment writes on into the copy that DVC is removing, and some of it stays.
+    """
+    if process.poll() is not None:
+        return
     for how, seconds in ((signal.SIGINT, 30), (signal.SIGKILL, None)):
         if process.poll() is None:
             os.killpg(process.pid, how)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=seconds)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    for copy in copies:
+        remove(copy)
