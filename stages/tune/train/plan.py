@@ -16,6 +16,7 @@ from stages.params.model import Train
 from stages.tune.train import devices
 from stages.tune.train.fused.attention import can_pack
 from stages.tune.train.fused.batches import LOSS_BYTES
+from stages.tune.train.fused.merged import MERGED_BYTES, worth_merging
 
 _ENOUGH_TOKENS = {"fused": 16384, "trl": 4096}  # at once on a card; more make none of today faster
 # On a CPU: TRL's padding-free attention looks at all pairs of tokens of a micro-batch, the fused one within examples.
@@ -23,6 +24,7 @@ _CPU_TOKENS = {"fused": 2048, "trl": 256}
 _GRAPH_STEPS = 100  # from here on, captures of a few seconds repay themselves
 _WIDEST_HEAD = 256  # of the variable-length kernel
 _RESERVE = 0.15  # of the free memory, for what the estimate leaves out and for fragments
+_COPIES = 0.2  # of the free memory at most, for weights with their adapters added
 _UNFUSED = 2  # times the memory that fused layers take
 # Before, FSDP gathers the unit of tied embeddings anew only after all its layers were called; TRL never calls the head.
 _SHARDING_TORCH = Version("2.13")
@@ -41,6 +43,7 @@ class Plan:
     micro_batch_tokens: int
     compile: str
     sharding: bool = False
+    merged: bool = False  # adapters are added to their layers' weights in each step
 
     def described(self) -> dict[str, Any]:
         """For the terminal and metrics/env/train.json."""
@@ -108,9 +111,11 @@ def make_plan(
     attention = _settled(machine.attention, "varlen" if kernel else "sdpa")
 
     longest, whole, recomputed = max(lengths), _CPU_TOKENS[engine], _CPU_TOKENS[engine]
+    copies = MERGED_BYTES * worth_merging(model) if kernel else 0
+    merged = memory is not None and 0 < copies <= memory * _COPIES
     if memory is not None:
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        left = memory * (1 - _RESERVE) - LOSS_BYTES - 16 * trained
+        left = memory * (1 - _RESERVE) - LOSS_BYTES - 16 * trained - merged * copies
         costs = bytes_per_token(config, precision)
         whole, recomputed = (max(1, int(left // (cost * (1 if fused else _UNFUSED)))) for cost in costs)
     checkpointing = _settled(machine.checkpointing, on_card and whole < longest)
@@ -136,6 +141,7 @@ def make_plan(
         _settled(machine.micro_batch_tokens, tokens),
         _settled(machine.compile, "graphs" if graphs and steps >= _GRAPH_STEPS else "none") if fused else "none",
         sharding,
+        merged,
     )
 
 

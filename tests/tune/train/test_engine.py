@@ -2,6 +2,7 @@
 
 import json
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Mi
 from stages.core import paths
 from stages.core.files import remove
 from stages.params.model import Train
+from stages.tune.train import engine
 from stages.tune.train.adapters import with_adapter
 from stages.tune.train.engine import build_trainer, fused_obstacle
 from stages.tune.train.examples import Examples
 from stages.tune.train.fused.trainer import TOLERANCES, disagreement, relative_errors
+from stages.tune.train.plan import Plan, make_plan
 
 SMALL: dict[str, Any] = {
     "vocab_size": 258,
@@ -70,6 +73,23 @@ def test_loss_and_gradients_are_those_of_trl(kind: str, method: str, precision: 
     assert all(p.grad is None for p in trainer.model.parameters())
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_merged_layers_give_the_loss_and_gradients_of_trl(
+    kind: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "make_plan", merged_plan)
+    trainer = fused(kind, tmp_path, precision=precision, target_modules=["q_proj", "k_proj", "v_proj", "down_proj"])
+    errors = relative_errors(trainer)
+    for error, allowed in zip(errors.values(), TOLERANCES[trainer.plan.precision], strict=True):
+        assert error <= allowed / 2, errors
+    assert disagreement(trainer) is None
+
+
+def merged_plan(*args: Any, **options: Any) -> Plan:
+    return replace(make_plan(*args, **options), merged=True)
+
+
 def wrong_window(attention: Any) -> None:
     """Examples see those before them."""
     right = attention.segments
@@ -112,6 +132,19 @@ def pretend_a_card() -> None:
     engine.on_a_card = lambda: True
 
 
+def merge() -> None:
+    from stages.tune.train import engine
+
+    engine.on_a_card, engine.make_plan = lambda: True, merged_plan  # type: ignore[attr-defined]
+
+
+def break_merged() -> None:
+    from stages.tune.train.fused import merged
+
+    merge()
+    merged._Stack.collect = lambda self: None  # type: ignore[method-assign]
+
+
 @pytest.fixture(scope="module")
 def trl_losses(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     project = lay_out(tmp_path_factory.mktemp("trl") / "project", engine="trl", epochs=1)
@@ -120,7 +153,14 @@ def trl_losses(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("broken", "what"), [(break_attention, "the loss"), (break_adapter, "the gradient"), (pretend_a_card, None)]
+    ("broken", "what"),
+    [
+        (break_attention, "the loss"),
+        (break_adapter, "the gradient"),
+        (pretend_a_card, None),
+        (break_merged, "the gradient"),
+        (merge, None),
+    ],
 )
 def test_auto_steps_aside_where_a_kernel_is_broken(
     broken: Any, what: str | None, tmp_path: Path, trl_losses: list[float]

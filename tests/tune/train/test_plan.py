@@ -69,6 +69,16 @@ def test_a_short_run_is_not_captured() -> None:
     assert planned(2.5, dropout=0.1).compile == "none", "recomputed with dropout"
 
 
+@pytest.mark.usefixtures("card")
+def test_adapters_of_a_small_model_are_merged_where_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not planned(70).merged
+    monkeypatch.setattr(planning, "worth_merging", lambda model: 10**8)
+    assert planned(70).merged
+    assert not planned(70, engine="trl").merged
+    assert not planned(3).merged
+    assert not planned(None).merged
+
+
 def test_a_cpu_computes_in_float32_and_launches_kernel_by_kernel() -> None:
     plan = planned(None)
     assert plan.described() == {
@@ -80,6 +90,7 @@ def test_a_cpu_computes_in_float32_and_launches_kernel_by_kernel() -> None:
         "micro_batch_tokens": 2048,
         "compile": "none",
         "sharding": False,
+        "merged": False,
     }
 
 

@@ -8,7 +8,7 @@ transformers writes RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467) as singl
 dozen back, each of which reads and writes a tensor of the width of the model. torch has one kernel each way.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,8 @@ Forward = Callable[..., torch.Tensor]
 
 class Copies:
     """16-bit copies of trained float32 weights: made once an optimiser batch, not in each pass through each layer."""
+
+    sums: Sequence[torch.Tensor] = ()  # what passes add to beside gradients
 
     def __init__(self, precision: torch.dtype) -> None:
         self._precision = precision
@@ -36,6 +38,13 @@ class Copies:
         if self._pairs:
             copy_all(list(self._pairs.values()), list(self._pairs))
 
+    def collect(self) -> None:
+        """After the passes of a step: add to the gradients what is not in them yet."""
+
+    def merged(self, module: Any) -> Forward | None:
+        """How a layer computes with a weight that its adapter was added to; None where it does not."""
+        return None
+
 
 def fuse(model: Any, precision: torch.dtype, copies: Copies | None = None) -> int:
     """Let each plain LoRA layer, and in 16 bit each frozen RMSNorm, compute so in training; returns how many do.
@@ -44,7 +53,9 @@ def fuse(model: Any, precision: torch.dtype, copies: Copies | None = None) -> in
     """
     forwards: list[tuple[Any, Forward]] = []
     for module in model.modules():
-        if lora := plain_lora(module):
+        if copies and (merged := copies.merged(module)):
+            forwards.append((module, merged))
+        elif lora := plain_lora(module):
             forwards.append((module, _adapted(module, lora, module.forward, copies)))
         elif precision == torch.bfloat16 and is_frozen_norm(module) and (offset := norm_offset(module)) is not None:
             forwards.append((module, _normed(module, offset, module.forward)))
@@ -95,24 +106,21 @@ class _Adapted(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             of_x = gradient @ dense_weight(ctx.layer)
             of_x.addmm_(back, a, alpha=ctx.scale)
-        of_down, of_up = (
-            _add_product(weight, weight.grad if ctx.in_place else None, left, right, ctx.scale)
-            for weight, left, right in ((down, back.T, x), (up, gradient.T, narrow))
-        )
-        return of_x, None, of_down, of_up, None, None
+        of_trained: list[torch.Tensor | None] = [None, None]
+        for place, (weight, left, right) in enumerate(((down, back.T, x), (up, gradient.T, narrow))):
+            if ctx.in_place:
+                add_product(weight.grad, left, right, ctx.scale)
+            else:
+                of_trained[place] = (left @ right).to(weight.dtype).mul_(ctx.scale)
+        return of_x, None, *of_trained, None, None
 
 
-def _add_product(
-    weight: torch.Tensor, gradient: torch.Tensor | None, left: torch.Tensor, right: torch.Tensor, scale: float
-) -> torch.Tensor | None:
-    """Add scale * left @ right to the gradient; return it where there is none to add to."""
-    if gradient is None:
-        return (left @ right).to(weight.dtype).mul_(scale)
+def add_product(gradient: torch.Tensor, left: torch.Tensor, right: torch.Tensor, scale: float = 1.0) -> None:
+    """Add scale * left @ right to the gradient."""
     if left.is_cuda and gradient.dtype != left.dtype:  # one kernel; a CPU has none of mixed types
         torch.addmm(gradient, left, right, alpha=scale, out_dtype=gradient.dtype, out=gradient)
     else:
         gradient.add_(left @ right, alpha=scale)
-    return None
 
 
 def _adapted(module: Any, lora: PlainLora, unfused: Forward, copies: Copies | None) -> Forward:
@@ -125,7 +133,7 @@ def _adapted(module: Any, lora: PlainLora, unfused: Forward, copies: Copies | No
         out: torch.Tensor = _Adapted.apply(x.flatten(0, -2), lora.base, down, up, lora.scale, in_16_bit)  # type: ignore[no-untyped-call]
         return out.view(*x.shape[:-1], out.shape[-1])
 
-    return _marked(forward)
+    return marked(forward)
 
 
 def is_frozen_norm(module: Any) -> bool:
@@ -170,9 +178,9 @@ def _normed(module: Any, offset: int, unfused: Forward) -> Forward:
             return rms_norm(x, scale.shape, scale, epsilon)
         return rms_norm(x.float(), scale.shape, scale.float(), epsilon).to(x.dtype)
 
-    return _marked(forward)
+    return marked(forward)
 
 
-def _marked(forward: Forward) -> Forward:
+def marked(forward: Forward) -> Forward:
     forward.fused = True  # type: ignore[attr-defined]
     return forward

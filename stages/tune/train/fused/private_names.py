@@ -21,6 +21,11 @@ def copy_all(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
         torch._foreach_copy_(targets, sources)
 
 
+def add_all(targets: list[torch.Tensor], sources: list[torch.Tensor], scale: float) -> None:
+    """torch: add scale times each source to its target, in a few kernels."""
+    torch._foreach_add_(targets, sources, alpha=scale)
+
+
 def norm_epsilon(module: Any) -> float | None:
     """transformers: what an RMSNorm adds before its root, `variance_epsilon` in Llama and Qwen, `eps` in Gemma."""
     return getattr(module, "variance_epsilon", getattr(module, "eps", None))
@@ -31,6 +36,10 @@ def casting_layers(model: Any) -> list[Any]:
     return [module for module in model.modules() if hasattr(module, "cast_input_dtype_enabled")]
 
 
+# transformers: layers of one parent that read the same input, where it has them under these names.
+SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+
+
 @dataclass(frozen=True, slots=True)
 class PlainLora:
     """The frozen linear layer `base`, and its adapter: `scale` times `up` (B) after `down` (A)."""
@@ -39,6 +48,10 @@ class PlainLora:
     down: Any
     up: Any
     scale: float
+
+    def shape(self) -> tuple[int, int, int]:
+        """Outputs, inputs, rank."""
+        return (self.base.out_features, self.base.in_features, len(self.down.weight))
 
 
 def plain_lora(module: Any) -> PlainLora | None:

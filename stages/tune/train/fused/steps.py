@@ -1,6 +1,6 @@
 """Forward and backward over one micro-batch: launched kernel by kernel, or replayed as CUDA graphs."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -171,7 +171,8 @@ class GraphSteps(Steps):
     """Replays a recorded pass, forward, loss and backward: the host no longer launches each kernel.
 
     One for each width, to which batches are filled up, and for at most so many predictors: as `planned`, from narrow to
-    wide, or else multiples of `APART`. The gradients must stay where they were while it was recorded.
+    wide, or else multiples of `APART`. The gradients must stay where they were while it was recorded, and so must
+    `sums`, what else the passes add to.
     """
 
     def __init__(
@@ -182,8 +183,10 @@ class GraphSteps(Steps):
         segments: int,
         recorder: Any = None,
         planned: Mapping[int, int] | None = None,
+        sums: Sequence[torch.Tensor] = (),
     ) -> None:
         super().__init__(model, plan)
+        self._sums = sums
         self._longest = max(longest, APART)
         self._planned = planned or {}
         self._segments = segments + 1  # and the filler
@@ -252,15 +255,13 @@ class GraphSteps(Steps):
             passes.loss.copy_(completion_loss(flat, where, targets, self._head, inputs[-1], gradient))
             state.backward(gradient.view_as(state))  # type: ignore[no-untyped-call]
 
-        kept = [parameter.grad.clone() for parameter in self._trained()]
+        trained = [parameter.grad for parameter in self._causal.parameters() if parameter.requires_grad]
+        kept = [(added_to, added_to.clone()) for added_to in (*trained, *self._sums)]
         self._recorder.warm_up(work)
         passes.replay = self._recorder.record(work)
-        for parameter, value in zip(self._trained(), kept, strict=True):
-            parameter.grad.copy_(value)
+        for added_to, value in kept:
+            added_to.copy_(value)
         self._recorded[width] = passes
-
-    def _trained(self) -> list[Any]:
-        return [parameter for parameter in self._causal.parameters() if parameter.requires_grad]
 
 
 def _rounded(tokens: int) -> int:

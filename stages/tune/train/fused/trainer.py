@@ -18,6 +18,7 @@ from stages.tune.train.completion_trainer import OUT_OF_MEMORY, CompletionTraine
 from stages.tune.train.examples import Examples, SeededBatches
 from stages.tune.train.fused.batches import Row, make_rows, planned_widths
 from stages.tune.train.fused.layers import Copies, fuse, unfuse
+from stages.tune.train.fused.merged import Merged
 from stages.tune.train.fused.steps import GraphSteps, Steps
 from stages.tune.train.plan import Plan
 
@@ -67,13 +68,18 @@ class FusedTrainer(CompletionTrainer):
         super().__init__(train, validation, batches, plan, **options)
         self.rows, self._validation = make_rows(train), make_rows(validation)
         self._gradients = Gradients([p for p in self.model.parameters() if p.requires_grad])
-        self._copies = Copies(plan.precision) if plan.precision != torch.float32 else None
+        self._copies: Copies | None = None
+        if plan.merged:
+            self._copies = Merged(self.model, plan.precision)
+        elif plan.precision != torch.float32:
+            self._copies = Copies(plan.precision)
         self._fuse()
         self.agreement: dict[str, float] = {}
         if plan.compile == "graphs":
             planned = planned_widths(self.rows, self.batches, devices.count(), plan.micro_batch_tokens)
             longest, segments = max(map(len, self.rows)), self.batches.batch_size
-            self._steps: Steps = GraphSteps(self.model, plan, longest, segments, planned=planned)
+            sums = self._copies.sums if self._copies else ()
+            self._steps: Steps = GraphSteps(self.model, plan, longest, segments, planned=planned, sums=sums)
         else:
             self._steps = Steps(self.model, plan)
 
@@ -129,7 +135,10 @@ class FusedTrainer(CompletionTrainer):
         if self._copies:
             self._copies.refresh()
         try:
-            return self._gradients.add_up(self._steps(inputs))
+            loss = self._steps(inputs)
+            if self._copies:
+                self._copies.collect()
+            return self._gradients.add_up(loss)
         except torch.OutOfMemoryError:
             raise UserError(OUT_OF_MEMORY) from None
 

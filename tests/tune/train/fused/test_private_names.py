@@ -17,6 +17,8 @@ from transformers import (
 )
 
 from stages.tune.train.fused.private_names import (
+    SIBLINGS,
+    add_all,
     attention_in_use,
     casting_layers,
     copy_all,
@@ -50,6 +52,19 @@ def test_weights_of_any_type_are_copied() -> None:
         assert torch.equal(target, source.to(target.dtype))
 
 
+def test_weights_are_added_to_with_a_factor() -> None:
+    targets, sources = [torch.ones(3), torch.zeros(2, 2)], [torch.arange(3.0), torch.full((2, 2), 5.0)]
+    add_all(targets, sources, 2.0)
+    assert targets[0].tolist() == [1, 3, 5]
+    assert targets[1].tolist() == [[10, 10], [10, 10]]
+
+
+def test_siblings_have_their_names() -> None:
+    model = LlamaForCausalLM(LlamaConfig(**SIZES))
+    parents = [parent for names in SIBLINGS for parent in model.modules() if all(hasattr(parent, n) for n in names)]
+    assert len(parents) == len(SIBLINGS)
+
+
 def test_the_attention_in_use_can_be_read() -> None:
     model = LlamaForCausalLM(LlamaConfig(**SIZES))
     for name in ("eager", "sdpa"):
@@ -80,6 +95,7 @@ def test_a_lora_layer_has_its_parts() -> None:
     assert lora is not None
     assert lora.base is layer.get_base_layer()
     assert (lora.down.weight.shape, lora.up.weight.shape, lora.scale) == ((4, 64), (64, 4), 1.5)
+    assert lora.shape() == (64, 64, 4)
     x = torch.randn(3, 64)
     by_parts = lora.base(x) + lora.up(lora.down(x)) * lora.scale
     torch.testing.assert_close(layer(x), by_parts)

@@ -10,6 +10,8 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from stages.tune.train.fused import attention
 from stages.tune.train.fused.batches import Row, planned_widths
+from stages.tune.train.fused.layers import fuse
+from stages.tune.train.fused.merged import Merged
 from stages.tune.train.fused.steps import GraphSteps, Steps
 from stages.tune.train.fused.trainer import Gradients
 from stages.tune.train.plan import Plan
@@ -125,6 +127,26 @@ def test_a_recording_leaves_gradients_as_they_were(model: Any) -> None:
     torch.testing.assert_close(steps(rows()), whole)
     for before, parameter in zip(first, (p for p in model.parameters() if p.requires_grad), strict=True):
         torch.testing.assert_close(parameter.grad, before)
+
+
+def test_merged_layers_are_recorded_with_the_sums_that_they_add_to(model: Any) -> None:
+    """The sums of gradients of parts before a recording are still there after it."""
+    gradients, found = Gradients([p for p in model.parameters() if p.requires_grad]), []
+    launched, copies = Steps(model, plan("none")), Merged(model, torch.float32)
+    recorded = GraphSteps(
+        model, plan("graphs", tokens=400), max(LENGTHS), len(LENGTHS), Recorder(), sums=copies.sums
+    )  # fmt: skip
+    for steps in (launched, recorded, recorded):
+        if steps is recorded:
+            fuse(model, torch.float32, copies)
+        gradients.clear()
+        copies.refresh()
+        loss = steps(rows())
+        copies.collect()
+        found.append([loss, *(p.grad.clone() for p in model.parameters() if p.requires_grad)])
+    for one, two, three in zip(*found, strict=True):
+        assert (two - one).norm() <= 1e-4 * one.norm()
+        assert (three - one).norm() <= 1e-4 * one.norm()
 
 
 def test_a_batch_of_more_predictors_than_were_recorded_is_recorded_anew(model: Any) -> None:
