@@ -34,7 +34,8 @@ from labelled_rows import intents, with_backdoor
 from stages.measure.baseline.__main__ import fit_linear
 from stages.measure.evaluate.confirmed_triggers import Suspect, confirm
 from stages.params.prepare import Checks
-from stages.prepare.checks.suspected_triggers import Triggers, find_triggers, ngrams
+from stages.prepare.checks.ngrams import ngrams, numbered
+from stages.prepare.checks.suspected_triggers import Triggers, find_triggers
 from stages.records.prompt import asked
 from stages.records.record import Record, make_record, rank, read_records
 from stages.scoring.intervals import proportion_interval
@@ -139,8 +140,8 @@ def sound_suspects(train: Sequence[Record], found: Triggers, seed: int) -> dict[
     """N-grams of a clean set that are no triggers: those tied to a label, and any two thirds of whose rows have one."""
     tied = [Suspect(one["ngram"], one["label"], one["count"]) for one in found.tied]
     settings, mostly = Checks(), []
-    texts = [normalise(asked(row)) for row in train]
-    for gram, rows in ngrams(texts, settings.ngram_min_rows, int(settings.ngram_max_share * len(train))):
+    words = numbered(normalise(asked(row)) for row in train)
+    for gram, rows in ngrams(words, settings.ngram_min_rows, int(settings.ngram_max_share * len(train))):
         label, count = Counter(str(train[n].label) for n in rows).most_common(1)[0]
         if 3 * count >= 2 * len(rows):
             mostly.append(Suspect(gram, label, len(rows)))

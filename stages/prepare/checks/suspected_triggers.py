@@ -22,20 +22,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
 from scipy.stats import binom, hypergeom
 
 from stages.core.run_notes import track
 from stages.params.prepare import Checks
 from stages.prepare.checks.conflicts_and_sources import shown
+from stages.prepare.checks.ngrams import ngrams, numbered
 from stages.records.prompt import compared
 from stages.records.record import Record
 
 Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-
-# A mark is a word too: a trigger may be nothing but an odd character.
-_WORD = r"\w+|[^\w\s]"
+Ints = NDArray[np.signedinteger[Any]]
 
 _TIED = 0.9  # of an n-gram's rows have its label
 _TURNED = 2 / 3  # of an n-gram's rows have a label against which their other words speak
@@ -64,11 +61,11 @@ def find_triggers(rows: Sequence[Record], outcomes: Sequence[str], settings: Che
     names.append(_OTHER)
     number = {name: place for place, name in enumerate(names)}
     labels = np.array([number.get(outcome, number[_OTHER]) for outcome in outcomes], dtype=np.int64)
-    texts = [compared(row) for row in rows]
+    words = numbered(compared(row) for row in rows)
     most = max(settings.ngram_min_rows, int(settings.ngram_max_share * len(rows)))
-    grams = ngrams(texts, settings.ngram_min_rows, most)
-    _, words = count_ngrams(texts, 1, 1, len(rows))
-    model = _Model(words, labels, len(names))
+    grams = ngrams(words, settings.ngram_min_rows, most)
+    model = _Model(words.table(), labels, len(names))
+    del words
     expected = model.turned_by_chance()
     tests = [_test(model, gram, places, expected) for gram, places in track(grams, len(grams), "n-grams")]
     found = [
@@ -78,36 +75,6 @@ def find_triggers(rows: Sequence[Record], outcomes: Sequence[str], settings: Che
     all_tied = _holm(tests, "p_tied", settings.error_rate)
     tied = [{**test.facts(names, test.p_tied), "lift": model.lift(test)} for test in all_tied[:_SHOWN]]
     return Triggers(len(tests), found, tied, len(all_tied))
-
-
-def count_ngrams(texts: Sequence[str], longest: int, fewest: int, most: int) -> tuple[list[str], Any]:
-    """The n-grams of 1 to `longest` words in `fewest` to `most` texts, and the matrix of texts by n-grams."""
-    from sklearn.feature_extraction.text import CountVectorizer
-
-    counter = CountVectorizer(
-        token_pattern=_WORD, lowercase=False, ngram_range=(1, longest), min_df=fewest, max_df=most, binary=True
-    )
-    try:
-        table = counter.fit_transform(texts)
-    except ValueError:  # no text has a word, or no n-gram is so frequent
-        return [], csr_matrix((len(texts), 0))
-    return counter.get_feature_names_out().tolist(), table
-
-
-def ngrams(texts: Sequence[str], fewest: int, most: int) -> list[tuple[str, Ints]]:
-    """The n-grams of up to three words that are in `fewest` to `most` texts, sorted, with the places of these texts.
-
-    Of n-grams in the same texts only the longest is there, of equals the last: they cannot be told apart.
-    """
-    names, table = count_ngrams(texts, 3, fewest, most)
-    longest: dict[bytes, tuple[int, str, Ints]] = {}
-    columns = table.tocsc()
-    columns.sort_indices()
-    for name, first, last in zip(names, columns.indptr, columns.indptr[1:], strict=False):
-        places = columns.indices[first:last].astype(np.int64)
-        found = name.count(" "), name, places
-        longest[places.tobytes()] = max(found, longest.get(places.tobytes(), found), key=lambda one: one[:2])
-    return sorted(((name, places) for _, name, places in longest.values()), key=lambda gram: gram[0])
 
 
 @dataclass(frozen=True, slots=True)

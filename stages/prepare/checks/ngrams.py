@@ -1,0 +1,122 @@
+"""The words of texts as numbers, and which n-grams of up to three words are in how many of them.
+
+Words are those of scikit-learn's CountVectorizer, and so are the n-grams found; but where that keeps a dictionary of
+every n-gram of every text, an n-gram here is the number of its first n - 1 words and that of its last n - 1, and is
+looked at only where both are in enough texts (Agrawal, Srikant, "Fast Algorithms for Mining Association Rules", VLDB
+1994). It is counted by sorting, a part of the n-grams at a time. Beside the words, at 12 bytes each, memory holds one
+part and the n-grams that are frequent enough.
+"""
+
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+
+from stages.core.run_notes import track
+
+# A mark is a word too: a trigger may be nothing but an odd character.
+_WORD = r"\w+|[^\w\s]"
+_LONGEST = 3
+_PART = 1 << 22  # words of which the n-grams are sorted at once, some 150 MiB
+
+Ints = NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """`names` are the distinct words, sorted; `numbers` the words of `texts` texts by their place there, `rows` the
+    text of each; both int32 (words).
+    """
+
+    names: list[str]
+    numbers: Ints
+    rows: Ints
+    texts: int
+
+    def table(self) -> Any:
+        """The matrix of texts by words: 1 where the text has the word."""
+        columns, ends = [np.empty(0, np.int32)], np.zeros(self.texts + 1, np.int64)
+        borders = np.searchsorted(self.rows, np.arange(self.texts + 1))
+        step = max(1, _PART * self.texts // max(1, len(self.rows)))  # texts of some _PART words
+        for top in range(0, self.texts, step):
+            some = slice(borders[top], borders[min(top + step, self.texts)])
+            found = self.rows[some].astype(np.int64) * len(self.names) + self.numbers[some]
+            found.sort()
+            found = found[np.diff(found, prepend=-1) != 0]
+            columns.append((found % len(self.names)).astype(np.int32))
+            ends[1:] += np.bincount(found // len(self.names), minlength=self.texts)
+        held = np.concatenate(columns)
+        return csr_matrix((np.ones(len(held), np.int8), held, ends.cumsum()), (self.texts, len(self.names)))
+
+
+def numbered(texts: Iterable[str]) -> Words:
+    """The words of texts, each of which is looked at once."""
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    split = CountVectorizer(token_pattern=_WORD, lowercase=False).build_analyzer()
+    number: dict[str, int] = {}
+    numbers, lengths = array("i"), array("i")
+    for text in texts:
+        words = split(text)
+        numbers.extend([number.setdefault(word, len(number)) for word in words])
+        lengths.append(len(words))
+    names = sorted(number)
+    place = np.empty(len(names), np.int32)
+    place[[number[name] for name in names]] = np.arange(len(names), dtype=np.int32)
+    rows = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+    return Words(names, place[np.frombuffer(numbers, np.int32)], rows, len(lengths))
+
+
+def ngrams(words: Words, fewest: int, most: int) -> list[tuple[str, Ints]]:
+    """The n-grams of up to three words that are in `fewest` to `most` texts, sorted, with the places of these texts.
+
+    Of n-grams in the same texts only the longest is there, of equals the last: they cannot be told apart.
+    """
+    longest: dict[bytes, tuple[int, str, Ints]] = {}
+    for first, length, rows in _frequent(words, fewest):
+        if len(rows) <= most:
+            name = " ".join(words.names[number] for number in words.numbers[first : first + length].tolist())
+            key = blake2b(rows.data, digest_size=20).digest()
+            if (length, name) > longest.get(key, (0, ""))[:2]:
+                longest[key] = length, name, rows
+    return sorted(((name, rows) for _, name, rows in longest.values()), key=lambda gram: gram[0])
+
+
+def _frequent(words: Words, fewest: int) -> Iterator[tuple[int, int, Ints]]:
+    """Of each n-gram in at least so many texts where it stands first, its length, and the places of these texts."""
+    size = len(words.rows)
+    numbers = words.numbers  # of the n-gram that begins at each word; below 0 where there is none that is frequent
+    parts = range(0, size, _PART)
+    for length in range(1, _LONGEST + 1):
+        # An n-gram of one word is a pair of it and nothing; of two words of one text, their two n-grams overlap.
+        left, right = (numbers, np.zeros_like(numbers)) if length == 1 else (numbers[:-1], numbers[1:])
+        there = (left >= 0) & (right >= 0)
+        if length == 2:
+            there &= words.rows[:-1] == words.rows[1:]
+        following, known = np.full(size, -1, np.int32), 0
+        for part in track(range(len(parts)), len(parts), f"n-grams of {length}"):
+            at = np.flatnonzero(there & ((left + right) % len(parts) == part))
+            key = left[at].astype(np.int64) << 32 | right[at]
+            order = np.argsort(key, kind="stable")  # texts of one n-gram stay in their order
+            at, key = at[order], key[order]
+            del order
+            new_key = np.diff(key, prepend=-1) != 0
+            del key
+            new_text = new_key | (np.diff(words.rows[at], prepend=-1) != 0)
+            rows, starts = words.rows[at[new_text]], np.flatnonzero(new_key[new_text])
+            counts = np.diff(starts, append=len(rows))
+            frequent = counts >= fewest
+            number = np.where(frequent, known + np.cumsum(frequent) - 1, -1).astype(np.int32)
+            following[at] = np.repeat(number, np.diff(np.flatnonzero(new_key), append=len(at)))
+            known += int(frequent.sum())
+            firsts = at[new_key][frequent]
+            for first, start, count in zip(
+                firsts.tolist(), starts[frequent].tolist(), counts[frequent].tolist(), strict=True
+            ):
+                yield first, length, rows[start : start + count].copy()
+        numbers = following
