@@ -125,8 +125,12 @@ def run(prepared: Path, project: Path, changes: dict[str, Any]) -> dict[str, Any
 
 
 def average(projects: list[Path]) -> dict[str, Any]:
-    """How the mean of several tuned models' weights answers (Wortsman et al. 2022, "Model soups", arXiv 2203.05482)."""
     os.chdir(projects[0])
+    return answered(mean_model(projects))
+
+
+def mean_model(projects: list[Path]) -> Any:
+    """The mean of several tuned models' weights (Wortsman et al. 2022, "Model soups", arXiv 2203.05482)."""
     mean: Any = None
     for project in projects:
         model = load_tuned(project / paths.BASE, project / paths.SFT, dtype=torch.float32)
@@ -134,7 +138,7 @@ def average(projects: list[Path]) -> dict[str, Any]:
         weights = {name: weight / len(projects) for name, weight in model.state_dict().items()}
         mean = {name: mean[name] + weight for name, weight in weights.items()} if mean else weights
     model.load_state_dict(mean)
-    return answered(model.to(compute_dtype()))
+    return model.to(compute_dtype())
 
 
 def answered(model: Any) -> dict[str, Any]:
