@@ -16,7 +16,6 @@ import argparse
 import gc
 import importlib
 import json
-import multiprocessing
 import os
 import shutil
 import subprocess
@@ -24,9 +23,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -37,13 +34,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.intent_rows import draw_rows
 from benchmarks.intents_table import page
+from benchmarks.workers import RESULTS, Lines
 from stages.core import paths
 from stages.core.yaml_reader import load_yaml
 from stages.records.record import read_records, write_records
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = ROOT / "examples" / "intents" / "params.yaml"
-RESULTS = ROOT / "benchmarks" / "results"
 # NAME: (where the rows come from, training rows of each label, whether a recipe is chosen by its validation rows)
 SETS = {
     "generated, 100 rows": ("generated", 100, False),  # the longest first
@@ -56,7 +53,13 @@ SETS = {
     "codes, 30 rows": ("codes", 30, False),
     "codes, 10 rows": ("codes", 10, False),
 }
-EPOCHS = {5: 12, 10: 8, 30: 5, 100: 3}  # to begin with: fewer rows a label, more epochs
+# Rows of each label: what `train` begins with. Fewer rows, more epochs.
+SIZES: dict[int, dict[str, Any]] = {
+    5: {"epochs": 12},
+    10: {"epochs": 8},
+    30: {"epochs": 5},
+    100: {"epochs": 3, "batch_size": 64},
+}
 # A chat template: a model that reads from left to right reads the message a second time with all of it in mind
 # (Springer et al. 2024, "Repetition improves language model embeddings", arXiv 2402.15449).
 TWICE = """{%- for message in messages %}
@@ -92,16 +95,16 @@ Line = dict[str, Any]
 
 def prepare(project: Path, base: Path, source: str, rows: int, snips: Path, told: dict[str, Any]) -> Line:
     """The project up to `augment`, with all test rows as the hold-out."""
-    train, test = draw_rows(source, rows, snips, told.get("labels"))
     params = load_yaml(SETTINGS.read_text(encoding="utf-8"))
-    params["task"]["labels"] = sorted({row["label"] for row in train})
     params["split"]["validation_share"] = 0.2
     # No samples, validations and checkpoints on the way: they change no weight, and take longer than the training.
-    params["train"] |= {"head": "completion", "epochs": EPOCHS[rows], "evaluate_every": 10**6, "sample_prompts": 0}
+    params["train"] |= {"head": "completion", "evaluate_every": 10**6, "sample_prompts": 0, **SIZES[rows]}
     for section, values in told.get("changes", {}).items():
         params[section] |= values
     (project / "data" / "raw").mkdir(parents=True)
     try:
+        train, test = draw_rows(source, rows, snips, told.get("labels"))
+        params["task"]["labels"] = sorted({row["label"] for row in train})
         lay_out(project, base, params, {"train": train, "test": test})
         os.chdir(project)
         for stage in ("clean", "dedup"):
@@ -110,7 +113,7 @@ def prepare(project: Path, base: Path, source: str, rows: int, snips: Path, told
         subprocess.run([sys.executable, *draw], check=True)
         for stage in ("split", "augment"):
             run_stage(f"prepare.{stage}")
-    finally:
+    finally:  # what waits for it ends at once, then
         (project / READY).touch()
     parts = {"train": paths.TRAIN, "validation": paths.VALIDATION, "holdout": paths.HOLDOUT}
     counts = {name: len(read_records(file)) for name, file in parts.items()}
@@ -262,77 +265,10 @@ def work(kind: str, *args: Any) -> Line:
             torch.cuda.empty_cache()  # for the processes beside this one
 
 
-class Results:
-    """The lines of a file, and processes that measure what is not there."""
-
-    def __init__(self, file: Path, workers: int, seconds: float) -> None:
-        self.file, self.workers = file.absolute(), workers
-        self.start, self.seconds = time.monotonic(), seconds
-        self.lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
-        self._pool: Any = None
-        self._open: dict[Any, Line] = {}
-
-    def find(self, kind: str, **keys: Any) -> list[Line]:
-        return [line for line in self.lines if line["kind"] == kind and keys.items() <= line.items()]
-
-    def left(self, share: float = 1.0) -> float:
-        return self.seconds * share - (time.monotonic() - self.start)
-
-    def begin(self, kind: str, name: str, args: Iterable[Any], **keys: Any) -> None:
-        """Have it measured, unless it was without a fault, or is being measured."""
-        line = {"kind": kind, "set": name, **keys}
-        if line in self._open.values() or any("error" not in one for one in self.find(kind, set=name, **keys)):
-            return
-        if not self.workers:
-            future = Future[Line]()
-            future.set_result(work(kind, *args))
-        else:
-            self._pool = self._pool or self._new_pool()
-            future = self._pool.submit(work, kind, *args)
-        self._open[future] = line
-
-    def wait(self, share: float, kinds: Iterable[str]) -> None:
-        """Until all of these kinds are measured, or so much of the time is over: what has not begun then never does."""
-        kinds, mine = [*kinds], [future for future, line in self._open.items() if line["kind"] in kinds]
-        with suppress(TimeoutError):
-            for future in as_completed(mine, max(0.0, self.left(share))):
-                self._add(future)
-        for future in [future for future in mine if future in self._open and future.cancel()]:
-            del self._open[future]
-
-    def collect(self) -> None:
-        """What has been measured meanwhile."""
-        for future in [future for future in self._open if future.done()]:
-            self._add(future)
-
-    def _add(self, future: Any) -> None:
-        line = self._open.pop(future)
-        try:
-            line = {**line, **future.result()}
-        except BrokenProcessPool as error:  # a process was killed: the others of this pool are gone, too
-            line, self._pool = {**line, "error": str(error)}, None
-        self.lines.append(line)
-        with self.file.open("a", encoding="utf-8") as out:
-            out.write(json.dumps(line) + "\n")
-        print({key: value for key, value in line.items() if not isinstance(value, (list, dict))}, flush=True)
-
-    def _new_pool(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(self.workers, multiprocessing.get_context("spawn"))
-
-    def close(self) -> None:
-        """End the processes, whatever they do."""
-        self.collect()
-        if self._pool:
-            processes = [*self._pool._processes.values()]
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            for process in processes:
-                process.kill()
-
-
-def recipes_of(results: Results, rows: int, sets: list[str]) -> Iterator[tuple[str, int, float]]:
+def recipes_of(results: Lines, rows: int, sets: list[str]) -> Iterator[tuple[str, int, float]]:
     """(recipe, validation rows right, minus their mean nats) of each that all sets of a size have been asked."""
     for recipe in dict.fromkeys(line["recipe"] for line in results.find("validated", rows=rows)):
-        found = [line for line in results.find("validated", rows=rows, recipe=recipe) if "error" not in line]
+        found = results.find("validated", rows=rows, recipe=recipe)
         if {line["set"] for line in found} == {*sets}:
             yield recipe, sum(line["right"] for line in found), -sum(line["nats"] for line in found)
 
@@ -356,10 +292,10 @@ def combined(scores: list[tuple[str, int, float]]) -> list[str]:
 class Study:
     """What is measured of the sets of these names, in which order."""
 
-    def __init__(self, results: Results, names: list[str], folder: Path) -> None:
+    def __init__(self, results: Lines, names: list[str], folder: Path) -> None:
         self.results, self.names = results, names
         self.projects = {name: folder / str(number) for number, name in enumerate(names)}
-        self.sizes = {rows: [name for name in names if SETS[name][1:] == (rows, True)] for rows in sorted(EPOCHS)}
+        self.sizes = {rows: [name for name in names if SETS[name][1:] == (rows, True)] for rows in SIZES}
         self.tuned = [(rows, name) for rows, sets in self.sizes.items() for name in sets]
 
     def prepare(self, base: Path, snips: Path, told: Line) -> None:
@@ -370,18 +306,26 @@ class Study:
             self.results.begin("prepare", name, args, folder=str(self.projects[name]))
 
     def tune(self) -> None:
-        """One change at a time in half of the time, then those that helped together until two thirds."""
+        """One change at a time in half of the time, then those that helped together until two thirds.
+
+        Not of a size whose hold-out was asked: what was chosen for it stands.
+        """
+        tuned = [
+            (rows, name)
+            for rows, name in self.tuned
+            if not any(SETS[line["set"]][1] == rows for line in self.results.find("final"))
+        ]
         for number, recipe in enumerate(RECIPES):
-            for rows, name in self.tuned:
+            for rows, name in tuned:
                 if RECIPES[recipe][0] != "head" or rows == HEAD_ROWS:
                     self._validate(recipe, rows, name, decodings=not number and rows in DECODED_ROWS)
             for name in self.names[number : number + 1]:  # needs no card, and takes one process at a time
                 self.results.begin("linear", name, (self.projects[name],))
-        self.results.wait(0.5, ["described", "prepare", "validated"])
-        for rows, name in self.tuned:
+        self.results.wait(0.5)
+        for rows, name in tuned:
             for recipe in combined([*recipes_of(self.results, rows, self.sizes[rows])]):
                 self._validate(recipe, rows, name)
-        self.results.wait(0.66, ["validated"])
+        self.results.wait(0.66)
 
     def _validate(self, recipe: str, rows: int, name: str, decodings: bool = False) -> None:
         args = (self.projects[name], changes_of(recipe), decodings)
@@ -389,16 +333,16 @@ class Study:
 
     def ask(self) -> None:
         """The hold-out of each set, once; then, as time allows, the same recipe with other seeds on validation rows."""
-        chosen = {rows: self._chosen(rows) for rows in EPOCHS}
+        chosen = {rows: self._chosen(rows) for rows in SIZES}
         for name in self.names:
             recipe = chosen[SETS[name][1]]
-            if not any("error" not in line for line in self.results.find("final", set=name)):
+            if not self.results.find("final", set=name):
                 self.results.begin("final", name, (self.projects[name], changes_of(recipe)), recipe=recipe)
             self.results.begin("linear", name, (self.projects[name],))
         for rows, name in self.tuned if self.results.find("validated") else ():
             args = (self.projects[name], changes_of(chosen[rows]))
             self.results.begin("averaged", name, args, rows=rows, recipe=chosen[rows])
-        self.results.wait(1, ["described", "prepare", "validated", "final", "linear", "averaged"])
+        self.results.wait(1)
 
     def _chosen(self, rows: int) -> str:
         scores = [*recipes_of(self.results, rows, self.sizes[rows])]
@@ -426,7 +370,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not given.base or not given.snips or {*given.sets} - {*SETS}:
         parser.error("--base and --snips are needed, and each SET is one of those above")
     base, snips = given.base.absolute(), given.snips.absolute()
-    results, home = Results(given.results, given.workers, given.seconds), Path.cwd()
+    results, home = Lines(given.results, work, given.workers, given.seconds), Path.cwd()
     names = [name for name in SETS if name in (given.sets or SETS)]
     with tempfile.TemporaryDirectory() as folder:
         try:

@@ -27,7 +27,8 @@ def page(lines: Sequence[Line], recipes: Iterable[str]) -> str:
         *_decodings(sound),
         *_means(sound),
     ]
-    if faults := [line for line in lines if "error" in line]:
+    done = {_name(line) for line in sound}
+    if faults := [line for line in lines if "error" in line and _name(line) not in done]:
         parts.append("Not measured: " + "; ".join(f"{_name(line)} ({line['error']})" for line in faults) + ".")
     return "\n\n".join(parts) + "\n"
 
