@@ -14,8 +14,8 @@ from stages.core.run_notes import track
 from stages.near_duplicates import pairs
 from stages.near_duplicates.pairs import Found, SortedTexts, Tile, sorted_by_length, tiles
 
-_SIDE = 16_384  # texts: a second of work or so, and some 10 MB of texts
-_ROWS = 256  # of the search for the nearest, which compares all with all: some seconds
+_SIDE = 32_768  # texts of the join: a second or two of work, a third of it to make sketches, and some 15 MB of texts
+_ROWS, _CANDIDATES = 256, 16_384  # of the search for the nearest, which compares all with all: some seconds
 
 Arguments = tuple[Sequence[str], Sequence[str] | None, int]
 
@@ -48,8 +48,8 @@ def near_in_tile(rows: Sequence[str], columns: Sequence[str] | None, threshold: 
 
 def nearest(texts: Sequence[str], candidates: Sequence[str], address: str) -> Found:
     """`pairs.nearest_here` by runs of texts and of candidates. Raises as `join` does."""
-    starts = list(product(range(0, len(texts), _ROWS), range(0, len(candidates), _SIDE)))
-    tasks = ((texts[row : row + _ROWS], candidates[column : column + _SIDE]) for row, column in starts)
+    starts = list(product(range(0, len(texts), _ROWS), range(0, len(candidates), _CANDIDATES)))
+    tasks = ((texts[row : row + _ROWS], candidates[column : column + _CANDIDATES]) for row, column in starts)
     found = in_order(nearest_in_tile, tasks, address, "nearest")
     best = np.empty((len(texts), 4), np.int32)
     for (row, column), part in zip(starts, track(found, len(starts), "nearest prompts, on the cluster"), strict=True):
