@@ -9,7 +9,7 @@ an intent and the slots that are filled. All is seeded.
 
 import json
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from rapidfuzz import fuzz, process
 
 from stages.core.yaml_reader import load_yaml
 
-TEST_ROWS = 6  # of each label
+TEST_ROWS, MOST_TEST_ROWS = 6, 20  # of each label; the most are of SNIPS, whose labels have unlike numbers of rows
 SNIPS_LABELS = 80  # at most: those with enough rows
 HELD_OUT = 4  # the last ways to open, to end, to tell of a matter: never in training rows
 UNSEEN = 0.25  # of the test rows: the matter, too, is told in a way that no training row has
@@ -81,16 +81,17 @@ def take(rows: Iterator[tuple[str, str]], wanted: int, looked_at: int) -> dict[s
 
 
 def draw_rows(source: str, train: int, folder: Path | None = None, labels: int | None = None) -> list[list[Row]]:
-    """The rows to train on, `train` of each label, and those to test with, `TEST_ROWS` of each.
+    """The rows to train on, `train` of each label, and those to test with, at least `TEST_ROWS` of each.
 
     `source` is "snips" (of `folder`), "generated", or "codes": the generated rows with labels that say nothing. A label
-    without enough rows is left out, and then those with the fewest rows beyond `labels`.
+    without enough rows is left out, and then those with the fewest rows of SNIPS beyond `labels`.
     """
     if source == "snips" and folder:
-        whole = take(snips(folder), train + TEST_ROWS, 10**9)
-        first = sorted(name for name, prompts in whole.items() if len(prompts) == train + TEST_ROWS)
-        kept = first[: labels or SNIPS_LABELS]
-        parts = [{name: whole[name][TEST_ROWS:] for name in kept}, {name: whole[name][:TEST_ROWS] for name in kept}]
+        whole = take(snips(folder), train + MOST_TEST_ROWS, 10**9)
+        rows = Counter(label for label, _ in snips(folder))
+        enough = (name for name, prompts in whole.items() if len(prompts) >= train + TEST_ROWS)
+        kept = sorted(sorted(enough, key=lambda name: (-rows[name], name))[: labels or SNIPS_LABELS])
+        parts = [{name: whole[name][:train] for name in kept}, {name: whole[name][train:] for name in kept}]
     else:
         tested, trained = take(generated(True), TEST_ROWS, 30_000), take(generated(False), train, 1500 * train)
         kept = sorted(name for name in tested if len(tested[name]) == TEST_ROWS and len(trained[name]) == train)
