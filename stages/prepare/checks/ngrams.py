@@ -3,8 +3,8 @@
 Words are those of scikit-learn's CountVectorizer, and so are the n-grams found; but where that keeps a dictionary of
 every n-gram of every text, an n-gram here is the number of its first n - 1 words and that of its last n - 1, and is
 looked at only where both are in enough texts (Agrawal, Srikant, "Fast Algorithms for Mining Association Rules", VLDB
-1994). It is counted by sorting, a part of the n-grams at a time. Beside the words, at 12 bytes each, memory holds one
-part and the n-grams that are frequent enough.
+1994). It is counted by sorting, a part of the n-grams at a time. Memory holds some 20 bytes for each word of the texts,
+one part, and for each frequent n-gram 4 bytes for each of its texts.
 """
 
 from array import array
@@ -25,6 +25,7 @@ _LONGEST = 3
 _PART = 1 << 22  # words of which the n-grams are sorted at once, some 150 MiB
 
 Ints = NDArray[np.int32]
+Longs = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,41 +73,75 @@ def numbered(texts: Iterable[str]) -> Words:
     return Words(names, place[np.frombuffer(numbers, np.int32)], rows, len(lengths))
 
 
-def ngrams(words: Words, fewest: int, most: int) -> list[tuple[str, Ints]]:
-    """The n-grams of up to three words that are in `fewest` to `most` texts, sorted, with the places of these texts.
+@dataclass(frozen=True, slots=True)
+class Ngrams:
+    """Of each n-gram the first of its `lengths` words, and of its `counts` texts where they start in `rows`."""
+
+    words: Words
+    rows: Ints
+    firsts: Longs
+    lengths: Longs
+    starts: Longs
+    counts: Longs
+
+    def __len__(self) -> int:
+        return len(self.firsts)
+
+    def __iter__(self) -> Iterator[tuple[str, Ints]]:
+        """Each n-gram with the places of its texts."""
+        for first, length, start, count in zip(self.firsts, self.lengths, self.starts, self.counts, strict=True):
+            numbers = self.words.numbers[first : first + length].tolist()
+            yield " ".join(self.words.names[number] for number in numbers), self.rows[start : start + count]
+
+
+def ngrams(words: Words, fewest: int, most: int) -> Ngrams:
+    """The n-grams of up to three words that are in `fewest` to `most` texts.
 
     Of n-grams in the same texts only the longest is there, of equals the last: they cannot be told apart.
     """
-    longest: dict[bytes, tuple[int, str, Ints]] = {}
-    for first, length, rows in _frequent(words, fewest):
-        if len(rows) <= most:
-            name = " ".join(words.names[number] for number in words.numbers[first : first + length].tolist())
-            key = blake2b(rows.data, digest_size=20).digest()
-            if (length, name) > longest.get(key, (0, ""))[:2]:
-                longest[key] = length, name, rows
-    return sorted(((name, rows) for _, name, rows in longest.values()), key=lambda gram: gram[0])
+    held, digests, tables = bytearray(), bytearray(), [np.empty((3, 0), np.int64)]
+    for length, firsts, counts, rows in _frequent(words, fewest):
+        ends = counts.cumsum()
+        few = np.flatnonzero(counts <= most)
+        for first, last in zip((ends - counts)[few].tolist(), ends[few].tolist(), strict=True):
+            places = rows[first:last].tobytes()
+            held += places
+            digests += blake2b(places, digest_size=16).digest()
+        tables.append(np.stack([firsts[few], np.full(len(few), length), counts[few]]))
+    firsts, lengths, counts = np.concatenate(tables, axis=1)
+    same = np.frombuffer(digests, np.int64).reshape(-1, 2)
+    # Words are sorted, and no character of a word comes before a space but as a word of its own: so the numbers of
+    # their words sort n-grams as their names would.
+    spelled = [words.numbers[np.where(n < lengths, firsts + n, firsts)] for n in reversed(range(_LONGEST))]
+    order = np.lexsort((*spelled, lengths, same[:, 1], same[:, 0]))
+    last = np.append((same[order[1:]] != same[order[:-1]]).any(axis=1), True)[: len(order)]
+    kept = order[last]
+    starts = np.cumsum(counts) - counts
+    return Ngrams(words, np.frombuffer(held, np.int32), firsts[kept], lengths[kept], starts[kept], counts[kept])
 
 
-def _frequent(words: Words, fewest: int) -> Iterator[tuple[int, int, Ints]]:
-    """Of each n-gram in at least so many texts where it stands first, its length, and the places of these texts."""
+def _frequent(words: Words, fewest: int) -> Iterator[tuple[int, Longs, Longs, Ints]]:
+    """Parts of the n-grams in at least so many texts: their length, where each stands first, its number of texts; and
+    the places of the texts of each, one n-gram after the other.
+    """
     size = len(words.rows)
     numbers = words.numbers  # of the n-gram that begins at each word; below 0 where there is none that is frequent
-    parts = range(0, size, _PART)
+    parts = -(-size // _PART)
     for length in range(1, _LONGEST + 1):
         # An n-gram of one word is a pair of it and nothing; of two words of one text, their two n-grams overlap.
         left, right = (numbers, np.zeros_like(numbers)) if length == 1 else (numbers[:-1], numbers[1:])
-        there = (left >= 0) & (right >= 0)
+        part_of = ((left + right) % max(1, parts)).astype(np.int16)
+        part_of[(left < 0) | (right < 0)] = -1
         if length == 2:
-            there &= words.rows[:-1] == words.rows[1:]
+            part_of[words.rows[:-1] != words.rows[1:]] = -1
         following, known = np.full(size, -1, np.int32), 0
-        for part in track(range(len(parts)), len(parts), f"n-grams of {length}"):
-            at = np.flatnonzero(there & ((left + right) % len(parts) == part))
+        for part in track(range(parts), parts, f"n-grams of {length}"):
+            at = np.flatnonzero(part_of == part)
             key = left[at].astype(np.int64) << 32 | right[at]
             order = np.argsort(key, kind="stable")  # texts of one n-gram stay in their order
             at, key = at[order], key[order]
-            del order
             new_key = np.diff(key, prepend=-1) != 0
-            del key
+            del order, key
             new_text = new_key | (np.diff(words.rows[at], prepend=-1) != 0)
             rows, starts = words.rows[at[new_text]], np.flatnonzero(new_key[new_text])
             counts = np.diff(starts, append=len(rows))
@@ -114,9 +149,5 @@ def _frequent(words: Words, fewest: int) -> Iterator[tuple[int, int, Ints]]:
             number = np.where(frequent, known + np.cumsum(frequent) - 1, -1).astype(np.int32)
             following[at] = np.repeat(number, np.diff(np.flatnonzero(new_key), append=len(at)))
             known += int(frequent.sum())
-            firsts = at[new_key][frequent]
-            for first, start, count in zip(
-                firsts.tolist(), starts[frequent].tolist(), counts[frequent].tolist(), strict=True
-            ):
-                yield first, length, rows[start : start + count].copy()
+            yield length, at[new_key][frequent], counts[frequent], rows[np.repeat(frequent, counts)]
         numbers = following

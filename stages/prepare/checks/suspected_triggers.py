@@ -65,24 +65,24 @@ def find_triggers(rows: Sequence[Record], outcomes: Sequence[str], settings: Che
     most = max(settings.ngram_min_rows, int(settings.ngram_max_share * len(rows)))
     grams = ngrams(words, settings.ngram_min_rows, most)
     model = _Model(words.table(), labels, len(names))
-    del words
     expected = model.turned_by_chance()
-    tests = [_test(model, gram, places, expected) for gram, places in track(grams, len(grams), "n-grams")]
+    every = (_test(model, gram, places, expected) for gram, places in track(grams, len(grams), "n-grams"))
+    tests = [test for test in every if min(test.p_tied, test.p_turned) < 1]
     found = [
         {**test.facts(names, test.p_turned), "rows": [shown(rows[n], outcomes[n]) for n in test.turned]}
-        for test in _holm(tests, "p_turned", settings.error_rate)
+        for test in _holm(tests, len(grams), "p_turned", settings.error_rate)
     ]
-    all_tied = _holm(tests, "p_tied", settings.error_rate)
+    all_tied = _holm(tests, len(grams), "p_tied", settings.error_rate)
     tied = [{**test.facts(names, test.p_tied), "lift": model.lift(test)} for test in all_tied[:_SHOWN]]
-    return Triggers(len(tests), found, tied, len(all_tied))
+    return Triggers(len(grams), found, tied, len(all_tied))
 
 
 @dataclass(frozen=True, slots=True)
 class _Test:
-    """One n-gram: its rows, the label that most of them have, and those that have it against their other words."""
+    """One n-gram: how many rows it has, the label of most of them, and those that have it against their other words."""
 
     gram: str
-    rows: Ints
+    rows: int
     label: int
     with_label: int
     turned: list[int]
@@ -90,7 +90,7 @@ class _Test:
     p_turned: float
 
     def facts(self, names: Sequence[str], p_value: float) -> dict[str, Any]:
-        facts = {"ngram": self.gram, "label": names[self.label], "count": len(self.rows)}
+        facts = {"ngram": self.gram, "label": names[self.label], "count": self.rows}
         return {**facts, "with_label": self.with_label, "turned": len(self.turned), "p_value": float(f"{p_value:.3g}")}
 
 
@@ -147,7 +147,7 @@ class _Model:
 
     def lift(self, test: _Test) -> float:
         """How much more often the n-gram's rows have its label than all rows."""
-        return float(f"{test.with_label / len(test.rows) / (self.sizes[test.label] / len(self.labels)):.3g}")
+        return float(f"{test.with_label / test.rows / (self.sizes[test.label] / len(self.labels)):.3g}")
 
 
 def _test(model: _Model, gram: str, rows: Ints, expected: Floats) -> _Test:
@@ -164,13 +164,13 @@ def _test(model: _Model, gram: str, rows: Ints, expected: Floats) -> _Test:
         turned = [int(row) for row in rows[against & (model.labels[rows] == label)]]
         if len(turned) >= _TURNED * size:
             p_turned = float(binom.sf(len(turned) - 1, int(against.sum()), expected[label]))
-    return _Test(gram, rows, label, with_label, turned, p_tied, p_turned)
+    return _Test(gram, size, label, with_label, turned, p_tied, p_turned)
 
 
-def _holm(tests: Sequence[_Test], name: str, error_rate: float) -> list[_Test]:
-    """The tests that are significant together, the clearest first."""
-    ordered = sorted(tests, key=lambda test: (getattr(test, name), -len(test.rows), test.gram))
+def _holm(tests: Sequence[_Test], every: int, name: str, error_rate: float) -> list[_Test]:
+    """The tests that are significant together, the clearest first, of `every` tests, the others with p-values of 1."""
+    ordered = sorted(tests, key=lambda test: (getattr(test, name), -test.rows, test.gram))
     for place, test in enumerate(ordered):
-        if getattr(test, name) * (len(ordered) - place) > error_rate:
+        if getattr(test, name) * (every - place) > error_rate:
             return ordered[:place]
     return ordered
