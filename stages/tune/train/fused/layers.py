@@ -9,12 +9,22 @@ dozen back, each of which reads and writes a tensor of the width of the model. t
 """
 
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch.nn.functional import rms_norm
 
-from stages.tune.train.fused.private_names import PlainLora, copy_all, dense_weight, norm_epsilon, plain_lora
+from stages.tune.train.fused.private_names import (
+    PlainLora,
+    copy_all,
+    dense_weight,
+    is_gated,
+    norm_epsilon,
+    plain_lora,
+    rotary_function,
+    with_rotary_function,
+)
 
 Forward = Callable[..., torch.Tensor]
 
@@ -49,9 +59,12 @@ class Copies:
 def fuse(model: Any, precision: torch.dtype, copies: Copies | None = None) -> int:
     """Let each plain LoRA layer, and in 16 bit each frozen RMSNorm, compute so in training; returns how many do.
 
+    On a card with Triton, rotary positions and the gate of feed-forward layers, too.
+
     With `copies` a LoRA layer reads these for its weights, and adds its gradients to those that the weights hold.
     """
     forwards: list[tuple[Any, Forward]] = []
+    kernels = card_kernels(next(model.parameters()).device, precision)
     for module in model.modules():
         if copies and (merged := copies.merged(module)):
             forwards.append((module, merged))
@@ -59,6 +72,8 @@ def fuse(model: Any, precision: torch.dtype, copies: Copies | None = None) -> in
             forwards.append((module, _adapted(module, lora, module.forward, copies)))
         elif precision == torch.bfloat16 and is_frozen_norm(module) and (offset := norm_offset(module)) is not None:
             forwards.append((module, _normed(module, offset, module.forward)))
+        elif kernels and (forward := _with_kernels(module, kernels)):
+            forwards.append((module, forward))
     for module, forward in forwards:
         module.forward = forward
     return len(forwards)
@@ -179,6 +194,47 @@ def _normed(module: Any, offset: int, unfused: Forward) -> Forward:
         return rms_norm(x.float(), scale.shape, scale.float(), epsilon).to(x.dtype)
 
     return marked(forward)
+
+
+def card_kernels(device: torch.device, precision: torch.dtype) -> Any:
+    """`kernels` on a card that computes in 16 bit and has Triton; else None."""
+    if device.type != "cuda" or precision != torch.bfloat16 or not find_spec("triton"):
+        return None
+    from stages.tune.train.fused import kernels
+
+    return kernels
+
+
+def _with_kernels(module: Any, kernels: Any) -> Forward | None:
+    """An attention or feed-forward layer with our kernel, where that computes what the layer's own code does."""
+    unfused = module.forward
+    if is_gated(module):
+        if not _agree(lambda gate, up: module.act_fn(gate) * up, kernels.gated, (5, 96), (5, 96)):
+            return None
+        gate, up, down = module.gate_proj, module.up_proj, module.down_proj
+        return marked(lambda x: down(kernels.gated(gate(x), up(x))) if module.training else unfused(x))
+    if rotary := rotary_function(module):
+
+        def rotate(q: Any, k: Any, cos: Any, sin: Any, *more: Any, **others: Any) -> Any:
+            plain = len(q) == 1 and not more and not others
+            return kernels.rotate(q, k, cos, sin) if plain else rotary(q, k, cos, sin, *more, **others)
+
+        if _agree(rotary, rotate, (1, 3, 5, 64), (1, 2, 5, 64), (1, 5, 64), (1, 5, 64)):
+            fused = with_rotary_function(module, rotate)
+            return marked(lambda *args, **given: (fused if module.training else unfused)(*args, **given))
+    return None
+
+
+def _agree(theirs: Forward, ours: Forward, *shapes: tuple[int, ...]) -> bool:
+    """By trying; no kernel is built where there is no C compiler, and functions of one name need not be the same."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    generator = torch.Generator(device).manual_seed(0)
+    drawn = [torch.randn(shape, generator=generator, device=device, dtype=torch.bfloat16) for shape in shapes]
+    try:
+        pairs = zip(ours(*drawn), theirs(*drawn), strict=True)
+        return all(bool((our - their).norm() <= 0.01 * their.norm()) for our, their in pairs)
+    except Exception:
+        return False
 
 
 def marked(forward: Forward) -> Forward:

@@ -5,6 +5,7 @@ its meaning.
 """
 
 from dataclasses import dataclass
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -29,6 +30,31 @@ def add_all(targets: list[torch.Tensor], sources: list[torch.Tensor], scale: flo
 def norm_epsilon(module: Any) -> float | None:
     """transformers: what an RMSNorm adds before its root, `variance_epsilon` in Llama and Qwen, `eps` in Gemma."""
     return getattr(module, "variance_epsilon", getattr(module, "eps", None))
+
+
+def is_gated(module: Any) -> bool:
+    """transformers: whether a feed-forward layer is down(act(gate(x)) * up(x)), by the names that its code reads."""
+    code = getattr(type(module).forward, "__code__", None)
+    return code is not None and code.co_names == ("down_proj", "act_fn", "gate_proj", "up_proj")
+
+
+_ROTARY = "apply_rotary_pos_emb"
+
+
+def rotary_function(module: Any) -> Any:
+    """transformers: the function that turns queries and keys in an attention's code; None for another layer."""
+    forward = type(module).forward
+    named = _ROTARY in getattr(getattr(forward, "__code__", None), "co_names", ())
+    return forward.__globals__.get(_ROTARY) if named else None
+
+
+def with_rotary_function(module: Any, rotary: Any) -> Any:
+    """transformers: the layer's own code, which finds this function in that one's place."""
+    forward = type(module).forward
+    names = forward.__globals__ | {_ROTARY: rotary}
+    copy = FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__)
+    copy.__kwdefaults__ = forward.__kwdefaults__
+    return MethodType(copy, module)
 
 
 def casting_layers(model: Any) -> list[Any]:

@@ -1,6 +1,8 @@
 """Fused layers compute what PEFT's and transformers' do, in 16 and in 32 bit, and other kinds are left alone."""
 
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from stages.tune.train.fused import layers
 from stages.tune.train.fused.layers import Copies, fuse, is_frozen_norm, norm_offset, unfuse
 
 SIZES = {
@@ -173,3 +176,77 @@ def test_a_norm_of_another_kind_and_a_trained_one_are_left_alone() -> None:
     norm.requires_grad_(False)
     norm.variance_epsilon = None
     assert not is_frozen_norm(norm)
+
+
+def rotated(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """What the kernel computes, by definition: pairs of a head's halves turned by their angle."""
+    turned = []
+    for part in (q, k):
+        first, second = part.float().chunk(2, -1)
+        (c, c2), (s, s2) = cos.float()[:, None].chunk(2, -1), sin.float()[:, None].chunk(2, -1)
+        turned.append(torch.cat([first * c - second * s, second * c2 + first * s2], -1).to(q.dtype))
+    return tuple(turned)
+
+
+def gated(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    gate, kind = gate.float(), gate.dtype
+    return (gate * torch.sigmoid(gate) * up.float()).to(kind)
+
+
+def backwards(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return rotated(q, k, cos, -sin)
+
+
+def no_compiler(*_: Any) -> Any:
+    raise RuntimeError("Failed to find C compiler")
+
+
+def with_kernels(monkeypatch: pytest.MonkeyPatch, rotate: Any, gate: Any) -> SimpleNamespace:
+    kernels = SimpleNamespace(rotate=Mock(wraps=rotate), gated=Mock(wraps=gate))
+    monkeypatch.setattr(layers, "card_kernels", lambda *_: kernels)
+    return kernels
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kernels_take_the_place_of_what_they_compute(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And of nothing else: Gemma's gate is another."""
+    model = with_norms(kind, torch.bfloat16)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.float() if parameter.requires_grad else parameter.data
+    theirs, ids = one_row(model), torch.arange(18)[None] + 2
+    answer = model.eval()(input_ids=ids).logits
+    kernels = with_kernels(monkeypatch, rotated, gated)
+    gates = 0 if kind == "gemma" else 2
+    assert fuse(model.train(), torch.bfloat16) == KINDS[kind][1] + 4 + 2 + gates
+    kernels.rotate.reset_mock()
+    kernels.gated.reset_mock()
+    for mine, other in zip(one_row(model), theirs, strict=True):
+        assert (mine - other).norm() <= 0.05 * other.norm()
+    assert (kernels.rotate.call_count, kernels.gated.call_count) == (2, gates)
+    assert torch.equal(model.eval()(input_ids=ids).logits, answer)
+    assert (kernels.rotate.call_count, kernels.gated.call_count) == (2, gates)
+    unfuse(model)
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def one_row(model: Any) -> list[torch.Tensor]:
+    ids = torch.arange(18)[None] + 2
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(input_ids=ids, labels=ids).loss
+    loss.backward()
+    found = [loss.detach(), *(p.grad.clone() for p in model.parameters() if p.requires_grad)]
+    model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize(("rotate", "gate"), [(backwards, lambda g, u: gated(u, g)), (no_compiler, no_compiler)])
+def test_kernels_that_compute_something_else_or_cannot_be_built_are_not_used(
+    rotate: Any, gate: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_kernels(monkeypatch, rotate, gate)
+    assert fuse(with_norms("llama", torch.bfloat16), torch.bfloat16) == KINDS["llama"][1] + 4
+
+
+def test_kernels_are_for_a_card_that_computes_in_16_bit() -> None:
+    assert layers.card_kernels(torch.device("cpu"), torch.bfloat16) is None
+    assert layers.card_kernels(torch.device("cuda"), torch.float32) is None

@@ -23,8 +23,11 @@ from stages.tune.train.fused.private_names import (
     casting_layers,
     copy_all,
     dense_weight,
+    is_gated,
     norm_epsilon,
     plain_lora,
+    rotary_function,
+    with_rotary_function,
 )
 
 SIZES: dict[str, Any] = {
@@ -40,7 +43,7 @@ SIZES: dict[str, Any] = {
 ROOT = Path(__file__).parents[4]
 NAMES = (
     r"_attn_implementation|_foreach_|cast_input_dtype_enabled|lora_variant|lora_dropout|base_layer|quant_state"
-    r"|variance_epsilon"
+    r"|variance_epsilon|co_names|__globals__"
 )
 
 
@@ -85,6 +88,23 @@ def test_norms_have_their_epsilon(model: Any) -> None:
     norms = [module for module in model.modules() if type(module).__name__.endswith("RMSNorm")]
     assert norms
     assert {norm_epsilon(norm) for norm in norms} == {3e-5}
+
+
+def test_code_that_kernels_replace_has_its_names() -> None:
+    layer = LlamaForCausalLM(LlamaConfig(**SIZES)).model.layers[0]
+    assert [name for name, module in layer.named_modules() if is_gated(module)] == ["mlp"]
+    assert [name for name, module in layer.named_modules() if rotary_function(module)] == ["self_attn"]
+    given: dict[str, Any] = {"position_embeddings": (torch.ones(1, 5, 16), torch.zeros(1, 5, 16))}
+    seen: list[Any] = []
+
+    def unturned(q: Any, k: Any, *_: Any) -> Any:
+        seen.append((q.shape, k.shape))
+        return q, k
+
+    attend = with_rotary_function(layer.self_attn, unturned)
+    x = torch.randn(1, 5, 64)
+    torch.testing.assert_close(attend(x, **given)[0], layer.self_attn(x, **given)[0])
+    assert seen == [((1, 4, 5, 16), (1, 2, 5, 16))]
 
 
 def test_a_lora_layer_has_its_parts() -> None:
