@@ -5,6 +5,8 @@ the sound one. And it hashes dependencies and reads parameters once more when th
 meanwhile is recorded as what ran. Either way dvc.lock would name what was never read.
 """
 
+import hashlib
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -66,6 +68,20 @@ def confirm() -> None:
     """Raise Refusal if what this stage reads has changed since it started. To be called before work is thrown away."""
     for dependencies in _read:
         dependencies.confirm()
+
+
+def digest(path: str) -> str:
+    """SHA-256 over names and MD5 of a dependency's files, as they are, or were when the stage started that reads them.
+
+    The same on every machine. What a stage holds is not read again: a base model takes seconds.
+    """
+    entry = Entry(path, None, None, None)
+    known = ({name: md5 for name, md5 in stage.files.items() if entry.holds(name)} for stage in reversed(_read))
+    files = next(filter(None, known), None) or {
+        f"{path}/{name}".rstrip("/"): md5 for name, md5 in WorkingTree(Path()).md5s(path).items()
+    }
+    listing = sorted((name, md5) for name, md5 in files.items() if "__pycache__" not in name)
+    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
 
 class Dependencies:

@@ -3,13 +3,15 @@
 import stat
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from scratch import Scratch
 from small_project import FILES, by_hand, command, make_small, set_param
 
+from stages.core import dependencies
 from stages.core.dvc_lock import object_path
-from stages.core.files import file_digest, files_under
+from stages.core.files import file_digest, files_under, write_text
 
 pytest_plugins = ["scratch_fixtures"]
 
@@ -191,3 +193,23 @@ def test_what_a_stage_that_is_gone_wrote_holds_nobody(repository: Scratch, gone:
     set_param(repository, "second", "seed", "b")
     code, said = by_hand(repository, "second")
     assert code == 0, said
+
+
+def test_a_dependency_is_known_by_the_files_that_the_stage_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same by reading it, on a machine that trains along."""
+    monkeypatch.chdir(tmp_path)
+    for name, text in {"base/a": "1", "base/sub/b": "2", "based": "3", "base/__pycache__/c.pyc": "4"}.items():
+        write_text(Path(name), text)
+    by_reading = [dependencies.digest(name) for name in ("base", "based")]
+    assert by_reading[0] != by_reading[1]
+    files = {name: file_digest(Path(name), "md5") for name in ("base/a", "base/sub/b", "based")}
+    monkeypatch.setattr(dependencies, "_read", [SimpleNamespace(files=files)])
+    write_text(Path("base/a"), "changed while the stage runs")
+    assert [dependencies.digest(name) for name in ("base", "based")] == by_reading
+    monkeypatch.setattr(dependencies, "_read", [])
+    assert dependencies.digest("base") != by_reading[0]
+    write_text(Path("base/a"), "1")
+    write_text(Path("base/__pycache__/c.pyc"), "another")
+    assert dependencies.digest("base") == by_reading[0]

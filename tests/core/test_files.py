@@ -170,7 +170,7 @@ def test_json_ends_with_a_line_feed(tmp_path: Path) -> None:
 
 
 def test_file_digest_is_that_of_the_bytes(tmp_path: Path) -> None:
-    content = os.urandom((1 << 20) + 7)  # more than one chunk
+    content = os.urandom((1 << 24) + 7)  # more than one piece
     (tmp_path / "file").write_bytes(content)
     assert file_digest(tmp_path / "file") == hashlib.sha256(content).hexdigest()
     assert file_digest(tmp_path / "file", "md5") == hashlib.md5(content, usedforsecurity=False).hexdigest()

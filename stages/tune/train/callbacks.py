@@ -21,7 +21,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import get_last_checkpoint
 
 from stages.core import paths
-from stages.core.dependencies import filled_in
+from stages.core.dependencies import digest, filled_in
 from stages.core.dvc_lock import entry_hash, value_at
 from stages.core.errors import Refusal, UserError
 from stages.core.files import file_digest, read_json, remove, tree_digest, write_json, write_text
@@ -241,7 +241,7 @@ def run_state(stage: str = "train") -> dict[str, str]:
     entry = load_yaml(paths.PIPELINE.read_bytes())["stages"][stage]
     params = read_params()
     return {
-        **{filled_in(dep): tree_digest(Path(filled_in(dep))) for dep in entry["deps"]},
+        **{dep: digest(dep) for dep in map(filled_in, entry["deps"])},
         **{f"parameter {key}": json.dumps(value_at(params, key), sort_keys=True) for key in entry["params"]},
         **library_versions(),
     }

@@ -24,14 +24,17 @@ _LOOK_EVERY = 0.2  # seconds
 
 def start_all() -> None:
     """Start the processes that were asked for and end with their exit code; return at once in each of them."""
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else torch warns at each try to reach a machine
     if "LOCAL_RANK" in os.environ:
         threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
         return
-    count, others = machine_settings().processes, machines.asked_for()
-    if count > 1 or others:
-        raise SystemExit(_run(count, others))
+    if only_waits():
+        raise SystemExit(_run(machine_settings().processes, machines.asked_for()))
     take_one_card()
+
+
+def only_waits() -> bool:
+    """Whether this process starts others and has no work of its own. Raises UserError as `start_all` does."""
+    return "LOCAL_RANK" not in os.environ and (machine_settings().processes > 1 or bool(machines.asked_for()))
 
 
 def _end_with(parent: int) -> None:
@@ -43,7 +46,8 @@ def _end_with(parent: int) -> None:
 
 def take_one_card() -> None:
     """A single process computes on one card, whatever else it could see."""
-    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
+    if "LOCAL_RANK" not in os.environ:
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
 
 
 def _run(count: int, others: Mapping[str, str]) -> int:

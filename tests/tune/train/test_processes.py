@@ -141,5 +141,10 @@ def test_more_processes_than_cards_are_refused(monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_process_that_waits_for_the_others_loads_no_torch() -> None:
     """Each of the others takes its seconds for that, and they can begin at once."""
-    script = "import sys, stages.tune.train.__main__; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", script], check=True)
+    script = "import sys, stages.tune.train.__main__ as m; m._import_ahead(); print('torch' in sys.modules)"
+    for processes, loaded in (("2", "False"), ("1", "True")):
+        environment = os.environ | {"TUNETRAIL_PROCESSES": processes}
+        said = subprocess.run(
+            [sys.executable, "-c", script], check=True, env=environment, capture_output=True, text=True
+        )
+        assert said.stdout.split()[-1] == loaded
