@@ -197,12 +197,12 @@ def _normed(module: Any, offset: int, unfused: Forward) -> Forward:
 
 
 def card_kernels(device: torch.device, precision: torch.dtype) -> Any:
-    """`kernels` on a card that computes in 16 bit and has Triton; else None."""
+    """`triton_kernels` on a card that computes in 16 bit and has Triton; else None."""
     if device.type != "cuda" or precision != torch.bfloat16 or not find_spec("triton"):
         return None
-    from stages.tune.train.fused import kernels
+    from stages.tune.train.fused import triton_kernels
 
-    return kernels
+    return triton_kernels
 
 
 def _with_kernels(module: Any, kernels: Any) -> Forward | None:

@@ -35,7 +35,7 @@ def test_heads_are_turned_as_transformers_does(
 ) -> None:
     from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-    from stages.tune.train.fused.kernels import rotate
+    from stages.tune.train.fused.triton_kernels import rotate
 
     joint = drawn(1, tokens, (heads + 2 * keys) * width, dtype=dtype).requires_grad_()
     parts = torch.split(joint, [heads * width, keys * width, keys * width], -1)
@@ -47,7 +47,7 @@ def test_heads_are_turned_as_transformers_does(
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
 @pytest.mark.parametrize(("tokens", "width"), [(4200, 1536), (33, 600), (1, 8192)])
 def test_gates_are_those_of_transformers(tokens: int, width: int, dtype: torch.dtype, tolerance: float) -> None:
-    from stages.tune.train.fused.kernels import gated
+    from stages.tune.train.fused.triton_kernels import gated
 
     joint = drawn(1, tokens, 2 * width, dtype=dtype).requires_grad_()
     gate, up = torch.split(joint, width, -1)
