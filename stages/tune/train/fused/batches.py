@@ -128,11 +128,10 @@ def planned_widths(rows: Sequence[Row], batches: Iterable[list[int]], devices: i
     return most
 
 
-def pack(rows: Sequence[Row], width: int = 0) -> MicroBatch:
-    """All rows end to end; what is missing to `width` is a segment of its own, which the loss does not see."""
-    blank = max(0, width - sum(map(len, rows)))
-    filler = [torch.zeros(blank, dtype=torch.long)] if blank else []
-    pieces = [*(row.ids for row in rows), *filler]
+def pack(rows: Sequence[Row], width: int = 0, longest: int = APART) -> MicroBatch:
+    """All rows end to end; what is missing to `width` is segments of at most `longest`, which the loss does not see."""
+    blank = torch.zeros(max(0, width - sum(map(len, rows))), dtype=torch.long)
+    pieces = [*(row.ids for row in rows), *(torch.split(blank, longest) if len(blank) else ())]
     ends = torch.tensor([len(piece) for piece in pieces]).cumsum(0)
     starts = [0, *ends.tolist()]
     return MicroBatch(

@@ -189,12 +189,16 @@ class GraphSteps(Steps):
         self._sums = sums
         self._longest = max(longest, APART)
         self._planned = planned or {}
-        self._segments = segments + 1  # and the filler
+        self._rows = segments
         self._recorder = recorder or CudaRecorder()
         self._recorded: dict[int, _Recorded] = {}
 
     def _batch(self, rows: list[Row]) -> MicroBatch:
-        return pack(rows, self._width(sum(map(len, rows))))
+        return pack(rows, self._width(sum(map(len, rows))), self._longest)
+
+    def _segments(self, width: int) -> int:
+        """The most rows, and filler: the kernel leaves undefined what of a segment lies beyond the longest."""
+        return self._rows + -(-width // self._longest)
 
     def _width(self, tokens: int) -> int:
         return next((width for width in self._planned if width >= tokens), _rounded(tokens))
@@ -214,15 +218,15 @@ class GraphSteps(Steps):
     def _laid_out(self, batch: MicroBatch, capacity: int, count: int) -> torch.Tensor:
         """As `_Recorded.inputs`. The last token predicts nothing, so it stands in for predictors that are missing, and
         empty segments cost nothing."""
-        missing = capacity - len(batch.predictors)
+        missing, width = capacity - len(batch.predictors), batch.ids.shape[1]
         ends = [0, *batch.ends]
-        ends += [ends[-1]] * (self._segments + 1 - len(ends))
+        ends += [width] * (self._segments(width) + 1 - len(ends))
         return torch.cat(
             [
                 batch.ids[0],
                 batch.positions[0],
                 batch.predictors,
-                batch.predictors.new_full((missing,), batch.ids.shape[1] - 1),
+                batch.predictors.new_full((missing,), width - 1),
                 batch.targets,
                 batch.targets.new_full((missing,), UNSEEN),
                 torch.tensor([*ends, count]),
@@ -231,7 +235,7 @@ class GraphSteps(Steps):
 
     def _record(self, width: int, predictors: int) -> None:
         """For any batch of this width and some more predictors; recorded over equal segments of one token repeated."""
-        device, count = self._device, self._segments
+        device, count = self._device, self._segments(width)
         foreseen = self._planned.get(width, 0)
         capacity = foreseen if foreseen >= predictors else min(_rounded(predictors + predictors // 8), width)
         equal = [part * width // count for part in range(count + 1)]

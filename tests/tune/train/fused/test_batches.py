@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import torch
 from hypothesis import given, settings
@@ -49,11 +49,15 @@ def test_parts_hold_all_rows_and_fit(lengths: list[int], tokens: int) -> None:
         assert pack(part).ids.numel() <= tokens or len(part) == 1
 
 
-@given(lengths=st.lists(st.integers(2, 30), min_size=1, max_size=6), width=st.integers(0, 200))
+@given(
+    lengths=st.lists(st.integers(2, 30), min_size=1, max_size=6), width=st.integers(0, 200), longest=st.integers(30, 90)
+)
 @settings(deadline=None)
-def test_what_is_predicted_is_the_next_token(lengths: list[int], width: int) -> None:
+def test_what_is_predicted_is_the_next_token(lengths: list[int], width: int, longest: int) -> None:
     rows = rows_of(lengths)
-    packed = pack(rows, width)
+    packed = pack(rows, width, longest)
+    assert max(end - start for start, end in pairwise([0, *packed.ends])) <= longest
+    assert len(packed.ends) <= len(rows) + -(-width // longest)
     assert torch.equal(packed.ids.flatten()[packed.predictors] + 1, packed.targets)
     assert torch.equal(packed.positions.flatten()[packed.predictors] + 1, packed.targets)
     assert packed.ids.shape == (1, max(width, sum(lengths)))
