@@ -20,7 +20,7 @@ from stages.tune.train.fused.merged import MERGED_BYTES, worth_merging
 
 _ENOUGH_TOKENS = {"fused": 16384, "trl": 4096}  # at once on a card; more make none of today faster
 # On a CPU: TRL's padding-free attention looks at all pairs of tokens of a micro-batch, the fused one within examples.
-_CPU_TOKENS = {"fused": 2048, "trl": 256}
+_CPU_TOKENS = {"fused": 2048, "trl": 512}
 _GRAPH_STEPS = 100  # from here on, captures of a few seconds repay themselves
 _WIDEST_HEAD = 256  # of the variable-length kernel
 _RESERVE = 0.15  # of the free memory, for what the estimate leaves out and for fragments
