@@ -120,8 +120,8 @@ def make_plan(
         whole, recomputed = (max(1, int(left // (cost * (1 if fused else _UNFUSED)))) for cost in costs)
     checkpointing = _settled(machine.checkpointing, on_card and whole < longest)
 
-    # What an optimiser batch hardly exceeds: its mean and three standard deviations, by the rows' spread. TRL takes equally
-    # many rows at a time, however long they are.
+    # What an optimiser batch hardly exceeds: its mean and three standard deviations, by the rows' spread. TRL takes
+    # equally many rows at a time, however long they are.
     batch = math.ceil(train.batch_size * np.mean(lengths) + 3 * math.sqrt(train.batch_size) * np.std(lengths))
     batch = batch if fused else train.batch_size * longest
     room = recomputed if checkpointing else whole
