@@ -141,6 +141,14 @@ def test_equal_parts_of_a_batch_fit_and_divide_it(tokens: int, rows: int) -> Non
     assert rows_at_once(plan, [100] * 50, 12) == rows
 
 
+def test_trl_takes_the_whole_batch_where_its_longest_rows_fit() -> None:
+    """They are more tokens than mean and spread foresee of a batch."""
+    lengths = [80] * 90 + [120] * 10
+    plan = make_plan("trl", settings(batch_size=4), Machine(), Model(), lengths, 100, None)
+    assert plan.micro_batch_tokens == 480
+    assert rows_at_once(plan, lengths, 4) == 4
+
+
 def test_a_batch_that_devices_cannot_share_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
