@@ -90,12 +90,12 @@ def made(engine: str, params: Params, chat: Chat) -> Iterator[Asked]:
     if engine == "transformers":
         release_lora(params.model.source, place / "lora")
         yield "lora", place / "lora"
-        quantise(paths.MERGED, place / "nf4", "nf4", params.quantize.nf4)
+        quantise(paths.MERGED, place / "nf4", "nf4", params.quantize.nf4, calibration_rows(params, "nf4"))
         yield "nf4", place / "nf4"
         quantise(paths.MERGED, place / "int8", "int8")
         yield "int8", place / "int8"
     for scheme in ("W8A8", "W4A16"):
-        compress(paths.MERGED, place / scheme, scheme, calibration_rows(chat, params.seed))
+        compress(paths.MERGED, place / scheme, scheme, calibration_rows(params, "compressed_tensors"))
         yield f"compressed_tensors {scheme}", place / scheme
 
 

@@ -44,12 +44,13 @@ def main() -> None:
     chat, tasks = task_chat(load_tokenizer(paths.BASE), params.task), Tasks(params.task)
     place = Path(".tunetrail/benchmark")
     remove(place)
-    rows = calibration_rows(chat, params.seed)
+    rows = {form: calibration_rows(params, form) for form in ("nf4", "compressed_tensors")}
     makers = {
         "merged, bf16": lambda target: None,
-        "NF4": lambda target: quantise(paths.MERGED, target, "nf4", params.quantize.nf4),
+        "NF4, nearest": lambda target: quantise(paths.MERGED, target, "nf4", params.quantize.nf4),
+        "NF4, GPTQ": lambda target: quantise(paths.MERGED, target, "nf4", params.quantize.nf4, rows["nf4"]),
         "W4A16, nearest": lambda target: compress(paths.MERGED, target, "W4A16"),
-        "W4A16, GPTQ": lambda target: compress(paths.MERGED, target, "W4A16", rows),
+        "W4A16, GPTQ": lambda target: compress(paths.MERGED, target, "W4A16", rows["compressed_tensors"]),
     }
     sets = {"validation": read_records(paths.VALIDATION), "hold-out": read_records(paths.HOLDOUT)}
     lines, before = [HEAD, "|" + " --- |" * HEAD.count(" |")], dict[str, list[bool]]()

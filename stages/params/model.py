@@ -161,6 +161,7 @@ class Nf4(Section):
         [], description="linear layers that are not quantised: down_proj, model.layers.0 ...; the output layer never is"
     )
     double_quantisation: bool = Field(True, description="the scales are in 8 bit: 0.37 bit a weight less")
+    calibrated: bool = Field(True, description="rounded by GPTQ for training rows; false: each weight to its nearest")
 
 
 class Gguf(Section):

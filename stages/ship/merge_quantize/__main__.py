@@ -20,7 +20,7 @@ from stages.core.run_notes import measured
 from stages.engines.gguf_export import write_gguf, write_gguf_lora
 from stages.engines.in_process import cost, in_process_rows, peak_memory_mib
 from stages.model.answers import divergence, rows_with_likelihood
-from stages.model.chat import Chat, task_chat
+from stages.model.chat import task_chat
 from stages.model.labels import labels_in, labels_of
 from stages.model.loading import (
     Weights,
@@ -40,12 +40,12 @@ from stages.records.record import rank, read_records, read_rows, write_rows
 from stages.scoring.metrics import as_json
 from stages.scoring.own_metric import ScoreRows, scorer
 from stages.scoring.summary import compare, summarise
-from stages.ship.merge_quantize.calibrated import gptq_rounded, linear_layers
+from stages.ship.merge_quantize.calibrated import calibrate_nf4, gptq_rounded, linear_layers
 from stages.ship.merge_quantize.served_answers import contracts, served_rows
 
 _BASE_OF_LORA = "base_model.json"
 _TRIED = Path(".tunetrail/merged")  # merges of which one ships
-_CALIBRATED_ON = 128  # rows, as the method's paper has it
+_CALIBRATED_ON = {"nf4": 64, "compressed_tensors": 128}  # rows; the method's paper has 128, of 2,048 tokens
 _COMPARED = 64  # rows of the hold-out on which the logits of adapter and merged model are held together
 
 
@@ -83,10 +83,10 @@ def write_format(name: str, params: Params) -> None:
     elif name == "lora":
         release_lora(params.model.source, target)
     elif name == "compressed_tensors":
-        rows = calibration_rows(task_chat(load_tokenizer(paths.MERGED), params.task), params.seed)
-        compress(paths.MERGED, target, params.quantize.compressed_tensors.scheme, rows)
+        compress(paths.MERGED, target, params.quantize.compressed_tensors.scheme, calibration_rows(params, name))
     elif name == "nf4":
-        quantise(paths.MERGED, target, "nf4", params.quantize.nf4)
+        nf4 = params.quantize.nf4
+        quantise(paths.MERGED, target, "nf4", nf4, calibration_rows(params, name) if nf4.calibrated else ())
     else:
         quantise(paths.MERGED, target, "int8")
 
@@ -169,10 +169,14 @@ def release_lora(source: str, target: Path) -> None:
             write_gguf_lora(paths.BASE, paths.ADAPTER, partial / "adapter_model.gguf")
 
 
-def calibration_rows(chat: Chat, seed: int) -> list[list[int]]:
-    """Token ids of a seeded draw of training rows, prompt and completion, as training read them."""
-    records = sorted(read_records(paths.SPLIT_TRAIN), key=lambda record: rank(seed, "calibration", record.id))
-    return [[*chat.prompt_ids(one), *chat.completion_ids(one.completion)] for one in records[:_CALIBRATED_ON]]
+def calibration_rows(params: Params, form: str) -> list[list[int]]:
+    """Token ids of a seeded draw of training rows, as training read them: prompt and completion; a head, the prompt."""
+    chat, head = task_chat(load_tokenizer(paths.MERGED), params.task), bool(labels_in(paths.MERGED))
+    records = sorted(read_records(paths.SPLIT_TRAIN), key=lambda record: rank(params.seed, "calibration", record.id))
+    return [
+        [*chat.prompt_ids(one), *([] if head else chat.completion_ids(one.completion))]
+        for one in records[: _CALIBRATED_ON[form]]
+    ]
 
 
 def compress(merged: Path, target: Path, scheme: str, rows: Sequence[list[int]] = ()) -> None:
@@ -212,10 +216,17 @@ def compress(merged: Path, target: Path, scheme: str, rows: Sequence[list[int]] 
             copy_tokenizer(merged, partial)
 
 
-def quantise(merged: Path, target: Path, form: Literal["nf4", "int8"], nf4: Nf4 | None = None) -> None:
+def quantise(
+    merged: Path,
+    target: Path,
+    form: Literal["nf4", "int8"],
+    nf4: Nf4 | None = None,
+    rows: Sequence[list[int]] = (),
+) -> None:
     """Quantise the merged model once with bitsandbytes; what is not quantised keeps its 16 bit.
 
-    `nf4` says which layers that is, beside the output layer; config.json repeats it for whoever loads the file.
+    `nf4` says which layers that is, beside the output layer; config.json repeats it for whoever loads the file. With
+    the token ids of `rows`, NF4's weights are rounded by GPTQ for such rows, else each to its nearest.
     """
     if form == "nf4":
         nf4 = nf4 or Nf4()
@@ -225,6 +236,8 @@ def quantise(merged: Path, target: Path, form: Literal["nf4", "int8"], nf4: Nf4 
     else:
         config = int8_config(_output_layers(merged) if labels_in(merged) else None)
     model = load_model(merged, quantization_config=config, dtype="auto")
+    if rows:
+        calibrate_nf4(model, load_model(merged), rows)
     with atomic(target) as partial:
         model.save_pretrained(partial)
         copy_tokenizer(merged, partial)

@@ -2,10 +2,12 @@
 
 Frantar et al. 2022, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers"
 (arXiv:2210.17323), section 3 and algorithm 1; columns in the order of their inputs' energy, with scales that are fixed
-before (the reference implementation's act-order with static groups), so that the file needs no order of its own.
+before (the reference implementation's act-order with static groups), so that the file needs no order of its own. The
+grid is W4A16's of whole numbers, or NF4's, whose scales are those that bitsandbytes finds without it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -18,6 +20,7 @@ _LOWEST, _HIGHEST = -8, 7  # of 4 bits
 _SHRUNK = [1 - step / 20 for step in range(9)]  # scales that are tried: clipping a few weights can serve the others
 
 Layers = Mapping[str, torch.nn.Linear]
+Nearest = Callable[[torch.Tensor, int], torch.Tensor]  # a column of weights [out], and which; the same on the grid
 
 
 def inputs_products(layers: Layers, run: Callable[[], None]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -55,11 +58,38 @@ def scales(weight: torch.Tensor, group: int) -> torch.Tensor:
     return tried.gather(0, errors.argmin(0, keepdim=True))[0]
 
 
-def gptq(weight: torch.Tensor, products: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """The weights [out, in] on the grid of `scale` [out, groups], in float32, for inputs of `products` [in, in]."""
+def whole_numbers(scale: torch.Tensor, inputs: int) -> Nearest:
+    """The grid of 4-bit whole numbers times `scale` [out, groups]."""
+    steps = scale.float().repeat_interleave(inputs // scale.shape[1], dim=1)
+    return lambda column, place: _nearest(column, steps[:, place])
+
+
+def normal_floats(decoded: torch.Tensor, code: torch.Tensor, block: int) -> Nearest:
+    """The grid of `code` (16 values from -1 to 1) times the scales of blocks of `block` inputs in `decoded` [out, in].
+
+    `decoded` is what quantising each weight to its nearest gives. The largest of each block stays as it is there: the
+    scale follows from it, and must be found again.
+    """
+    blocks = decoded.view(decoded.shape[0], -1, block)
+    scale = blocks.abs().amax(-1, keepdim=True).expand_as(blocks).reshape(decoded.shape)
+    largest, borders = decoded.abs() == scale, (code[1:] + code[:-1]) / 2
+
+    def nearest(column: torch.Tensor, place: int) -> torch.Tensor:
+        steps = scale[:, place]
+        found = code[torch.bucketize(column / steps, borders)] * steps
+        return torch.where(largest[:, place], decoded[:, place], found)  # all of a block of zeros, too
+
+    return nearest
+
+
+def gptq(weight: torch.Tensor, products: torch.Tensor, nearest: Nearest) -> torch.Tensor:
+    """The weights [out, in] on the grid, in float32, for inputs of `products` [in, in].
+
+    An output that each weight's nearest gives with the smaller squared error on these inputs gets that.
+    """
     order = products.diagonal().argsort(descending=True, stable=True)
-    left = weight.float()[:, order]
-    steps = scale.float().repeat_interleave(weight.shape[1] // scale.shape[1], dim=1)[:, order]
+    weight = weight.float()
+    left, places = weight[:, order], order.tolist()
     energy = products[order][:, order].double()
     energy.diagonal().add_(_DAMPING * energy.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny))
     root = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(energy)), upper=True).float()
@@ -70,12 +100,17 @@ def gptq(weight: torch.Tensor, products: torch.Tensor, scale: torch.Tensor) -> t
         end = min(start + _COLUMNS, left.shape[1])
         errors = torch.empty_like(left[:, start:end])
         for i in range(start, end):
-            rounded[:, i] = _nearest(left[:, i], steps[:, i])
+            rounded[:, i] = nearest(left[:, i], places[i])
             errors[:, i - start] = (left[:, i] - rounded[:, i]) / root[i, i]
             left[:, i:end] -= torch.outer(errors[:, i - start], root[i, i:end])
         left[:, end:] -= errors @ root[start:end, end:]
+    plain = torch.stack([nearest(weight[:, place], place) for place in range(weight.shape[1])], dim=1)
     torch.set_num_threads(threads)
-    return rounded[:, order.argsort()]
+    rounded = rounded[:, order.argsort()]
+    by_gptq, by_nearest = (
+        ((one - weight) @ products * (one - weight)).sum(1, keepdim=True) for one in (rounded, plain)
+    )
+    return torch.where(by_gptq <= by_nearest, rounded, plain)
 
 
 def _nearest(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -88,23 +123,52 @@ def linear_layers(model: torch.nn.Module, kept: Sequence[str]) -> dict[str, torc
     return {name: one for name, one in named if isinstance(one, torch.nn.Linear) and name not in kept}
 
 
-def gptq_rounded(
-    model: torch.nn.Module, rows: Sequence[list[int]], kept: Sequence[str], group: int, dtype: torch.dtype
-) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """By the name of a layer its weights on a grid of 4 bit, [out, in], and its scales, [out, in / group], as `dtype`.
-
-    `rows` are token ids, read one by one, so that nothing pads them; each layer's inputs are those of the whole model.
-    """
-    layers = linear_layers(model, kept)
+def _reading(model: torch.nn.Module, rows: Sequence[list[int]]) -> Callable[[], None]:
+    """Lets rows of token ids through the model one by one, so that nothing pads them."""
 
     @torch.inference_mode()
     def read() -> None:
         for ids in rows:
             model(input_ids=torch.tensor([ids], device=next(model.parameters()).device))
 
-    found = {}
-    for name, products in track(inputs_products(layers, read), len(layers), "GPTQ"):
+    return read
+
+
+def gptq_rounded(
+    model: torch.nn.Module, rows: Sequence[list[int]], kept: Sequence[str], group: int, dtype: torch.dtype
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """By the name of a layer its weights on a grid of 4 bit, [out, in], and its scales, [out, in / group], as `dtype`.
+
+    `rows` are token ids; each layer's inputs are those of the whole model.
+    """
+    layers, found = linear_layers(model, kept), {}
+    for name, products in track(inputs_products(layers, _reading(model, rows)), len(layers), "GPTQ"):
         weight = layers[name].weight.detach()
         scale = scales(weight, group).to(dtype)  # rounded first: the weights lie on the grid that the file has
-        found[name] = gptq(weight, products, scale.float()).to(dtype).cpu(), scale.cpu()
+        rounded = gptq(weight, products, whole_numbers(scale, weight.shape[1]))
+        found[name] = rounded.to(dtype).cpu(), scale.cpu()
     return found
+
+
+def calibrate_nf4(quantised: torch.nn.Module, model: torch.nn.Module, rows: Sequence[list[int]]) -> None:
+    """Round anew, for `rows` of token ids, the 4-bit layers of `quantised`, made of `model`, which is not.
+
+    A layer whose rows of weights are no whole blocks stays as it is.
+    """
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    packed: dict[str, Any] = {
+        name: layer.weight
+        for name, layer in quantised.named_modules()
+        if (state := getattr(getattr(layer, "weight", None), "quant_state", None))
+        and layer.in_features % state.blocksize == 0
+    }
+    layers = {name: one for name, one in linear_layers(model, []).items() if name in packed}
+    for name, products in track(inputs_products(layers, _reading(model, rows)), len(layers), "GPTQ"):
+        weight, state = packed[name], packed[name].quant_state
+        grid = normal_floats(dequantize_4bit(weight.data, state).float(), state.code.float(), state.blocksize)
+        rounded = gptq(layers[name].weight.detach(), products, grid)
+        weight.data, weight.quant_state = quantize_4bit(
+            rounded, blocksize=state.blocksize, compress_statistics=state.nested, quant_type=state.quant_type
+        )
+        weight.quant_state.dtype = state.dtype

@@ -114,6 +114,31 @@ def test_layers_that_nf4_keeps_come_back_exactly_and_the_others_rounded(trained:
     assert all(torch.equal(again[name].bfloat16(), merged[name]) for name in kept)
 
 
+def test_nf4_that_is_calibrated_is_nearer_on_such_rows_and_of_the_same_size(trained: Path, tmp_path: Path) -> None:
+    merge(trained / "base", trained / "adapter", tmp_path / "merged", "bfloat16")
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randint(5, 60, (30,), generator=generator).tolist() for _ in range(24)]
+    kept = Nf4(keep_in_16_bit=["model.layers.1"])
+    quantise(tmp_path / "merged", tmp_path / "nearest", "nf4", kept)
+    quantise(tmp_path / "merged", tmp_path / "calibrated", "nf4", kept, rows)
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("nearest", "calibrated"))
+    assert one.keys() == other.keys()
+    numbers = [name for name in one if "quant_state" not in name]  # which is JSON
+    assert all((one[name].shape, one[name].dtype) == (other[name].shape, other[name].dtype) for name in numbers)
+    changed = {name for name in one if not torch.equal(one[name], other[name])}
+    assert changed
+    assert all(".layers.1." not in name for name in changed)
+    exact = load_model(tmp_path / "merged")
+    states: dict[str, list[torch.Tensor]] = {"nearest": [], "calibrated": []}
+    with torch.inference_mode():
+        for name, errors in states.items():
+            model = load_model(tmp_path / name)
+            for ids in rows:
+                given = torch.tensor([ids])
+                errors.append((model(given).logits - exact(given).logits).float().square().mean())
+    assert sum(states["calibrated"]) < 0.9 * sum(states["nearest"])
+
+
 def test_a_saved_adapter_loads_with_the_same_weights(trained: Path, tmp_path: Path) -> None:
     from stages.model.loading import load_tuned
 

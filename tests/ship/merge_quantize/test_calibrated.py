@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from stages.ship.merge_quantize.calibrated import gptq, inputs_products, scales
+from stages.ship.merge_quantize.calibrated import gptq, inputs_products, normal_floats, scales, whole_numbers
 from stages.ship.merge_quantize.calibrated import linear_layers as layers_of
 
 
@@ -29,7 +32,7 @@ def test_the_blocks_do_what_column_by_column_does(inputs: int) -> None:
     torch.manual_seed(inputs)
     weight, x = torch.randn(24, inputs), torch.randn(400, inputs) @ torch.randn(inputs, inputs)
     scale = scales(weight, 32)
-    rounded, expected = gptq(weight, x.T @ x, scale), slow(weight, x.T @ x, scale)
+    rounded, expected = gptq(weight, x.T @ x, whole_numbers(scale, inputs)), slow(weight, x.T @ x, scale)
     # Where a weight lies half way between two steps, float32 may take the other one, and what follows with it.
     assert (rounded - expected).abs().lt(1e-4).float().mean() > 0.97
     steps = rounded / scale.repeat_interleave(32, dim=1)
@@ -44,7 +47,8 @@ def test_outputs_change_less_than_by_the_nearest() -> None:
     scale = scales(weight, 64)
     wide = scale.repeat_interleave(64, dim=1)
     nearest = (weight / wide).round().clamp(-8, 7) * wide
-    by_gptq, by_nearest = (((x @ (one - weight).T).square().sum()) for one in (gptq(weight, x.T @ x, scale), nearest))
+    rounded = gptq(weight, x.T @ x, whole_numbers(scale, 128))
+    by_gptq, by_nearest = (((x @ (one - weight).T).square().sum()) for one in (rounded, nearest))
     assert by_gptq < 0.7 * by_nearest
 
 
@@ -54,9 +58,28 @@ def test_inputs_that_are_always_zero_and_weights_of_zero_are_no_fault() -> None:
     x = torch.randn(50, 64)
     x[:, 5:40] = 0
     for products in (x.T @ x, torch.zeros(64, 64)):
-        rounded = gptq(weight, products, scales(weight, 32))
+        rounded = gptq(weight, products, whole_numbers(scales(weight, 32), 64))
         assert torch.isfinite(rounded).all()
         assert not rounded[0].any()
+
+
+@given(seed=st.integers(0, 999), outputs=st.integers(1, 9), blocks=st.integers(1, 4), nested=st.booleans())
+@settings(deadline=None, max_examples=60)
+def test_bitsandbytes_finds_the_very_grid_of_normal_floats_again(
+    seed: int, outputs: int, blocks: int, nested: bool
+) -> None:
+    """Scales and all: what is rounded is what the file gives back, but for scales in 8 bit that are rounded anew."""
+    torch.manual_seed(seed)
+    weight, x = torch.randn(outputs, 64 * blocks), torch.randn(200, 64 * blocks) @ torch.randn(64 * blocks, 64 * blocks)
+    weight *= torch.randint(0, 3, (outputs, blocks, 1)).expand(-1, -1, 64).reshape(weight.shape)  # blocks of zeros, too
+    packed, state = quantize_4bit(weight, blocksize=64, compress_statistics=nested, quant_type="nf4")
+    decoded = dequantize_4bit(packed, state)
+    rounded = gptq(weight, x.T @ x, normal_floats(decoded, state.code, 64))
+    again = dequantize_4bit(*quantize_4bit(rounded, blocksize=64, compress_statistics=nested, quant_type="nf4"))
+    assert torch.isfinite(rounded).all()
+    assert (again - rounded).norm() <= (0.01 if nested else 1e-6) * rounded.norm()
+    by_gptq, by_nearest = ((x @ (one - weight).T).square().sum() for one in (rounded, decoded))
+    assert by_gptq <= 1.001 * by_nearest
 
 
 def test_products_are_the_sums_over_all_tokens_however_few_layers_fit(monkeypatch: pytest.MonkeyPatch) -> None:
