@@ -107,7 +107,8 @@ def test_a_connection_cut_in_the_middle_of_a_reply_changes_nothing(server: int, 
     whole = make_judge_project(tmp_path / "whole", PAIRS, model=str(model), endpoint=f"http://127.0.0.1:{server}/v1")
     proxy = Proxy(server)
     cut = make_judge_project(tmp_path / "cut", PAIRS, model=str(model), endpoint=proxy.endpoint)
-    proxy.faults = [None, 300, None, 150, 10, 0, reply("429 Too Many Requests", Retry_After="0")]
+    # Apart from each other: so many in a row could all meet the tries of one question.
+    proxy.faults = [None, 300, None, 150, None, 10, None, 0, None, reply("429 Too Many Requests", Retry_After="0")]
     assert judge(whole)[0] == judge(cut)[0] == 0
     proxy.close()
     assert proxy.connections == 12 + 5
