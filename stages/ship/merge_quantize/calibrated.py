@@ -20,7 +20,7 @@ _LOWEST, _HIGHEST = -8, 7  # of 4 bits
 _SHRUNK = [1 - step / 20 for step in range(9)]  # scales that are tried: clipping a few weights can serve the others
 
 Layers = Mapping[str, torch.nn.Linear]
-Nearest = Callable[[torch.Tensor, int], torch.Tensor]  # a column of weights [out], and which; the same on the grid
+Nearest = Callable[[torch.Tensor, int | slice], torch.Tensor]  # columns of weights, and which; the same on the grid
 
 
 def inputs_products(layers: Layers, run: Callable[[], None]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -74,7 +74,7 @@ def normal_floats(decoded: torch.Tensor, code: torch.Tensor, block: int) -> Near
     scale = blocks.abs().amax(-1, keepdim=True).expand_as(blocks).reshape(decoded.shape)
     largest, borders = decoded.abs() == scale, (code[1:] + code[:-1]) / 2
 
-    def nearest(column: torch.Tensor, place: int) -> torch.Tensor:
+    def nearest(column: torch.Tensor, place: int | slice) -> torch.Tensor:
         steps = scale[:, place]
         found = code[torch.bucketize(column / steps, borders)] * steps
         return torch.where(largest[:, place], decoded[:, place], found)  # all of a block of zeros, too
@@ -104,9 +104,8 @@ def gptq(weight: torch.Tensor, products: torch.Tensor, nearest: Nearest) -> torc
             errors[:, i - start] = (left[:, i] - rounded[:, i]) / root[i, i]
             left[:, i:end] -= torch.outer(errors[:, i - start], root[i, i:end])
         left[:, end:] -= errors @ root[start:end, end:]
-    plain = torch.stack([nearest(weight[:, place], place) for place in range(weight.shape[1])], dim=1)
     torch.set_num_threads(threads)
-    rounded = rounded[:, order.argsort()]
+    rounded, plain = rounded[:, order.argsort()], nearest(weight, slice(None))
     by_gptq, by_nearest = (
         ((one - weight) @ products * (one - weight)).sum(1, keepdim=True) for one in (rounded, plain)
     )
