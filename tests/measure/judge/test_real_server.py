@@ -106,9 +106,9 @@ def test_the_server_and_the_local_judge_say_the_same_and_are_seen_through(
 def test_a_connection_cut_in_the_middle_of_a_reply_changes_nothing(server: int, model: Path, tmp_path: Path) -> None:
     whole = make_judge_project(tmp_path / "whole", PAIRS, model=str(model), endpoint=f"http://127.0.0.1:{server}/v1")
     proxy = Proxy(server)
-    cut = make_judge_project(tmp_path / "cut", PAIRS, model=str(model), endpoint=proxy.endpoint)
-    # Apart from each other: so many in a row could all meet the tries of one question.
-    proxy.faults = [None, 300, None, 150, None, 10, None, 0, None, reply("429 Too Many Requests", Retry_After="0")]
+    # Two questions are asked at once, and all five faults could meet one of them.
+    cut = make_judge_project(tmp_path / "cut", PAIRS, model=str(model), endpoint=proxy.endpoint, attempts=6)
+    proxy.faults = [None, 300, None, 150, 10, 0, reply("429 Too Many Requests", Retry_After="0")]
     assert judge(whole)[0] == judge(cut)[0] == 0
     proxy.close()
     assert proxy.connections == 12 + 5
