@@ -7,20 +7,13 @@ from unittest.mock import Mock
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from test_layers import SIZES
 from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
 from stages.tune.train.fused import merged
 from stages.tune.train.fused.layers import fuse, unfuse
 from stages.tune.train.fused.merged import Merged, worth_merging
 
-SIZES = {
-    "vocab_size": 40,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 CASES: dict[str, tuple[dict[str, Any], int]] = {  # the adapter, and the products of one pass forward
     "all layers": ({"target_modules": ALL}, 8),
