@@ -52,3 +52,21 @@ def test_gates_are_those_of_transformers(tokens: int, width: int, dtype: torch.d
     joint = drawn(1, tokens, 2 * width, dtype=dtype).requires_grad_()
     gate, up = torch.split(joint, width, -1)
     assert_same([gated(gate, up)], [silu(gate) * up], joint, tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+@pytest.mark.parametrize(("tokens", "vocabulary"), [(700, 49152), (33, 5000), (1, 97)])
+def test_the_loss_and_what_goes_back_are_those_of_torch(
+    tokens: int, vocabulary: int, dtype: torch.dtype, tolerance: float
+) -> None:
+    from stages.tune.train.fused.triton_kernels import cross_entropy
+
+    logits = (drawn(tokens, vocabulary, dtype=dtype) * 4).requires_grad_()
+    targets = torch.arange(tokens, device="cuda") * 7 % vocabulary
+    targets[tokens // 2 :: 5] = -100 if tokens > 1 else 3
+    theirs = torch.nn.functional.cross_entropy(logits.float(), targets, ignore_index=-100, reduction="sum") / 9
+    (back,) = torch.autograd.grad(theirs, logits)
+    ours = logits.detach().clone()
+    loss = cross_entropy(ours, targets, torch.tensor([1, 9], device="cuda")[1], -100)
+    torch.testing.assert_close(loss, theirs.detach(), rtol=1e-5, atol=1e-6)
+    assert (ours - back).norm() <= tolerance * back.norm()

@@ -55,12 +55,12 @@ _CURVES = {
 
 
 class Curves(TrainerCallback):  # type: ignore[misc]
-    """Loss curves for `dvc plots`, written while training runs."""
+    """Loss curves for `dvc plots`, written while training runs; at most once a second, since a card waits meanwhile."""
 
     _live: Any = None
 
     def __init__(self, folder: Path = paths.CURVES) -> None:
-        self._folder = folder
+        self._folder, self._kept, self._written = folder, list[dict[str, Any]](), 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
@@ -69,23 +69,29 @@ class Curves(TrainerCallback):  # type: ignore[misc]
 
         # DVCLive would else write a dvc.yaml of its own and save an experiment within the experiment.
         self._live = Live(str(self._folder), dvcyaml=None, save_dvc_exp=False)
-        for entry in state.log_history:  # a resumed run first repeats the curve up to its checkpoint
-            self._log(entry)
+        self._kept = list(state.log_history)  # a resumed run first repeats the curve up to its checkpoint
+        self._write()
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._live:
-            self._log(state.log_history[-1])
+            self._kept.append(state.log_history[-1])
+            if time.monotonic() - self._written >= 1:
+                self._write()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._live:
+            self._write()
             self._live.end()
 
-    def _log(self, entry: dict[str, Any]) -> None:
-        self._live.step = entry["step"]
-        for name, curve in _CURVES.items():
-            if name in entry:
-                self._live.log_metric(curve, entry[name], timestamp=False)
-        self._live.sync()
+    def _write(self) -> None:
+        for entry in self._kept:
+            self._live.step = entry["step"]
+            for name, curve in _CURVES.items():
+                if name in entry:
+                    self._live.log_metric(curve, entry[name], timestamp=False)
+        if self._kept:
+            self._live.sync()
+        self._kept, self._written = [], time.monotonic()
 
 
 class Tracked(TrainerCallback):  # type: ignore[misc]

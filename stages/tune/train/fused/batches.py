@@ -132,12 +132,14 @@ def pack(rows: Sequence[Row], width: int = 0, longest: int = APART) -> MicroBatc
     """All rows end to end; what is missing to `width` is segments of at most `longest`, which the loss does not see."""
     blank = torch.zeros(max(0, width - sum(map(len, rows))), dtype=torch.long)
     pieces = [*(row.ids for row in rows), *(torch.split(blank, longest) if len(blank) else ())]
-    ends = torch.tensor([len(piece) for piece in pieces]).cumsum(0)
-    starts = [0, *ends.tolist()]
+    sizes = torch.tensor([len(piece) for piece in pieces])
+    ends = sizes.cumsum(0)
+    starts = ends - sizes
+    trained = torch.tensor([len(row.predictors) for row in rows])
     return MicroBatch(
         ids=torch.cat(pieces)[None],
-        positions=torch.cat([torch.arange(len(piece)) for piece in pieces])[None],
-        predictors=torch.cat([row.predictors + start for row, start in zip(rows, starts, strict=False)]),
+        positions=(torch.arange(int(ends[-1])) - starts.repeat_interleave(sizes))[None],
+        predictors=torch.cat([row.predictors for row in rows]) + starts[: len(rows)].repeat_interleave(trained),
         targets=torch.cat([row.targets for row in rows]),
         ends=ends.tolist(),
     )
@@ -159,23 +161,38 @@ def completion_loss(
     (as in Hsu et al. 2024, "Liger Kernel", arXiv 2410.10989; compare Wijmans et al. 2024, arXiv 2411.09009).
     """
     total, size = hidden.new_zeros((), dtype=torch.float32), max(16, _LOGITS_AT_ONCE // head.vocabulary)
-    if gradient is not None:
-        gradient.zero_()
+    if gradient is None:
+        for part, wanted in zip(torch.split(predictors, size), torch.split(targets, size), strict=True):
+            total += _summed(head(hidden[part]), wanted) / count
+        return total
+    gradient.zero_()
     for part, wanted in zip(torch.split(predictors, size), torch.split(targets, size), strict=True):
-        piece = hidden[part].detach().requires_grad_(gradient is not None)
-        loss = torch.nn.functional.cross_entropy(head(piece).float(), wanted, ignore_index=UNSEEN, reduction="sum")
-        loss = loss / count
-        if gradient is not None:
+        piece = hidden[part].detach().requires_grad_()
+        logits = head(piece)
+        if head.loss_kernel:
+            trained = torch.as_tensor(count, device=logits.device)
+            loss = head.loss_kernel(logits.detach(), wanted, trained, UNSEEN)
+            logits.backward(logits.detach())  # which are now what goes back to them
+        else:
+            loss = _summed(logits, wanted) / count
             loss.backward()  # type: ignore[no-untyped-call]
-            gradient[part] = piece.grad.to(gradient.dtype)  # type: ignore[union-attr]
+        gradient[part] = piece.grad.to(gradient.dtype)  # type: ignore[union-attr]
         total += loss.detach()
     return total
 
 
-class Head:
-    """From hidden states to logits as the model itself does, scaled or capped where its configuration says so."""
+def _summed(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.cross_entropy(logits.float(), targets, ignore_index=UNSEEN, reduction="sum")
 
-    def __init__(self, causal: Any) -> None:
+
+class Head:
+    """From hidden states to logits as the model itself does, scaled or capped where its configuration says so.
+
+    `loss_kernel` is a card's own, if it has one: `triton_kernels.cross_entropy`.
+    """
+
+    def __init__(self, causal: Any, loss_kernel: Any = None) -> None:
+        self.loss_kernel = loss_kernel
         config = causal.config.get_text_config()
         self._project = causal.get_output_embeddings()
         self._factor = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)

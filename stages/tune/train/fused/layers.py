@@ -9,15 +9,16 @@ dozen back, each of which reads and writes a tensor of the width of the model. t
 """
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch.nn.functional import rms_norm
+from torch.nn.functional import cross_entropy, rms_norm
 
+from stages.tune.train.fused.buffers import Trained
 from stages.tune.train.fused.private_names import (
     PlainLora,
-    copy_all,
     dense_weight,
     is_gated,
     norm_epsilon,
@@ -34,19 +35,17 @@ class Copies:
 
     sums: Sequence[torch.Tensor] = ()  # what passes add to beside gradients
 
-    def __init__(self, precision: torch.dtype) -> None:
-        self._precision = precision
-        self._pairs: dict[torch.Tensor, torch.Tensor] = {}
+    def __init__(self, precision: torch.dtype, trained: Trained) -> None:
+        self.trained, self._precision = trained, precision
 
-    def of(self, weight: torch.Tensor) -> torch.Tensor:
-        """The copy, which stays where it is."""
-        if weight not in self._pairs:
-            self._pairs[weight] = weight.detach().to(self._precision, copy=True)
-        return self._pairs[weight]
+    @cached_property
+    def values(self) -> torch.Tensor:
+        """All, which stay where they are."""
+        return self.trained.values.to(self._precision, copy=True)
 
     def refresh(self) -> None:
-        if self._pairs:
-            copy_all(list(self._pairs.values()), list(self._pairs))
+        if "values" in vars(self):  # where whole weights are trained, no layer asks for them
+            self.values.copy_(self.trained.values)
 
     def collect(self) -> None:
         """After the passes of a step: add to the gradients what is not in them yet."""
@@ -140,7 +139,7 @@ def add_product(gradient: torch.Tensor, left: torch.Tensor, right: torch.Tensor,
 
 def _adapted(module: Any, lora: PlainLora, unfused: Forward, copies: Copies | None) -> Forward:
     down, up = lora.down.weight, lora.up.weight
-    in_16_bit = (copies.of(down), copies.of(up)) if copies else None
+    in_16_bit = tuple(copies.trained.of(copies.values, weight) for weight in (down, up)) if copies else None
 
     def forward(x: torch.Tensor) -> torch.Tensor:
         if not module.training:
@@ -205,6 +204,26 @@ def card_kernels(device: torch.device, precision: torch.dtype) -> Any:
     return triton_kernels
 
 
+def loss_kernel(device: torch.device, precision: torch.dtype) -> Any:
+    """`triton_kernels.cross_entropy` on such a card; else None."""
+    kernels = card_kernels(device, precision)
+
+    def theirs(logits: torch.Tensor) -> Any:
+        logits = logits.requires_grad_()
+        loss = cross_entropy(logits.float(), targets, ignore_index=unseen, reduction="sum") / count
+        return loss[None], *torch.autograd.grad(loss, logits)
+
+    def ours(logits: torch.Tensor) -> Any:
+        back = logits.detach().clone()
+        return kernels.cross_entropy(back, targets, count, unseen)[None], back
+
+    if not kernels:
+        return None
+    unseen, count = -100, torch.tensor(7, device=device)
+    targets = torch.tensor([3, unseen, 95, 0, 17], device=device)
+    return kernels.cross_entropy if _agree(theirs, ours, (5, 96)) else None
+
+
 def _with_kernels(module: Any, kernels: Any) -> Forward | None:
     """An attention or feed-forward layer with our kernel, where that computes what the layer's own code does."""
     unfused = module.forward
@@ -219,7 +238,11 @@ def _with_kernels(module: Any, kernels: Any) -> Forward | None:
             plain = len(q) == 1 and not more and not others
             return kernels.rotate(q, k, cos, sin) if plain else rotary(q, k, cos, sin, *more, **others)
 
-        if _agree(rotary, rotate, (1, 3, 5, 64), (1, 2, 5, 64), (1, 5, 64), (1, 5, 64)):
+        # With the layer's own heads, so that a kernel is built once.
+        config = getattr(module, "config", None)
+        heads, keys = getattr(config, "num_attention_heads", 3), getattr(config, "num_key_value_heads", 2)
+        width = getattr(module, "head_dim", 64)
+        if _agree(rotary, rotate, (1, heads, 5, width), (1, keys, 5, width), (1, 5, width), (1, 5, width)):
             fused = with_rotary_function(module, rotate)
             return marked(lambda *args, **given: (fused if module.training else unfused)(*args, **given))
     return None

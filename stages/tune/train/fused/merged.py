@@ -8,13 +8,15 @@ in float32 over the micro-batches; once a step dA = scale B'dW' and dB = scale d
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import linear
 
+from stages.tune.train.fused.buffers import Trained
 from stages.tune.train.fused.layers import Copies, Forward, add_product, marked
-from stages.tune.train.fused.private_names import SIBLINGS, PlainLora, add_all, plain_lora
+from stages.tune.train.fused.private_names import SIBLINGS, PlainLora, plain_lora
 
 MERGED_BYTES = 8  # a weight: W and W' beside each other in 16 bit, the sum of gradients in 32
 _WIDEST = 1024  # of hidden states; see benchmarks/results/gpu_train.md
@@ -42,31 +44,52 @@ def _groups(model: Any) -> Iterator[list[tuple[Any, PlainLora]]]:
         yield from ([alone] for alone in dense.values())
 
 
+def _kinds(model: Any) -> list[list[list[tuple[Any, PlainLora]]]]:
+    """Groups of the same shapes together, one of each decoder layer."""
+    kinds: dict[Any, list[list[tuple[Any, PlainLora]]]] = {}
+    for group in _groups(model):
+        kinds.setdefault(tuple((*lora.shape(), lora.scale) for _, lora in group), []).append(group)
+    return list(kinds.values())
+
+
+def in_stacks(model: Any) -> list[Any]:
+    """All trained weights; first A of one projection in all layers, then its B, and so on, as `Merged` needs them."""
+    stacks = (parts for groups in _kinds(model) for place in zip(*groups, strict=True) for parts in _parts(place))
+    rest = (weight for weight in model.parameters() if weight.requires_grad)
+    return [*dict.fromkeys([*chain.from_iterable(stacks), *rest])]
+
+
+def _parts(place: Sequence[tuple[Any, PlainLora]]) -> list[list[Any]]:
+    """A and B of one projection in all layers."""
+    return [[lora.down.weight for _, lora in place], [lora.up.weight for _, lora in place]]
+
+
 class _Member(NamedTuple):
-    """One projection in all layers: its rows of W'; A and B in float32; copies of these, groups x A and x B."""
+    """One projection in all layers: its rows of W'; copies of A and B, groups x A and x B, and their gradients."""
 
     rows: slice
     scale: float
-    downs: list[Any]
-    ups: list[Any]
     down: torch.Tensor
     up: torch.Tensor
+    of_down: torch.Tensor
+    of_up: torch.Tensor
 
 
 class _Stack:
     """Groups of one shape, one of each layer; W, W' and the gradients are groups x outputs x inputs."""
 
-    def __init__(self, groups: Sequence[Sequence[PlainLora]], precision: torch.dtype) -> None:
-        bases = [[lora.base for lora in group] for group in groups]
+    def __init__(self, groups: Sequence[Sequence[tuple[Any, PlainLora]]], copies: Copies) -> None:
+        bases = [[lora.base for _, lora in group] for group in groups]
+        precision = copies.values.dtype
         self.base = torch.stack([torch.cat([b.weight.detach() for b in group]) for group in bases]).to(precision)
         self.bias = [_bias(group) for group in bases]
         self.weights, self.gradients = self.base.clone(), torch.zeros_like(self.base, dtype=torch.float32)
         self.sizes = [b.out_features for b in bases[0]]
         self.members, start = [], 0
-        for size, *adapters in zip(self.sizes, *groups, strict=True):
-            downs, ups = [lora.down.weight for lora in adapters], [lora.up.weight for lora in adapters]
-            down, up = (torch.stack([p.detach() for p in part]).to(precision) for part in (downs, ups))
-            self.members.append(_Member(slice(start, start + size), adapters[0].scale, downs, ups, down, up))
+        for size, place in zip(self.sizes, zip(*groups, strict=True), strict=True):
+            parts, rows, trained = _parts(place), slice(start, start + size), copies.trained
+            both = [trained.stacked(buffer, part) for buffer in (copies.values, trained.gradients) for part in parts]
+            self.members.append(_Member(rows, place[0][1].scale, *both))
             start += size
 
     def refresh(self) -> None:
@@ -78,9 +101,8 @@ class _Stack:
     def collect(self) -> None:
         for one in self.members:
             gradient = self.gradients[:, one.rows].to(one.up.dtype)
-            products = ((one.downs, one.up.mT, gradient), (one.ups, gradient, one.down.mT))
-            for parameters, left, right in products:
-                add_all([p.grad for p in parameters], list(_in_32_bit(left, right)), one.scale)
+            one.of_down.add_(_in_32_bit(one.up.mT, gradient), alpha=one.scale)
+            one.of_up.add_(_in_32_bit(gradient, one.down.mT), alpha=one.scale)
 
 
 def _bias(group: Sequence[Any]) -> torch.Tensor | None:
@@ -98,23 +120,16 @@ def _in_32_bit(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 class Merged(Copies):
     """The copies of a model whose dense adapted layers are computed so; others have copies of A and B."""
 
-    def __init__(self, model: Any, precision: torch.dtype) -> None:
-        super().__init__(precision)
-        kinds: dict[Any, list[list[tuple[Any, PlainLora]]]] = {}
-        for group in _groups(model):
-            kinds.setdefault(tuple((*lora.shape(), lora.scale) for _, lora in group), []).append(group)
-        self._stacks = [
-            _Stack([[lora for _, lora in group] for group in groups], precision) for groups in kinds.values()
-        ]
-        for stack in self._stacks:
-            for one in stack.members:
-                self._pairs |= zip([*one.downs, *one.ups], [*one.down, *one.up], strict=True)
+    def __init__(self, model: Any, precision: torch.dtype, trained: Trained) -> None:
+        super().__init__(precision, trained)
+        kinds = _kinds(model)
+        self._stacks = [_Stack(groups, self) for groups in kinds]
         self.sums = [stack.gradients for stack in self._stacks]
         self._shared = {
             module: (shared, place)
-            for groups, stack in zip(kinds.values(), self._stacks, strict=True)
+            for groups, stack in zip(kinds, self._stacks, strict=True)
             for index, group in enumerate(groups)
-            for shared in [_Shared(stack, index)]
+            for shared in [_Shared(stack, index, group[0][1].down.weight)]
             for place, (module, _) in enumerate(group)
         }
 
@@ -139,10 +154,10 @@ class Merged(Copies):
 class _Shared:
     """The outputs of layers that read the same input: computed for all when the first is called."""
 
-    def __init__(self, stack: _Stack, index: int) -> None:
+    def __init__(self, stack: _Stack, index: int, trained: Any) -> None:
         self.weight, self.gradient = stack.weights[index], stack.gradients[index]
         self.bias, self.sizes = stack.bias[index], stack.sizes
-        self._trained = stack.members[0].downs[index]
+        self._trained = trained
         self._x: torch.Tensor | None = None
         self._left: dict[int, torch.Tensor] = {}
 

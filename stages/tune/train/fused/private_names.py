@@ -16,17 +16,6 @@ def attention_in_use(model: Any) -> str:
     return str(model.config._attn_implementation)
 
 
-def copy_all(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
-    """torch: copy each source into its target, of whatever type, in a few kernels."""
-    with torch.no_grad():
-        torch._foreach_copy_(targets, sources)
-
-
-def add_all(targets: list[torch.Tensor], sources: list[torch.Tensor], scale: float) -> None:
-    """torch: add scale times each source to its target, in a few kernels."""
-    torch._foreach_add_(targets, sources, alpha=scale)
-
-
 def norm_epsilon(module: Any) -> float | None:
     """transformers: what an RMSNorm adds before its root, `variance_epsilon` in Llama and Qwen, `eps` in Gemma."""
     return getattr(module, "variance_epsilon", getattr(module, "eps", None))

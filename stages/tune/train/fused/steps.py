@@ -22,6 +22,7 @@ from stages.tune.train.fused.batches import (
     pack,
     trained_tokens,
 )
+from stages.tune.train.fused.layers import loss_kernel
 from stages.tune.train.fused.private_names import attention_in_use, casting_layers
 from stages.tune.train.plan import Plan
 
@@ -32,8 +33,8 @@ class Steps:
     def __init__(self, model: Any, plan: Plan) -> None:
         self._causal = causal_of(model)
         self._decoder = self._causal.base_model
-        self._head = Head(self._causal)
         self._device = self._causal.get_input_embeddings().weight.device
+        self._head = Head(self._causal, loss_kernel(self._device, plan.precision))
         self.plan = plan
         self._attention_before = attention_in_use(self._causal)
         self._set(VARLEN if plan.attention == "varlen" else SEGMENTS, casts=plan.precision == torch.float32)

@@ -4,7 +4,7 @@ Before it trains, it shows on one batch that it computes the loss and the gradie
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -17,43 +17,11 @@ from stages.tune.train import devices
 from stages.tune.train.completion_trainer import OUT_OF_MEMORY, CompletionTrainer
 from stages.tune.train.examples import Examples, SeededBatches
 from stages.tune.train.fused.batches import Row, make_rows, planned_widths
+from stages.tune.train.fused.buffers import BufferedAdamW, Trained
 from stages.tune.train.fused.layers import Copies, fuse, unfuse
-from stages.tune.train.fused.merged import Merged
+from stages.tune.train.fused.merged import Merged, in_stacks
 from stages.tune.train.fused.steps import GraphSteps, Steps
 from stages.tune.train.plan import Plan
-
-
-class Gradients:
-    """The gradients of an optimiser batch, side by side in one buffer that stays where it is.
-
-    It is cleared by one kernel and summed over devices by one call, and CUDA graphs may write to it.
-    """
-
-    def __init__(self, parameters: Sequence[Any]) -> None:
-        self._parameters = parameters
-        sizes = [parameter.numel() for parameter in parameters]
-        # The last element carries the loss along to the other devices.
-        self._buffer = torch.zeros(sum(sizes) + 1, dtype=torch.float32, device=parameters[0].device)
-        pieces = torch.split(self._buffer[:-1], sizes)
-        self._views = [piece.view_as(parameter) for piece, parameter in zip(pieces, parameters, strict=True)]
-
-    def clear(self) -> None:
-        self._buffer.zero_()
-        for parameter, view in zip(self._parameters, self._views, strict=True):
-            parameter.grad = view
-
-    def clip(self, largest: float) -> torch.Tensor:
-        """Scale all gradients to a norm of at most `largest`; returns the norm before."""
-        gradients = self._buffer[:-1]
-        norm: torch.Tensor = torch.linalg.vector_norm(gradients)
-        gradients.mul_((largest / (norm + 1e-6)).clamp(max=1.0))  # as torch.nn.utils.clip_grad_norm_ does
-        return norm
-
-    def add_up(self, loss: torch.Tensor) -> torch.Tensor:
-        """Sum gradients and loss over all devices; returns the loss of the whole optimiser batch."""
-        self._buffer[-1] = loss
-        total: torch.Tensor = devices.add_up(self._buffer)[-1].clone()
-        return total
 
 
 class FusedTrainer(CompletionTrainer):
@@ -67,13 +35,16 @@ class FusedTrainer(CompletionTrainer):
     ) -> None:
         super().__init__(train, validation, batches, plan, **options)
         self.rows, self._validation = make_rows(train), make_rows(validation)
-        self._gradients = Gradients([p for p in self.model.parameters() if p.requires_grad])
+        # As the optimiser groups them, so that each group is one run.
+        decayed = {self.model.get_parameter(name) for name in self.get_decay_parameter_names(self.model)}
+        self._trained = Trained(sorted(in_stacks(self.model), key=lambda weight: weight not in decayed))
         self._copies: Copies | None = None
         if plan.merged:
-            self._copies = Merged(self.model, plan.precision)
+            self._copies = Merged(self.model, plan.precision, self._trained)
         elif plan.precision != torch.float32:
-            self._copies = Copies(plan.precision)
+            self._copies = Copies(plan.precision, self._trained)
         self._fuse()
+        self._settled = False
         self.agreement: dict[str, float] = {}
         if plan.compile == "graphs":
             planned = planned_widths(self.rows, self.batches, devices.count(), plan.micro_batch_tokens)
@@ -87,7 +58,7 @@ class FusedTrainer(CompletionTrainer):
         super().create_accelerator_and_postprocess()
         # No wrapper of accelerate's around the model: precision and sharing are seen to here.
         self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
-        self.accelerator.clip_grad_norm_ = lambda parameters, largest: self._gradients.clip(largest)
+        self.accelerator.clip_grad_norm_ = lambda parameters, largest: self._trained.clip(largest)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Training; the walk over all modules with which gradients are cleared is not made, since the buffer is.
@@ -95,10 +66,17 @@ class FusedTrainer(CompletionTrainer):
         For a small model such walks, each step, take longer than its passes on the card.
         """
         self.model.zero_grad = lambda set_to_none=True: None
+        self._settled = False
         try:
             return super().train(*args, **kwargs)
         finally:
             del self.model.zero_grad
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        made: torch.optim.Optimizer = super().create_optimizer(model)
+        if type(made) is torch.optim.AdamW:
+            self.optimizer = made = BufferedAdamW(made.param_groups, self._trained)
+        return made
 
     def _fuse(self) -> None:
         fuse(self.model, self.plan.precision, self._copies)
@@ -120,7 +98,7 @@ class FusedTrainer(CompletionTrainer):
         return self._steps.plain()
 
     def clear_gradients(self) -> None:
-        self._gradients.clear()
+        self._trained.clear()
 
     def get_train_dataloader(self) -> DataLoader[Row]:
         return DataLoader(self.rows, batch_sampler=self.batches, collate_fn=list)  # type: ignore[arg-type]
@@ -131,14 +109,17 @@ class FusedTrainer(CompletionTrainer):
     def training_step(self, model: Any, inputs: list[Row], num_items_in_batch: Any = None) -> torch.Tensor:
         if not self.model.training:  # `train` walks over all modules, too
             self.model.train()
-        self._gradients.clear()
+        if not self._settled:  # a checkpoint may have been loaded
+            self._trained.settle()
+            self._settled = True
+        self._trained.clear()
         if self._copies:
             self._copies.refresh()
         try:
             loss = self._steps(inputs)
             if self._copies:
                 self._copies.collect()
-            return self._gradients.add_up(loss)
+            return self._trained.add_up(loss)
         except torch.OutOfMemoryError:
             raise UserError(OUT_OF_MEMORY) from None
 

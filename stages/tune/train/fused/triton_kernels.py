@@ -80,25 +80,25 @@ def rotate(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tenso
 
 
 @triton.jit
-def _gate(gate, up, out, of_gate, of_up, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def _gate(gate, up, out, of_gate, of_up, width, BLOCK: tl.constexpr):
     row, lanes = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = lanes < WIDTH
+    inside = lanes < width
     g = tl.load(gate + row * of_gate + lanes, mask=inside).to(tl.float32)
     u = tl.load(up + row * of_up + lanes, mask=inside).to(tl.float32)
-    tl.store(out + row * WIDTH + lanes, (g * tl.sigmoid(g) * u).to(out.dtype.element_ty), mask=inside)
+    tl.store(out + row * width + lanes, (g * tl.sigmoid(g) * u).to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _gate_back(gate, up, gradient, out, of_gate, of_up, of_gradient, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def _gate_back(gate, up, gradient, out, of_gate, of_up, of_gradient, width, BLOCK: tl.constexpr):
     row, lanes = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = lanes < WIDTH
+    inside = lanes < width
     g = tl.load(gate + row * of_gate + lanes, mask=inside).to(tl.float32)
     u = tl.load(up + row * of_up + lanes, mask=inside).to(tl.float32)
     d = tl.load(gradient + row * of_gradient + lanes, mask=inside).to(tl.float32)
     s = tl.sigmoid(g)
-    write = out + row * 2 * WIDTH + lanes
+    write = out + row * 2 * width + lanes
     tl.store(write, (d * u * s * (1 + g * (1 - s))).to(out.dtype.element_ty), mask=inside)
-    tl.store(write + WIDTH, (d * g * s).to(out.dtype.element_ty), mask=inside)
+    tl.store(write + width, (d * g * s).to(out.dtype.element_ty), mask=inside)
 
 
 _BLOCK = 512
@@ -136,3 +136,41 @@ def gated(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """silu(gate) * up."""
     out: torch.Tensor = _Gated.apply(gate.flatten(0, -2), up.flatten(0, -2))  # type: ignore[no-untyped-call]
     return out.view(gate.shape)
+
+
+@triton.jit(do_not_specialize_on_alignment=["targets", "count"])  # parts of one buffer: one build serves all
+def _cross_entropy(logits, targets, count, losses, of_row, width, BLOCK: tl.constexpr, UNSEEN: tl.constexpr):
+    row, lanes = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
+    logits += row * of_row
+    target = tl.load(targets + row)
+    seen = target != UNSEEN
+    wanted = tl.load(logits + tl.where(seen, target, 0)).to(tl.float32)  # read before anything is written
+    most, total = float("-inf"), 0.0
+    for start in range(0, width, BLOCK):
+        x = tl.load(logits + start + lanes, mask=start + lanes < width, other=float("-inf")).to(tl.float32)
+        more = tl.maximum(most, tl.max(x, 0))
+        total = total * tl.exp(most - more) + tl.sum(tl.exp(x - more), 0)
+        most = more
+    whole = most + tl.log(total)
+    tl.store(losses + row, tl.where(seen, whole - wanted, 0.0))
+    share = tl.where(seen, 1.0 / tl.load(count).to(tl.float32), 0.0)
+    for start in range(0, width, BLOCK):
+        inside = start + lanes < width
+        x = tl.load(logits + start + lanes, mask=inside).to(tl.float32)
+        back = tl.exp(x - whole) - tl.where(start + lanes == target, 1.0, 0.0)
+        tl.store(logits + start + lanes, (back * share).to(logits.dtype.element_ty), mask=inside)
+
+
+_WIDE = 4096
+
+
+def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, count: torch.Tensor, unseen: int) -> torch.Tensor:
+    """The sum of the negative log-likelihoods, in nats, of `targets` (n) over `count`; without those `unseen`.
+
+    `logits`, n x vocabulary, are left as what goes back to them. The sum over a vocabulary is taken while its largest
+    is still unknown (Milakov and Gimelshein 2018, arXiv 1805.02867), so logits are read twice and written once.
+    """
+    losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
+    rows, width = logits.shape
+    _cross_entropy[(rows,)](logits, targets, count, losses, logits.stride(0), width, _WIDE, unseen)
+    return losses.sum() / count

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from stages.tune.train.fused import layers
+from stages.tune.train.fused.buffers import Trained
 from stages.tune.train.fused.layers import Copies, fuse, is_frozen_norm, norm_offset, unfuse
 
 SIZES = {
@@ -71,14 +72,16 @@ def test_copies_give_the_same_and_add_to_the_gradients_that_are_there() -> None:
     for parameter in trained:
         parameter.data = parameter.data.float()
     theirs = loss_and_gradients_in(model)
-    copies = Copies(torch.bfloat16)
+    weights = Trained(trained)
+    weights.clear()
+    copies = Copies(torch.bfloat16, weights)
     fuse(model, torch.bfloat16, copies)
     unfuse(model)
     fuse(model, torch.bfloat16, copies)  # anew, on the same copies
     for turn in (1, 2):
         with torch.no_grad():
             for parameter in trained:
-                parameter.grad = torch.full_like(parameter, 0.5)
+                parameter.grad.fill_(0.5)
                 parameter.mul_(2.0 if turn == 1 else 0.5)  # what was copied before is stale
         copies.refresh()
     with torch.autocast("cpu", torch.bfloat16):
@@ -250,3 +253,28 @@ def test_kernels_that_compute_something_else_or_cannot_be_built_are_not_used(
 def test_kernels_are_for_a_card_that_computes_in_16_bit() -> None:
     assert layers.card_kernels(torch.device("cpu"), torch.bfloat16) is None
     assert layers.card_kernels(torch.device("cuda"), torch.float32) is None
+
+
+def loss_of(logits: Any, targets: Any, count: Any, unseen: int) -> Any:
+    given = logits.float().requires_grad_()
+    loss = torch.nn.functional.cross_entropy(given, targets, ignore_index=unseen, reduction="sum") / count
+    logits.copy_(torch.autograd.grad(loss, given)[0])
+    return loss.detach()
+
+
+def unscaled(logits: Any, targets: Any, count: Any, unseen: int) -> Any:
+    return loss_of(logits, targets, torch.ones_like(count), unseen) / count
+
+
+def of_all(logits: Any, targets: Any, count: Any, unseen: int) -> Any:
+    return loss_of(logits, targets.clamp(min=0), count, unseen)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "used"), [(loss_of, True), (unscaled, False), (of_all, False), (no_compiler, False)]
+)
+def test_a_loss_kernel_is_used_where_it_computes_the_loss(
+    kernel: Any, used: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "card_kernels", lambda *_: SimpleNamespace(cross_entropy=kernel))
+    assert (layers.loss_kernel(torch.device("cpu"), torch.bfloat16) is kernel) is used

@@ -11,8 +11,9 @@ from test_layers import SIZES
 from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
 from stages.tune.train.fused import merged
+from stages.tune.train.fused.buffers import Trained
 from stages.tune.train.fused.layers import fuse, unfuse
-from stages.tune.train.fused.merged import Merged, worth_merging
+from stages.tune.train.fused.merged import Merged, in_stacks, worth_merging
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 CASES: dict[str, tuple[dict[str, Any], int]] = {  # the adapter, and the products of one pass forward
@@ -37,6 +38,12 @@ def with_lora(dtype: torch.dtype = torch.float32, bias: bool = False, base: Any 
         parameter.data = parameter.data.float()
         parameter.grad = torch.zeros_like(parameter)
     return model
+
+
+def merged_of(model: Any, dtype: torch.dtype) -> Merged:
+    weights = Trained(in_stacks(model))
+    weights.clear()
+    return Merged(model, dtype, weights)
 
 
 def trained(model: Any) -> list[Any]:
@@ -76,7 +83,7 @@ def assert_close(ours: Any, theirs: Any, tolerance: float) -> None:
 def test_losses_and_gradients_are_those_of_peft(case: str, bias: bool, dtype: torch.dtype) -> None:
     """In float32 the same; in 16 bit nearly as near to those as PEFT's are in 16 bit."""
     model = with_lora(dtype, bias, **CASES[case][0])
-    copies = Merged(model, dtype)
+    copies = merged_of(model, dtype)
     for turn in range(2):  # what was merged before is stale
         with torch.no_grad():
             for parameter in trained(model):
@@ -105,7 +112,7 @@ def distance(some: list[torch.Tensor], others: list[torch.Tensor]) -> float:
 def test_layers_that_read_the_same_are_one_product(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, product = with_lora(**CASES[case][0]), Mock(wraps=torch.nn.functional.linear)
     monkeypatch.setattr(merged, "linear", product)
-    fuse(model, torch.float32, Merged(model, torch.float32))
+    fuse(model, torch.float32, merged_of(model, torch.float32))
     model(input_ids=BATCHES[0])
     assert product.call_count == CASES[case][1]
 
@@ -116,7 +123,7 @@ def test_siblings_that_read_something_else_are_computed_alone() -> None:
     x, y = torch.randn(2, 3, 64).unbind()
     calls = [(attention.q_proj, x), (attention.k_proj, y), (attention.v_proj, y), (attention.q_proj, x)]
     theirs = [layer(given) for layer, given in calls]
-    copies = Merged(model, torch.float32)
+    copies = merged_of(model, torch.float32)
     fuse(model, torch.float32, copies)
     copies.refresh()
     for (layer, given), their in zip(calls, theirs, strict=True):
@@ -127,7 +134,7 @@ def test_recomputed_layers_give_the_same() -> None:
     model = with_lora()
     their_losses, theirs = losses(model, torch.float32), gradients(model)
     model.get_base_model().gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    copies = Merged(model, torch.float32)
+    copies = merged_of(model, torch.float32)
     fuse(model, torch.float32, copies)
     copies.refresh()
     assert_close([losses(model, torch.float32)], [their_losses], 1e-6)
@@ -138,7 +145,7 @@ def test_recomputed_layers_give_the_same() -> None:
 def test_an_answer_is_computed_by_peft() -> None:
     model = with_lora().eval()
     before = model(input_ids=BATCHES[0]).logits
-    copies = Merged(model, torch.float32)
+    copies = merged_of(model, torch.float32)
     fuse(model, torch.float32, copies)
     with torch.no_grad():
         for stack in copies.sums:
@@ -152,7 +159,7 @@ def test_an_answer_is_computed_by_peft() -> None:
 def test_what_is_more_than_lora_stays_with_peft(options: dict[str, Any]) -> None:
     model = with_lora(**options)
     assert worth_merging(model) == 0
-    assert fuse(model, torch.float32, Merged(model, torch.float32)) == 0
+    assert fuse(model, torch.float32, merged_of(model, torch.float32)) == 0
 
 
 def test_layers_in_4_bit_keep_their_narrow_products(tmp_path: Any) -> None:
@@ -162,7 +169,7 @@ def test_layers_in_4_bit_keep_their_narrow_products(tmp_path: Any) -> None:
     model = with_lora(base=base)
     assert worth_merging(model) == 0
     their_losses, theirs = losses(model, torch.float32), gradients(model)
-    copies = Merged(model, torch.float32)
+    copies = merged_of(model, torch.float32)
     assert fuse(model, torch.float32, copies) == 14
     copies.refresh()
     assert_close([losses(model, torch.float32)], [their_losses], 1e-4)

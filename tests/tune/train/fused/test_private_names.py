@@ -18,10 +18,8 @@ from transformers import (
 
 from stages.tune.train.fused.private_names import (
     SIBLINGS,
-    add_all,
     attention_in_use,
     casting_layers,
-    copy_all,
     dense_weight,
     is_gated,
     norm_epsilon,
@@ -42,24 +40,9 @@ SIZES: dict[str, Any] = {
 }
 ROOT = Path(__file__).parents[4]
 NAMES = (
-    r"_attn_implementation|_foreach_|cast_input_dtype_enabled|lora_variant|lora_dropout|base_layer|quant_state"
+    r"_attn_implementation|cast_input_dtype_enabled|lora_variant|lora_dropout|base_layer|quant_state"
     r"|variance_epsilon|co_names|__globals__"
 )
-
-
-def test_weights_of_any_type_are_copied() -> None:
-    sources = [torch.linspace(0, 1, 7), torch.linspace(-3, 3, 6, dtype=torch.bfloat16).view(2, 3)]
-    targets = [torch.zeros(7, dtype=torch.bfloat16), torch.zeros(2, 3)]
-    copy_all(targets, sources)
-    for target, source in zip(targets, sources, strict=True):
-        assert torch.equal(target, source.to(target.dtype))
-
-
-def test_weights_are_added_to_with_a_factor() -> None:
-    targets, sources = [torch.ones(3), torch.zeros(2, 2)], [torch.arange(3.0), torch.full((2, 2), 5.0)]
-    add_all(targets, sources, 2.0)
-    assert targets[0].tolist() == [1, 3, 5]
-    assert targets[1].tolist() == [[10, 10], [10, 10]]
 
 
 def test_siblings_have_their_names() -> None:

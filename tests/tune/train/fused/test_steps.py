@@ -10,10 +10,10 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from stages.tune.train.fused import attention
 from stages.tune.train.fused.batches import Row, planned_widths
+from stages.tune.train.fused.buffers import Trained
 from stages.tune.train.fused.layers import fuse
-from stages.tune.train.fused.merged import Merged
+from stages.tune.train.fused.merged import Merged, in_stacks
 from stages.tune.train.fused.steps import GraphSteps, Steps
-from stages.tune.train.fused.trainer import Gradients
 from stages.tune.train.plan import Plan
 
 LENGTHS = [7, 300, 41, 120, 299, 5, 88, 260]
@@ -89,7 +89,7 @@ def plan(compile: str, attention: str = "varlen", tokens: int = 700) -> Plan:
     return Plan("fused", torch.float32, True, attention, False, tokens, compile)
 
 
-def two_steps(model: Any, steps: Steps, gradients: Gradients) -> list[torch.Tensor]:
+def two_steps(model: Any, steps: Steps, gradients: Trained) -> list[torch.Tensor]:
     """Losses and gradients of two optimiser batches of different lengths."""
     found = []
     for batch in (rows(), rows()[:5]):
@@ -100,7 +100,7 @@ def two_steps(model: Any, steps: Steps, gradients: Gradients) -> list[torch.Tens
 
 
 def test_replayed_passes_give_the_losses_and_gradients_of_launched_ones(model: Any) -> None:
-    gradients = Gradients([p for p in model.parameters() if p.requires_grad])
+    gradients = Trained(in_stacks(model))
     recorder = Recorder()
     launched = two_steps(model, Steps(model, plan("none", "sdpa")), gradients)
     kernel = two_steps(model, Steps(model, plan("none")), gradients)
@@ -113,7 +113,7 @@ def test_replayed_passes_give_the_losses_and_gradients_of_launched_ones(model: A
 
 
 def test_a_planned_run_records_each_width_once_and_gives_the_same(model: Any) -> None:
-    gradients = Gradients([p for p in model.parameters() if p.requires_grad])
+    gradients = Trained(in_stacks(model))
     recorder, planned = Recorder(), planned_widths(rows(), [[*range(len(LENGTHS))], [*range(5)]], 1, 700)
     launched = two_steps(model, Steps(model, plan("none", "sdpa")), gradients)
     steps = GraphSteps(model, plan("graphs"), max(LENGTHS), len(LENGTHS), recorder, planned)
@@ -125,7 +125,7 @@ def test_a_planned_run_records_each_width_once_and_gives_the_same(model: Any) ->
 
 def test_a_batch_far_below_the_width_that_was_planned_gives_the_same(model: Any) -> None:
     """As in the proof before training: what fills it up is longer than the longest row that the kernel is told of."""
-    gradients = Gradients([p for p in model.parameters() if p.requires_grad])
+    gradients = Trained(in_stacks(model))
     launched = two_steps(model, Steps(model, plan("none", "sdpa", tokens=4096)), gradients)
     steps = GraphSteps(model, plan("graphs", tokens=4096), max(LENGTHS), len(LENGTHS), Recorder(), {4096: 600})
     for one, two in zip(launched, two_steps(model, steps, gradients), strict=True):
@@ -133,7 +133,7 @@ def test_a_batch_far_below_the_width_that_was_planned_gives_the_same(model: Any)
 
 
 def test_a_recording_leaves_gradients_as_they_were(model: Any) -> None:
-    gradients = Gradients([p for p in model.parameters() if p.requires_grad])
+    gradients = Trained(in_stacks(model))
     steps = GraphSteps(model, plan("graphs", tokens=400), max(LENGTHS), len(LENGTHS), Recorder())
     gradients.clear()
     whole = steps(rows())  # records while gradients of the first parts are there already
@@ -146,8 +146,8 @@ def test_a_recording_leaves_gradients_as_they_were(model: Any) -> None:
 
 def test_merged_layers_are_recorded_with_the_sums_that_they_add_to(model: Any) -> None:
     """The sums of gradients of parts before a recording are still there after it."""
-    gradients, found = Gradients([p for p in model.parameters() if p.requires_grad]), []
-    launched, copies = Steps(model, plan("none")), Merged(model, torch.float32)
+    gradients, found = Trained(in_stacks(model)), []
+    launched, copies = Steps(model, plan("none")), Merged(model, torch.float32, gradients)
     recorded = GraphSteps(
         model, plan("graphs", tokens=400), max(LENGTHS), len(LENGTHS), Recorder(), sums=copies.sums
     )  # fmt: skip
@@ -165,7 +165,7 @@ def test_merged_layers_are_recorded_with_the_sums_that_they_add_to(model: Any) -
 
 
 def test_a_batch_of_more_predictors_than_were_recorded_is_recorded_anew(model: Any) -> None:
-    gradients = Gradients([p for p in model.parameters() if p.requires_grad])
+    gradients = Trained(in_stacks(model))
     few = [Row(row.ids, row.predictors[-1:], row.targets[-1:]) for row in rows()]
     every = [Row(row.ids, torch.arange(len(row) - 1), row.ids[1:]) for row in rows()]
     recorder = Recorder()
