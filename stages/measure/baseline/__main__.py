@@ -5,6 +5,7 @@ beat where a task has a label (compare Wang & Manning, "Baselines and bigrams", 
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -12,11 +13,7 @@ from stages.core import paths
 from stages.core.errors import run
 from stages.core.files import write_json
 from stages.core.run_notes import measured
-from stages.model.answers import rows_with_likelihood
-from stages.model.chat import task_chat
-from stages.model.loading import Weights, load_tokenizer
-from stages.model.questions import ask_probes, read_probes
-from stages.params.loader import load_params
+from stages.params.loader import Params, load_params
 from stages.records.prompt import asked
 from stages.records.record import REPLAY, Record, read_records, write_rows
 from stages.scoring.intervals import share
@@ -46,20 +43,29 @@ def main() -> None:
     params = load_params("generation", "probes", "scoring", "task")
     score_rows, holdout = scorer(params.task), read_records(paths.HOLDOUT)
     train = [row for row in read_records(paths.TRAIN) if row.source != REPLAY]
-    questions = read_probes(params.probes)
-    with measured("baseline") as notes:
-        model = Weights(paths.BASE)
-        chat = task_chat(load_tokenizer(paths.BASE), params.task)
-        rows = rows_with_likelihood(model, chat, holdout, params.generation, "baseline")
-        probes = ask_probes(model, chat, questions, params.probes.refusal_tokens, "probes")
-        linear = linear_answers(train, holdout)
-        notes["generation"] = model.spent
+    with measured("baseline") as notes, ThreadPoolExecutor(1) as beside:
+        fitted = beside.submit(linear_answers, train, holdout)  # on a core, while a card answers
+        rows, probes, notes["generation"] = base_answers(params, holdout)
+        linear = fitted.result()
     base = summarise(score_rows(rows), params.scoring)
     write_rows(paths.BASE_GENERATIONS, rows)
     write_rows(paths.BASE_PROBES, probes)
     write_json(paths.LINEAR_ANSWERS, {"answers": linear})
     scores = Baseline(base, linear_scores(train, linear, params.scoring.confidence))
     write_json(paths.BASELINE_METRICS, as_json(scores))
+
+
+def base_answers(params: Params, holdout: Sequence[Record]) -> tuple[list[Any], list[Any], dict[str, Any]]:
+    """The base model's rows of hold-out and probes, and what they took."""
+    from stages.model.answers import rows_with_likelihood  # late: seconds of imports, while the linear model is fitted
+    from stages.model.chat import task_chat
+    from stages.model.loading import Weights, load_tokenizer
+    from stages.model.questions import ask_probes, read_probes
+
+    questions, model = read_probes(params.probes), Weights(paths.BASE)
+    chat = task_chat(load_tokenizer(paths.BASE), params.task)
+    rows = rows_with_likelihood(model, chat, holdout, params.generation, "baseline")
+    return rows, ask_probes(model, chat, questions, params.probes.refusal_tokens, "probes"), model.spent
 
 
 def linear_answers(train: Sequence[Record], holdout: Sequence[Record]) -> list[dict[str, Any]]:
