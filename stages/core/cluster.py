@@ -10,6 +10,7 @@ import os
 import pickle
 import socket
 import tempfile
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -27,6 +28,19 @@ _SECONDS = 10  # for an answer of the cluster
 _DIGEST = hashlib.sha256().digest_size
 
 
+class Shared:
+    """An argument of several tasks, which is hashed once and sent to the cluster once."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+        self.name = hashlib.sha256(pickle.dumps(value)).digest()
+        self.sent: Any = None
+
+    def reference(self, ray: Any) -> Any:
+        self.sent = self.sent or ray.put(self.value)
+        return self.sent
+
+
 def in_order(
     function: Callable[..., bytes], tasks: Iterable[Sequence[Any]], address: str, what: str
 ) -> Iterator[bytes]:
@@ -41,9 +55,13 @@ def in_order(
     left, running, order = iter(tasks), dict[Any, Path](), deque[Path]()
     ray: Any = None
     start: Any = None
+    room, looked = 1, 0.0
 
     def has_room() -> bool:
-        return len(running) < (2 * max(1, int(ray.cluster_resources().get("CPU", 1))) if ray else 1)
+        nonlocal room, looked
+        if ray and time.monotonic() > looked + 1:  # a question to the cluster, which takes milliseconds
+            room, looked = 2 * max(1, int(ray.cluster_resources().get("CPU", 1))), time.monotonic()
+        return len(running) < room
 
     with ExitStack() as stack:
         folder = stack.enter_context(_results(what))
@@ -51,7 +69,8 @@ def in_order(
             while has_room() and (task := next(left, None)) is not None:
                 # Nothing is ever unpickled from a file: these bytes say whether it is the same task, and if they are
                 # others for the same, it is computed again.
-                path = folder / hashlib.sha256(pickle.dumps((code, function, tuple(task)))).hexdigest()
+                named = tuple(one.name if isinstance(one, Shared) else one for one in task)
+                path = folder / hashlib.sha256(pickle.dumps((code, function, named))).hexdigest()
                 order.append(path)
                 if path in running.values() or _finished(path) is not None:
                     continue
@@ -59,7 +78,8 @@ def in_order(
                     ray = stack.enter_context(_cluster(address))
                     # A machine may die any number of times.
                     start = ray.remote(num_cpus=1, max_retries=-1)(function).remote
-                running[start(*task)] = path
+                sent = (one.reference(ray) if isinstance(one, Shared) else one for one in task)
+                running[start(*sent)] = path
             while order and order[0] not in running.values():
                 if (result := _finished(path := order.popleft())) is None:
                     raise UserError(f"{path} was removed or damaged meanwhile; run again, finished tasks are kept")

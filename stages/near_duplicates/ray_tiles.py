@@ -1,23 +1,24 @@
 """The searches of `pairs` on a Ray cluster: tiles as tasks, each the search of one machine.
 
 The join of a tile is that of its rows with its columns, so what a cluster finds is what one machine finds. Beside the
-texts, which the caller has, this process holds the pairs and the texts of the tiles under way; a task holds one tile.
+texts, which the caller has, this process holds the pairs and, in Ray's store, the texts that one run of rows is held
+against; a task holds one tile.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import product
 
 import numpy as np
 
-from stages.core.cluster import in_order
+from stages.core.cluster import Shared, in_order
 from stages.core.run_notes import track
 from stages.near_duplicates import pairs
 from stages.near_duplicates.pairs import Found, SortedTexts, Tile, sorted_by_length, tiles
 
 _SIDE = 32_768  # texts of the join: a second or two of work, a third of it to make sketches, and some 15 MB of texts
 _ROWS, _CANDIDATES = 256, 16_384  # of the search for the nearest, which compares all with all: some seconds
-
-Arguments = tuple[Sequence[str], Sequence[str] | None, int]
 
 
 def join(left: SortedTexts, right: SortedTexts, threshold: int, address: str) -> Iterator[Found]:
@@ -28,10 +29,15 @@ def join(left: SortedTexts, right: SortedTexts, threshold: int, address: str) ->
     same = left is right
     cover = list(tiles(left, right, threshold, range(len(left.texts)), _SIDE, _SIDE))
 
-    def arguments(tile: Tile) -> Arguments:
-        rows = left.texts[tile.top : tile.bottom]
+    # Within one side the runs that one run of rows is held against are nearly those of the next.
+    @lru_cache(2 + max(Counter(tile.top for tile in cover).values(), default=0))
+    def run(is_left: bool, first: int, last: int) -> Shared:
+        return Shared((left if is_left else right).texts[first:last])
+
+    def arguments(tile: Tile) -> tuple[Shared, Shared | None, int]:
         # Within one side the first tile of each run of rows is the square on the diagonal.
-        return rows, None if same and tile.first == tile.top else right.texts[tile.first : tile.last], threshold
+        columns = None if same and tile.first == tile.top else run(same, tile.first, tile.last)
+        return run(True, tile.top, tile.bottom), columns, threshold
 
     found = in_order(near_in_tile, map(arguments, cover), address, "join")
     for tile, part in zip(cover, track(found, len(cover), "near-duplicates, tiles on the cluster"), strict=True):

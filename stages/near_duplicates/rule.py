@@ -64,8 +64,9 @@ def same_questions(
     questions: Mapping[Question, Sequence[Record]], near: Iterable[tuple[str, str, float]]
 ) -> list[tuple[Question, Question, float]]:
     """Of the near pairs of normalised prompts and their scores those of questions that the model reads as one."""
-    of_text = grouped(questions, lambda question: question.text)
-    found = []
+    near, found = list(near), []
+    texts = {text for left, right, _ in near for text in (left, right)}
+    of_text = grouped((one for one in questions if one.text in texts), lambda question: question.text)
     for left, right, score in near:
         for one in of_text[left]:
             for other in of_text[right]:

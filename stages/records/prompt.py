@@ -84,8 +84,9 @@ def digest(text: str) -> str:
 
 def write_near_pairs(path: Path, texts: Sequence[str], pairs: Iterable[tuple[int, int, float]], threshold: int) -> None:
     """Write pairs of positions in `texts` with their scores; the first line, which is always there, counts both."""
-    names = [digest(text) for text in texts]
-    rows = [{"left": names[left], "right": names[right], "score": score} for left, right, score in pairs]
+    rows = [
+        {"left": digest(texts[left]), "right": digest(texts[right]), "score": score} for left, right, score in pairs
+    ]
     write_rows(path, [{"threshold": threshold, "prompts": len(texts), "pairs": len(rows)}, *rows])
 
 

@@ -18,6 +18,8 @@ Key = TypeVar("Key")
 _ANEW = "run `dvc repro` to make it anew"
 # The source of general rows that `augment` mixes in: they are asked as anybody would ask, without an instruction.
 REPLAY = "augment:replay"
+_ALWAYS = ("id", "prompt", "completion", "label", "source", "origin")
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode  # made once: there are millions of rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,14 +112,21 @@ def make_record(
 
 def record_row(record: Record) -> dict[str, Any]:
     """The record as a row of JSONL; task, context and fields are there only where the record has them."""
-    row = {name: getattr(record, name) for name in Record.__slots__}
-    row["context"] = [{"role": message.role, "content": message.content} for message in record.context]
-    return {name: value for name, value in row.items() if value not in (None, [], {}) or name == "label"}
+    row: dict[str, Any] = {name: getattr(record, name) for name in _ALWAYS}
+    if record.task is not None:
+        row["task"] = record.task
+    if record.context:
+        row["context"] = [{"role": message.role, "content": message.content} for message in record.context]
+    if record.fields:
+        row["fields"] = record.fields
+    return row
 
 
 def record_of(row: Mapping[str, Any]) -> Record:
     """The record of a row that `record_row` made. Raises TypeError when it is none."""
-    return Record(**{**row, "context": tuple(Message(**message) for message in row.get("context", ()))})
+    if "context" in row:
+        row = {**row, "context": tuple(Message(**message) for message in row["context"])}
+    return Record(**row)
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -133,7 +142,7 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 def row_line(row: dict[str, Any]) -> str:
     """The row as a line of JSONL, with its line feed."""
-    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+    return _encode(row) + "\n"
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:

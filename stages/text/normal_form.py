@@ -15,6 +15,8 @@ def normalise(prompt: str) -> str:
 
     Punctuation, accents and compatibility forms stay: they can change what is asked.
     """
+    if prompt.isascii():  # the same, at a third of the time
+        return " ".join(prompt.casefold().split())
     folded = unicodedata.normalize("NFD", prompt).casefold()
     return " ".join(unicodedata.normalize("NFC", folded).split())
 

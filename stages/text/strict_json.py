@@ -31,8 +31,10 @@ def parse_json(text: str) -> Any:
     if text.count("[") + text.count("{") > _DEEPEST and _depth(text) > _DEEPEST:
         raise BrokenContract("nested too deeply")
     try:
-        value = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=ExactNumber)
-        json.dumps(value, ensure_ascii=False).encode()
+        # Of a text that begins with a byte order mark `json.loads` says so.
+        value = json.loads(text) if text.startswith("\ufeff") else _decode(text)
+        if "\\u" in text or not text.isascii():
+            json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise BrokenContract("nested too deeply") from None
     except UnicodeEncodeError:
@@ -118,3 +120,7 @@ class ExactNumber(float):
         if math.isinf(number) or (not number and number.exact):
             raise BrokenContract(f"{written} is too {'large' if number else 'small'} a number")
         return number
+
+
+# Made once: it is asked for each row.
+_decode = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=ExactNumber).decode

@@ -3,6 +3,7 @@
 A stage beside training and not before it: what it finds makes no model stale. The gates judge it.
 """
 
+import gc
 from typing import Any
 
 from stages.core import paths
@@ -49,4 +50,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    gc.disable()  # millions of rows, in which no cycles are
     run(main)

@@ -17,6 +17,7 @@ from stages.prepare.clean.counts import count_part
 from stages.prepare.clean.data_sets import Batch
 from stages.prepare.clean.rejected_rows import Rejected, Row, write_rejected
 from stages.prepare.clean.sources import RawFile, Unparsed, parsed, read_unparsed
+from stages.prepare.clean.text_files import Line, Lines
 from stages.records.record import record_row, row_line
 
 _ROWS, _BYTES = 2000, 1 << 22  # of a shard, at most, and one row more: a second of work
@@ -91,7 +92,14 @@ def _shards(files: Sequence[RawFile], max_bytes: int) -> Iterator[tuple[RawFile,
                 held = unparsed.raw() if isinstance(unparsed, Row) else unparsed.content
                 rows, size = rows + 1, size + len(held)
             if rows >= _ROWS or size >= _BYTES:
-                yield file, shard
+                yield file, _in_one_piece(shard)
                 shard, rows, size = [], 0, 0
         if shard:
-            yield file, shard
+            yield file, _in_one_piece(shard)
+
+
+def _in_one_piece(shard: list[Unparsed]) -> list[Unparsed]:
+    lines = [one for one in shard if isinstance(one, Line) and one.sha256 is None]
+    if len(lines) < len(shard):
+        return shard
+    return [Lines(lines[0].number, lines[0].offset, b"\n".join(line.content for line in lines))]

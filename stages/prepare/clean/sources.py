@@ -27,7 +27,7 @@ from stages.prepare.clean.data_sets import (
     parquet_batches,
 )
 from stages.prepare.clean.rejected_rows import Row
-from stages.prepare.clean.text_files import Line, count_lines, csv_rows, jsonl_row, read_lines
+from stages.prepare.clean.text_files import Line, Lines, count_lines, csv_rows, jsonl_row, read_lines
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -45,7 +45,7 @@ _IN_MEMORY = 1 << 24  # bytes of an unpacked file
 _WIDE_BOMS = (b"\xff\xfe", b"\xfe\xff")
 _KNOWN = "files in .jsonl, .csv, .tsv or .parquet, also with .gz or .zst, and data sets saved on disk"
 
-Unparsed = Row | Line | Batch  # what is cheap to read and to send
+Unparsed = Row | Line | Lines | Batch  # what is cheap to read and to send
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +183,8 @@ def read_unparsed(file: RawFile, max_bytes: int) -> Iterator[Unparsed]:
 def parsed(file: RawFile, unparsed: Unparsed) -> Iterable[Row]:
     if isinstance(unparsed, Batch):
         return unparsed.rows(file.file)
+    if isinstance(unparsed, Lines):
+        return (jsonl_row(file.file, line) for line in unparsed)
     return [unparsed if isinstance(unparsed, Row) else jsonl_row(file.file, unparsed)]
 
 

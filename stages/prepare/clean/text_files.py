@@ -36,6 +36,21 @@ class Line(NamedTuple):
     sha256: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """Whole lines in one piece, which is quick to send; `content` has the line feeds between them."""
+
+    number: int
+    offset: int
+    content: bytes
+
+    def __iter__(self) -> Iterator[Line]:
+        offset = self.offset
+        for number, content in enumerate(self.content.split(b"\n"), self.number):
+            yield Line(number, offset, len(content), content)
+            offset += len(content) + 1
+
+
 def count_lines(handle: IO[bytes]) -> int:
     """How many lines `read_lines` yields; an empty remainder after the last line feed is none."""
     count, last = 0, b"\n"

@@ -1,5 +1,6 @@
 """dedup: drop rows that repeat another row; every dropped row names the row that stands for it."""
 
+import gc
 from textwrap import shorten
 
 from stages.core import paths
@@ -18,7 +19,7 @@ from stages.prepare.dedup.duplicates import (
     summarise,
     with_kept_witness,
 )
-from stages.records.prompt import by_prompt, by_question, write_near_pairs
+from stages.records.prompt import by_question, write_near_pairs
 from stages.records.record import read_records, write_dropped, write_records
 
 _SHOWN = 5
@@ -28,7 +29,8 @@ def main() -> None:
     params = load_params("dedup").dedup
     records = read_records(paths.CLEAN)
     distinct, copies = drop_exact(records)
-    texts, questions = list(by_prompt(distinct)), by_question(distinct)
+    questions = by_question(distinct)
+    texts = sorted({one.text for one in questions})
     near_texts = near_pairs(texts, params.threshold)
     pairs = same_questions(questions, ((texts[pair.left], texts[pair.right], pair.score) for pair in near_texts))
     kept, near = drop_near(questions, pairs, agreement(params.completion, params.threshold))
@@ -57,4 +59,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    gc.disable()  # millions of rows, in which no cycles are
     run(main)

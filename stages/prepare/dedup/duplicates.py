@@ -1,13 +1,13 @@
 """Which rows stay, for each row that goes the kept row that stands for it, and what that comes to in numbers."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import comb
 from typing import Any, Literal
 
 from stages.near_duplicates.rule import is_near
-from stages.records.prompt import Question, compared, components
+from stages.records.prompt import Question, components
 from stages.records.record import Dropped, Record, copy_rank, grouped
 from stages.text.strict_json import completion_key
 
@@ -21,7 +21,8 @@ def drop_exact(records: Iterable[Record]) -> tuple[list[Record], list[Dropped]]:
     same = grouped(records, lambda record: record.id)
     kept, dropped = [], []
     for identifier in sorted(same):
-        best, *rest = sorted(same[identifier], key=copy_rank)
+        rows = same[identifier]
+        best, *rest = sorted(rows, key=copy_rank) if len(rows) > 1 else rows
         kept.append(best)
         for row in rest:
             label = f", but its label is {best.label!r} instead of {row.label!r}" if row.label != best.label else ""
@@ -48,28 +49,30 @@ def drop_near(
     cut one, then the smallest id. A row stays unless one that stays already stands for it, so every dropped row has a
     direct witness, no two kept rows stand for each other, and the order of the rows changes nothing.
     """
-    neighbours = {question: [(question, 100.0)] for question in questions}
+    # Most rows are near no other, and stay whatever they say.
+    neighbours = {question: [(question, 100.0)] for question, rows in questions.items() if len(rows) > 1}
     for left, right, score in pairs:
-        neighbours[left].append((right, score))
-        neighbours[right].append((left, score))
-    kept_of: dict[Question, list[tuple[Record, str]]] = defaultdict(list)
+        for one, other in ((left, right), (right, left)):
+            neighbours.setdefault(one, [(one, 100.0)]).append((other, score))
+    kept = [row for question, rows in questions.items() if question not in neighbours for row in rows]
+    kept_of: dict[Question, list[tuple[Record, str]]] = {question: [] for question in neighbours}
     dropped = []
-    rows = [(_near_rank(row), question, row) for question, rows in questions.items() for row in rows]
-    for _, question, record in sorted(rows, key=lambda row: row[0]):
+    ranked = [(-len(question.text), row.id, question, row) for question in neighbours for row in questions[question]]
+    for _, _, question, record in sorted(ranked, key=lambda row: row[:2]):
         key = completion_key(record.completion)
         witnesses = [
-            (-score, _near_rank(kept), kept)
+            (-score, -len(other.text), witness.id, witness)
             for other, score in neighbours[question]
-            for kept, kept_key in kept_of[other]
-            if agree(key, kept_key)
+            for witness, its_key in kept_of[other]
+            if agree(key, its_key)
         ]
         if witnesses:
-            negative_score, _, witness = min(witnesses, key=lambda found: found[:2])
+            negative_score, _, _, witness = min(witnesses, key=lambda found: found[:3])
             detail = f"prompt {-negative_score:.2f} % like the kept row's, and the completions agree"
             dropped.append(Dropped("near", detail, witness.id, -negative_score, record))
         else:
             kept_of[question].append((record, key))
-    kept = [record for rows in kept_of.values() for record, _ in rows]
+    kept += [record for rows in kept_of.values() for record, _ in rows]
     return sorted(kept, key=lambda record: record.id), dropped
 
 
@@ -79,18 +82,17 @@ def with_kept_witness(exact: Iterable[Dropped], near: Iterable[Dropped]) -> list
     return [replace(gone[row.record.id], record=row.record) if row.record.id in gone else row for row in exact]
 
 
-def _near_rank(record: Record) -> tuple[int, str]:
-    return -len(compared(record)), record.id
-
-
 def conflicts(questions: Questions) -> list[Sequence[Record]]:
     """The records of each question that comes with more than one completion."""
-    return [rows for rows in questions.values() if len({completion_key(row.completion) for row in rows}) > 1]
+    several = (rows for rows in questions.values() if len(rows) > 1)
+    return [rows for rows in several if len({completion_key(row.completion) for row in rows}) > 1]
 
 
 def near_clusters(questions: Questions, pairs: Iterable[QuestionPair]) -> list[list[Record]]:
-    """Records whose questions are the same or near, directly or through others: the connected components."""
-    groups = components(questions, ((left, right) for left, right, _ in pairs))
+    """Records whose questions are the same or near, directly or through others: components of more than one record."""
+    links = [(left, right) for left, right, _ in pairs]
+    near = {question for link in links for question in link}
+    groups = components((one for one, rows in questions.items() if one in near or len(rows) > 1), links)
     return [[row for question in group for row in questions[question]] for group in groups]
 
 
@@ -123,8 +125,8 @@ def summarise(
         },
         "conflicts": {"prompts": len(conflicting), "rows": sum(map(len, conflicting))},
         "clusters": {
-            "count": sum(len(cluster) > 1 for cluster in clusters),
-            "largest": max(map(len, clusters), default=0),
+            "count": len(clusters),
+            "largest": max(map(len, clusters), default=min(1, len(records))),
             "giant": len(giants),
             "giant_rows": sum(map(len, giants)),
         },

@@ -1,5 +1,6 @@
 """split: the locked hold-out, and training and validation rows that do not leak into it."""
 
+import gc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,4 +88,5 @@ def _show(metrics: dict[str, Any], lock: Lock, params: Holdout, later: int) -> N
 
 
 if __name__ == "__main__":
+    gc.disable()  # millions of rows, in which no cycles are
     run(main)

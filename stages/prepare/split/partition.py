@@ -269,7 +269,7 @@ def shared_runs(seen: Iterable[str], holdout: Iterable[str]) -> dict[str, int]:
     """The hold-out rows that share a run of words with a seen row, those that have any, and the shared runs."""
     held = [set(runs(text)) for text in holdout]
     known = set().union(*held)
-    found = {run for text in seen for run in runs(text) if run in known}
+    found = {run for text in seen for run in runs(text) if run in known} if known else set()
     return {"rows": sum(bool(one & found) for one in held), "of": sum(map(bool, held)), "runs": len(found)}
 
 
