@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from project import TINY_TRAINING, set_params
-from stage_process import run_stage
+from safetensors.torch import load_file
+from stage_process import die_training, run_stage
 from tiny_model import tiny_tokenizer
 from training_project import curve, lay_out, train
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, MixtralConfig, Qwen3Config
@@ -174,6 +175,26 @@ def test_auto_steps_aside_where_a_kernel_is_broken(
     else:
         assert "train.engine: fused" in text
     assert curve(project) == pytest.approx(trl_losses, rel=1e-4)
+
+
+def merge_and_die() -> None:
+    merge()
+    die_training()
+
+
+@pytest.mark.parametrize("elsewhere", [merge, None])
+def test_a_killed_run_with_merged_adapters_goes_on_and_ends_the_same(elsewhere: Any, tmp_path: Path) -> None:
+    """On such a card, and on a machine without one, where TRL trains."""
+    alone, project = lay_out(tmp_path / "alone"), lay_out(tmp_path / "project")
+    assert run_stage(alone, "train", merge)[0] == 0
+    assert run_stage(project, "train", merge_and_die)[0] < 0
+    code, text = run_stage(project, "train", elsewhere)
+    assert (code, "going on from" in text) == (0, True), text
+    assert f"train.engine: {'fused' if elsewhere else 'trl'}" in text
+    assert curve(project) == pytest.approx(curve(alone), rel=0 if elsewhere else 1e-3)
+    adapters = [load_file(at / paths.SFT / "adapter_model.safetensors") for at in (project, alone)]
+    for name, theirs in adapters[1].items():
+        torch.testing.assert_close(adapters[0][name], theirs, rtol=0, atol=0 if elsewhere else 1e-3)
 
 
 def test_a_broken_fused_path_that_was_asked_for_is_refused(tmp_path: Path) -> None:
