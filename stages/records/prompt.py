@@ -24,6 +24,8 @@ def asked(record: Record) -> str:
     The task and the system message are left out, so that a text stays on one side of a split, whatever is asked about
     it. What the model reads, and with it what is a duplicate, `Question` says.
     """
+    if not record.context:
+        return record.prompt
     turns = [message.content for message in record.context if message.role != "system"]
     return "\n".join([*turns, record.prompt])
 
@@ -42,6 +44,8 @@ class Question(NamedTuple):
 
 
 def question(record: Record) -> Question:
+    if not record.context:
+        return Question(record.task, "", compared(record))
     system = "".join(message.content for message in record.context if message.role == "system")
     return Question(record.task, normalise(system), compared(record))
 
@@ -108,13 +112,15 @@ def components(items: Iterable[Item], pairs: Iterable[tuple[Item, Item]]) -> lis
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    place = {item: position for position, item in enumerate(items)}
+    pairs, every = list(pairs), dict.fromkeys(items)
+    linked = {item for pair in pairs for item in pair}
+    place = {item: position for position, item in enumerate(item for item in every if item in linked)}
     links = np.array([(place[left], place[right]) for left, right in pairs], dtype=np.int64).reshape(-1, 2)
     graph = coo_array((np.ones(len(links), dtype=bool), (links[:, 0], links[:, 1])), shape=(len(place), len(place)))
-    groups: dict[int, list[Item]] = {}
     numbers = connected_components(graph, directed=False)[1].tolist() if place else []
-    for item, number in zip(place, numbers, strict=True):
-        groups.setdefault(number, []).append(item)
+    groups: dict[Hashable, list[Item]] = {}
+    for item in every:
+        groups.setdefault(numbers[place[item]] if item in linked else (item,), []).append(item)
     return list(groups.values())
 
 

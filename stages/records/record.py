@@ -19,7 +19,9 @@ _ANEW = "run `dvc repro` to make it anew"
 # The source of general rows that `augment` mixes in: they are asked as anybody would ask, without an instruction.
 REPLAY = "augment:replay"
 _ALWAYS = ("id", "prompt", "completion", "label", "source", "origin")
-_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode  # made once: there are millions of rows
+# Made once: there are millions of rows.
+_encode, _decode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode, json.JSONDecoder().decode
+_quoted = json.encoder.encode_basestring
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +136,22 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
     No rows are one empty line: DVC warns of an empty file at each run of a stage that depends on it.
     """
+    _write_lines(path, map(row_line, rows))
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
     with atomic(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as handle:
-        handle.writelines(map(row_line, rows))
+        handle.writelines(lines)
         if not handle.tell():
             handle.write("\n")
+
+
+def record_line(record: Record) -> str:
+    """`row_line` of `record_row`; most records have texts alone, which need no encoder."""
+    if record.context or record.fields or record.task is not None or record.label is None:
+        return row_line(record_row(record))
+    values = (f'"{name}": {_quoted(getattr(record, name))}' for name in _ALWAYS)
+    return "{" + ", ".join(values) + "}\n"
 
 
 def row_line(row: dict[str, Any]) -> str:
@@ -154,7 +168,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
             if number == 1 and line == b"\n":
                 continue
             try:
-                row = json.loads(line)
+                row = _decode(line.decode())
             except ValueError as error:
                 raise UserError(f"{path}, line {number}: not JSON ({error}); {_ANEW}") from None
             if not isinstance(row, dict):
@@ -163,7 +177,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:
-    write_rows(path, map(record_row, records))
+    _write_lines(path, map(record_line, records))
 
 
 def read_records(path: Path) -> list[Record]:

@@ -12,6 +12,7 @@ from ray_cluster import Finished, add_worker, left_behind, running_cluster
 from test_sketched import by_brute_force
 from variants import MIXED, texts_with_variants
 
+from stages.core.cluster import Shared
 from stages.core.errors import UserError
 from stages.near_duplicates import pairs, ray_tiles
 from stages.near_duplicates.pairs import cross_pairs, near_pairs, nearest
@@ -76,6 +77,21 @@ def test_a_machine_that_dies_changes_nothing(on_cluster: Any, monkeypatch: pytes
     assert near_pairs(TEXTS, 90) == expected
     assert len(finished.names) == len(set(finished.names)) > 10
     assert left_behind() == []
+
+
+def test_a_run_of_texts_is_sent_once(on_cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Any] = []
+
+    def noted(shared: Shared, ray: Any) -> Any:
+        if shared.sent is None:
+            sent.append(tuple(shared.value))
+        return reference(shared, ray)
+
+    reference = Shared.reference
+    monkeypatch.setattr(Shared, "reference", noted)
+    finished = Finished(monkeypatch)
+    assert near_pairs(TEXTS, 90) == on_one_machine(near_pairs, TEXTS, 90)
+    assert len(sent) == len({*sent}) < len(finished.names) * 1.5
 
 
 @pytest.mark.parametrize("letters", [MIXED, "ab"])  # of two letters: many are equally near

@@ -18,6 +18,9 @@ from stages.records.record import (
     read_records,
     read_rows,
     record_id,
+    record_line,
+    record_row,
+    row_line,
     write_dropped,
     write_records,
 )
@@ -43,6 +46,11 @@ def test_records_survive_the_file(tmp_path_factory: pytest.TempPathFactory, reco
     write_records(path, records)
     assert read_records(path) == records
     assert path.read_bytes().count(b"\n") == max(len(records), 1)  # DVC warns of an empty file
+
+
+@given(RECORD)
+def test_the_quick_line_of_a_record_is_that_of_its_row(record: Record) -> None:
+    assert record_line(record) == row_line(record_row(record))
 
 
 @given(st.lists(RECORD, max_size=3))

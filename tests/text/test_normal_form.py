@@ -19,6 +19,12 @@ def test_case_accents_and_white_space() -> None:
     assert normalise("10 m²") != normalise("10 m2")
 
 
+@given(st.text(st.characters(max_codepoint=127)))
+def test_the_quick_way_of_ascii_is_the_long_one(text: str) -> None:
+    folded = unicodedata.normalize("NFD", text).casefold()
+    assert normalise(text) == " ".join(unicodedata.normalize("NFC", folded).split())
+
+
 def test_canonically_equal_letters_whose_marks_fold_to_letters_are_the_same() -> None:
     # Alpha with iota below and acute, in two orders of composition: folding before decomposing would part them.
     assert normalise("\u1fb3\u0301") == normalise("\u03ac\u0345")

@@ -18,7 +18,7 @@ from stages.prepare.clean.data_sets import Batch
 from stages.prepare.clean.rejected_rows import Rejected, Row, write_rejected
 from stages.prepare.clean.sources import RawFile, Unparsed, parsed, read_unparsed
 from stages.prepare.clean.text_files import Line, Lines
-from stages.records.record import record_row, row_line
+from stages.records.record import record_line
 
 _ROWS, _BYTES = 2000, 1 << 22  # of a shard, at most, and one row more: a second of work
 _FEW = 20_000  # rows, which are clean before a cluster has begun
@@ -75,7 +75,7 @@ def clean_shard(rules: Rules, file: RawFile, shard: Sequence[Unparsed]) -> bytes
             if isinstance(outcome, Rejected):
                 write_rejected(rejected, file.source, row, outcome)
             else:
-                kept.append(row_line(record_row(outcome.record)))
+                kept.append(record_line(outcome.record))
 
     part = count_part(file, outcomes(), rules.shown)
     return json.dumps(["".join(kept), rejected.getvalue(), part]).encode()

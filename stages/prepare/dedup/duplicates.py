@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from stages.near_duplicates.rule import is_near
 from stages.records.prompt import Question, components
-from stages.records.record import Dropped, Record, copy_rank, grouped
+from stages.records.record import Dropped, Record, copy_rank
 from stages.text.strict_json import completion_key
 
 Agreement = Callable[[str, str], bool]
@@ -18,17 +18,22 @@ QuestionPair = tuple[Question, Question, float]
 
 def drop_exact(records: Iterable[Record]) -> tuple[list[Record], list[Dropped]]:
     """One record of each id (the first by `copy_rank`), sorted by id, and the rest as rejected rows."""
-    same = grouped(records, lambda record: record.id)
-    kept, dropped = [], []
-    for identifier in sorted(same):
-        rows = same[identifier]
-        best, *rest = sorted(rows, key=copy_rank) if len(rows) > 1 else rows
-        kept.append(best)
+    first: dict[str, Record] = {}
+    repeated: dict[str, list[Record]] = {}
+    for record in records:
+        if record.id in first:
+            repeated.setdefault(record.id, [first[record.id]]).append(record)
+        else:
+            first[record.id] = record
+    dropped = []
+    for identifier in sorted(repeated):
+        best, *rest = sorted(repeated[identifier], key=copy_rank)
+        first[identifier] = best
         for row in rest:
             label = f", but its label is {best.label!r} instead of {row.label!r}" if row.label != best.label else ""
             detail = f"prompt and completion are those of the kept row{label}"
             dropped.append(Dropped("exact", detail, best.id, 100.0, row))
-    return kept, dropped
+    return [first[identifier] for identifier in sorted(first)], dropped
 
 
 def agreement(rule: Literal["equal", "fuzzy", "ignore"], threshold: int) -> Agreement:
