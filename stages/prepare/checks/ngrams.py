@@ -7,7 +7,10 @@ looked at only where both are in enough texts (Agrawal, Srikant, "Fast Algorithm
 one part, and for each frequent n-gram 4 bytes for each of its texts.
 """
 
+import itertools
+import re
 from array import array
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -20,7 +23,7 @@ from scipy.sparse import csr_matrix
 from stages.core.run_notes import track
 
 # A mark is a word too: a trigger may be nothing but an odd character.
-_WORD = r"\w+|[^\w\s]"
+_WORD = re.compile(r"\w+|[^\w\s]")
 _LONGEST = 3
 _PART = 1 << 22  # words of which the n-grams are sorted at once, some 150 MiB
 
@@ -57,14 +60,11 @@ class Words:
 
 def numbered(texts: Iterable[str]) -> Words:
     """The words of texts, each of which is looked at once."""
-    from sklearn.feature_extraction.text import CountVectorizer
-
-    split = CountVectorizer(token_pattern=_WORD, lowercase=False).build_analyzer()
-    number: dict[str, int] = {}
+    number: defaultdict[str, int] = defaultdict(itertools.count().__next__)
     numbers, lengths = array("i"), array("i")
     for text in texts:
-        words = split(text)
-        numbers.extend([number.setdefault(word, len(number)) for word in words])
+        words = _WORD.findall(text)
+        numbers.extend(map(number.__getitem__, words))
         lengths.append(len(words))
     names = sorted(number)
     place = np.empty(len(names), np.int32)

@@ -176,7 +176,9 @@ def partition(records: Iterable[Record], lock: Lock, nearness: Nearness, setting
 
 def sample_train(records: Sequence[Record], max_rows: int | None, seed: int) -> tuple[list[Record], list[Dropped]]:
     """A seeded sample of at most `max_rows` records, and the rest."""
-    kept = _sample(records, {"": len(records) if max_rows is None else max_rows}, lambda _: "", seed, "train")
+    if max_rows is None or max_rows >= len(records):
+        return [*records], []
+    kept = _sample(records, {"": max_rows}, lambda _: "", seed, "train")
     return _parted(records, kept, "beyond_max", f"training takes {max_rows} rows (split.max_train_rows)")
 
 
@@ -192,6 +194,8 @@ def cap_sources(records: Sequence[Record], share: float, seed: int) -> tuple[lis
             f"split.max_source_share is {share}, but the training rows come from {len(sources)} sources; raise it to "
             f"{1 / len(sources):.3g} at least, or add sources"
         )
+    if most == max(sources.values(), default=0):
+        return [*records], []
     kept = _sample(records, dict.fromkeys(sources, most), lambda record: record.source, seed, "source")
     detail = f"its source may have {most} rows, {share:g} of the training rows (split.max_source_share)"
     return _parted(records, kept, "beyond_source_cap", detail)
