@@ -9,7 +9,7 @@ import heapq
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,9 +31,15 @@ class Row:
     ids: torch.Tensor
     predictors: torch.Tensor
     targets: torch.Tensor
+    tokens: int = field(init=False)  # a tensor takes a microsecond or two to tell its length, and is asked often
+    trained: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tokens", len(self.ids))
+        object.__setattr__(self, "trained", len(self.targets))
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return self.tokens
 
 
 class MicroBatch(NamedTuple):
@@ -59,7 +65,7 @@ def make_rows(examples: Examples) -> list[Row]:
 
 
 def trained_tokens(rows: Sequence[Row]) -> int:
-    return sum(len(row.targets) for row in rows)
+    return sum(row.trained for row in rows)
 
 
 def deal(rows: Sequence[Row], parts: int) -> list[list[Row]]:
@@ -130,18 +136,18 @@ def planned_widths(rows: Sequence[Row], batches: Iterable[list[int]], devices: i
 
 def pack(rows: Sequence[Row], width: int = 0, longest: int = APART) -> MicroBatch:
     """All rows end to end; what is missing to `width` is segments of at most `longest`, which the loss does not see."""
-    blank = torch.zeros(max(0, width - sum(map(len, rows))), dtype=torch.long)
-    pieces = [*(row.ids for row in rows), *(torch.split(blank, longest) if len(blank) else ())]
-    sizes = torch.tensor([len(piece) for piece in pieces])
-    ends = sizes.cumsum(0)
-    starts = ends - sizes
-    trained = torch.tensor([len(row.predictors) for row in rows])
+    missing, sizes = width - sum(map(len, rows)), [len(row) for row in rows]
+    if missing > 0:
+        sizes += [longest] * (missing // longest) + ([missing % longest] if missing % longest else [])
+    ends = list(itertools.accumulate(sizes))
+    lengths, starts = torch.tensor(sizes), torch.tensor([0, *ends[:-1]])
+    trained = torch.tensor([row.trained for row in rows])
     return MicroBatch(
-        ids=torch.cat(pieces)[None],
-        positions=(torch.arange(int(ends[-1])) - starts.repeat_interleave(sizes))[None],
+        ids=torch.cat([*(row.ids for row in rows), torch.zeros(max(0, missing), dtype=torch.long)])[None],
+        positions=(torch.arange(ends[-1]) - starts.repeat_interleave(lengths))[None],
         predictors=torch.cat([row.predictors for row in rows]) + starts[: len(rows)].repeat_interleave(trained),
         targets=torch.cat([row.targets for row in rows]),
-        ends=ends.tolist(),
+        ends=ends,
     )
 
 

@@ -92,20 +92,25 @@ class BufferedAdamW(AdamW):
                 step = torch.zeros((), device=device)  # of the group's first weight until a checkpoint is written
                 self._own[weight] = {"step": step, "exp_avg": first, "exp_avg_sq": second}
         self.state.update(self._own)
+        buffers = (trained.values, trained.gradients, *self._moments)
+        self._runs = [
+            ([buffer[trained.run(weights)] for buffer in buffers], self._own[weights[0]]["step"]) if weights else None
+            for weights in (group["params"] for group in self.param_groups)
+        ]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            if not group["params"]:
+        for group, run in zip(self.param_groups, self._runs, strict=True):
+            if run is None:
                 continue
-            run = self._trained.run(group["params"])
+            (values, gradients, first, second), step = run
             adamw(
-                [self._trained.values[run]],
-                [self._trained.gradients[run]],
-                [self._moments[0][run]],
-                [self._moments[1][run]],
+                [values],
+                [gradients],
+                [first],
+                [second],
                 [],
-                [self._own[group["params"][0]]["step"]],
+                [step],
                 fused=group["fused"],
                 amsgrad=False,
                 beta1=group["betas"][0],
