@@ -24,7 +24,7 @@ from stages.params.prepare import Clean
 from stages.params.task import Task
 from stages.prepare.clean.cleaning import Kept, Rules, clean_row
 from stages.prepare.clean.sources import RawFile
-from stages.prepare.clean.text_files import csv_rows, jsonl_rows
+from stages.prepare.clean.text_files import csv_rows, jsonl_row, read_lines
 
 ROOT = Path(__file__).parents[1]
 KEY = "-----BEGIN " + "PRIVATE KEY-----"
@@ -84,8 +84,10 @@ def rows(length: int) -> dict[str, dict[str, Any]]:
 
 
 def one_row(row: dict[str, Any], of: Rules) -> str:
-    (raw,) = jsonl_rows(io.BytesIO(json.dumps(row).encode()), "rows.jsonl", 10**9)
-    outcome = clean_row(raw, RawFile(Path("rows.jsonl"), "rows.jsonl", "jsonl", "mail", "auto"), of)
+    (line,) = read_lines(io.BytesIO(json.dumps(row).encode()), 10**9)
+    outcome = clean_row(
+        jsonl_row("rows.jsonl", line), RawFile(Path("rows.jsonl"), "rows.jsonl", "jsonl", "mail", "auto"), of
+    )
     return "kept" if isinstance(outcome, Kept) else outcome.reason
 
 

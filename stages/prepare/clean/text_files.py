@@ -77,12 +77,8 @@ def read_lines(handle: IO[bytes], max_bytes: int) -> Iterator[Line]:
         offset += size + 1
 
 
-def jsonl_rows(handle: IO[bytes], file: str, max_bytes: int) -> Iterator[Row]:
-    """A row for every line; one that is no JSON object has its reason instead of values."""
-    return (jsonl_row(file, line) for line in read_lines(handle, max_bytes))
-
-
 def jsonl_row(file: str, line: Line) -> Row:
+    """The row of a line; one that is no JSON object has its reason instead of values."""
     return _row(file, [line], _json_values(line))
 
 

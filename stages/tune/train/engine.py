@@ -24,7 +24,7 @@ from stages.tune.train.fused.attention import can_pack
 from stages.tune.train.fused.trainer import FusedTrainer, disagreement
 from stages.tune.train.plan import Plan, choose_precision, choose_sharding, make_plan, rows_at_once
 
-_LOG_EVERY = 5  # optimiser steps between the points of the training curve
+_LOG_EVERY, _POINTS = 5, 100  # optimiser steps between the points of the training curve; of a long run, the points
 
 
 def make_trainer(
@@ -195,7 +195,7 @@ def schedule(
         "use_cpu": not torch.cuda.is_available(),
         "seed": seed,
         "data_seed": seed,
-        "logging_steps": _LOG_EVERY,
+        "logging_steps": max(_LOG_EVERY, steps // _POINTS),  # a card waits at each
         "logging_nan_inf_filter": False,  # a loss that is not a number must show
         "disable_tqdm": True,
         "report_to": "none",  # `Tracked` does

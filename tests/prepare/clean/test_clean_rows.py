@@ -18,7 +18,7 @@ from stages.prepare.clean import cleaning
 from stages.prepare.clean.cleaning import Kept, Rules, clean_row
 from stages.prepare.clean.rejected_rows import Rejected
 from stages.prepare.clean.sources import RawFile
-from stages.prepare.clean.text_files import jsonl_rows
+from stages.prepare.clean.text_files import jsonl_row, read_lines
 from stages.records.record import record_id
 
 ROLES = ("user", "assistant")
@@ -40,8 +40,10 @@ def outcome(
     of_task = Task(**{**params["task"], "schema_file": str(schema), **(task or {})})
     rules = Rules.of(Clean(**{**params["clean"], **changes}), of_task)
     stream = BytesIO(b"\n" * (number - 1) + content + b"\n")
-    *_, row = jsonl_rows(stream, "raw.jsonl", rules.params.max_line_bytes)
-    return clean_row(row, RawFile(Path("raw.jsonl"), "raw.jsonl", "jsonl", "raw.jsonl", "auto"), rules)
+    *_, line = read_lines(stream, rules.params.max_line_bytes)
+    return clean_row(
+        jsonl_row("raw.jsonl", line), RawFile(Path("raw.jsonl"), "raw.jsonl", "jsonl", "raw.jsonl", "auto"), rules
+    )
 
 
 def kept(content: bytes, schema: Path, **changes: Any) -> Kept:
