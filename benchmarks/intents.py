@@ -56,9 +56,9 @@ SETS = {
 # Rows of each label: what `train` begins with. Fewer rows, more epochs.
 SIZES: dict[int, dict[str, Any]] = {
     5: {"epochs": 12},
-    10: {"epochs": 8},
+    10: {"epochs": 16},
     30: {"epochs": 5},
-    100: {"epochs": 3, "batch_size": 64},
+    100: {"epochs": 6, "batch_size": 64},
 }
 # A chat template: a model that reads from left to right reads the message a second time with all of it in mind
 # (Springer et al. 2024, "Repetition improves language model embeddings", arXiv 2402.15449).

@@ -84,4 +84,4 @@ def test_what_needs_a_model_that_writes_says_so(project: Path) -> None:
 def test_the_example_is_sound_as_it_stands() -> None:
     from stages.params.loader import load_params
 
-    assert load_params("train", path=ROOT / "examples/intents/params.yaml").train.head == "label"
+    assert load_params("train", path=ROOT / "examples/intents/params.yaml").train.head == "completion"

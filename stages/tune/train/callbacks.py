@@ -204,7 +204,8 @@ class Progress(TrainerCallback):  # type: ignore[misc]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         now, logs = time.monotonic(), logs or {}
-        self._logged.append((state.global_step, now))
+        if "loss" in logs:  # not the summary at the end, before which weights were saved
+            self._logged.append((state.global_step, now))
         if "eval_reward" in logs:
             what = f"validation reward {logs['eval_reward']:.4f}"
         elif "eval_loss" in logs:

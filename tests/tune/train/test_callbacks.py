@@ -1,11 +1,11 @@
-"""A run whose numbers are none ends at once."""
+"""A run whose numbers are none ends at once; its speed is that of its steps."""
 
 from types import SimpleNamespace
 
 import pytest
 
 from stages.core.errors import Refusal
-from stages.tune.train.callbacks import StopsAtNaN
+from stages.tune.train.callbacks import Progress, StopsAtNaN
 
 AT = SimpleNamespace(global_step=5, max_steps=40)
 
@@ -19,3 +19,18 @@ def test_a_number_that_is_none_ends_the_run_with_advice(name: str) -> None:
 def test_numbers_pass() -> None:
     StopsAtNaN().on_log(None, AT, None, {"loss": 5.0, "grad_norm": 0.0, "learning_rate": 1e-3, "epoch": 1.0})
     StopsAtNaN().on_log(None, AT, None, None)
+
+
+def test_speed_is_of_steps_and_not_of_what_is_saved_after_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    progress, clock = Progress(), [0.0]
+    monkeypatch.setattr("stages.tune.train.callbacks.time.monotonic", lambda: clock[0])
+    state = SimpleNamespace(global_step=0, max_steps=40, is_world_process_zero=False)
+    progress.on_train_begin(None, state, None)
+    assert progress.steps_per_second() is None
+    for _ in range(8):
+        state.global_step += 5
+        clock[0] += 2.0
+        progress.on_log(None, state, None, {"loss": 1.0})
+    clock[0] += 60.0
+    progress.on_log(None, state, None, {"train_runtime": 76.0})
+    assert progress.steps_per_second() == 2.5
