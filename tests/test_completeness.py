@@ -1,7 +1,10 @@
 """dvc.yaml names all that a stage reads: DVC itself follows neither Python's imports nor its attributes."""
 
 import ast
+import os
 import shutil
+import subprocess
+import sys
 import tomllib
 from collections import Counter
 from importlib.metadata import PackageNotFoundError, distribution
@@ -71,8 +74,22 @@ def test_what_runs_before_every_stage_changes_speed_alone() -> None:
     statements = ast.parse((ROOT / "stages" / "__init__.py").read_text(encoding="utf-8")).body
     assert [ast.unparse(one) for one in statements[1:]] == [
         "import os",
-        "os.environ.setdefault('OMP_WAIT_POLICY', 'passive')",
+        "if 'OMP_WAIT_POLICY' not in os.environ:\n"
+        "    os.environ['OMP_WAIT_POLICY'] = 'passive'\n"
+        "    os.environ.setdefault('GOMP_SPINCOUNT', '1000')",
     ]
+
+
+SAID = [({}, "passive 1000"), ({"OMP_WAIT_POLICY": "active"}, "active None"), ({"GOMP_SPINCOUNT": "7"}, "passive 7")]
+
+
+@pytest.mark.parametrize(("given", "seen"), SAID)
+def test_how_threads_wait_is_set_unless_the_user_has_said_it(given: dict[str, str], seen: str) -> None:
+    code = "import os, stages; print(os.environ['OMP_WAIT_POLICY'], os.environ.get('GOMP_SPINCOUNT'))"
+    others = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=others | given, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == seen
 
 
 @pytest.mark.parametrize("stage", STAGES)
