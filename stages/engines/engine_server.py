@@ -104,11 +104,11 @@ def serving(
 ) -> Iterator[Server]:
     """The engine's own server on `model`, a folder or a GGUF file, until the block ends; on a free port of loopback.
 
-    It holds `slots` requests at once of `context` tokens each. What is answered beside others is rounded otherwise: with
+    It holds `slots` requests at once of `context` tokens each. What is said beside others is rounded otherwise; with
     one slot, the same requests in the same order get the same answers. `adapters` are folders of LoRA adapters by the
     names that they are asked by: vLLM reads PEFT's files, llama.cpp the adapter_model.gguf beside them. llama.cpp and
-    vLLM answer only to a key, which is drawn here. Raises UserError when the engine is not installed, cannot serve that,
-    or does not come up: with its last words.
+    vLLM answer only to a key, which is drawn here. Raises UserError when the engine is not installed, cannot serve
+    that, or does not come up: with its last words.
     """
     name, at, adapters = name or model.stem, time.perf_counter(), adapters or {}
     port = reserved_port()
