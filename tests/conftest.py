@@ -5,7 +5,7 @@ from pathlib import Path
 
 # One thread: a tiny model's matrices are too small to share, and waiting for a second thread costs most of the time.
 os.environ["OMP_NUM_THREADS"] = "1"
-os.environ["OMP_WAIT_POLICY"] = "passive"  # as stages/ says, for tests that load torch before it
+os.environ["OMP_WAIT_POLICY"] = "passive"  # two test processes share the cores, so nothing spins
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
