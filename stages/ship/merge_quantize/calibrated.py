@@ -7,6 +7,8 @@ grid is W4A16's of whole numbers, or NF4's, whose scales are those that bitsandb
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,37 +16,67 @@ import torch
 from stages.core.run_notes import track
 
 _DAMPING = 0.01  # of the mean energy of the inputs (section 3.3, step 3)
-_COLUMNS = 128  # between two updates of all columns to come (section 3.3, step 2)
-_BYTES = 2 << 30  # of products of inputs in memory at once
+_COLUMNS = 32  # between two updates of all columns to come (section 3.3, step 2, which has 128 for a card)
+_PRODUCTS, _WEIGHTS = 1 << 30, 1 << 28  # bytes of what is in memory at once: products of inputs, layers being rounded
+_TOKENS = 2048  # that run through the model at once
 _LOWEST, _HIGHEST = -8, 7  # of 4 bits
 _SHRUNK = [1 - step / 20 for step in range(9)]  # scales that are tried: clipping a few weights can serve the others
 
 Layers = Mapping[str, torch.nn.Linear]
-Nearest = Callable[[torch.Tensor, int | slice], torch.Tensor]  # columns of weights, and which; the same on the grid
 
 
-def inputs_products(layers: Layers, run: Callable[[], None]) -> Iterator[tuple[str, torch.Tensor]]:
-    """For each layer the sum over tokens of x x^T of its inputs x, [in, in] in float32; `run` lets all tokens through.
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """What weights can become: `nearest` of some, given the same places of `parts`, which are shaped as the weights."""
 
-    It runs once for as many layers as fit in memory.
+    nearest: Callable[..., torch.Tensor]
+    parts: tuple[torch.Tensor, ...]
+
+
+def inputs_products(
+    layers: Layers, model: torch.nn.Module, rows: Sequence[list[int]]
+) -> Iterator[dict[str, torch.Tensor]]:
+    """For each of the model's `layers` the sum over the tokens of `rows` of x x^T of its inputs x, [in, in] in float32.
+
+    The rows run through the model once for as many layers as fit in memory.
     """
     left = list(layers)
     while left:
         sums: dict[str, torch.Tensor] = {}
-        while left and sum(one.nbytes for one in sums.values()) < _BYTES:
+        while left and sum(one.nbytes for one in sums.values()) < _PRODUCTS:
             layer = layers[left[0]]
             sums[left.pop(0)] = torch.zeros(layer.in_features, layer.in_features, device=layer.weight.device)
-        hooks = [layers[name].register_forward_pre_hook(_adding(total)) for name, total in sums.items()]
-        run()
-        for hook in hooks:
-            hook.remove()
-        yield from sums.items()
+        batches = list(_batches(rows))
+        for ids, real in track(batches, len(batches), "GPTQ, batches of rows"):
+            last: list[torch.Tensor] = []
+            hooks = [layers[name].register_forward_pre_hook(_adding(one, real, last)) for name, one in sums.items()]
+            with torch.inference_mode():
+                model(input_ids=ids.to(next(model.parameters()).device))
+            for hook in hooks:
+                hook.remove()
+        yield sums
 
 
-def _adding(total: torch.Tensor) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
+def _batches(rows: Sequence[list[int]]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Token ids of rows of similar length, and which are real: filler at a row's end is seen by no token before it."""
+    ordered = sorted(rows, key=len, reverse=True)
+    while ordered:
+        some = ordered[: max(1, _TOKENS // max(1, len(ordered[0])))]
+        ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in some], batch_first=True)
+        yield ids, torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in some])[:, None]
+        ordered = ordered[len(some) :]
+
+
+def _adding(
+    total: torch.Tensor, real: torch.Tensor, last: list[torch.Tensor]
+) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
+    """`last` has the last inputs and their product: the three projections of an attention, say, get the same."""
+
     def add(module: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> None:
-        x = given[0].reshape(-1, total.shape[0]).float()
-        total.addmm_(x.T, x)
+        if not last or last[0] is not given[0]:
+            x = given[0][real.to(total.device)].float()
+            last[:] = [given[0], x.T @ x]
+        total.add_(last[1])
 
     return add
 
@@ -58,13 +90,12 @@ def scales(weight: torch.Tensor, group: int) -> torch.Tensor:
     return tried.gather(0, errors.argmin(0, keepdim=True))[0]
 
 
-def whole_numbers(scale: torch.Tensor, inputs: int) -> Nearest:
+def whole_numbers(scale: torch.Tensor, inputs: int) -> Grid:
     """The grid of 4-bit whole numbers times `scale` [out, groups]."""
-    steps = scale.float().repeat_interleave(inputs // scale.shape[1], dim=1)
-    return lambda column, place: _nearest(column, steps[:, place])
+    return Grid(_nearest, (scale.float().repeat_interleave(inputs // scale.shape[1], dim=1),))
 
 
-def normal_floats(decoded: torch.Tensor, code: torch.Tensor, block: int) -> Nearest:
+def normal_floats(decoded: torch.Tensor, code: torch.Tensor, block: int) -> Grid:
     """The grid of `code` (16 values from -1 to 1) times the scales of blocks of `block` inputs in `decoded` [out, in].
 
     `decoded` is what quantising each weight to its nearest gives. The largest of each block stays as it is there: the
@@ -72,44 +103,63 @@ def normal_floats(decoded: torch.Tensor, code: torch.Tensor, block: int) -> Near
     """
     blocks = decoded.view(decoded.shape[0], -1, block)
     scale = blocks.abs().amax(-1, keepdim=True).expand_as(blocks).reshape(decoded.shape)
-    largest, borders = decoded.abs() == scale, (code[1:] + code[:-1]) / 2
-
-    def nearest(column: torch.Tensor, place: int | slice) -> torch.Tensor:
-        steps = scale[:, place]
-        found = code[torch.bucketize(column / steps, borders)] * steps
-        return torch.where(largest[:, place], decoded[:, place], found)  # all of a block of zeros, too
-
-    return nearest
+    nearest = partial(_nearest_of, code, (code[1:] + code[:-1]) / 2)
+    return Grid(nearest, (scale, decoded, decoded.abs() == scale))
 
 
-def gptq(weight: torch.Tensor, products: torch.Tensor, nearest: Nearest) -> torch.Tensor:
-    """The weights [out, in] on the grid, in float32, for inputs of `products` [in, in].
+def _nearest_of(
+    code: torch.Tensor,
+    borders: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    decoded: torch.Tensor,
+    largest: torch.Tensor,
+) -> torch.Tensor:
+    found = code[torch.bucketize(weight / scale, borders)] * scale
+    return torch.where(largest, decoded, found)  # all of a block of zeros, too
+
+
+def gptq(weight: torch.Tensor, products: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """The weights [layers, out, in] on the grid, in float32, for inputs of `products` [layers, in, in].
 
     An output that each weight's nearest gives with the smaller squared error on these inputs gets that.
     """
-    order = products.diagonal().argsort(descending=True, stable=True)
     weight = weight.float()
-    left, places = weight[:, order], order.tolist()
-    energy = products[order][:, order].double()
-    energy.diagonal().add_(_DAMPING * energy.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny))
-    root = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(energy)), upper=True).float()
+    order = products.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
+    # [layers, in, out]: a column lies in one piece then
+    left, *parts = (_placed(one.mT, order) for one in (weight, *grid.parts))
+    root = torch.stack([_root(one[at][:, at]) for one, at in zip(products, order, strict=True)])
     rounded = torch.empty_like(left)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a column is too little to share out: threads would wait for each other
     for start in range(0, left.shape[1], _COLUMNS):
         end = min(start + _COLUMNS, left.shape[1])
         errors = torch.empty_like(left[:, start:end])
         for i in range(start, end):
-            rounded[:, i] = nearest(left[:, i], places[i])
-            errors[:, i - start] = (left[:, i] - rounded[:, i]) / root[i, i]
-            left[:, i:end] -= torch.outer(errors[:, i - start], root[i, i:end])
-        left[:, end:] -= errors @ root[start:end, end:]
-    torch.set_num_threads(threads)
-    rounded, plain = rounded[:, order.argsort()], nearest(weight, slice(None))
+            rounded[:, i] = grid.nearest(left[:, i], *(part[:, i] for part in parts))
+            errors[:, i - start] = (left[:, i] - rounded[:, i]) / root[:, i, i, None]
+            left[:, i + 1 : end] -= root[:, i, i + 1 : end, None] * errors[:, i - start, None]
+        left[:, end:] -= root[:, start:end, end:].mT @ errors
+    rounded, plain = _placed(rounded, order.argsort(dim=1)).mT, grid.nearest(weight, *grid.parts)
     by_gptq, by_nearest = (
-        ((one - weight) @ products * (one - weight)).sum(1, keepdim=True) for one in (rounded, plain)
+        ((one - weight) @ products * (one - weight)).sum(2, keepdim=True) for one in (rounded, plain)
     )
     return torch.where(by_gptq <= by_nearest, rounded, plain)
+
+
+def _placed(columns: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    return columns.gather(1, order[..., None].expand_as(columns))
+
+
+def _root(energy: torch.Tensor) -> torch.Tensor:
+    """The upper triangular U whose U^T U is the inverse of these products [in, in] after damping.
+
+    It is the inverse of an upper triangular factor of the products, which Cholesky's method gives from their end.
+    """
+    energy = energy.double()
+    energy.diagonal().add_(_DAMPING * energy.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny))
+    upper = torch.linalg.cholesky(energy.flip(0, 1)).flip(0, 1)
+    whole = torch.eye(len(energy), dtype=energy.dtype, device=energy.device)
+    root: torch.Tensor = torch.linalg.solve_triangular(upper, whole, upper=True)
+    return root.float()
 
 
 def _nearest(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -122,15 +172,46 @@ def linear_layers(model: torch.nn.Module, kept: Sequence[str]) -> dict[str, torc
     return {name: one for name, one in named if isinstance(one, torch.nn.Linear) and name not in kept}
 
 
-def _reading(model: torch.nn.Module, rows: Sequence[list[int]]) -> Callable[[], None]:
-    """Lets rows of token ids through the model one by one, so that nothing pads them."""
+def round_layers(
+    model: torch.nn.Module, layers: Layers, rows: Sequence[list[int]], grid_of: Callable[[str], Grid]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """GPTQ of each of the model's `layers` for `rows` of token ids: name and weights; the inputs are the whole model's.
 
-    @torch.inference_mode()
-    def read() -> None:
-        for ids in rows:
-            model(input_ids=torch.tensor([ids], device=next(model.parameters()).device))
+    Layers of one shape are rounded together: a column of one layer is too little work for a processor of any kind.
+    """
+    decoder: Any = model.base_model  # the output layer is not rounded
+    for products in inputs_products(layers, decoder, rows):
+        yield from track(_rounded(layers, products, grid_of), len(products), "GPTQ, layers")
 
-    return read
+
+def _rounded(
+    layers: Layers, products: Mapping[str, torch.Tensor], grid_of: Callable[[str], Grid]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    for alike in _alike(layers, products):
+        energies = torch.stack([products[names[0]] for names in alike])
+        weights = torch.stack([torch.cat([layers[name].weight.detach() for name in names]) for names in alike])
+        grids = [[grid_of(name) for name in names] for names in alike]
+        parts = zip(*(map(torch.cat, zip(*(one.parts for one in some), strict=True)) for some in grids), strict=True)
+        rounded = gptq(weights, energies, Grid(grids[0][0].nearest, tuple(map(torch.stack, parts))))
+        for names, together in zip(alike, rounded, strict=True):
+            yield from zip(names, together.split([layers[name].out_features for name in names]), strict=True)
+
+
+def _alike(layers: Layers, products: Mapping[str, torch.Tensor]) -> Iterator[list[list[str]]]:
+    """What is rounded at once: of one shape, as many as fit, each the names of layers with the same inputs."""
+    siblings: list[list[str]] = []
+    for name, product in products.items():
+        if siblings and torch.equal(products[siblings[-1][0]], product):
+            siblings[-1].append(name)
+        else:
+            siblings.append([name])
+    by_shape: dict[tuple[int, int], list[list[str]]] = {}
+    for names in siblings:
+        outputs = sum(layers[name].out_features for name in names)
+        by_shape.setdefault((outputs, layers[names[0]].in_features), []).append(names)
+    for (outputs, inputs), some in by_shape.items():
+        most = max(1, _WEIGHTS // (4 * inputs * (outputs + inputs)))
+        yield from (some[start : start + most] for start in range(0, len(some), most))
 
 
 def gptq_rounded(
@@ -138,15 +219,14 @@ def gptq_rounded(
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """By the name of a layer its weights on a grid of 4 bit, [out, in], and its scales, [out, in / group], as `dtype`.
 
-    `rows` are token ids; each layer's inputs are those of the whole model.
+    `rows` are token ids.
     """
-    layers, found = linear_layers(model, kept), {}
-    for name, products in track(inputs_products(layers, _reading(model, rows)), len(layers), "GPTQ"):
-        weight = layers[name].weight.detach()
-        scale = scales(weight, group).to(dtype)  # rounded first: the weights lie on the grid that the file has
-        rounded = gptq(weight, products, whole_numbers(scale, weight.shape[1]))
-        found[name] = rounded.to(dtype).cpu(), scale.cpu()
-    return found
+    layers = linear_layers(model, kept)
+    # Rounded first: the weights lie on the grid that the file has.
+    found = {name: scales(layer.weight.detach(), group).to(dtype) for name, layer in layers.items()}
+    grids = {name: partial(whole_numbers, scale, layers[name].in_features) for name, scale in found.items()}
+    rounded = round_layers(model, layers, rows, lambda name: grids[name]())
+    return {name: (weight.to(dtype).cpu(), found[name].cpu()) for name, weight in rounded}
 
 
 def calibrate_nf4(quantised: torch.nn.Module, model: torch.nn.Module, rows: Sequence[list[int]]) -> None:
@@ -162,12 +242,18 @@ def calibrate_nf4(quantised: torch.nn.Module, model: torch.nn.Module, rows: Sequ
         if (state := getattr(getattr(layer, "weight", None), "quant_state", None))
         and layer.in_features % state.blocksize == 0
     }
-    layers = {name: one for name, one in linear_layers(model, []).items() if name in packed}
-    for name, products in track(inputs_products(layers, _reading(model, rows)), len(layers), "GPTQ"):
+
+    def grid_of(name: str) -> Grid:
         weight, state = packed[name], packed[name].quant_state
-        grid = normal_floats(dequantize_4bit(weight.data, state).float(), state.code.float(), state.blocksize)
-        rounded = gptq(layers[name].weight.detach(), products, grid)
+        return normal_floats(dequantize_4bit(weight.data, state).float(), state.code.float(), state.blocksize)
+
+    layers = {name: one for name, one in linear_layers(model, []).items() if name in packed}
+    for name, rounded in round_layers(model, layers, rows, grid_of):
+        weight, state = packed[name], packed[name].quant_state
         weight.data, weight.quant_state = quantize_4bit(
-            rounded, blocksize=state.blocksize, compress_statistics=state.nested, quant_type=state.quant_type
+            rounded.contiguous(),
+            blocksize=state.blocksize,
+            compress_statistics=state.nested,
+            quant_type=state.quant_type,
         )
         weight.quant_state.dtype = state.dtype

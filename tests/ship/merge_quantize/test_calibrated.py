@@ -5,9 +5,16 @@ import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
-from stages.ship.merge_quantize.calibrated import gptq, inputs_products, normal_floats, scales, whole_numbers
+from stages.ship.merge_quantize import calibrated
+from stages.ship.merge_quantize.calibrated import Grid, inputs_products, normal_floats, scales, whole_numbers
 from stages.ship.merge_quantize.calibrated import linear_layers as layers_of
+
+
+def gptq(weight: torch.Tensor, products: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Of one layer."""
+    return calibrated.gptq(weight[None], products[None], Grid(grid.nearest, tuple(one[None] for one in grid.parts)))[0]
 
 
 def slow(weight: torch.Tensor, products: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -52,6 +59,16 @@ def test_outputs_change_less_than_by_the_nearest() -> None:
     assert by_gptq < 0.7 * by_nearest
 
 
+def test_layers_of_one_shape_are_rounded_together_as_each_alone() -> None:
+    torch.manual_seed(1)
+    weights = torch.randn(3, 24, 96)
+    products = torch.stack([x.T @ x for x in torch.randn(3, 300, 96) @ torch.randn(3, 96, 96)])
+    grids = [whole_numbers(scales(weight, 32), 96) for weight in weights]
+    together = calibrated.gptq(weights, products, Grid(grids[0].nearest, (torch.stack([g.parts[0] for g in grids]),)))
+    for alone, one in zip(map(gptq, weights, products, grids), together, strict=True):
+        assert torch.allclose(alone, one, atol=1e-5)
+
+
 def test_inputs_that_are_always_zero_and_weights_of_zero_are_no_fault() -> None:
     weight = torch.randn(8, 64)
     weight[0] = 0
@@ -82,22 +99,43 @@ def test_bitsandbytes_finds_the_very_grid_of_normal_floats_again(
     assert by_gptq <= 1.001 * by_nearest
 
 
-def test_products_are_the_sums_over_all_tokens_however_few_layers_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stages.ship.merge_quantize.calibrated._BYTES", 1)
+@pytest.mark.parametrize("bytes_at_once", [1, 1 << 30])
+@pytest.mark.parametrize("tokens_at_once", [1, 16, 1000])
+def test_products_are_the_sums_over_all_tokens_however_few_fit(
+    bytes_at_once: int, tokens_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibrated, "_PRODUCTS", bytes_at_once)
+    monkeypatch.setattr(calibrated, "_TOKENS", tokens_at_once)
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 2))
-    rows = [torch.randn(3, 4), torch.randn(5, 4)]
-    asked = []
-
-    def run() -> None:
-        asked.append(1)
-        for row in rows:
-            model(row[None])
-
+    model = LlamaModel(
+        LlamaConfig(vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2)
+    ).eval()
+    rows = [torch.randint(0, 50, (size,)).tolist() for size in (3, 7, 1, 7, 5)]
+    layers, inputs = layers_of(model, []), dict[str, list[torch.Tensor]]()
+    for name, layer in layers.items():
+        layer.register_forward_pre_hook(lambda _, given, name=name: inputs.setdefault(name, []).append(given[0][0]))
     with torch.inference_mode():
-        found = dict(inputs_products(layers_of(model, []), run))
-        inner = torch.cat([torch.relu(model[0](row)) for row in rows])
-        assert torch.allclose(found["0"], torch.cat(rows).T @ torch.cat(rows), atol=1e-5)
-        assert torch.allclose(found["2"], inner.T @ inner, atol=1e-5)
-    assert len(asked) == 2
-    assert layers_of(model, ["0"]).keys() == {"2"}
+        for row in rows:
+            model(input_ids=torch.tensor([row]))
+    expected = {name: torch.cat(some) for name, some in inputs.items()}
+    found = {name: one for some in inputs_products(layers, model, rows) for name, one in some.items()}
+    assert found.keys() == layers.keys() == expected.keys()
+    for name, x in expected.items():
+        assert torch.allclose(found[name], x.T @ x, atol=1e-4), name
+
+
+def test_the_layers_of_a_model_are_rounded_for_their_own_inputs() -> None:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2
+    )
+    model, rows = LlamaForCausalLM(config).eval(), [torch.randint(0, 50, (30,)).tolist() for _ in range(9)]
+    layers = layers_of(model, ["lm_head"])
+    found = calibrated.gptq_rounded(model, rows, ["lm_head"], 32, torch.float32)
+    products = {name: one for some in inputs_products(layers, model.model, rows) for name, one in some.items()}
+    assert found.keys() == layers.keys()
+    for name, layer in layers.items():
+        scale = scales(layer.weight.detach(), 32)
+        alone = gptq(layer.weight.detach(), products[name], whole_numbers(scale, layer.in_features))
+        assert torch.equal(found[name][1], scale)
+        assert (found[name][0] - alone).abs().lt(1e-4).float().mean() > 0.99, name  # as above, of half a step
