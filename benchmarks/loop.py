@@ -3,7 +3,7 @@
     python benchmarks/loop.py                                                  the sample, as params.yaml says
     python benchmarks/loop.py --params examples/snips/params-gpu.yaml --data FOLDER --holdout validate.jsonl
 
-Every stage of dvc.yaml runs in its order, as `dvc repro` would run it, in a copy of the project that nothing was
+Every stage of dvc.yaml runs in its order, as `tunetrail repro` would run it, in a copy of the project that nothing was
 computed in; FOLDER is copied to where `clean.raw` says. `--holdout` draws the hold-out first, from that source. The
 table goes to benchmarks/results/loop.md, or to the file that `--to` names.
 
@@ -25,6 +25,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
@@ -191,12 +192,15 @@ def main() -> None:
     parser.add_argument("--stages", nargs="+", metavar="STAGE", help="these alone; default: all")
     parser.add_argument("--to", type=Path, default=RESULT, metavar="FILE")
     arguments = parser.parse_args()
+    from stages.repro import libraries_read_ahead
+
     commands = stages()
     wanted = arguments.stages or list(commands)
     rows: dict[str, dict[str, float]] = {}
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, ExitStack() as beside:
         folder = Path(name).resolve()
         make_project(folder, arguments.params, arguments.data)
+        beside.enter_context(libraries_read_ahead(folder))
         for stage in wanted:
             if stage == "split" and arguments.holdout:
                 draw = ["holdout", "draw", "--redraw", "--source", arguments.holdout]

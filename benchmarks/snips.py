@@ -39,7 +39,7 @@ from stages.records.record import read_records
 from stages.scoring.intervals import proportion_interval
 from stages.scoring.rows import score_row
 from stages.text.json_schema import Tasks
-from stages.tune.base.base_model import read_template
+from stages.tune.base.model_source import read_template
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = ROOT / "examples" / "snips" / "params-gpu.yaml"

@@ -5,6 +5,7 @@ refuses to start. A plain `dvc repro` does as well wherever nothing is to be men
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 
 from rich.filesize import decimal
 
-from stages.core import disk
+from stages.core import disk, paths
 from stages.core.dvc_lock import cache_folder, parse_lock
 from stages.core.errors import UserError
 from stages.core.files import clear_partials, write_text
@@ -24,6 +25,7 @@ from stages.core.git import LOCK, CommitTree, Repository
 from stages.core.yaml_reader import load_yaml
 
 TORN = Path(".tunetrail/dvc.lock.torn")
+_MANY_CORES = 4
 _CLOCKS_DIFFER = 10.0  # seconds, at most, between the time of a process and that of a file
 
 
@@ -35,10 +37,33 @@ def repro(root: Path, arguments: Sequence[str]) -> int:
     clear_partials()
     for said in (*mend_lock(root), *mend_rwlock(root)):
         print(said, file=sys.stderr, flush=True)
-    code = subprocess.run([sys.executable, "-m", "dvc", "repro", *arguments], cwd=root, check=False).returncode
+    whole = all(word.startswith("-") for word in arguments)
+    with libraries_read_ahead(root if whole else None):
+        code = subprocess.run([sys.executable, "-m", "dvc", "repro", *arguments], cwd=root, check=False).returncode
     if code:
         say_full_disks(root)
     return code
+
+
+@contextmanager
+def libraries_read_ahead(root: Path | None) -> Iterator[None]:
+    """Where the base model is yet to come, import what its stages do in another process, while others read rows.
+
+    A machine that has not read those files yet takes twice as long for them (benchmarks/results/loop.md). On few cores
+    that process would only be in the way.
+    """
+    if root is None or (root / paths.BASE).exists() or (os.cpu_count() or 1) < _MANY_CORES:
+        yield
+        return
+    code = "import stages.tune.base.base_model, stages.tune.train.run"
+    reader = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        yield
+    finally:
+        reader.terminate()
+        reader.wait()
 
 
 def mend_lock(root: Path) -> Iterator[str]:

@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 from scratch import Answer, Scratch
 
 from stages.core.dvc_lock import parse_lock
 from stages.core.errors import UserError
 from stages.core.files import write_text
-from stages.repro import TORN, is_dead, is_whole, mend_lock, mend_rwlock
+from stages.repro import TORN, is_dead, is_whole, libraries_read_ahead, mend_lock, mend_rwlock
 
 pytest_plugins = ["scratch_fixtures"]
 
@@ -48,6 +49,19 @@ def test_the_lock_is_brought_back_and_finished_stages_with_it(scratch: Scratch) 
     assert "Running stage 'train'" not in answer.out
     assert (scratch.root / TORN).read_bytes() == cut
     assert parse_lock((scratch.root / "dvc.lock").read_bytes()).stages == parse_lock(whole).stages
+
+
+@pytest.mark.parametrize(("cores", "base", "begun"), [(2, False, 0), (16, True, 0), (16, False, 1)])
+def test_libraries_are_read_ahead_where_cores_are_idle_and_the_base_model_is_to_come(
+    cores: int, base: bool, begun: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    if base:
+        (tmp_path / "models/base").mkdir(parents=True)
+    before = psutil.Process().children()
+    with libraries_read_ahead(tmp_path):
+        assert len(set(psutil.Process().children()) - set(before)) == begun
+    assert psutil.Process().children() == before
 
 
 def test_arguments_are_those_of_dvc(scratch: Scratch) -> None:

@@ -88,7 +88,8 @@ def look_at(sources: Sequence[str], rows: int, shots: int) -> Iterator[Candidate
 
 
 def _measure(source: str, rows: int, shots: int) -> Candidate:
-    from stages.tune.base.base_model import locate, materialise, read_template
+    from stages.tune.base.base_model import materialise
+    from stages.tune.base.model_source import locate, read_template
 
     params = load_params("model", "seed", "task", "train", "generation", "scoring")
     place, _, member = source.partition("#")

@@ -4,9 +4,10 @@ The linear model is TF-IDF of word and character n-grams with logistic regressio
 beat where a task has a label (compare Wang & Manning, "Baselines and bigrams", ACL 2012). No draw is made.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from typing import Annotated, Any
 
 from stages.core import paths
@@ -43,10 +44,10 @@ def main() -> None:
     params = load_params("generation", "probes", "scoring", "task")
     score_rows, holdout = scorer(params.task), read_records(paths.HOLDOUT)
     train = [row for row in read_records(paths.TRAIN) if row.source != REPLAY]
-    with measured("baseline") as notes, ThreadPoolExecutor(1) as beside:
-        fitted = beside.submit(linear_answers, train, holdout)  # on a core, while a card answers
+    fitted = fitted_beside(train, holdout)
+    with measured("baseline") as notes:
         rows, probes, notes["generation"] = base_answers(params, holdout)
-        linear = fitted.result()
+        linear = fitted()
     base = summarise(score_rows(rows), params.scoring)
     write_rows(paths.BASE_GENERATIONS, rows)
     write_rows(paths.BASE_PROBES, probes)
@@ -66,6 +67,29 @@ def base_answers(params: Params, holdout: Sequence[Record]) -> tuple[list[Any], 
     chat = task_chat(load_tokenizer(paths.BASE), params.task)
     rows = rows_with_likelihood(model, chat, holdout, params.generation, "baseline")
     return rows, ask_probes(model, chat, questions, params.probes.refusal_tokens, "probes"), model.spent
+
+
+def fitted_beside(train: Sequence[Record], holdout: Sequence[Record]) -> Callable[[], list[dict[str, Any]]]:
+    """Begin `linear_answers` in a process of its own, forked while this one is small; the function waits for them.
+
+    A core is at it while libraries are loaded and a card answers. Raises RuntimeError when that process fails.
+    """
+    context = get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(
+        target=lambda: sender.send_bytes(json.dumps(linear_answers(train, holdout)).encode()), daemon=True
+    )
+    process.start()
+    sender.close()
+
+    def answers() -> list[dict[str, Any]]:
+        try:
+            found: list[dict[str, Any]] = json.loads(receiver.recv_bytes())
+        except EOFError:
+            raise RuntimeError("the process of the linear model ended without an answer") from None
+        return found
+
+    return answers
 
 
 def linear_answers(train: Sequence[Record], holdout: Sequence[Record]) -> list[dict[str, Any]]:

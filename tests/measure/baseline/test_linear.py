@@ -1,6 +1,9 @@
 """The linear baseline: what a few words tell it learns, and it draws nothing."""
 
-from stages.measure.baseline.__main__ import LinearScores, linear_answers, linear_scores
+import pytest
+
+from stages.measure.baseline import __main__ as baseline
+from stages.measure.baseline.__main__ import LinearScores, fitted_beside, linear_answers, linear_scores
 from stages.records.record import Record, make_record
 from stages.scoring.intervals import share
 
@@ -45,3 +48,17 @@ def test_without_two_labels_there_is_no_baseline() -> None:
     one = [row for row in TRAIN if row.label == "refund"]
     assert linear_answers(one, HOLDOUT) == linear_answers(TRAIN, rows(range(3), label=False)) == []
     assert linear_scores(one, [], 0.95) is None
+
+
+def test_a_process_of_its_own_gives_the_same() -> None:
+    fitted = fitted_beside(TRAIN, HOLDOUT)
+    assert fitted() == linear_answers(TRAIN, HOLDOUT)
+
+
+def test_a_process_that_fails_is_no_empty_baseline(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(baseline, "fit_linear", lambda rows: 1 / 0)
+    with pytest.raises(RuntimeError, match="ended without an answer"):
+        fitted_beside(TRAIN, HOLDOUT)()
+    assert "ZeroDivisionError" in capfd.readouterr().err

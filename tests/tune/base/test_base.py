@@ -12,7 +12,8 @@ from stages.core.errors import Refusal, UserError
 from stages.core.files import file_digest, tree_digest
 from stages.model.loading import load_tokenizer
 from stages.params.model import Model
-from stages.tune.base.base_model import fetch, materialise
+from stages.tune.base.base_model import materialise
+from stages.tune.base.model_source import fetch
 
 
 def model(source: str, sha256: str = "", file: str | None = None) -> Model:

@@ -15,7 +15,8 @@ from tiny_model import save_tiny_model
 from stages.core.errors import UserError
 from stages.core.files import read_json, write_json
 from stages.params.model import Model
-from stages.tune.base.base_model import fetch, materialise
+from stages.tune.base.base_model import materialise
+from stages.tune.base.model_source import fetch
 
 CODE = "from pathlib import Path\nPath({!r}).touch()\nclass Own: pass\n"
 

@@ -10,7 +10,8 @@ from tiny_model import CHAT_TEMPLATE, tiny_tokenizer
 from stages.core.errors import UserError
 from stages.model.chat import make_chat
 from stages.records.record import make_record
-from stages.tune.base.base_model import read_template, set_template
+from stages.tune.base.base_model import set_template
+from stages.tune.base.model_source import read_template
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "snips" / "chat_template.jinja"
 # SmolLM2-135M-Instruct's own, as its GGUF file has it.
