@@ -38,6 +38,7 @@ _LEG = {"cpu": 8, "cuda": 24}
 _LARGEST_MEAN = 700.0  # nats; exp of more is no float
 # Tokens of references that go through the model at once, and logits: memory for activations against speed.
 _TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 16384}
+_COMPARED_AT_ONCE = 512  # tokens, whose logits two models have in full
 _LOGITS_AT_ONCE = 1 << 25
 # Whatever of this folder decides which numbers come out.
 _CODE = [Path(__file__).with_name(f"{name}.py") for name in ("answers", "labels", "loading")]
@@ -348,19 +349,21 @@ def divergence(before: Any, after: Any, chat: Chat, records: Sequence[Record]) -
     The Kullback-Leibler divergence of the whole distribution at each token, the first model's being the truth; of
     models with a classification head, of their labels after each prompt.
     """
-    total, tokens = 0.0, 0
-    for record in records:
-        prompt, completion = chat.prompt_ids(record), chat.completion_ids(record.completion)
-        said = []
-        for causal in (causal_of(before), causal_of(after)):
-            if labels_of(causal):
-                said.append(label_likelihoods(causal, [prompt]))
-                continue
-            ids = torch.tensor([prompt + completion], device=causal.device)
+    total, tokens, models = 0.0, 0, (causal_of(before), causal_of(after))
+    pairs = [(chat.prompt_ids(record), chat.completion_ids(record.completion)) for record in records]
+    pairs.sort(key=lambda pair: -len(pair[0]) - len(pair[1]))
+    for rows in _batches(pairs, 0, _COMPARED_AT_ONCE):
+        if labels_of(models[0]):
+            said = iter([tuple(label_likelihoods(causal, [prompt for prompt, _ in rows]) for causal in models)])
+        else:
+            ids = _filled_up([p + c for p, c in rows], chat.stop_id, models[0].device)
+            first, second = (causal(input_ids=ids).logits for causal in models)
+            places = [(i, slice(len(p) - 1, len(p) + len(c) - 1)) for i, (p, c) in enumerate(rows)]
             # Sums over a vocabulary in float32 err by as much as a merge rounds.
-            said.append(causal(input_ids=ids).logits[0, len(prompt) - 1 : -1].double().log_softmax(-1))
-        total += (said[0].exp() * (said[0] - said[1])).sum().item()
-        tokens += len(said[0])
+            said = (tuple(one[place].double().log_softmax(-1) for one in (first, second)) for place in places)
+        for ours, theirs in said:
+            total += (ours.exp() * (ours - theirs)).sum().item()
+            tokens += len(ours)
     if not math.isfinite(total):
         raise Refusal("the model's logits are no numbers; it must not be used")
     return max(total / max(1, tokens), 0.0)
@@ -369,7 +372,6 @@ def divergence(before: Any, after: Any, chat: Chat, records: Sequence[Record]) -
 @torch.inference_mode()
 def _measure(causal: Any, pairs: Sequence[Pair], chat: Chat) -> list[list[Any]]:
     """[nats, agreed] of each of the (prompt, completion) pairs, longest first."""
-    pad = chat.stop_id
     if labels := labels_of(causal):
         return _measure_labels(causal, pairs, [chat.completion_ids(label) for label in labels])
     result: list[list[Any]] = []
@@ -378,9 +380,7 @@ def _measure(causal: Any, pairs: Sequence[Pair], chat: Chat) -> list[list[Any]]:
     prefix = Prefix(causal, [prompt for prompt, _ in pairs], gap=False)
     begun = prefix.length
     for rows in _batches(pairs, begun, _TOKENS_AT_ONCE[causal.device.type]):
-        # Padding stands on the right, where no token that counts sees it.
-        width = max(len(p) + len(c) for p, c in rows)
-        ids = torch.tensor([(p + c + [pad] * (width - len(p) - len(c)))[begun:] for p, c in rows], device=causal.device)
+        ids = _filled_up([(p + c)[begun:] for p, c in rows], chat.stop_id, causal.device)
         cache = prefix.cache(len(rows))
         options = {"input_ids": ids, "past_key_values": cache, "use_cache": cache is not None}
         if head_is_plain(causal):
@@ -426,6 +426,12 @@ def _losses(
         losses.append(torch.nn.functional.cross_entropy(logits, want, reduction="none"))
         agreed.append(logits.argmax(-1) == want)
     return torch.cat(losses).double(), torch.cat(agreed)
+
+
+def _filled_up(rows: Sequence[list[int]], pad: int, device: Any) -> torch.Tensor:
+    """Token ids [rows, the longest]; the filler stands on the right, where no token that counts sees it."""
+    width = max(map(len, rows))
+    return torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=device)
 
 
 def _batches(pairs: Sequence[Pair], begun: int, tokens: int) -> Iterator[Sequence[Pair]]:

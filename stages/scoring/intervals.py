@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -158,8 +159,18 @@ def bootstrap(corpus: Corpus, scoring: Scoring) -> Interval:
     return Interval(estimate, float(low), float(high))
 
 
-def _weights(rows: int, resamples: int, seed: int) -> Iterator[Array]:
+def _weights(rows: int, resamples: int, seed: int) -> Iterable[Array]:
     """How often each resample draws each row, in blocks of resamples x rows; the same for the same arguments."""
+    return _one_block(rows, resamples, seed) if rows * resamples <= _CELLS_AT_ONCE else _drawn(rows, resamples, seed)
+
+
+@lru_cache(maxsize=1)
+def _one_block(rows: int, resamples: int, seed: int) -> list[Array]:
+    """Kept, since a stage asks for many intervals of the same rows: drawing takes longer than all the rest of one."""
+    return list(_drawn(rows, resamples, seed))
+
+
+def _drawn(rows: int, resamples: int, seed: int) -> Iterator[Array]:
     random = np.random.default_rng(seed)
     block = max(1, _CELLS_AT_ONCE // rows)
     for start in range(0, resamples, block):

@@ -23,11 +23,7 @@ def materialise(source: Path, folder: Path, dtype: str, template: str) -> None:
     `template` comes in place of the model's own chat template; an empty text leaves that. Raises UserError when it is
     no causal language model, holds NaN or infinity, or cannot be trained with the template.
     """
-    gguf_file = source if source.is_file() else None
-    with _gguf_read_once():
-        tokenizer, model = _load(source, dtype)
-        if gguf_file:
-            _set_special_tokens(tokenizer, gguf_file)
+    tokenizer, model = _load(source, dtype)
     set_template(tokenizer, template)
     _shed_marks(model)
     tokenizer.init_kwargs.pop("auto_map", None)
@@ -49,11 +45,14 @@ def _load(source: Path, dtype: str) -> tuple[Any, Any]:
             if labels_in(source):
                 raise UserError(f"{source.name} has a classification head; name the model that it was made from")
             return load_tokenizer(source), load_model(source, dtype=getattr(torch, dtype), device_map=None)
-        with TemporaryDirectory() as alone:  # transformers would also read what lies beside the file
+        # Alone in a folder: transformers would also read what lies beside the file.
+        with TemporaryDirectory() as alone, _gguf_read_once():
             folder, name = Path(alone), source.name
             (folder / name).symlink_to(source.resolve())
             options: dict[str, Any] = {"dtype": torch.float32, "device_map": None, "use_safetensors": None}
-            return load_tokenizer(folder, gguf_file=name), load_model(folder, gguf_file=name, **options)
+            tokenizer, model = load_tokenizer(folder, gguf_file=name), load_model(folder, gguf_file=name, **options)
+            _set_special_tokens(tokenizer, folder / name)
+            return tokenizer, model
     except UserError as error:
         raise UserError(f"model.source: {error}") from None
     except Exception as error:  # a broken file makes transformers raise what it likes
