@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -209,7 +209,7 @@ def in_batches(
     """
     if not prompts:
         return
-    with _greedy_alone(causal), _plain_kernels():
+    with _greedy_alone(causal):
         prefix = Prefix(causal, prompts, gap=True)
         start, rows = 0, max(1, tokens // (len(prompts[0]) + limit))
         while start < len(prompts):
@@ -278,13 +278,6 @@ def _greedy_alone(causal: Any) -> Iterator[None]:
         yield
     finally:
         causal.generation_config = own
-
-
-def _plain_kernels() -> AbstractContextManager[None]:
-    """Attention without cuDNN, which plans anew for each length of the keys: seconds a batch, on an H100."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 
 
 def tokens_at_once(causal: Any) -> int:

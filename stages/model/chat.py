@@ -8,7 +8,7 @@ import multiprocessing
 import random
 import re
 import resource
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
@@ -25,6 +25,7 @@ _QUESTION, _ANSWER = "Xq7", "Zk4"
 _LONG = "\n".join(f'{n}. "Lines" of <b>text</b> & {{{{ more }}}}, as people write it.' for n in range(400))
 _TALK = [("user", "Hi Ab1?"), ("assistant", "Yes Cd2."), ("user", _LONG), ("assistant", "No Ef3."), ("user", "Gh4?")]
 _SECONDS, _BYTES = 20, 2 << 30
+_AT_ONCE = 10_000  # records that are encoded together
 
 # A template that writes the date gets this one, in which Llama's templates stand when nobody tells them another.
 _DAY = datetime(2024, 7, 26)
@@ -73,27 +74,46 @@ class Chat:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def encoded(self, record: Record) -> tuple[list[int], list[int], list[str]]:
-        """Ids of prompt and completion, and what keeps the model from learning just what the row says: faults.
+        """As `encode`, of one record."""
+        return next(self.encode([record]))
+
+    def encode(self, records: Sequence[Record]) -> Iterator[tuple[list[int], list[int], list[str]]]:
+        """Of each, ids of prompt and completion, and what keeps the model from learning just what the row says: faults.
 
         A fault goes on from "rows". Where the template takes no such row, there are no ids.
         """
-        faults, completion = [], self.completion_ids(record.completion)
-        if self.text(completion[:-1]) != record.completion:
-            faults.append("have a completion that the tokenizer cannot write: it comes back as another text")
-        try:
-            parts = self._prompt(record)
-        except UserError as error:
-            return [], [], [*faults, f"have turns of which {error}"]
-        prompt, shown, at = self._ids(parts), "".join(parts), 0
+        for start in range(0, len(records), _AT_ONCE):
+            some = records[start : start + _AT_ONCE]
+            completions = [special_texts(self.tokenizer).split(record.completion) for record in some]
+            prompts, refused = list[list[str]](), dict[int, str]()
+            for number, record in enumerate(some):
+                try:
+                    prompts.append(self._prompt(record))
+                except UserError as error:
+                    prompts.append([])
+                    refused[number] = f"have turns of which {error}"
+            ids = self._ids_of([*completions, *prompts])
+            for number, record in enumerate(some):
+                completion, prompt = [*ids[number], self.stop_id], ids[len(some) + number]
+                faults = []
+                if self.text(completion[:-1]) != record.completion:
+                    faults.append("have a completion that the tokenizer cannot write: it comes back as another text")
+                if number in refused:
+                    yield [], [], [*faults, refused[number]]
+                else:
+                    yield prompt, completion, [*faults, *self._faults(record, prompts[number], prompt)]
+
+    def _faults(self, record: Record, parts: list[str], prompt: list[int]) -> Iterator[str]:
+        """Of a prompt rendered as `parts`, whose ids are `prompt`."""
+        shown, at = "".join(parts), 0
         for text in (message["content"].strip() for message in self.messages(record)):
             at = shown.find(text, at) + len(text) if text in shown[at:] else len(shown) + 1
         if at > len(shown):
-            faults.append("are not shown to the model in full, turn after turn, by the chat template")
+            yield "are not shown to the model in full, turn after turn, by the chat template"
         special = {*self.tokenizer.all_special_ids} - {self.tokenizer.unk_token_id}
         written = len(special_texts(self.tokenizer).findall("".join(parts[::2])))
         if sum(token in special for token in prompt) > written:
-            faults.append("have words that the tokenizer takes for a special token")
-        return prompt, completion, faults
+            yield "have words that the tokenizer takes for a special token"
 
     def has_special_texts(self, record: Record) -> bool:
         texts = (record.completion, *(message["content"] for message in self.messages(record)))
@@ -125,12 +145,17 @@ class Chat:
 
     def _ids(self, parts: Sequence[str]) -> list[int]:
         """Ids of the parts end to end; in every second one special tokens are plain text."""
-        ids: list[int] = []
-        for index, part in enumerate(parts):
-            if part:
-                plain = {"split_special_tokens": True} if index % 2 else {}
-                ids += self.tokenizer(part, add_special_tokens=False, **plain)["input_ids"]
-        return ids
+        return self._ids_of([parts])[0]
+
+    def _ids_of(self, many: Sequence[Sequence[str]]) -> list[list[int]]:
+        """The same of many, whose texts the tokenizer gets at once: it shares them out among the cores."""
+        options: tuple[dict[str, bool], ...] = ({}, {"split_special_tokens": True})
+        known: list[dict[str, list[int]]] = []
+        for odd, option in enumerate(options):
+            texts = [*dict.fromkeys(part for parts in many for part in parts[odd::2] if part)]
+            found = self.tokenizer(texts, add_special_tokens=False, **option)["input_ids"] if texts else []
+            known.append({"": [], **dict(zip(texts, found, strict=True))})
+        return [[one for number, part in enumerate(parts) for one in known[number % 2][part]] for parts in many]
 
 
 @lru_cache(maxsize=8)

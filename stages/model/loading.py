@@ -109,6 +109,7 @@ def _load(kind: Any, folder: Path, **options: Any) -> Any:
     """The one place where transformers reads a model's files: no code of theirs runs, nothing elsewhere is read."""
     from transformers.utils.logging import disable_progress_bar
 
+    torch.backends.cuda.enable_cudnn_sdp(False)  # its attention plans anew for each length of keys: seconds, on an H100
     disable_progress_bar()  # what the environment says is too late where torch has loaded tqdm before
     refuse_foreign_files(folder)
     return kind.from_pretrained(folder, trust_remote_code=False, local_files_only=True, **options)

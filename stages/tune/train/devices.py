@@ -99,7 +99,6 @@ def join(alike: Mapping[str, str]) -> None:
     from accelerate import PartialState
 
     on_card = torch.cuda.is_available()
-    torch.backends.cuda.enable_cudnn_sdp(False)  # its attention plans anew for each length of a batch: most of a second
     if on_card and count() > 1 and (card := int(os.environ["LOCAL_RANK"])) >= torch.cuda.device_count():
         cards = torch.cuda.device_count()
         raise UserError(f"process {card + 1} is to train on a card of its own, but there are {cards} here")

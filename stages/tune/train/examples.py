@@ -65,8 +65,7 @@ def make_examples(chat: Chat, records: Sequence[Record], max_tokens: int, labels
     With the `labels` of a head, rows are prompts, and the loss sees the state after the last token.
     """
     examples, numbers = Examples([], []), {label: number for number, label in enumerate(labels)}
-    for record in records:
-        prompt, completion, faults = chat.encoded(record)
+    for record, (prompt, completion, faults) in zip(records, chat.encode(records), strict=True):
         for fault in faults:
             examples.faults.setdefault(fault, []).append(record.id)
         if chat.has_special_texts(record):
