@@ -1,6 +1,7 @@
 """What many tests share: the tiny pipeline, run once."""
 
 import os
+import sys
 from pathlib import Path
 
 # One thread: a tiny model's matrices are too small to share, and waiting for a second thread costs most of the time.
@@ -28,6 +29,13 @@ def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     folder = tmp_path_factory.getbasetemp()
     stage_server.session[:] = [folder if worker_id == "master" else folder.parent]
     return stage_server.session[0]
+
+
+@pytest.fixture(autouse=True)
+def float32_on_every_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test computes must not hang on the processor that it runs on."""
+    if loading := sys.modules.get("stages.model.loading"):
+        monkeypatch.setattr(loading, "cpu_has_bfloat16", lambda: False)
 
 
 @pytest.fixture(scope="session")
