@@ -84,7 +84,8 @@ class Train(Section):
     max_tokens: Annotated[int, Field(ge=8, le=10_000_000)] = Field(256, description="longer rows are left out")
     max_left_out_share: Share = Field(0.05, description="of the rows; with more left out, training does not begin")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="of the computation; auto: bfloat16 on a card that has it, else float32"
+        "auto",
+        description="of products; auto: bfloat16 where a card has it, or a CPU and the base model; else float32",
     )
     deterministic: bool = Field(False, description="the same adapter from every run on one card; a CPU always does")
     evaluate_every: Count = Field(60, description="optimiser steps between validations and checkpoints")
