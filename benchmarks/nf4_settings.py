@@ -29,8 +29,8 @@ from support_ticket_writer import Writer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from stages.core.yaml_reader import load_yaml
-from stages.model.answers import likelihoods
 from stages.model.chat import task_chat
+from stages.model.likelihoods import likelihoods
 from stages.model.loading import load_model, load_tokenizer
 from stages.params.loader import load_params
 from stages.records.record import Record, make_record

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from stages.core.errors import UserError
-from stages.model.answers import Answer, answer, as_rows, likelihoods, remember, rows_with_likelihood, with_likelihood
+from stages.model.answers import Answer, answer, as_rows, rows_with_likelihood
 from stages.model.chat import Chat
-from stages.model.loading import Weights
+from stages.model.likelihoods import likelihoods, with_likelihood
+from stages.model.loading import Weights, remember
 from stages.params.model import Generation
 from stages.records.record import Record
 

@@ -4,29 +4,20 @@ Answers come from transformers' `generate` in batches. What the same weights, co
 request is remembered outside DVC's outputs, so that it outlives a stage that runs again for another reason.
 """
 
-import copy
-import hashlib
-import inspect
-import itertools
-import json
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from stages.core import paths
-from stages.core.errors import Refusal
-from stages.core.files import atomic, tree_digest
 from stages.core.machine import machine_settings
-from stages.core.run_notes import library_versions, track
+from stages.core.run_notes import track
 from stages.model.chat import Chat
 from stages.model.labels import label_likelihoods, labels_of
-from stages.model.loading import Weights, bytes_a_token, causal_of, head_is_plain
+from stages.model.likelihoods import Prefix, likelihoods, with_likelihood
+from stages.model.loading import Weights, bytes_a_token, causal_of, remember
 from stages.params.model import Generation
 from stages.records.record import Record
 
@@ -35,46 +26,6 @@ from stages.records.record import Record
 _CPU_TOKENS, _GPU_TOKENS, _MEMORY_SHARE = 4096, 131072, 4
 # Tokens between two looks at which answers have ended; those that have leave the batch. A look costs a card more.
 _LEG = {"cpu": 8, "cuda": 24}
-_LARGEST_MEAN = 700.0  # nats; exp of more is no float
-# Tokens of references that go through the model at once, and logits: memory for activations against speed.
-_TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 16384}
-_COMPARED_AT_ONCE = 512  # tokens, whose logits two models have in full
-_LOGITS_AT_ONCE = 1 << 25
-# Whatever of this folder decides which numbers come out.
-_CODE = [Path(__file__).with_name(f"{name}.py") for name in ("answers", "labels", "loading")]
-
-Pair = tuple[list[int], list[int]]
-
-
-class Prefix:
-    """The `length` tokens that all `rows` begin with, in a cache of the causal model `causal`; 0 where none helps.
-
-    `gap` tells that padding will stand after the prefix. That is right only in models that are told the position of
-    each token and attend to all tokens before it: a window, or a bias by distance, would count the padding.
-    """
-
-    def __init__(self, causal: Any, rows: Sequence[list[int]], gap: bool) -> None:
-        self.length, self._cache = 0, None
-        # In the order of lists, all rows lie between these two. Each keeps at least one token of its own.
-        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(min(rows), max(rows), strict=False))
-        length = min(len(list(same)), min(map(len, rows)) - 1) if len(rows) > 1 else 0
-        if not length or (gap and "position_ids" not in inspect.signature(causal.forward).parameters):
-            return
-        from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
-
-        ids = torch.tensor([rows[0][:length]], device=causal.device)
-        cache = causal.base_model(input_ids=ids, use_cache=True).past_key_values
-        kinds = {type(layer) for layer in getattr(cache, "layers", [None])}
-        if kinds <= ({DynamicLayer} if gap else {DynamicLayer, DynamicSlidingWindowLayer}):
-            self.length, self._cache = length, cache
-
-    def cache(self, rows: int) -> Any:
-        """A cache of its own for a batch of so many rows; None where there is no prefix."""
-        if self._cache is None:
-            return None
-        cache = copy.deepcopy(self._cache)
-        cache.batch_repeat_interleave(rows)
-        return cache
 
 
 class Held(Protocol):
@@ -293,162 +244,3 @@ def cut_at_stop(ids: list[int], chat: Chat) -> Answer:
     stopped = chat.stop_id in ids
     spoken = ids[: ids.index(chat.stop_id)] if stopped else ids
     return Answer(chat.text(spoken), len(spoken) + stopped, stopped)
-
-
-@dataclass(frozen=True, slots=True)
-class Likelihood:
-    """Of one record's reference answer, its stop token included.
-
-    `nats` is the negative log-likelihood of its `tokens`; `agreed` of them are the model's first choice. Greedy
-    decoding gives exactly the reference when all are.
-    """
-
-    nats: float
-    tokens: int
-    agreed: int
-
-
-def likelihoods(model: Any, chat: Chat, records: Sequence[Record]) -> list[Likelihood]:
-    """One for each record, in the order given, by a loaded model or by `Weights`, which are asked only once.
-
-    Raises:
-        Refusal: when a likelihood is not finite, or a token's mean loss is, but no perplexity can be, as broken
-            weights or a broken kernel give.
-    """
-    pairs = [(chat.prompt_ids(record), chat.completion_ids(record.completion)) for record in records]
-    order = sorted(range(len(pairs)), key=lambda i: (-len(pairs[i][0]) - len(pairs[i][1]), pairs[i]))
-    asked = [pairs[i] for i in order]
-    if isinstance(model, Weights):
-        request = {"likelihoods": asked, "weights": model.identity}
-        measured, _ = remember(request, lambda: _measure(causal_of(model.model), asked, chat))
-    else:
-        measured = _measure(causal_of(model), asked, chat)
-    for (nats, _), (_, completion) in zip(measured, asked, strict=True):
-        if not nats < _LARGEST_MEAN * len(completion):
-            raise Refusal(f"the model gives a reference answer a loss of {nats} nats; it must not be used")
-    by_record = dict(zip(order, measured, strict=True))
-    return [Likelihood(by_record[i][0], len(pairs[i][1]), by_record[i][1]) for i in range(len(pairs))]
-
-
-def with_likelihood(rows: Sequence[dict[str, Any]], found: Sequence[Likelihood]) -> list[dict[str, Any]]:
-    """Generation rows, each with the likelihood of its reference."""
-    return [{**row, "nats": one.nats, "reference_tokens": one.tokens} for row, one in zip(rows, found, strict=True)]
-
-
-@torch.inference_mode()
-def divergence(before: Any, after: Any, chat: Chat, records: Sequence[Record]) -> float:
-    """How far the second loaded model's next tokens are from the first's: in nats a token of the references.
-
-    The Kullback-Leibler divergence of the whole distribution at each token, the first model's being the truth; of
-    models with a classification head, of their labels after each prompt.
-    """
-    total, tokens, models = 0.0, 0, (causal_of(before), causal_of(after))
-    pairs = [(chat.prompt_ids(record), chat.completion_ids(record.completion)) for record in records]
-    pairs.sort(key=lambda pair: -len(pair[0]) - len(pair[1]))
-    for rows in _batches(pairs, 0, _COMPARED_AT_ONCE):
-        if labels_of(models[0]):
-            said = iter([tuple(label_likelihoods(causal, [prompt for prompt, _ in rows]) for causal in models)])
-        else:
-            ids = _filled_up([p + c for p, c in rows], chat.stop_id, models[0].device)
-            first, second = (causal(input_ids=ids).logits for causal in models)
-            places = [(i, slice(len(p) - 1, len(p) + len(c) - 1)) for i, (p, c) in enumerate(rows)]
-            # Sums over a vocabulary in float32 err by as much as a merge rounds.
-            said = (tuple(one[place].double().log_softmax(-1) for one in (first, second)) for place in places)
-        for ours, theirs in said:
-            total += (ours.exp() * (ours - theirs)).sum().item()
-            tokens += len(ours)
-    if not math.isfinite(total):
-        raise Refusal("the model's logits are no numbers; it must not be used")
-    return max(total / max(1, tokens), 0.0)
-
-
-@torch.inference_mode()
-def _measure(causal: Any, pairs: Sequence[Pair], chat: Chat) -> list[list[Any]]:
-    """[nats, agreed] of each of the (prompt, completion) pairs, longest first."""
-    if labels := labels_of(causal):
-        return _measure_labels(causal, pairs, [chat.completion_ids(label) for label in labels])
-    result: list[list[Any]] = []
-    if not pairs:
-        return result
-    prefix = Prefix(causal, [prompt for prompt, _ in pairs], gap=False)
-    begun = prefix.length
-    for rows in _batches(pairs, begun, _TOKENS_AT_ONCE[causal.device.type]):
-        ids = _filled_up([(p + c)[begun:] for p, c in rows], chat.stop_id, causal.device)
-        cache = prefix.cache(len(rows))
-        options = {"input_ids": ids, "past_key_values": cache, "use_cache": cache is not None}
-        if head_is_plain(causal):
-            states, head = causal.base_model(**options).last_hidden_state, causal.get_output_embeddings()
-        else:
-            states, head = causal(**options).logits, torch.nn.Identity()
-        # Each position predicts the next; those that predict prompts and padding never reach the vocabulary.
-        asked = [states[i, len(p) - 1 - begun : len(p) + len(c) - 1 - begun] for i, (p, c) in enumerate(rows)]
-        targets = torch.tensor([token for _, c in rows for token in c], device=causal.device)
-        losses, agreed = _losses(head, torch.cat(asked), targets, causal.config.get_text_config().vocab_size)
-        lengths = [len(c) for _, c in rows]
-        parts = zip(torch.split(losses, lengths), torch.split(agreed, lengths), strict=True)
-        result += [[nats.sum().item(), int(same.sum())] for nats, same in parts]
-    if not all(math.isfinite(nats) for nats, _ in result):
-        raise Refusal("the model gives the reference answers a likelihood that is no number; it must not be used")
-    return result
-
-
-def _measure_labels(causal: Any, pairs: Sequence[Pair], labels: list[list[int]]) -> list[list[Any]]:
-    """What `_measure` does, by a classification head: all tokens of its likeliest label are its first choice."""
-    if not all(completion in labels for _, completion in pairs):
-        raise Refusal(
-            "a reference is none of the labels that the model was trained with, so it has no likelihood: a row of the "
-            "hold-out has a label without a training row; add rows, or train with train.head: completion"
-        )
-    found = label_likelihoods(causal, [prompt for prompt, _ in pairs])
-    wanted = [labels.index(completion) for _, completion in pairs]
-    rows = zip(found.tolist(), found.argmax(-1).tolist(), wanted, pairs, strict=True)
-    return [[-row[at], len(pair[1]) if best == at else 0] for row, best, at, pair in rows]
-
-
-def _losses(
-    head: Any, states: torch.Tensor, targets: torch.Tensor, vocabulary: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy of each position, in float64, and whether its target is the first choice.
-
-    The logits of few positions are in memory at once.
-    """
-    at_once = max(1, _LOGITS_AT_ONCE // vocabulary)
-    losses, agreed = [], []
-    for part, want in zip(torch.split(states, at_once), torch.split(targets, at_once), strict=True):
-        logits = head(part).float()
-        losses.append(torch.nn.functional.cross_entropy(logits, want, reduction="none"))
-        agreed.append(logits.argmax(-1) == want)
-    return torch.cat(losses).double(), torch.cat(agreed)
-
-
-def _filled_up(rows: Sequence[list[int]], pad: int, device: Any) -> torch.Tensor:
-    """Token ids [rows, the longest]; the filler stands on the right, where no token that counts sees it."""
-    width = max(map(len, rows))
-    return torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=device)
-
-
-def _batches(pairs: Sequence[Pair], begun: int, tokens: int) -> Iterator[Sequence[Pair]]:
-    """Pairs of like length, at most `tokens` tokens after the `begun` ones with padding, one pair at least."""
-    start = 0
-    while start < len(pairs):
-        rows = max(1, tokens // (len(pairs[start][0]) + len(pairs[start][1]) - begun))
-        yield pairs[start : start + rows]
-        start += rows
-
-
-def remember(request: dict[str, Any], compute: Callable[[], list[Any]]) -> tuple[list[Any], bool]:
-    """What `compute` returns for this request, and whether it was known. Both are JSON values, `request` in full.
-
-    A killed process leaves no half file under a name that is read, and processes with the same request do not
-    disturb each other.
-    """
-    made_of = {**request, "code": [tree_digest(path) for path in _CODE], "libraries": library_versions()}
-    key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
-    path = paths.of_checkout(paths.GENERATIONS_MEMORY) / f"{key}.json"
-    with suppress(FileNotFoundError, ValueError):
-        if isinstance(known := json.loads(path.read_bytes()), list):
-            return known, True
-    result = compute()
-    with atomic(path) as partial:
-        partial.write_text(json.dumps(result, allow_nan=False), encoding="utf-8")
-    return result, False

@@ -1,7 +1,9 @@
 """Load the base model, an adapter on it, or a release's artefact; one place decides device, precision and format."""
 
+import hashlib
 import io
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
 from functools import cache, cached_property
 from importlib.util import find_spec
@@ -12,10 +14,13 @@ import torch
 
 from stages.core import paths
 from stages.core.errors import Refusal, UserError
-from stages.core.files import read_json, tree_digest
+from stages.core.files import atomic, read_json, tree_digest
+from stages.core.run_notes import library_versions
 from stages.model.labels import is_label_config, labels_in
 
 _CPU = Path("/proc/cpuinfo")
+# Whatever of this folder decides which numbers come out.
+_CODE = [Path(__file__).with_name(f"{name}.py") for name in ("answers", "labels", "likelihoods", "loading")]
 # A model that scales or caps its logits says so under one of these names.
 _SCALED_HEAD = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
 
@@ -221,6 +226,24 @@ class Weights:
     @cached_property
     def model(self) -> Any:
         return load_tuned(self.folder, self.adapter) if self.adapter else load_model(self.folder)
+
+
+def remember(request: dict[str, Any], compute: Callable[[], list[Any]]) -> tuple[list[Any], bool]:
+    """What `compute` returns for this request, and whether it was known. Both are JSON values, `request` in full.
+
+    A killed process leaves no half file under a name that is read, and processes with the same request do not
+    disturb each other.
+    """
+    made_of = {**request, "code": [tree_digest(path) for path in _CODE], "libraries": library_versions()}
+    key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+    path = paths.of_checkout(paths.GENERATIONS_MEMORY) / f"{key}.json"
+    with suppress(FileNotFoundError, ValueError):
+        if isinstance(known := json.loads(path.read_bytes()), list):
+            return known, True
+    result = compute()
+    with atomic(path) as partial:
+        partial.write_text(json.dumps(result, allow_nan=False), encoding="utf-8")
+    return result, False
 
 
 def causal_of(model: Any) -> Any:

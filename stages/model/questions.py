@@ -6,8 +6,9 @@ They are asked as anybody would ask, without the task's instruction.
 from collections.abc import Sequence
 from typing import Any
 
-from stages.model.answers import answer_rows, likelihoods, with_likelihood
+from stages.model.answers import answer_rows
 from stages.model.chat import Chat
+from stages.model.likelihoods import likelihoods, with_likelihood
 from stages.params.measure import Probes
 from stages.params.model import Generation
 from stages.records.prompt import read_texts

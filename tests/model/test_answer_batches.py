@@ -14,7 +14,8 @@ from tiny_model import tiny_tokenizer
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig
 
 from stages.model import answers
-from stages.model.answers import Prefix, in_batches
+from stages.model.answers import in_batches
+from stages.model.likelihoods import Prefix
 from stages.model.loading import bytes_a_token, causal_of, load_model
 from stages.ship.merge_quantize.__main__ import quantise
 

@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 from tiny_model import save_tiny_model
 
 from stages.core import paths
-from stages.model.answers import answer, likelihoods, remember
+from stages.model.answers import answer
 from stages.model.chat import Chat, make_chat
-from stages.model.loading import Weights, load_tokenizer
+from stages.model.likelihoods import likelihoods
+from stages.model.loading import Weights, load_tokenizer, remember
 from stages.params.model import Generation
 from stages.records.record import make_record
 
@@ -97,7 +98,7 @@ def test_another_question_is_another_request(folder: Path, monkeypatch: pytest.M
     monkeypatch.delenv("TUNETRAIL_GENERATION_TOKENS")
     other_stop = Chat(chat.tokenizer, chat.instruction, chat.stop_id + 1, chat.takes_system)
     assert not was_remembered(Weights(folder), other_stop)
-    monkeypatch.setattr("stages.model.answers.library_versions", lambda: {"torch": "0"})
+    monkeypatch.setattr("stages.model.loading.library_versions", lambda: {"torch": "0"})
     assert not was_remembered(Weights(folder), chat)
 
 

@@ -10,8 +10,9 @@ from tiny_model import save_tiny_model
 
 from stages.core.errors import Refusal
 from stages.model import answers
-from stages.model.answers import Likelihood, answer, answer_rows, likelihoods, rows_with_likelihood, with_likelihood
+from stages.model.answers import answer, answer_rows, rows_with_likelihood
 from stages.model.chat import Chat, make_chat
+from stages.model.likelihoods import Likelihood, likelihoods, with_likelihood
 from stages.model.loading import load_model, load_tokenizer
 from stages.params.model import Generation
 from stages.records.record import Message, make_record
@@ -140,7 +141,7 @@ def test_small_batches_change_no_likelihood(
     records = [make_record(prompt, completion, None, "s", "s:1") for prompt, completion in PAIRS]
     whole = likelihoods(*tiny, records)
     small = {"cpu": 1, "cuda": 1} if module == "_TOKENS_AT_ONCE" else 1
-    monkeypatch.setattr(f"stages.model.answers.{module}", small)
+    monkeypatch.setattr(f"stages.model.likelihoods.{module}", small)
     for a, b in zip(whole, likelihoods(*tiny, records), strict=True):
         assert a.nats == pytest.approx(b.nats, rel=1e-5)
 

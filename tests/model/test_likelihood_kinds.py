@@ -6,8 +6,8 @@ import pytest
 import torch
 from layer_kinds import CAPPED, KINDS, WORDS, model_of
 
-from stages.model.answers import likelihoods
 from stages.model.chat import Chat
+from stages.model.likelihoods import likelihoods
 from stages.records.record import Record, make_record
 
 COMMON = [7, 9, 4, 30, 11]

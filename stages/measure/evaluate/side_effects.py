@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from stages.model.answers import likelihoods
 from stages.model.chat import Chat
+from stages.model.likelihoods import likelihoods
 from stages.params.measure import Evaluate, Probes, Scoring
 from stages.params.prepare import PersonalData
 from stages.records.canaries import SOURCE, candidates, exposure

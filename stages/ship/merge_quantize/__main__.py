@@ -19,9 +19,10 @@ from stages.core.files import atomic, files_under, remove, tree_digest, write_js
 from stages.core.run_notes import measured
 from stages.engines.gguf_export import write_gguf, write_gguf_lora
 from stages.engines.in_process import cost, in_process_rows, peak_memory_mib
-from stages.model.answers import divergence, rows_with_likelihood
+from stages.model.answers import rows_with_likelihood
 from stages.model.chat import task_chat
 from stages.model.labels import labels_in, labels_of
+from stages.model.likelihoods import divergence
 from stages.model.loading import (
     Weights,
     compute_dtype,

@@ -14,8 +14,9 @@ from stages.core.errors import Refusal, UserError
 from stages.core.files import tree_digest
 from stages.engines.engine_server import Messages, Reply, Server, ask, held_to, prompt_ids, serving
 from stages.engines.in_process import peak_memory_mib
-from stages.model.answers import as_rows, remember
+from stages.model.answers import as_rows
 from stages.model.chat import Chat
+from stages.model.loading import remember
 from stages.params.loader import Params
 from stages.records.record import Record
 

@@ -12,8 +12,8 @@ from tiny_model import save_tiny_model
 from stages.core import paths
 from stages.core.errors import Refusal, UserError
 from stages.core.files import read_json, tree_digest
-from stages.model.answers import divergence
 from stages.model.chat import make_chat
+from stages.model.likelihoods import divergence
 from stages.model.loading import compute_dtype, load_model, load_tokenizer, nf4_config
 from stages.params.loader import Params
 from stages.params.model import Generation, Model, Nf4, Train
@@ -70,7 +70,7 @@ def test_rows_are_compared_together_as_each_alone(trained: Path, monkeypatch: py
     records = [make_record("order " * n, f'{{"n": {"9" * n}}}', None, "s", f"s:{n}") for n in (1, 9, 4, 2)]
     models = load_model(trained / "base"), load_tuned(trained / "base", trained / "adapter")
     together = divergence(*models, chat, records)
-    monkeypatch.setattr("stages.model.answers._COMPARED_AT_ONCE", 1)
+    monkeypatch.setattr("stages.model.likelihoods._COMPARED_AT_ONCE", 1)
     assert together == pytest.approx(divergence(*models, chat, records), rel=1e-4)
     assert together > 0
 

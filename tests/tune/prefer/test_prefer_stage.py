@@ -16,8 +16,8 @@ from training_project import training_records
 from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.files import read_json, tree_digest, write_json
-from stages.model.answers import divergence
 from stages.model.chat import make_chat
+from stages.model.likelihoods import divergence
 from stages.model.loading import load_model, load_tuned
 from stages.records.record import read_dropped, read_rows, write_rows
 from stages.tune.prefer.beyond_imitation import go_beyond

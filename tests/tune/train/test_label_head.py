@@ -18,9 +18,10 @@ from stages.core.errors import Refusal, UserError
 from stages.core.files import read_json, tree_digest
 from stages.engines.engine_server import CHAT, EngineError, ask, call, serving
 from stages.measure.gates.__main__ import check_gates
-from stages.model.answers import answer, divergence, likelihoods, rows_with_likelihood
+from stages.model.answers import answer, rows_with_likelihood
 from stages.model.chat import Chat, make_chat
 from stages.model.labels import label_likelihoods, labels_in, refuse_other_labels
+from stages.model.likelihoods import divergence, likelihoods
 from stages.model.loading import Weights, load_model, load_tokenizer, load_tuned
 from stages.params.loader import check_params, read_params
 from stages.params.measure import Gate
