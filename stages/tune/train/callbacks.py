@@ -75,7 +75,7 @@ class Curves(TrainerCallback):  # type: ignore[misc]
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._live:
             self._kept.append(state.log_history[-1])
-            if time.monotonic() - self._written >= 1:
+            if time.monotonic() - self._written >= 1 or _broken(state.log_history[-1]):
                 self._write()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -228,12 +228,16 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         return (half[-1][0] - half[0][0]) / (half[-1][1] - half[0][1])
 
 
+def _broken(logs: Mapping[str, Any]) -> list[str]:
+    """The names of what is no number."""
+    return [name for name in _CURVES if not math.isfinite(logs.get(name) or 0.0)]
+
+
 class StopsAtNaN(TrainerCallback):  # type: ignore[misc]
     """Ends a run once its numbers are none, before they reach a checkpoint."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        wrong = [name for name in _CURVES if not math.isfinite((logs or {}).get(name) or 0.0)]
-        if wrong:
+        if wrong := _broken(logs or {}):
             raise Refusal(
                 f"training stopped at step {state.global_step} of {state.max_steps}: {wrong[0]} is {logs[wrong[0]]}. "
                 "Try a lower train.learning_rate, a lower train.alpha or train.precision: float32"

@@ -1,11 +1,12 @@
 """A run whose numbers are none ends at once; its speed is that of its steps."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from stages.core.errors import Refusal
-from stages.tune.train.callbacks import Progress, StopsAtNaN
+from stages.tune.train.callbacks import Curves, Progress, StopsAtNaN
 
 AT = SimpleNamespace(global_step=5, max_steps=40)
 
@@ -34,3 +35,14 @@ def test_speed_is_of_steps_and_not_of_what_is_saved_after_them(monkeypatch: pyte
     clock[0] += 60.0
     progress.on_log(None, state, None, {"train_runtime": 76.0})
     assert progress.steps_per_second() == 2.5
+
+
+def test_the_curve_of_a_run_that_ends_in_nan_has_its_last_points(tmp_path: Path) -> None:
+    curves, entries = Curves(tmp_path / "curves"), [{"loss": 2.0, "step": 1}, {"loss": 1.5, "step": 2}]
+    state = SimpleNamespace(is_world_process_zero=True, log_history=[])
+    curves.on_train_begin(None, state, None)
+    for entry in [*entries, {"loss": float("nan"), "step": 3}]:  # within a second, in which none is written
+        state.log_history.append(entry)
+        curves.on_log(None, state, None)
+    lines = (tmp_path / "curves/plots/metrics/train/loss.tsv").read_text().splitlines()
+    assert [line.split("\t")[0] for line in lines[1:]] == ["1", "2", "3"]
