@@ -25,6 +25,7 @@ from stages.core.git import LOCK, CommitTree, Repository
 from stages.core.yaml_reader import load_yaml
 
 TORN = Path(".tunetrail/dvc.lock.torn")
+HEAVY = ("stages.tune.base.base_model", "stages.tune.train.run")  # what imports most of what any stage does
 _MANY_CORES = 4
 _CLOCKS_DIFFER = 10.0  # seconds, at most, between the time of a process and that of a file
 
@@ -55,9 +56,11 @@ def libraries_read_ahead(root: Path | None) -> Iterator[None]:
     if root is None or (root / paths.BASE).exists() or (os.cpu_count() or 1) < _MANY_CORES:
         yield
         return
-    code = "import stages.tune.base.base_model, stages.tune.train.run"
     reader = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", f"import {', '.join(HEAVY)}"],
+        cwd=root,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
         yield

@@ -1,5 +1,6 @@
 """`tunetrail repro` starts wherever a kill has left dvc.lock and DVC's rwlock, and changes neither elsewhere."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -16,7 +17,7 @@ from scratch import Answer, Scratch
 from stages.core.dvc_lock import parse_lock
 from stages.core.errors import UserError
 from stages.core.files import write_text
-from stages.repro import TORN, is_dead, is_whole, libraries_read_ahead, mend_lock, mend_rwlock
+from stages.repro import HEAVY, TORN, is_dead, is_whole, libraries_read_ahead, mend_lock, mend_rwlock
 
 pytest_plugins = ["scratch_fixtures"]
 
@@ -58,6 +59,7 @@ def test_libraries_are_read_ahead_where_cores_are_idle_and_the_base_model_is_to_
     monkeypatch.setattr("os.cpu_count", lambda: cores)
     if base:
         (tmp_path / "models/base").mkdir(parents=True)
+    assert all(map(importlib.util.find_spec, HEAVY))
     before = psutil.Process().children()
     with libraries_read_ahead(tmp_path):
         assert len(set(psutil.Process().children()) - set(before)) == begun
