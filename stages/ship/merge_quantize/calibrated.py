@@ -46,7 +46,7 @@ def inputs_products(
         while left and sum(one.nbytes for one in sums.values()) < _PRODUCTS:
             layer = layers[left[0]]
             sums[left.pop(0)] = torch.zeros(layer.in_features, layer.in_features, device=layer.weight.device)
-        batches = list(_batches(rows))
+        batches = list(_batches(rows, 1 if any(".experts." in f".{name}" for name in layers) else _TOKENS))
         for ids, real in track(batches, len(batches), "GPTQ, batches of rows"):
             last: list[torch.Tensor] = []
             hooks = [layers[name].register_forward_pre_hook(_adding(one, real, last)) for name, one in sums.items()]
@@ -57,11 +57,15 @@ def inputs_products(
         yield sums
 
 
-def _batches(rows: Sequence[list[int]]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Token ids of rows of similar length, and which are real: filler at a row's end is seen by no token before it."""
+def _batches(rows: Sequence[list[int]], tokens: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Token ids of rows of similar length, and which are real: filler at a row's end is seen by no token before it.
+
+    At most so many `tokens`, one row at least. An expert gets tokens of which nobody knows whether they are filler, so a
+    model with experts reads row by row.
+    """
     ordered = sorted(rows, key=len, reverse=True)
     while ordered:
-        some = ordered[: max(1, _TOKENS // max(1, len(ordered[0])))]
+        some = ordered[: max(1, tokens // max(1, len(ordered[0])))]
         ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in some], batch_first=True)
         yield ids, torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in some])[:, None]
         ordered = ordered[len(some) :]
@@ -74,7 +78,9 @@ def _adding(
 
     def add(module: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> None:
         if not last or last[0] is not given[0]:
-            x = given[0][real.to(total.device)].float()
+            x = given[0].reshape(-1, total.shape[0]).float()
+            if len(x) == real.numel():
+                x = x[real.flatten().to(total.device)]
             last[:] = [given[0], x.T @ x]
         total.add_(last[1])
 

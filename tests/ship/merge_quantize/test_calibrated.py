@@ -124,6 +124,34 @@ def test_products_are_the_sums_over_all_tokens_however_few_fit(
         assert torch.allclose(found[name], x.T @ x, atol=1e-4), name
 
 
+class Routed(torch.nn.Module):
+    """A gate that reads all tokens in one row, and two experts that read some of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.gate = torch.nn.Embedding(50, 8), torch.nn.Linear(8, 2)
+        self.experts = torch.nn.ModuleList([torch.nn.Linear(8, 4), torch.nn.Linear(8, 4)])
+
+    def forward(self, input_ids: torch.Tensor) -> None:
+        tokens = self.embedding(input_ids).flatten(0, 1)
+        chosen = self.gate(tokens).argmax(1)
+        for number, expert in enumerate(self.experts):
+            expert(tokens[chosen == number])
+
+
+def test_an_expert_is_rounded_for_the_tokens_that_it_gets_and_no_filler() -> None:
+    torch.manual_seed(0)
+    model, rows = Routed(), [torch.randint(0, 50, (size,)).tolist() for size in (9, 3, 6)]
+    found = next(inputs_products(layers_of(model, []), model, rows))
+    tokens = model.embedding(torch.tensor([token for row in rows for token in row])).detach()
+    chosen = model.gate(tokens).argmax(1)
+    for name, x in (("gate", tokens), ("experts.0", tokens[chosen == 0]), ("experts.1", tokens[chosen == 1])):
+        assert torch.allclose(found[name], x.T @ x, atol=1e-4), name
+    del model.experts[:]
+    found = next(inputs_products({"gate": model.gate}, model, rows))  # in one batch, with filler
+    assert torch.allclose(found["gate"], tokens.T @ tokens, atol=1e-4)
+
+
 def test_the_layers_of_a_model_are_rounded_for_their_own_inputs() -> None:
     torch.manual_seed(0)
     config = LlamaConfig(
