@@ -60,8 +60,8 @@ def inputs_products(
 def _batches(rows: Sequence[list[int]], tokens: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Token ids of rows of similar length, and which are real: filler at a row's end is seen by no token before it.
 
-    At most so many `tokens`, one row at least. An expert gets tokens of which nobody knows whether they are filler, so a
-    model with experts reads row by row.
+    At most so many `tokens`, one row at least. An expert gets tokens of which nobody knows whether they are filler, so
+    a model with experts reads row by row.
     """
     ordered = sorted(rows, key=len, reverse=True)
     while ordered:
