@@ -27,16 +27,18 @@ def tiny_tokenizer(template: str = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def save_tiny_model(folder: Path, seed: int = 0, template: str = CHAT_TEMPLATE, heads: int = 4) -> Path:
+def save_tiny_model(
+    folder: Path, seed: int = 0, template: str = CHAT_TEMPLATE, heads: int = 4, tied: bool = True
+) -> Path:
     """Write the model and its tokenizer to `folder` in the transformers layout; two heads are of 32, four of 16."""
     torch.manual_seed(seed)
     tokenizer = tiny_tokenizer(template)
-    LlamaForCausalLM(tiny_config(tokenizer, heads)).save_pretrained(folder)
+    LlamaForCausalLM(tiny_config(tokenizer, heads, tied)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
-def tiny_config(tokenizer: PreTrainedTokenizerFast, heads: int = 4) -> LlamaConfig:
+def tiny_config(tokenizer: PreTrainedTokenizerFast, heads: int = 4, tied: bool = True) -> LlamaConfig:
     return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
@@ -45,7 +47,7 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast, heads: int = 4) -> LlamaConf
         num_attention_heads=heads,
         num_key_value_heads=heads // 2,
         max_position_embeddings=512,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -30,7 +30,7 @@ def training_records(count: int, first: int = 0) -> list[Record]:
     return made
 
 
-def lay_out(folder: Path, rows: int = 40, **train: Any) -> Path:
+def lay_out(folder: Path, rows: int = 40, tied: bool = True, **train: Any) -> Path:
     """Two layers of 64, 40 rows to train on, 8 to validate on; `train` changes the parameters."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("dvc.yaml", "params.yaml"):
@@ -38,7 +38,7 @@ def lay_out(folder: Path, rows: int = 40, **train: Any) -> Path:
     for name in ("constraints", "stages"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     set_params(folder, {"train": TINY_TRAINING | train})
-    save_tiny_model(folder / paths.BASE)
+    save_tiny_model(folder / paths.BASE, tied=tied)
     write_records(folder / paths.TRAIN, training_records(rows))
     write_records(folder / paths.VALIDATION, training_records(8, first=1000))
     return folder

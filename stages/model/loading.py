@@ -126,6 +126,13 @@ def empty_model(folder: Path) -> Any:
     return model
 
 
+def has_tied_embeddings(folder: Path) -> bool:
+    """Whether the model reads and writes tokens with one matrix."""
+    from transformers import AutoConfig
+
+    return bool(_load(AutoConfig, folder).get_text_config().tie_word_embeddings)
+
+
 def _load(kind: Any, folder: Path, **options: Any) -> Any:
     """The one place where transformers reads a model's files: no code of theirs runs, nothing elsewhere is read."""
     from transformers.utils.logging import disable_progress_bar

@@ -228,11 +228,23 @@ def test_the_stage_takes_the_fused_path_and_two_cards_learn_what_one_does(
     table.append(both)
     _, two = stage(project, processes="2")
     assert two == pytest.approx(one, rel=1e-2)
-    both["result"] = "same; not sharded with this torch"
-    if Version(torch.__version__) < Version("2.13"):
-        return
-    _, sharded = stage(
-        lay_out(tmp_path / "sharded", early_stopping_patience=None, batch_size=8), processes="2", sharding="true"
-    )
+    both["result"] = "same"
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two cards")
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_model_spread_over_two_cards_learns_what_one_does(
+    tmp_path: Path, table: list[dict[str, Any]], tied: bool
+) -> None:
+    from training_project import lay_out
+
+    if tied and Version(torch.__version__) < Version("2.13"):
+        pytest.skip("FSDP of tied embeddings needs torch 2.13")
+    row = {"what": f"sharded over two cards, embeddings {'' if tied else 'not '}tied", "result": "failed"}
+    table.append(row)
+    recipe: dict[str, Any] = {"tied": tied, "early_stopping_patience": None, "batch_size": 8}
+    _, one = stage(lay_out(tmp_path / "one", **recipe))
+    printed, sharded = stage(lay_out(tmp_path / "sharded", **recipe), processes="2", sharding="true")
+    assert "sharding: True" in printed
     assert sharded == pytest.approx(one, rel=1e-2)
-    both["result"] = "same, sharded too"
+    row["result"] = "same"

@@ -38,8 +38,8 @@ def make_trainer(
     """
     settings = params.train
     steps = optimiser_steps(len(train), settings.batch_size, settings.epochs)
-    precision, weights = choose_precision(settings), sum(p.stat().st_size for p in paths.BASE.glob("*.safetensors"))
-    sharding = choose_sharding(settings, machine_settings(), weights, devices.least(free_memory()))
+    precision = choose_precision(settings)
+    sharding = choose_sharding(settings, machine_settings(), paths.BASE, devices.least(free_memory()))
     model = load_trainable(paths.BASE, settings, precision, params.seed, steps, sharding)
     if sharding:
         samples.records = []  # all processes together could ask it, and one cannot

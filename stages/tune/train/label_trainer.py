@@ -100,8 +100,8 @@ def make_label_trainer(
     """
     settings, machine = params.train, machine_settings()
     steps = optimiser_steps(len(train), settings.batch_size, settings.epochs)
-    precision, weights = choose_precision(settings), sum(p.stat().st_size for p in paths.BASE.glob("*.safetensors"))
-    if choose_sharding(settings, machine, weights, devices.least(free_memory())):
+    precision = choose_precision(settings)
+    if choose_sharding(settings, machine, paths.BASE, devices.least(free_memory())):
         raise UserError(
             "train.head: label trains a model that fits on a device; set the machine setting sharding to false, or "
             "write train.method: qlora"

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from packaging.version import Version
 
 from stages.core.errors import UserError
 from stages.core.machine import Machine
-from stages.model.loading import compute_dtype
+from stages.model.loading import compute_dtype, has_tied_embeddings
 from stages.params.model import Train
 from stages.tune.train import devices
 from stages.tune.train.fused.attention import can_pack
@@ -55,11 +56,13 @@ def choose_precision(train: Train) -> torch.dtype:
     return compute_dtype() if train.precision == "auto" else getattr(torch, train.precision)
 
 
-def choose_sharding(train: Train, machine: Machine, weights: int, memory: int | None) -> bool:
-    """Whether FSDP spreads the model's `weights` (bytes) over the devices: where it leaves one of them too little room.
+def choose_sharding(train: Train, machine: Machine, base: Path, memory: int | None) -> bool:
+    """Whether FSDP spreads the base model over the devices: where its weights leave one of them too little room.
+
+    `memory` is what is free on the one with the least, in bytes; None without cards.
 
     Raises:
-        UserError: when it is asked for and there is nobody to share with, or the engine is fused; with an old torch.
+        UserError: when it is asked for and there is nobody to share with, or the engine is fused, or torch cannot.
     """
     possible = devices.count() > 1 and train.engine != "fused" and train.method != "qlora"
     if machine.sharding is True and not possible:
@@ -67,12 +70,13 @@ def choose_sharding(train: Train, machine: Machine, weights: int, memory: int | 
             "machine setting sharding: true needs several devices (machine setting processes), train.engine: trl and "
             "no qlora; write auto or false"
         )
+    weights = sum(path.stat().st_size for path in base.glob("*.safetensors"))
     wanted = possible and memory is not None and weights > _FITS * memory
     wanted = wanted if machine.sharding == "auto" else machine.sharding
-    if wanted and Version(torch.__version__) < _SHARDING_TORCH:
+    if wanted and Version(torch.__version__) < _SHARDING_TORCH and has_tied_embeddings(base):
         raise UserError(
-            f"sharding needs torch {_SHARDING_TORCH} or newer, and this is {torch.__version__}; install it, or set "
-            "the machine setting sharding to false and train.method to qlora"
+            f"sharding a model with tied embeddings needs torch {_SHARDING_TORCH} or newer, and this is "
+            f"{torch.__version__}; install it, or set the machine setting sharding to false and train.method to qlora"
         )
     return wanted
 

@@ -157,19 +157,26 @@ def test_a_batch_that_devices_cannot_share_is_refused(monkeypatch: pytest.Monkey
         rows_at_once(planned(None), [100] * 50, 7)
 
 
-def test_weights_are_sharded_where_several_devices_share_what_fits_on_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    train, weights = settings(), 10 * GIB
-    assert not choose_sharding(train, Machine(), weights, 12 * GIB)
+def test_weights_are_sharded_where_several_devices_share_what_fits_on_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, base = settings(), tmp_path
+    with (base / "model.safetensors").open("wb") as file:
+        file.truncate(10 * GIB)  # nothing but a length
+    LlamaConfig(tie_word_embeddings=True).save_pretrained(base)
+    assert not choose_sharding(train, Machine(), base, 12 * GIB)
     with pytest.raises(UserError, match="sharding: true needs several devices"):
-        choose_sharding(train, Machine(sharding=True), weights, None)
+        choose_sharding(train, Machine(sharding=True), base, None)
     for name, value in {"WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
-    assert choose_sharding(train, Machine(), weights, 12 * GIB)
-    assert not choose_sharding(train, Machine(), weights, 40 * GIB)
-    assert not choose_sharding(train, Machine(), weights, None)
-    assert choose_sharding(train, Machine(sharding=True), weights, None)
+    assert choose_sharding(train, Machine(), base, 12 * GIB)
+    assert not choose_sharding(train, Machine(), base, 40 * GIB)
+    assert not choose_sharding(train, Machine(), base, None)
+    assert choose_sharding(train, Machine(sharding=True), base, None)
     monkeypatch.setattr(torch, "__version__", "2.11.0+cu130")
     for machine in (Machine(), Machine(sharding=True)):
-        with pytest.raises(UserError, match=r"sharding needs torch 2\.13 or newer, and this is 2\.11\.0\+cu130"):
-            choose_sharding(train, machine, weights, 12 * GIB)
-    assert not choose_sharding(train, Machine(), weights, 40 * GIB)
+        with pytest.raises(UserError, match=r"tied embeddings needs torch 2\.13 or newer, and this is 2\.11\.0\+cu130"):
+            choose_sharding(train, machine, base, 12 * GIB)
+    assert not choose_sharding(train, Machine(), base, 40 * GIB)
+    LlamaConfig(tie_word_embeddings=False).save_pretrained(base)
+    assert choose_sharding(train, Machine(), base, 12 * GIB)

@@ -8,19 +8,20 @@ import bisect
 import heapq
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from stages.tune.train.examples import Examples
+from stages.tune.train.examples import Examples, SeededBatches
 
 UNSEEN = -100  # a target that the loss leaves out
 _LOGITS_AT_ONCE = 1 << 25
 APART = 512  # tokens between the widths of batches that nobody foresaw
 _FORESEEN, _MULTIPLE = 1000, 64  # optimiser batches of a run, and what widths are multiples of for the card's sake
+_RECORDING = 1 << 15  # tokens that an H200 trains of a model of 1B while it records a width: 0.4 s
 LOSS_BYTES = 20 * _LOGITS_AT_ONCE  # logits in 16 and 32 bit, their logarithms, and what goes back through each
 
 
@@ -94,39 +95,43 @@ def cut(rows: Sequence[Row], tokens: int) -> list[list[Row]]:
         parts += 1
 
 
-def widths_to_fill(sizes: Sequence[int], count: int, multiple: int) -> list[int]:
-    """The `count` widths, multiples of `multiple`, to which batches of these `sizes` are filled up by the least in all.
+def widths_to_fill(sizes: Sequence[int], recording: float, multiple: int) -> list[int]:
+    """The widths, multiples of `multiple`, that cost the fewest tokens in all, from narrow to wide.
 
-    Exact, by dynamic programming over the different sizes: the last width is the largest, and what the widths up to a
-    size cost hangs on no width above it (Bruce 1965, "Optimum quantization").
+    A batch of one of these `sizes` costs the width to which it is filled up, each width `recording` tokens. Exact, by
+    dynamic programming over the different sizes: the last width is the largest, and what the widths up to a size cost
+    hangs on no width above it (Bruce 1965, "Optimum quantization").
     """
     values, times = np.unique(-(-np.asarray(sizes) // multiple) * multiple, return_counts=True)
-    before = np.concatenate([[0], np.cumsum(times)])
-    # filled[i, j]: with one width, values[j], for all from i to j
-    filled = np.where(np.tri(len(values), dtype=bool).T, values * (before[1:] - before[:-1, None]), np.inf)
-    least, last = filled[0], []
-    for _ in range(min(count, len(values)) - 1):
-        both = np.concatenate([[np.inf], least[:-1]])[:, None] + filled
-        last.append(both.argmin(0))
-        least = both.min(0)
-    end, widths = len(values) - 1, [int(values[-1])]
-    for start in (choice[end] for choice in reversed(last)):
-        end = int(start) - 1
-        widths.append(int(values[end]))
+    before, least, starts = np.concatenate([[0], np.cumsum(times)]), np.zeros(len(values) + 1), []
+    for last, value in enumerate(values):
+        costs = least[: last + 1] + value * (before[last + 1] - before[: last + 1]) + recording
+        starts.append(int(costs.argmin()))
+        least[last + 1] = costs.min()
+    widths, end = [], len(values)
+    while end:
+        widths.append(int(values[end - 1]))
+        end = starts[end - 1]
     return widths[::-1]
 
 
-def planned_widths(rows: Sequence[Row], batches: Iterable[list[int]], devices: int, tokens: int) -> dict[int, int]:
-    """Few widths for the micro-batches of a run, by its first optimiser batches, and the most predictors of each.
+def planned_widths(
+    rows: Sequence[Row],
+    batches: SeededBatches | Sequence[list[int]],
+    devices: int,
+    tokens: int,
+    recording: int = _RECORDING,
+) -> dict[int, int]:
+    """The widths for the micro-batches of a run, by its first optimiser batches, and the most predictors of each.
 
-    As many as multiples of `APART` would be, but with less to fill up. They are those of all devices, which wait for
-    each other while one records.
+    So many that one more would take longer to record, `recording` tokens on each device, than it saves in the whole
+    run. They are those of all devices, which wait for each other while one records.
     """
-    shares = (
-        share for batch in itertools.islice(batches, _FORESEEN) for share in deal([rows[i] for i in batch], devices)
-    )
+    foreseen = list(itertools.islice(batches, _FORESEEN))
+    shares = (share for batch in foreseen for share in deal([rows[i] for i in batch], devices))
     parts = [(sum(map(len, part)), trained_tokens(part)) for share in shares for part in cut(share, tokens)]
-    widths = widths_to_fill([size for size, _ in parts], len({-(-size // APART) for size, _ in parts}), _MULTIPLE)
+    recording_of_all = recording * devices * len(foreseen) / len(batches)
+    widths = widths_to_fill([size for size, _ in parts], recording_of_all, _MULTIPLE)
     most = dict.fromkeys(widths, 0)
     for size, predictors in parts:
         width = widths[bisect.bisect_left(widths, size)]

@@ -71,15 +71,15 @@ def test_rows_predict_the_completion_and_nothing_else() -> None:
     assert trained_tokens(rows) == 2
 
 
-@given(st.lists(st.integers(1, 60), min_size=1, max_size=10), st.integers(1, 4), st.sampled_from([1, 4]))
-def test_widths_fill_up_the_least(sizes: list[int], count: int, multiple: int) -> None:
-    """Against every choice of as many widths."""
-    widths = widths_to_fill(sizes, count, multiple)
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=10), st.integers(0, 90), st.sampled_from([1, 4]))
+def test_widths_cost_the_least(sizes: list[int], recording: int, multiple: int) -> None:
+    """Against every choice of widths."""
+    widths = widths_to_fill(sizes, recording, multiple)
     rounded = sorted({-(-size // multiple) * multiple for size in sizes})
-    choices = [(*some, rounded[-1]) for n in range(count) for some in combinations(rounded[:-1], n)]
-    assert widths == sorted(widths)
-    assert len(widths) <= count
-    assert filled(sizes, widths) == min(filled(sizes, choice) for choice in choices)
+    choices = [(*some, rounded[-1]) for n in range(len(rounded)) for some in combinations(rounded[:-1], n)]
+    assert tuple(widths) in choices
+    costs = [filled(sizes, choice) + recording * len(choice) for choice in choices]
+    assert filled(sizes, widths) + recording * len(widths) == min(costs)
 
 
 def filled(sizes: list[int], widths: Sequence[int]) -> int:
@@ -93,11 +93,22 @@ def test_every_batch_of_a_run_finds_a_width_and_room_for_its_predictors(
 ) -> None:
     rows = rows_of(lengths)
     batches = SeededBatches(lengths, 4, 12, seed=1)
-    planned = planned_widths(rows, batches, devices, tokens)
-    sizes = []
+    planned = [planned_widths(rows, batches, devices, tokens, recording) for recording in (0, 100, 1 << 30)]
     for batch in batches:
         for share in deal([rows[row] for row in batch], devices):
             for part in cut(share, tokens):
-                sizes.append(sum(map(len, part)))
-                assert planned[min(width for width in planned if width >= sizes[-1])] >= trained_tokens(part)
-    assert filled(sizes, [*planned]) <= filled(sizes, range(512, 513 + max(sizes), 512))
+                size = sum(map(len, part))
+                for widths in planned:
+                    assert widths[min(width for width in widths if width >= size)] >= trained_tokens(part)
+    assert len(planned[0]) >= len(planned[1]) >= len(planned[2]) == 1
+
+
+def test_a_longer_run_has_more_widths_and_two_devices_pay_for_theirs_beside_each_other() -> None:
+    lengths = [5 * n % 900 + 20 for n in range(400)]
+    rows = rows_of(lengths)
+    few, more, most = (
+        len(planned_widths(rows, SeededBatches(lengths, 4, steps, seed=1), 1, 3600)) for steps in (30, 300, 30_000)
+    )
+    assert 1 <= few < more < most
+    shared = len(planned_widths(rows, SeededBatches(lengths, 8, 300, seed=1), 2, 3600))
+    assert abs(shared - more) <= 1, "each device has as many tokens as one had"
