@@ -56,6 +56,13 @@ class MicroBatch(NamedTuple):
     ends: list[int]
 
 
+class Room(NamedTuple):
+    """The most predictors and segments, filler included, of the batches of a width."""
+
+    predictors: int
+    segments: int
+
+
 def make_rows(examples: Examples) -> list[Row]:
     rows = []
     for ids, mask in zip(examples.input_ids, examples.completion_mask, strict=True):
@@ -121,21 +128,22 @@ def planned_widths(
     devices: int,
     tokens: int,
     recording: int = _RECORDING,
-) -> dict[int, int]:
-    """The widths for the micro-batches of a run, by its first optimiser batches, and the most predictors of each.
+) -> dict[int, Room]:
+    """The widths for the micro-batches of a run, by its first optimiser batches, and what each needs room for.
 
     So many that one more would take longer to record, `recording` tokens on each device, than it saves in the whole
     run. They are those of all devices, which wait for each other while one records.
     """
     foreseen = list(itertools.islice(batches, _FORESEEN))
     shares = (share for batch in foreseen for share in deal([rows[i] for i in batch], devices))
-    parts = [(sum(map(len, part)), trained_tokens(part)) for share in shares for part in cut(share, tokens)]
+    parts = [(sum(map(len, part)), trained_tokens(part), len(part)) for share in shares for part in cut(share, tokens)]
     recording_of_all = recording * devices * len(foreseen) / len(batches)
-    widths = widths_to_fill([size for size, _ in parts], recording_of_all, _MULTIPLE)
-    most = dict.fromkeys(widths, 0)
-    for size, predictors in parts:
+    widths = widths_to_fill([size for size, *_ in parts], recording_of_all, _MULTIPLE)
+    most = dict.fromkeys(widths, Room(0, 0))
+    for size, predictors, count in parts:
         width = widths[bisect.bisect_left(widths, size)]
-        most[width] = max(most[width], predictors)
+        segments = count - (size - width) // APART
+        most[width] = Room(max(most[width].predictors, predictors), max(most[width].segments, segments))
     return most
 
 

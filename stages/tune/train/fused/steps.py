@@ -15,6 +15,7 @@ from stages.tune.train.fused.batches import (
     UNSEEN,
     Head,
     MicroBatch,
+    Room,
     Row,
     completion_loss,
     cut,
@@ -163,7 +164,7 @@ class _Recorded:
     """
 
     inputs: torch.Tensor
-    capacity: int
+    room: Room
     loss: torch.Tensor
     replay: Callable[[], None] = lambda: None
 
@@ -171,8 +172,9 @@ class _Recorded:
 class GraphSteps(Steps):
     """Replays a recorded pass, forward, loss and backward: the host no longer launches each kernel.
 
-    One for each width, to which batches are filled up, and for at most so many predictors: as `planned`, from narrow to
-    wide, or else multiples of `APART`. The gradients must stay where they were while it was recorded, and so must
+    One for each width, to which batches are filled up, and for at most so many predictors and segments: as `planned`,
+    from narrow to wide, or else multiples of `APART`. The kernel of attention spends time on segments that are empty,
+    too. The gradients must stay where they were while it was recorded, and so must
     `sums`, what else the passes add to.
     """
 
@@ -183,7 +185,7 @@ class GraphSteps(Steps):
         longest: int,
         segments: int,
         recorder: Any = None,
-        planned: Mapping[int, int] | None = None,
+        planned: Mapping[int, Room] | None = None,
         sums: Sequence[torch.Tensor] = (),
     ) -> None:
         super().__init__(model, plan)
@@ -197,31 +199,36 @@ class GraphSteps(Steps):
     def _batch(self, rows: list[Row]) -> MicroBatch:
         return pack(rows, self._width(sum(map(len, rows))), self._longest)
 
-    def _segments(self, width: int) -> int:
-        """The most rows, and filler: the kernel leaves undefined what of a segment lies beyond the longest."""
-        return self._rows + -(-width // self._longest)
+    def _room(self, width: int, needed: Room) -> Room:
+        """As planned, or else with some to spare; no segment, of filler either, is longer than the longest row."""
+        planned = self._planned.get(width)
+        if planned and _holds(planned, needed):
+            return planned
+        spare = needed.predictors + needed.predictors // 8
+        return Room(min(_rounded(spare), width), max(needed.segments, self._rows + -(-width // self._longest)))
 
     def _width(self, tokens: int) -> int:
         return next((width for width in self._planned if width >= tokens), _rounded(tokens))
 
     def _forward_and_backward(self, batch: MicroBatch, count: int) -> torch.Tensor:
-        width, predictors = batch.ids.shape[1], len(batch.predictors)
+        width, needed = batch.ids.shape[1], Room(len(batch.predictors), len(batch.ends))
         if not self._recorded:  # the widest first: narrower ones then find their room in its memory
             widest = max(self._planned, default=_rounded(self.plan.micro_batch_tokens))
-            self._record(widest, self._planned.get(widest, predictors * widest // width))
-        if width not in self._recorded or self._recorded[width].capacity < predictors:
-            self._record(width, predictors)
+            foreseen = Room(needed.predictors * widest // width, 0)
+            self._record(widest, self._planned.get(widest) or self._room(widest, foreseen))
+        if width not in self._recorded or not _holds(self._recorded[width].room, needed):
+            self._record(width, self._room(width, needed))
         passes = self._recorded[width]
-        passes.inputs.copy_(self._sent(self._laid_out(batch, passes.capacity, count)))
+        passes.inputs.copy_(self._sent(self._laid_out(batch, passes.room, count)))
         passes.replay()
         return passes.loss
 
-    def _laid_out(self, batch: MicroBatch, capacity: int, count: int) -> torch.Tensor:
+    def _laid_out(self, batch: MicroBatch, room: Room, count: int) -> torch.Tensor:
         """As `_Recorded.inputs`. The last token predicts nothing, so it stands in for predictors that are missing, and
-        empty segments cost nothing."""
-        missing, width = capacity - len(batch.predictors), batch.ids.shape[1]
+        empty segments change nothing."""
+        missing, width = room.predictors - len(batch.predictors), batch.ids.shape[1]
         ends = [0, *batch.ends]
-        ends += [width] * (self._segments(width) + 1 - len(ends))
+        ends += [width] * (room.segments + 1 - len(ends))
         return torch.cat(
             [
                 batch.ids[0],
@@ -234,11 +241,9 @@ class GraphSteps(Steps):
             ]
         )
 
-    def _record(self, width: int, predictors: int) -> None:
-        """For any batch of this width and some more predictors; recorded over equal segments of one token repeated."""
-        device, count = self._device, self._segments(width)
-        foreseen = self._planned.get(width, 0)
-        capacity = foreseen if foreseen >= predictors else min(_rounded(predictors + predictors // 8), width)
+    def _record(self, width: int, room: Room) -> None:
+        """For any batch of this width that has room; recorded over equal segments of one token repeated."""
+        device, (capacity, count) = self._device, room
         equal = [part * width // count for part in range(count + 1)]
         example = MicroBatch(
             ids=torch.zeros(1, width, dtype=torch.long),
@@ -247,8 +252,8 @@ class GraphSteps(Steps):
             targets=torch.zeros(0, dtype=torch.long),
             ends=equal[1:],
         )
-        inputs = self._laid_out(example, capacity, 1).to(device)
-        passes = _Recorded(inputs, capacity, loss=torch.zeros((), device=device))
+        inputs = self._laid_out(example, room, 1).to(device)
+        passes = _Recorded(inputs, room, loss=torch.zeros((), device=device))
         ids, positions, where, targets, ends = torch.split(inputs[:-1], [width, width, capacity, capacity, count + 1])
 
         def work() -> None:
@@ -267,6 +272,10 @@ class GraphSteps(Steps):
         for added_to, value in kept:
             added_to.copy_(value)
         self._recorded[width] = passes
+
+
+def _holds(room: Room, needed: Room) -> bool:
+    return room.predictors >= needed.predictors and room.segments >= needed.segments
 
 
 def _rounded(tokens: int) -> int:

@@ -99,7 +99,9 @@ def test_every_batch_of_a_run_finds_a_width_and_room_for_its_predictors(
             for part in cut(share, tokens):
                 size = sum(map(len, part))
                 for widths in planned:
-                    assert widths[min(width for width in widths if width >= size)] >= trained_tokens(part)
+                    width = min(width for width in widths if width >= size)
+                    assert widths[width].predictors >= trained_tokens(part)
+                    assert widths[width].segments >= len(pack(part, width, 900).ends)
     assert len(planned[0]) >= len(planned[1]) >= len(planned[2]) == 1
 
 

@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from stages.tune.train.fused import attention
-from stages.tune.train.fused.batches import Row, planned_widths
+from stages.tune.train.fused.batches import Room, Row, planned_widths
 from stages.tune.train.fused.buffers import Trained
 from stages.tune.train.fused.layers import fuse
 from stages.tune.train.fused.merged import Merged, in_stacks
@@ -127,7 +127,9 @@ def test_a_batch_far_below_the_width_that_was_planned_gives_the_same(model: Any)
     """As in the proof before training: what fills it up is longer than the longest row that the kernel is told of."""
     gradients = Trained(in_stacks(model))
     launched = two_steps(model, Steps(model, plan("none", "sdpa", tokens=4096)), gradients)
-    steps = GraphSteps(model, plan("graphs", tokens=4096), max(LENGTHS), len(LENGTHS), Recorder(), {4096: 600})
+    steps = GraphSteps(
+        model, plan("graphs", tokens=4096), max(LENGTHS), len(LENGTHS), Recorder(), {4096: Room(600, 20)}
+    )
     for one, two in zip(launched, two_steps(model, steps, gradients), strict=True):
         assert (two - one).norm() <= 1e-4 * one.norm()
 
