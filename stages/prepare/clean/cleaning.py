@@ -17,7 +17,7 @@ from stages.prepare.clean.rejected_rows import Rejected, Row
 from stages.prepare.clean.shapes import Pair, read_pair
 from stages.prepare.clean.sources import RawFile
 from stages.records.prompt import asked
-from stages.records.record import Message, Record, make_record
+from stages.records.record import Message, Record, canonical, make_record
 from stages.text.json_schema import Schema, Tasks
 from stages.text.normal_form import Unsettled
 from stages.text.personal_data import NAMES, TYPES, Values, finder
@@ -132,6 +132,8 @@ def clean_pair(pair: Pair, source: str, origin: str, rules: Rules) -> Kept:
     if kind := _said(completion, masked):
         raise Rejected("personal_data", f"the answer has the {kind} that is masked in its prompt")
     fields = {column: changes.text(column, value) for column, value in pair.fields.items()}
+    if named["source"].startswith("augment:"):  # would pass for rows that augment makes, which are asked otherwise
+        raise Rejected("reserved_source", "'augment:' begins the sources of rows that augment adds; rename it")
     record = make_record(
         prompt,
         completion,
@@ -249,7 +251,7 @@ def _clean_completion(completion: str, task: str | None, rules: Rules, changes: 
     if not cleaned.strip():
         raise Rejected("empty_completion", "the completion has no text once it is clean")
     if contract and contract.settings.kind == "classification":
-        cleaned = changes.form(cleaned, cleaned.strip())
+        cleaned = changes.form(cleaned, canonical(cleaned.strip()))
         if cleaned not in contract.settings.labels:
             raise Rejected("not_a_label", f"{cleaned!r} is none of the labels that the task names")
     if len(cleaned) > longest:
@@ -264,10 +266,10 @@ def _fitting(completion: str, schema: Schema, changes: _Changes) -> str:
         form = changes.form(completion, one_form(completion))
     except BrokenContract as error:
         raise Rejected("completion_not_json", str(error)) from None
-    cleaned = changes.json("completion", form)
+    cleaned = canonical(changes.json("completion", form))
     try:
         problem = schema.problem(value if cleaned == form else parse_json(cleaned))
-    except BrokenContract as error:  # two keys that are the same once they are masked
+    except BrokenContract as error:  # two keys that are the same once they are masked, or canonical
         problem = str(error)
     if problem and changes.odd:
         raise Rejected("personal_data", f"in a key or a number, where a mask does not fit: {problem}")

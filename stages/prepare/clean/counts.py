@@ -139,7 +139,7 @@ class Tally:
             raise UserError(f"{rows} raw rows, but {kept} kept and {rejected} rejected; a raw file changed, run again")
         if rows == 0:
             raise UserError("the raw files hold no rows; put some into them")
-        if not kept or rejected > max_rejected_share * rows:
+        if not kept or rejected / rows > max_rejected_share:  # as written: 0.29 * 100 is below 29
             raise UserError(
                 f"{rejected} of {rows} raw rows rejected ({rejected / rows:.1%}); {max_rejected_share:.1%} are allowed "
                 f"(clean.max_rejected_share) and at least one row must be kept\n{self._reasons()}\n{remedy}"

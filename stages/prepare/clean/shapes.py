@@ -22,7 +22,7 @@ from typing import Any, get_args
 from stages.params.prepare import Shape
 from stages.prepare.clean.rejected_rows import Rejected, kind
 from stages.records.record import Message
-from stages.text.strict_json import BrokenContract, parse_json
+from stages.text.strict_json import BrokenContract, ExactNumber, parse_json
 
 _COMMON = ("label", "source", "task", "id", "annotator", "provenance")
 _COLUMNS: dict[str, tuple[str, ...]] = {
@@ -248,6 +248,8 @@ def _label(row: Mapping[str, Any]) -> str | None:
 
 
 def _as_text(value: Any) -> str:
+    if isinstance(value, ExactNumber):  # version 1.10 is not version 1.1
+        return str(value.exact)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 

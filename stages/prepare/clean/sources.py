@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 _COMPRESSED = (".gz", ".zst")
+_SAVED = (".arrow", ".json")  # what a data set saved on disk is of
 _NO_DATA = {".gitattributes", ".gitignore", "LICENSE", "README.md", "dataset_dict.json"}
 _REPOSITORIES = (".dvc", ".git", ".hg")  # folders that DVC passes over
 _IGNORED = Path(".dvcignore")
@@ -125,9 +126,11 @@ def find_files(raw: Path, sources: Mapping[str, Source]) -> list[RawFile]:
     for path in list_raw(raw).data:
         if claimed & {path, *path.parents}:
             continue
-        saved = [folder for folder in path.parents if folder.is_relative_to(raw) and is_saved(folder)]
-        if saved or _format(path):
-            units[saved[-1] if saved else path] = None
+        # Beside the files of a saved data set lie rows of their own, such as those that `append` wrote.
+        if _format(path):
+            units[path] = None
+        elif path.suffix in _SAVED and path != raw and is_saved(path.parent):
+            units[path.parent] = None
         else:
             unread.append(path.name)
     if unread:

@@ -8,6 +8,7 @@ import pytest
 from clean_project import GOOD, ROOT, CleanProject, raw_bytes, row
 
 from stages.core import paths
+from stages.prepare.clean.counts import Tally
 
 TRAINING = {"torch", "transformers", "tokenizers", "datasets"}
 HEAVY = TRAINING | {"numpy", "pandas", "pyarrow", "ftfy", "phonenumbers", "stdnum", "lingua"}
@@ -99,6 +100,15 @@ def test_as_many_as_allowed_are_fine(tmp_path: Path) -> None:
     project = CleanProject(tmp_path, max_rejected_share=0.75)
     project.write(b"\n".join([GOOD, b"1", b"2", b"{"]))
     assert project.command().returncode == 0
+
+
+def test_the_share_that_is_allowed_is_the_one_that_is_written() -> None:
+    """In floats 0.29 * 100 is less than 29."""
+    for rejected in range(100):
+        tally = Tally()
+        counts = [("kept", "", 100 - rejected), ("rejected", "x", rejected)]
+        tally.add({"source": "s", "counts": counts, "left_out": {}, "raw": [], "doubts": [], "examples": []})
+        tally.check(100, float(f"0.{rejected:02}"), "")
 
 
 def test_nothing_left_is_an_error_whatever_is_allowed(tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ def kept(content: bytes, schema: Path, **changes: Any) -> Kept:
     ("content", "reason", "detail"),
     [
         (b"", "blank_line", "nothing"),
+        (row(source="augment:replay"), "reserved_source", "rename it"),
         (b" \t\r", "blank_line", "nothing"),
         (b"x" * 1_000_007, "line_too_long", "1000007 bytes"),
         (b'{"prompt": "caf\xe9"}', "not_utf8", "byte 0xe9 at position 15"),
@@ -149,6 +150,22 @@ def test_kept_columns_go_with_the_record_clean_and_as_text(schema: Path) -> None
     record = kept(row(**columns), schema, keep_columns=[*columns, "absent"]).record
     assert record.fields == {"region": "EU", "priority": "2", "vip": "true", "tags": '["a"]', "mail": "[EMAIL]"}
     assert record.id == kept(row(), schema).record.id
+
+
+def test_a_number_of_a_kept_column_keeps_its_digits(schema: Path) -> None:
+    line = row()[:-1] + b', "release": 1.10, "amount": 12345678901234567890.25}'
+    record = kept(line, schema, keep_columns=["release", "amount"]).record
+    assert record.fields == {"release": "1.10", "amount": "12345678901234567890.25"}
+
+
+def test_a_contract_is_held_against_what_the_record_has(schema: Path) -> None:
+    """NFC makes one key of two spellings, and a label as the task writes it of another."""
+    for twice in ('{"\u00e9": 1, "e\u0301": 2}', '{"\\u00e9": 1, "e\\u0301": 2}'):
+        result = outcome(row(completion=twice), schema)
+        assert isinstance(result, Rejected)
+        assert result.reason == "breaks_schema"
+    labels = {"kind": "classification", "labels": ["caf\u00e9"]}
+    assert kept(row(completion="cafe\u0301"), schema, task=labels).record.completion == "caf\u00e9"
 
 
 def test_a_numbered_class_is_a_label(schema: Path) -> None:

@@ -278,6 +278,18 @@ def test_a_file_that_would_stay_unread_is_an_error(tmp_path: Path, name: str) ->
     assert name in str(caught.value)
 
 
+def test_what_lies_beside_the_files_of_a_saved_data_set_is_read_or_named(tmp_path: Path) -> None:
+    """As what `tunetrail append` writes below a `clean.raw` that is such a folder itself."""
+    datasets.disable_progress_bars()
+    for folder in (tmp_path, tmp_path / "more"):
+        datasets.Dataset.from_list(PAIRS).save_to_disk(folder)
+    (tmp_path / "inbox.jsonl").touch()
+    assert {file.path for file in find_files(tmp_path, {})} == {tmp_path / name for name in ("", "inbox.jsonl", "more")}
+    (tmp_path / "more" / "rows.xlsx").touch()
+    with pytest.raises(UserError, match=r"cannot read rows\.xlsx"):
+        find_files(tmp_path, {})
+
+
 def test_a_saved_data_set_that_lacks_a_file_is_an_error(tmp_path: Path) -> None:
     datasets.disable_progress_bars()
     datasets.Dataset.from_list(PAIRS).save_to_disk(tmp_path / "saved")
