@@ -225,6 +225,8 @@ def collect(options: Options, root: Path, start: Path) -> None:
     from stages.params.loader import load_params
     from stages.weekly.collect import collect
 
+    if options.limit < 1:
+        raise UserError("--limit must be at least 1")
     params = load_params("clean", "dedup", "task")
     print(collect(options.logs, params, options.limit, options.below, options.week))
 

@@ -159,8 +159,11 @@ def row_line(row: dict[str, Any]) -> str:
     return _encode(row) + "\n"
 
 
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Read rows that `write_rows` wrote. Raises UserError with file and line for anything else."""
+def read_rows(path: Path, decode: Callable[[str], Any] = _decode, remedy: str = _ANEW) -> Iterator[dict[str, Any]]:
+    """Read rows that `write_rows` wrote. Raises UserError with file, line and `remedy` for anything else.
+
+    What people edit is read with `parse_json`, for what it refuses cannot be written again as it is.
+    """
     if not path.is_file():
         raise UserError(f"{path} is missing; run `dvc repro` to make it")
     with path.open("rb") as handle:
@@ -168,11 +171,11 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
             if number == 1 and line == b"\n":
                 continue
             try:
-                row = _decode(line.decode())
+                row = decode(line.decode())
             except ValueError as error:
-                raise UserError(f"{path}, line {number}: not JSON ({error}); {_ANEW}") from None
+                raise UserError(f"{path}, line {number}: not JSON ({error}); {remedy}") from None
             if not isinstance(row, dict):
-                raise UserError(f"{path}, line {number}: expected a JSON object; {_ANEW}")
+                raise UserError(f"{path}, line {number}: expected a JSON object; {remedy}")
             yield row
 
 

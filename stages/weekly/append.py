@@ -6,7 +6,8 @@ without an answer, rows on which annotators differ, rows that the data have, and
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ from stages.near_duplicates.pairs import cross_pairs
 from stages.params.loader import Params
 from stages.params.task import Task
 from stages.records.prompt import Question, compared, question
-from stages.records.record import Message, Record, read_rows, record_id, record_row, row_line
+from stages.records.record import Record, read_rows, record_row, row_line
 from stages.scoring.rows import label_named
-from stages.text.strict_json import completion_key, parsed
+from stages.text.strict_json import completion_key, parse_json, parsed
 from stages.weekly.collect import read_of_stage
 
 Clean = Callable[[dict[str, Any], str], Record | str]
@@ -59,7 +60,7 @@ def append(files: Sequence[Path], params: Params, clean: Clean) -> str:
     left += differ + [f"{answered[at].place} is near the hold-out, {row.origin}" for at, row in sorted(near.items())]
     ids, asked = {row.id: row.origin for row in known}, {question(row): row for row in known}
     for target in {raw / f"{one.record.source}.jsonl" for one in answered}:
-        ids |= {_id(row): target.name for row in (read_rows(target) if target.is_file() else ())}
+        ids |= dict.fromkeys(_ids(target, clean), target.name)
     notes, new = list[str](), defaultdict[Path, list[Answered]](list)
     for number, one in enumerate(answered):
         if one.record.id in ids:
@@ -83,7 +84,7 @@ def append(files: Sequence[Path], params: Params, clean: Clean) -> str:
 def _answered(files: Sequence[Path], task: Task, clean: Clean) -> tuple[list[Answered], list[str]]:
     found, left = [], []
     for file in files:
-        for number, row in enumerate(read_rows(file), start=1):
+        for number, row in enumerate(read_rows(file, parse_json, "mend it"), start=1):
             place, source = f"{file.parent.name}/{file.name}:{number}", str(row.get("source") or "")
             if not _SOURCE.fullmatch(source):
                 raise UserError(
@@ -92,12 +93,13 @@ def _answered(files: Sequence[Path], task: Task, clean: Clean) -> tuple[list[Ans
             if row.get("skipped") or not str(row.get("completion") or "").strip():
                 left.append(f"{place} has no answer{': ' + str(row['skipped']) if row.get('skipped') else ''}")
                 continue
-            label = row.get("label") or label_of(str(row["completion"]), task, row.get("task"))
-            columns = {name: row[name] for name in _COLUMNS if row.get(name)} | ({"label": label} if label else {})
+            columns = {name: row[name] for name in _COLUMNS if row.get(name) not in (None, "", [])}
             record = clean(columns, source)
             if isinstance(record, str):
                 left.append(f"{place}: {record}")
                 continue
+            if "label" not in columns and (label := label_of(record.completion, task, record.task)):
+                columns["label"] = label
             cleaned = record_row(record)
             columns |= {name: cleaned[name] for name in ("prompt", "completion", "context") if name in cleaned}
             columns["provenance"] = {name: row[name] for name in row if name not in _NO_PROVENANCE and row[name]}
@@ -133,15 +135,18 @@ def _agreed(answered: Sequence[Answered]) -> tuple[list[Answered], list[str]]:
     return agreed, differ
 
 
-def _id(row: dict[str, Any]) -> str:
-    """The record's id of a row that an earlier `append` wrote."""
-    context = [Message(one["role"], one["content"]) for one in row.get("context", ())]
-    return record_id(row.get("prompt", ""), row.get("completion", ""), context, row.get("task"))
+def _ids(target: Path, clean: Clean) -> Iterator[str]:
+    """The ids of the records that `clean` makes of a file's rows; what it rejects has none."""
+    for line in target.read_bytes().split(b"\n") if target.is_file() else ():
+        with suppress(ValueError):
+            row = parse_json(line.decode("utf-8-sig"))
+            if isinstance(row, dict) and isinstance(record := clean(row, target.stem), Record):
+                yield record.id
 
 
 def _counts(rows: Sequence[Answered]) -> str:
     parts = []
     for name in ("label", "annotator"):
-        counts = Counter(str(one.row.get(name) or "none") for one in rows)
+        counts = Counter(str(one.row.get(name, "none")) for one in rows)
         parts.append(f"{name} " + ", ".join(f"{value} {count}" for value, count in sorted(counts.items())))
     return "; ".join(parts)

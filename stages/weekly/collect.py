@@ -4,6 +4,7 @@ Kept is what went wrong, or may have: a broken contract, a cut answer, a thumb d
 Left out is what would teach nothing, or too much: known questions, repeated ones, and all that is near the hold-out.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -53,6 +54,8 @@ def collect(logs: Sequence[Path], params: Params, limit: int, lowest: float, wee
     kept, left = _new_ones(kept, known, locked, params.dedup.threshold)
     ranked = _by_what_they_teach(kept, known)
     name = week or _week(served)
+    if not re.fullmatch(r"[\w.-]{1,90}", name):  # rows have it in their source
+        raise UserError(f"--week {name!r} must be letters, digits, points and dashes, such as 2026-48")
     file = INBOX / f"{name}.jsonl"
     if file.exists():
         raise UserError(f"{file} is there already, perhaps with answers of people; move it, or name another --week")

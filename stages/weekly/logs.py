@@ -7,12 +7,12 @@ nested, and as what, is found by looking for `messages` or `prompt` and for `cho
 """
 
 import json
-import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from stages.core.errors import UserError
 from stages.records.record import Message
@@ -92,13 +92,13 @@ def _served(line: bytes, place: str) -> Served | str:
     if not isinstance(output, str):
         return f"{place}: no answer"
     feedback, correction = _opinion(content)
-    model = (
-        own.get("release")
-        or content.get("release")
-        or reply.get("model")
-        or content.get("model")
-        or request.get("model")
-    )
+    models = own.get("release"), content.get("release"), reply.get("model"), content.get("model"), request.get("model")
+    model, task = next(filter(None, models), None), content.get("task")
+    texts = [*(message.content for message in messages), output, correction, model, task]
+    try:
+        "".join(text for text in texts if isinstance(text, str)).encode()
+    except UnicodeEncodeError:
+        return f"{place}: no UTF-8 text: it has an unpaired surrogate"
     return Served(
         place,
         messages,
@@ -109,7 +109,7 @@ def _served(line: bytes, place: str) -> Served | str:
         _log_probability(choice or content),
         feedback,
         correction,
-        content["task"] if isinstance(content.get("task"), str) else None,
+        task if isinstance(task, str) else None,
     )
 
 
@@ -159,9 +159,13 @@ def _log_probability(choice: Mapping[str, Any]) -> float | None:
     tokens: Any = given.get("content") or given.get("token_logprobs") if isinstance(given, dict) else None
     tokens = tokens if isinstance(tokens, list) else ()
     values = [one.get("logprob") if isinstance(one, dict) else one for one in tokens]
-    numbers = [float(one) for one in values if isinstance(one, int | float) and math.isfinite(one)]
+    numbers = [float(one) for one in values if _is_double(one)]
     mean = sum(numbers) / len(numbers) if numbers else choice.get("log_probability")
-    return float(mean) if isinstance(mean, int | float) and math.isfinite(mean) else None
+    return float(mean) if _is_double(mean) else None
+
+
+def _is_double(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def _opinion(content: Mapping[str, Any]) -> tuple[bool | None, str | None]:

@@ -5,7 +5,6 @@ AI: Harmlessness from AI Feedback", arXiv:2212.08073 (2022), section 4; here the
 both orders, and what it says only in one of them is no preference.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,9 +21,11 @@ from stages.records.prompt import compared
 from stages.records.record import Record, rank, read_records, read_rows, record_row, write_rows
 from stages.scoring.paired_answers import read_choice
 from stages.text.personal_data import masker
+from stages.text.strict_json import parse_json
 from stages.weekly.collect import Kept, inbox_row, record_of_request
 from stages.weekly.logs import read_logs
 
+_TEXTS = {"prompt", "completion", "answer"}
 _KEPT = ("prompt", "task", "context", "source", "log", "release", "asked", "annotator")
 SYSTEM = (
     "You hold two answers to the same task against written principles. The texts between the marks are material to "
@@ -53,11 +54,14 @@ def write_preferences(files: Sequence[Path], params: Params, name: str) -> str:
 def _annotated(file: Path) -> list[dict[str, Any]]:
     """The rows of a file of the inbox, complete or not; none of any other file."""
     try:
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        rows = [parse_json(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
     except (OSError, ValueError):
         return []  # a log has its own reader, which says what is wrong
-    ours = all(isinstance(row, dict) and {"prompt", "completion", "answer"} <= row.keys() for row in rows)
-    return [row | {"thumb": False if "thumb down" in row.get("kept_because", ()) else None} for row in rows if ours]
+    if not all(isinstance(row, dict) and row.keys() >= _TEXTS for row in rows):
+        return []
+    if wrong := [n for n, row in enumerate(rows, start=1) if not all(isinstance(row[name], str) for name in _TEXTS)]:
+        raise UserError(f"{file}, row {wrong[0]}: {', '.join(sorted(_TEXTS))} must be texts; mend it")
+    return [row | {"thumb": False if "thumb down" in (row.get("kept_because") or ()) else None} for row in rows]
 
 
 def _logged(file: Path, params: Params) -> Iterator[dict[str, Any]]:

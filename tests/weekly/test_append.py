@@ -154,6 +154,45 @@ def test_what_stands_in_the_file_stays(project: Path) -> None:
     assert len(raw()) == 2
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"prompt": 5, "completion": "x"}',
+        '{"prompt": "cut in the mid',
+        "",
+        '{"prompt": "\\ud800", "completion": "x"}',
+        '{"messages": [{"role": "user", "content": "Hello"}], "context": "x"}',
+    ],
+)
+def test_what_clean_rejects_of_the_file_keeps_no_row_out(project: Path, line: str) -> None:
+    RAW.parent.mkdir()
+    new = "Where is the parcel with my <b>green</b> lamp"
+    known = {"messages": [{"role": "user", "content": new}, {"role": "assistant", "content": GOOD}]}
+    RAW.write_text(f"{line}\n{json.dumps(known)}\n")
+    said = run(answered(new), answered("What of the two yellow chairs I sent back"))
+    assert said[0] == "left out: week/anna.jsonl:1 is in the data already, inbox-1.jsonl"
+    assert RAW.read_text().startswith(f"{line}\n{json.dumps(known)}\n")
+    assert RAW.read_text().count("\n") == 3
+
+
+@pytest.mark.parametrize("more", ['"asked": NaN', '"answer": "\\ud83d"', '"log": 1e999', '"prompt": "Another one"'])
+def test_what_could_not_be_written_as_it_is_is_named(project: Path, more: str) -> None:
+    file = Path("week/anna.jsonl")
+    file.parent.mkdir()
+    file.write_text(
+        json.dumps(answered("Where is the parcel with my lamp"))[:-1].replace('"answer"', '"said"') + f", {more}}}"
+    )
+    params = load_params("clean", "dedup", "task")
+    with pytest.raises(UserError, match=r"anna\.jsonl, line 1: not JSON .*; mend it"):
+        append([file], params, clean.row_cleaner(params))
+
+
+def test_a_label_of_its_own_stays_and_a_task_that_is_no_text_leaves_its_row_out(project: Path) -> None:
+    said = run(answered("Where is the parcel with my lamp", label=0), answered("Two yellow chairs", task=["a"]))
+    assert said[0].startswith("left out: week/anna.jsonl:2: wrong_type: 'task' must be a string")
+    assert [made["label"] for made in raw()] == [0]
+
+
 def test_what_cannot_be_appended_is_a_sentence(project: Path) -> None:
     with pytest.raises(UserError, match=r"line 1: the source '\.\./x' must be a plain name"):
         run(answered("Where is the parcel with my green lamp", source="../x"))

@@ -107,7 +107,11 @@ def test_what_people_said(said: dict[str, Any], thumb: bool | None, correction: 
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.floats(allow_nan=True) | st.text(max_size=5),
+    st.none()
+    | st.booleans()
+    | st.floats(allow_nan=True)
+    | st.sampled_from([0, 1, -(10**400)])
+    | st.text(st.characters(exclude_categories=()), max_size=5),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
@@ -254,6 +258,22 @@ def test_no_personal_data_reaches_the_inbox(secrets: list[str], place: str) -> N
         written = Path("data/inbox/week.jsonl").read_text()
         assert len(rows) == 1
         assert not [secret for secret in secrets if secret in written + printed]
+
+
+def test_half_a_character_or_a_number_beyond_all_costs_its_own_line_at_most(project: Path) -> None:
+    half = asked("Where is the parcel with \ud83d today"), asked("What of the yellow chairs", "\ude00")
+    sound = asked("Refund my hat of last week", BAD)
+    sound["response"]["choices"][0]["log_probability"] = 10**400
+    said, rows = run(project, *half, sound)
+    assert [row["prompt"] for row in rows] == ["Refund my hat of last week"]
+    assert said.count("no UTF-8 text: it has an unpaired surrogate") == 2
+
+
+@pytest.mark.parametrize("week", ["../../x", "a/b", "week 48", "x" * 91])
+def test_a_week_is_a_name_that_append_takes_as_a_source(project: Path, week: str) -> None:
+    (project / "log.jsonl").write_text(json.dumps(asked("Where is my lamp", BAD)))
+    with pytest.raises(UserError, match="--week"):
+        collect([Path("log.jsonl")], PARAMS, 100, -0.1, week)
 
 
 def test_nothing_is_written_over_and_a_log_of_something_else_is_named(project: Path) -> None:

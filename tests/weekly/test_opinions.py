@@ -10,7 +10,7 @@ from project import ROOT
 from stages.core import paths
 from stages.core.errors import UserError
 from stages.params.loader import load_params
-from stages.records.record import read_rows
+from stages.records.record import read_rows, write_rows
 from stages.tune.prefer.preference_rows import read_preferences
 from stages.weekly.preferences import write_preferences
 
@@ -62,6 +62,19 @@ def test_annotated_rows_give_pairs_and_what_nobody_completed_its_thumb(said: Any
     pair, thumb = said(rows)
     assert (pair["chosen"], pair["rejected"], pair["task"], pair["source"]) == ("yes", "no", "t", "inbox-w")
     assert (thumb["completion"], thumb["label"]) == ("no", False)
+
+
+def test_lines_end_at_line_feeds_and_what_is_no_text_is_named(said: Any, tmp_path: Path) -> None:
+    row = {"prompt": "Refund\u2028me", "answer": "no\x85no", "completion": "yes", "source": "w", "kept_because": None}
+    file = tmp_path / "w.jsonl"
+    write_rows(file, [row])
+    (pair,) = said(file)
+    assert (pair["prompt"], pair["rejected"]) == ("Refund\u2028me", "no\x85no")
+    (paths.PREFERENCES / "may.jsonl").unlink()
+    for name in ("completion", "answer", "prompt"):
+        write_rows(file, [row, row | {name: 5}])
+        with pytest.raises(UserError, match="row 2: answer, completion, prompt must be texts"):
+            said(file)
 
 
 def test_what_says_nothing_and_a_name_that_is_taken_are_refused(said: Any, tmp_path: Path) -> None:

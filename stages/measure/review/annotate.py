@@ -130,7 +130,7 @@ def read_annotated(path: Path, inbox: bool = False) -> Rows:
     rows: Rows = {}
     if not path.is_file() and inbox:
         raise UserError(f"{path} is missing; `tunetrail collect` writes it")
-    for number, row in enumerate(read_rows(path) if path.is_file() else (), start=1):
+    for number, row in enumerate(read_rows(path, parse_json, "mend it") if path.is_file() else (), start=1):
         try:
             key = _record(row).id
         except (KeyError, TypeError, AttributeError):
