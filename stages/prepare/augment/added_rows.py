@@ -10,13 +10,10 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
-from functools import reduce
-from operator import getitem
 from random import Random
-from typing import Any
 
 from rapidfuzz import fuzz
 
@@ -25,7 +22,7 @@ from stages.records.prompt import compared
 from stages.records.record import Record, grouped, make_record, rank
 from stages.text.json_schema import Contract, Tasks
 from stages.text.normal_form import normalise
-from stages.text.strict_json import BrokenContract, is_structured, parse_json, parsed
+from stages.text.strict_json import BrokenContract, is_structured, parse_json, parsed, rewrite
 
 SWAPPED_SOURCE = "augment:value_swap"
 MALFORMED_SOURCE = "augment:malformed"
@@ -75,32 +72,29 @@ def swapped_rows(rows: Sequence[Record], count: int, known: Collection[str], see
 
 def _swap(row: Record, copied: Sequence[tuple[Place, str]], values: Values, random: Random) -> Record | None:
     """The row with about half of its copied values exchanged, or None where chance or the row gave none."""
-    prompt, answer, changed = row.prompt, _answer(row), False
+    prompt, changed = row.prompt, dict[str, str]()
     for place, value in copied:
         new = random.choice(values[row.label, place])
         if random.random() < 0.5 or new == value or _whole(value).search(prompt) is None:
             continue
         prompt = _whole(value).sub(lambda _, new=new: new, prompt)  # type: ignore[misc]
-        inner = reduce(getitem, place[:-1], answer)
-        inner[place[-1]] = new
-        changed = True
-    places = {place for place, _ in copied}
+        changed[value] = new
     # Each copied value, exchanged or not, still stands once in the new prompt.
-    if not changed or any(
-        len(_whole(value).findall(prompt)) != 1 for place, value in _strings(answer, ()) if place in places
-    ):
+    if not changed or any(len(_whole(changed.get(value, value)).findall(prompt)) != 1 for _, value in copied):
         return None
-    completion = json.dumps(answer, ensure_ascii=False)
+    # No other text of the answer has a copied value, and all else is left to the letter.
+    completion = rewrite(row.completion, lambda kind, text: changed.get(text, text) if kind == "string" else text)
     return make_record(prompt, completion, row.label, SWAPPED_SOURCE, row.origin, task=row.task, context=row.context)
 
 
 def _copied(row: Record) -> list[tuple[Place, str]]:
     """The values of the answer that stand once in the prompt, as whole words, and in no other value."""
-    strings = list(_strings(_answer(row), ()))
+    strings = list(_strings(parsed(row.completion), ()))
     return [
         (place, value)
         for place, value in strings
-        if len(_whole(value).findall(row.prompt)) == 1
+        if place
+        and len(_whole(value).findall(row.prompt)) == 1
         and not any(other != place and (value in text or text in value) for other, text in strings)
     ]
 
@@ -123,18 +117,14 @@ def _whole(value: str) -> re.Pattern[str]:
     return re.compile(rf"(?<!\w){re.escape(value)}(?!\w)")
 
 
-def _strings(answer: Mapping[str, object], above: Place) -> Iterator[tuple[Place, str]]:
-    """Every text in nested objects; what stands in lists has no place of its own and is left alone."""
-    for key, value in answer.items():
-        if isinstance(value, str) and value:
-            yield (*above, key), value
-        elif isinstance(value, dict):
-            yield from _strings(value, (*above, key))
-
-
-def _answer(row: Record) -> dict[str, Any]:
-    answer = parsed(row.completion)
-    return answer if isinstance(answer, dict) else {}
+def _strings(value: object, place: Place | None) -> Iterator[tuple[Place | None, str]]:
+    """Every text of an answer; what stands in lists has no place of its own and is left alone."""
+    if isinstance(value, str) and value:
+        yield place, value
+    for key, inner in value.items() if isinstance(value, dict) else ():
+        yield from _strings(inner, None if place is None else (*place, key))
+    for inner in value if isinstance(value, list) else ():
+        yield from _strings(inner, None)
 
 
 def malformed_rows(

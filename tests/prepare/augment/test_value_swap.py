@@ -62,7 +62,26 @@ def test_a_value_inside_another_word_or_twice_is_left_alone() -> None:
         make_record("no JSON", "Rome", "x", "test", "a.jsonl:3"),
         make_record("a list of Oslo", '{"city": ["Oslo"]}', "x", "test", "a.jsonl:4"),
     ]
+    rows += [
+        make_record(f"{city} is there", json.dumps({"city": city, "seen": [{"at": f"{city}!"}]}), "x", "test", f"b:{n}")
+        for n, city in enumerate(CITIES)
+    ]
+    rows += [make_record(f"{city} is a text", json.dumps(city), "x", "test", f"c:{city}") for city in CITIES]
     assert swapped_rows(rows, 10, set(), 17) == []
+
+
+def test_what_is_not_exchanged_stays_to_the_letter() -> None:
+    """As floats 19.90 would be 19.9, and the other number another."""
+    rows = [
+        make_record(
+            f"19.90 to {city}", f'{{"total":19.90, "n": [12345678901234567890.5], "to": "{city}"}}', "x", "f", "f:1"
+        )
+        for city in CITIES
+    ]
+    made = swapped_rows(rows, 5, set(), 17)
+    assert made
+    for row in made:
+        assert row.completion == f'{{"total":19.90, "n": [12345678901234567890.5], "to": "{row.prompt[9:]}"}}'
 
 
 words = st.text(st.sampled_from("ab .*\\g<1>é"), min_size=1, max_size=6)
