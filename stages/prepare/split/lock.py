@@ -12,6 +12,7 @@ from stages.core.files import write_text
 from stages.records.prompt import asked
 from stages.records.record import Record
 from stages.text.normal_form import NORMALISER_VERSION, prompt_hash
+from stages.text.strict_json import parse_json
 
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
@@ -105,13 +106,17 @@ def write_lock(path: Path, lock: Lock) -> None:
 def read_lock(path: Path) -> Lock:
     """Read and check the lock. Raises UserError when it is missing, no lock, or of another normaliser."""
     try:
-        lock = Lock.model_validate_json(path.read_bytes())
+        text = path.read_text(encoding="utf-8")
+        parse_json(text)  # pydantic takes a key that stands twice, as after a merge, and believes the last
+        lock = Lock.model_validate_json(text)
     except FileNotFoundError:
         raise UserError(f"{path} is missing; {_REMEDY}") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise UserError(f"{path} is no hold-out lock ({where}: {first['msg']}); {_REMEDY}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is no hold-out lock ({error}); {_REMEDY}") from None
     if lock.normaliser_version != NORMALISER_VERSION:
         raise UserError(
             f"{path} has prompt hashes of normaliser {lock.normaliser_version}, this code has {NORMALISER_VERSION}; "
@@ -119,6 +124,9 @@ def read_lock(path: Path) -> Lock:
         )
     if len({row.id for row in lock.rows}) < len(lock.rows):
         raise UserError(f"{path} names a row more than once; {_REMEDY}")
+    drawn = sum(one.drawn for how in (lock.drawn, *lock.added) for one in how.labels)
+    if lock.drawn.labels and drawn != len(lock.rows):  # a row that is gone from it would be trained on
+        raise UserError(f"{path} has {len(lock.rows)} rows, but {drawn} were drawn; {_REMEDY}")
     return lock
 
 

@@ -150,6 +150,9 @@ def test_a_lock_that_cannot_be_used_is_a_user_error() -> None:
         (spoil(rows=[{"id": "x"}]), r"no hold-out lock .rows\.0"),
         (spoil(more=1), "no hold-out lock .more"),
         (spoil(rows=rows * 2), "more than once"),
+        (spoil(rows=rows[1:]), r"has 3 rows, but 4 were drawn"),
+        (spoil(rows=[*rows, rows[0] | {"id": "0" * 64, "slice": "mail"}]), r"has 5 rows, but 4 were drawn"),
+        (spoil()[:-1] + f', "rows": {json.dumps(rows[:1])}}}', "key 'rows' occurs more than once"),
         (spoil(normaliser_version=0), "normaliser 0"),
         (spoil(rows=wrong_hash), f"another prompt_sha256 .* {rows[0]['id']}"),
     ]:
