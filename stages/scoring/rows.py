@@ -8,7 +8,7 @@ from typing import Any
 
 from stages.params.task import TaskContract
 from stages.text.json_schema import Contract, Tasks
-from stages.text.strict_json import BrokenContract, ExactNumber, parse_json
+from stages.text.strict_json import BrokenContract, ExactNumber, parse_json, parsed
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +99,12 @@ def score_row(row: Mapping[str, Any], tasks: Tasks) -> RowScore:
     )
 
 
+def score_alone(output: str, tag: str | None, tasks: Tasks) -> RowScore:
+    """Score an output that has no reference, of which the contract of its task alone says something."""
+    row = {"id": "", "completion": "", "label": None, "output": output, "tokens": 0, "task": tag}
+    return score_row(row, tasks)
+
+
 def score_label(output: str, label: str, contract: Contract) -> bool | None:
     """Whether the output names this label; None where the task's answers have no place for one."""
     if contract.settings.kind == "classification":
@@ -106,7 +112,10 @@ def score_label(output: str, label: str, contract: Contract) -> bool | None:
     if contract.settings.kind == "text" or not contract.settings.label_field:
         return None
     predicted, _ = _parse(output)
-    return label == label_named(predicted, contract.settings.label_field)
+    named = label_named(predicted, contract.settings.label_field)
+    if named == label or named is None or isinstance(value := predicted[contract.settings.label_field], str | None):
+        return named == label
+    return same_value(parsed(label), value)  # 1 is 1.0, as in the exact match
 
 
 def label_named(predicted: Any, label_field: str) -> str | None:

@@ -22,7 +22,7 @@ from stages.params.loader import Params
 from stages.params.task import Task
 from stages.records.prompt import asked, compared, components, lines, question
 from stages.records.record import Record, make_record, read_records, write_rows
-from stages.scoring.rows import score_row
+from stages.scoring.rows import score_alone
 from stages.text.json_schema import Tasks
 from stages.text.personal_data import masker
 from stages.weekly.logs import Served, read_logs
@@ -110,8 +110,7 @@ def _reasons(one: Served, record: Record, tasks: Tasks, lowest: float) -> Iterab
         yield "thumb down"
     if one.finish == "length":
         yield "cut off"
-    row = {"id": record.id, "completion": "", "label": None, "output": one.output, "tokens": 0, "task": record.task}
-    score = score_row(row, tasks)
+    score = score_alone(one.output, record.task, tasks)
     if not score.valid:
         broken = [rule for rule, holds in score.rules.items() if not holds]
         yield f"contract broken: {', '.join(broken)}" if broken else "contract broken"

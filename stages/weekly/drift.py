@@ -21,6 +21,8 @@ from stages.core import paths
 from stages.core.errors import UserError
 from stages.params.loader import Params
 from stages.records.prompt import compared
+from stages.scoring.rows import score_alone
+from stages.text.json_schema import Tasks
 from stages.text.personal_data import masker
 from stages.weekly.append import label_of
 from stages.weekly.collect import read_of_stage, record_of_request
@@ -36,11 +38,15 @@ def drift(logs: Sequence[Path], params: Params) -> dict[str, Any]:
     """What `tunetrail drift` shows; repeated prompts count once. Raises UserError for too few on either side."""
     mask = masker(params.clean.mask_personal_data, params.clean.phone_region, params.clean.ner_model)
     served, train = read_logs(logs)[0], read_of_stage(paths.SPLIT_TRAIN)
-    asked = {compared(record_of_request(one, params.task, mask)): one for one in served}
+    requests = ((record_of_request(one, params.task, mask), one.output) for one in served)
+    asked, tasks = {compared(record): (said, record.task) for record, said in requests}, Tasks(params.task)
     known = {compared(row): row for row in train}
-    labels = [
+    labels: list[Counter[Any]] = [
         Counter(row.label for row in known.values()),
-        Counter(label_of(one.output, params.task, one.task) for one in asked.values()),
+        Counter(  # an answer that breaks its contract is no label, and may be anything
+            score_alone(said, tag, tasks).valid and mask(label_of(said, params.task, tag) or "")
+            for said, tag in asked.values()
+        ),
     ]
     found = two_samples(list(known), list(asked), params.seed)
     names = sorted({label for side in labels for label in side if label})

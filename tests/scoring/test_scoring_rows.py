@@ -138,9 +138,14 @@ def test_what_python_reads_and_json_has_not_is_a_wrong_answer(output: str, tasks
 
 @pytest.mark.parametrize(
     ("answer", "label", "right"),
-    [('"3"', "3", True), ("3", "3", True), ("3", "4", False), ("true", "true", True), ("null", "None", False)],
+    [
+        *(('"3"', "3", True), ("3", "3", True), ("3", "4", False), ("true", "true", True), ("null", "None", False)),
+        # However the same number is written: what is an exact match has the right label.
+        *(("3.0", "3", True), ("3e0", "3", True), ("3", "3.0", True), ("0.10", "0.1", True), ("3.1", "3", False)),
+        *(('"3.0"', "3", False), ("true", "1", False), ("null", "refund", False), ("[1.0]", "[1]", True)),
+    ],
 )
-def test_a_label_that_is_a_number_is_met_as_json_writes_it(tasks: Tasks, answer: str, label: str, right: bool) -> None:
+def test_a_label_that_is_a_number_is_met_by_value(tasks: Tasks, answer: str, label: str, right: bool) -> None:
     assert score_row(generation(f'{{"intent": {answer}}}', label=label), tasks).label_right == right
 
 

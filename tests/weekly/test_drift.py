@@ -77,6 +77,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     rows = [make_record(text, "ab"[n % 2], "ab"[n % 2], "t", f"t:{n}") for n, text in enumerate(prompts(200, 1))]
     write_records(paths.SPLIT_TRAIN, rows)
+    (tmp_path / "data/schema.json").write_text("{}")
     return tmp_path
 
 
@@ -98,6 +99,19 @@ def test_logs_against_training_rows_in_words_and_json(project: Path) -> None:
     said = as_text(found)
     assert "word refund: 0.0% -> 20.0% of the prompts" in said
     assert said.splitlines()[-1] == "alarm: the input has drifted, p <= 0.0033"
+
+
+def test_labels_are_those_of_sound_answers_by_the_contract_of_their_task(project: Path) -> None:
+    """What breaks its contract is no label: it may be anything, such as a person's data."""
+    task = {"kind": "classification", "labels": ["a", "b"], "instruction": "Do it.", "instructions": {"t": "Do that."}}
+    params = Params.model_validate({**PARAMS.model_dump(), "task": task | {"tags": {"t": {"labels": ["c"]}}}})
+    lines = [
+        {"messages": [{"role": "system", "content": told}, {"role": "user", "content": text}], "output": said}
+        for n, text in enumerate(prompts(40, 2))
+        for told, said in [("Do that.", "c") if n % 4 else ("Do it.", "mail anna@example.com")]
+    ]
+    Path("log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert drift([Path("log.jsonl")], params)["labels"] == {"a": [0.5, 0.0], "b": [0.5, 0.0], "c": [0.0, 0.75]}
 
 
 def test_too_few_prompts_are_a_sentence(project: Path) -> None:

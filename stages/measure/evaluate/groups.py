@@ -155,7 +155,7 @@ def _classes(score: RowScore, label_field: str) -> tuple[str, str]:
         return score.reference, score.output if score.valid else NO_ANSWER
     actual = score.label or "(no label)"
     named = label_named(score.predicted, label_field) if score.valid else None
-    return actual, NO_ANSWER if named is None else named
+    return actual, NO_ANSWER if named is None else actual if score.label_right else named
 
 
 def _noise(prompt: str, draw: random.Random) -> str:

@@ -26,7 +26,7 @@ def answer_file(source: Path, target: Path, version: Version, server: Server) ->
     naming the first line that is no such row, before anything is asked; when the engine fails; Refusal when `target`
     has rows of something else, or another run is writing it.
     """
-    rows, records = _read(source)
+    rows, records = _read(source, target)
     with target.open("a+b") as out, alone(target) as lock:
         if lock is None:
             raise Refusal(f"another run writes {target}")
@@ -59,28 +59,27 @@ def answer_file(source: Path, target: Path, version: Version, server: Server) ->
 
 
 def _done(out: IO[bytes], rows: Sequence[dict[str, Any]], release: str, target: Path) -> int:
-    """How many rows are answered; what a kill left of a half-written line is cut off."""
+    """How many rows are answered; what a kill left of a half-written line is cut off, and nothing else ever is."""
     out.seek(0)
-    lines = out.read().split(b"\n")
-    out.truncate(out.tell() - len(lines.pop()))
+    *lines, half = out.read().split(b"\n")
+    for number, line in enumerate([*lines, half], start=1):
+        row = {**rows[number - 1], "answer": {"release": release}} if number <= len(rows) else None
+        begun = row_line(row).encode()[:-3] if row else b"\n"
+        if not line.startswith(begun) and not (number > len(lines) and begun.startswith(line)):
+            raise Refusal(f"{target}, line {number}: no answer of {release} to this row; give another file for it")
+    out.truncate(out.tell() - len(half))
     out.seek(0, os.SEEK_END)
-    for number, line in enumerate(lines, start=1):
-        row = json.loads(line)
-        said = row.pop("answer", {}).get("release")
-        if number > len(rows) or row != rows[number - 1] or said != release:
-            raise Refusal(
-                f"{target}, line {number}: another row, or one of release {said}; give another file for {release}"
-            )
     return len(lines)
 
 
-def _read(source: Path) -> tuple[list[dict[str, Any]], list[Record]]:
+def _read(source: Path, target: Path) -> tuple[list[dict[str, Any]], list[Record]]:
     rows: list[dict[str, Any]] = []
     records: list[Record] = []
     try:
         lines = source.read_text(encoding="utf-8-sig").split("\n")
+        target.touch()
     except (OSError, ValueError) as error:
-        raise UserError(f"{source} cannot be read: {error}") from None
+        raise UserError(f"{source} cannot be read, or {target} not be written: {error}") from None
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:

@@ -3,6 +3,7 @@
 import glob
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,12 @@ def _read(log: Path) -> Sequence[Row]:
     """The lines of the log, after those of the full ones before it."""
     full = sorted(log.parent.glob(f"{glob.escape(log.stem)}-[0-9]*T[0-9]*{log.suffix}"))
     try:
-        texts = [file.read_text(encoding="utf-8") for file in (*full, log)]
-        rows = [json.loads(line) for text in texts for line in text.splitlines()]
-        return [row for row in rows if {"canary", "release", "status", "seconds"} <= row.keys()]
-    except (OSError, ValueError, AttributeError) as error:
+        lines = [line for file in (*full, log) for line in file.read_bytes().splitlines()]
+    except OSError as error:
         raise UserError(f"{log} cannot be read as the log of `tunetrail serve`: {error}") from None
+    rows = []
+    for line in lines:
+        with suppress(ValueError, AttributeError):  # half a line, that of a kill or of a full disk
+            if {"canary", "release", "status", "seconds"} <= (row := json.loads(line)).keys():
+                rows.append(row)
+    return rows

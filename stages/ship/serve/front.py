@@ -5,6 +5,7 @@ import hashlib
 import hmac
 import json
 import re
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO, TypeVar
 from uuid import uuid4
 
-from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector, web
+from aiohttp import ClientConnectionResetError, ClientError, ClientSession, ClientTimeout, TCPConnector, web
 
 from stages.core.errors import UserError
 from stages.engines.engine_server import CHAT, EngineError, Server, addressed, healthy
@@ -116,7 +117,7 @@ class Front:
         """By the key; without one only under a name of this machine, so that no web site's name leads here."""
         if self._api_key:
             given = request.headers.get("Authorization", "")
-            ok = hmac.compare_digest(given.encode(), f"Bearer {self._api_key}".encode())
+            ok = hmac.compare_digest(given.encode(errors="surrogateescape"), f"Bearer {self._api_key}".encode())
         else:
             ok = request.host.partition(":")[0] in _LOOPBACK
         if not ok and request.path != "/health":
@@ -137,7 +138,7 @@ class Front:
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         try:
             body = await request.json() if request.content_type == "application/json" else None
-        except (ValueError, RecursionError):
+        except (ValueError, LookupError, RecursionError, web.RequestPayloadError):  # no JSON, or in no known encoding
             body = None
         body = body if isinstance(body, dict) else {}
         messages = body.get("messages")
@@ -149,8 +150,9 @@ class Front:
         given = request.headers.get("X-Request-Id", "")
         request_id = given if re.fullmatch(r"[\w.-]{1,100}", given, re.ASCII) else uuid4().hex
         drawn = int.from_bytes(hashlib.sha256(request_id.encode()).digest()[:8]) / 2**64
-        canary = self.canary is not None and drawn < self.canary[1]
-        target = named or (self.canary[0] if self.canary and canary else self.target)
+        beside, share = self.canary or (self.target, 0.0)  # read once: the canary may end meanwhile
+        canary = drawn < share
+        target = named or (beside if canary else self.target)
         target.busy += 1  # no other task runs between the choice and this
         start, row = time.perf_counter(), dict[str, Any]()
         try:
@@ -172,6 +174,7 @@ class Front:
         headers = {"X-Request-Id": request_id, "X-Release": target.version.id}
         key = {"Authorization": f"Bearer {target.server.api_key}"} if target.server.api_key else {}
         address = target.server.url.removesuffix("/v1") + CHAT
+        answer: web.StreamResponse | None = None
         try:
             async with self._engines.post(address, json=told, headers=key) as reply:
                 headers["Content-Type"] = reply.headers.get("Content-Type", "application/json")
@@ -190,22 +193,32 @@ class Front:
                 await answer.prepare(request)
                 async for piece in reply.content.iter_any():
                     await answer.write(piece)
-                    pieces += [piece] if self._log_text else []
+                    pieces += [piece] if self._log_text and reply.status == 200 else []
                 await answer.write_eof()
                 streamed = said_in(body, choice_of_stream(b"".join(pieces))) if pieces else {}
                 return answer, {"status": reply.status, **streamed}
-        except (ClientError, TimeoutError):
-            return _refusal(502, "the engine does not answer"), {"status": 502}
+        except (ClientError, TimeoutError) as error:
+            if answer is None:
+                return _refusal(502, "the engine does not answer"), {"status": 502}
+            if request.transport:
+                request.transport.abort()  # a stream has no other way to say that it is not whole
+            left = isinstance(error, ClientConnectionResetError)  # the client, by which no version failed
+            return answer, {"status": 499 if left else 502}
 
     def _record(self, row: dict[str, Any]) -> None:
-        if self._log and self._log.tell() >= _LOG_BYTES:
-            path = Path(self._log.name)
-            with suppress(OSError):  # else the file goes on growing
-                path.rename(path.with_stem(f"{path.stem}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}"))
-                self._log.close()
-                self._log = self._open(path)
-        if self._log:
-            self._log.write(json.dumps(row) + "\n")
+        try:
+            if self._log and self._log.tell() >= _LOG_BYTES:
+                path = Path(self._log.name)
+                with suppress(OSError):  # else the file goes on growing
+                    path.rename(path.with_stem(f"{path.stem}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}"))
+                    full, self._log = self._log, self._open(path)
+                    full.close()
+            if self._log:
+                self._log.write(json.dumps(row) + "\n")
+        except OSError as error:  # such as a full disk, which is no reason to answer nobody
+            if not self.note:
+                self.note = f"requests are answered, and not logged: {error}"
+                print(self.note, file=sys.stderr, flush=True)
 
 
 def said_in(request: Mapping[str, Any], choice: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from stages.core import paths
 from stages.core.errors import Refusal, UserError
 from stages.core.files import atomic, read_json, tree_digest
-from stages.engines.engine_server import Server, serving
+from stages.engines.engine_server import Server, call, serving
 from stages.ship.serve.front import Front, Target
 from stages.ship.serve.served_version import LORA, Version
 from stages.ship.serve.smoke import get, smoke, table
@@ -145,12 +145,18 @@ def _canary(text: str) -> tuple[str, float]:
 def follow(front: Front, start: Start, live: str, link: Path | None, stopped: threading.Event) -> None:
     """Bring what the link names to the front; a version that does not come up changes nothing, and the link goes back.
 
-    `live` names what the front has; without the link it is served on. Raises UserError when an engine ends by itself.
+    `live` names what the front has; without the link it is served on. Raises UserError when an engine ends by itself;
+    where that is the canary's, the version beside it answers all requests.
     """
     while not stopped.wait(_LOOK_EVERY):
         for target in front.targets:
             if target.server.process and target.server.process.poll() is not None:
-                raise UserError(f"the engine of {target.version.id} ended by itself")
+                said = f"the engine of {target.version.id} ended by itself"
+                if target is front.target or front.adapters:
+                    raise UserError(said)
+                front.canary, front.note = None, f"{said}; {front.target.version.id} answers all requests"
+                target.close()
+                print(front.note, file=sys.stderr, flush=True)
         wanted = _named(link) if link else live
         if wanted is None and not front.note.startswith(_GONE):
             front.note = f"{_GONE}, {live} is served on; `tunetrail switch VERSION` says what is current"
@@ -159,7 +165,7 @@ def follow(front: Front, start: Start, live: str, link: Path | None, stopped: th
             continue
         try:
             front.switch(start(wanted)).close()
-        except UserError as error:
+        except (UserError, OSError) as error:  # a second engine may find no memory, or no room on the disk
             front.note = f"{wanted} is not served, {live} still is: {error}"
             print(front.note, file=sys.stderr, flush=True)
             if _named(link) == wanted:
@@ -189,14 +195,16 @@ def point(link: Path, name: str) -> None:
 def switch(version: Version, link: Path, url: str | None) -> str:
     """Point `current` at a fetched version; with the front's address, wait until that serves it.
 
-    Raises Refusal when the version did not come up, and the one before is served on.
+    Raises UserError, and changes nothing, when no front that is well answers there; Refusal when the version did not
+    come up, and the one before is served on.
     """
-    name = version.tree.name
+    name, server = version.tree.name, Server(f"{url}".rstrip("/").removesuffix("/v1"), version.id, version.engine)
+    if url and "release" not in (get(server, "/health") or ()):
+        raise UserError(f"--url {url}: no `tunetrail serve` that is well answers there")
     point(link, name)
     if url is None:
         return f"{CURRENT} is {name}; `tunetrail serve {CURRENT}` takes it"
-    server = Server(f"{url.rstrip('/').removesuffix('/v1')}/v1", version.id, version.engine)
-    while (said := get(server, "/health") or {}).get("release") != version.id:
+    while (said := call(server, "/health"))["release"] != version.id:
         if _named(link) != name:
             raise Refusal(said.get("note") or f"{name} did not come up; see what `tunetrail serve` printed")
         time.sleep(_LOOK_EVERY)

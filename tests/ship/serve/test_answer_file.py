@@ -88,15 +88,30 @@ def test_an_answer_of_another_release_or_row_is_not_gone_on_with(
     new = dataclasses.replace(version, id="a@v2.0.0")
     target = tmp_path / "out.jsonl"
     target.write_bytes(whole.splitlines(keepends=True)[0])
-    with pytest.raises(Refusal, match=r"line 1: another row, or one of release a@v1\.0\.0"):
+    with pytest.raises(Refusal, match=r"line 1: no answer of a@v2\.0\.0 to this row"):
         answer_file(source, target, new, server)
     target.write_bytes(whole.splitlines(keepends=True)[1])
-    with pytest.raises(Refusal, match="line 1: another row"):
+    with pytest.raises(Refusal, match="line 1: no answer"):
         answer_file(source, target, version, server)
     target.write_bytes(b"")
     with pytest.raises(Refusal, match=r"answers with a@v1\.0\.0, and not with a@v2\.0\.0"):
         answer_file(source, target, new, server)
     assert target.read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    "text", ["notes, not ended by a line feed", '{"prompt": "one", "id": 7}', "[1]\n", "7", "\x00"]
+)
+def test_a_file_of_something_else_is_left_as_it_is(
+    text: str, source: Path, version: Version, server: Server, whole: bytes, tmp_path: Path
+) -> None:
+    for before in (b"", whole):  # and beyond the last row
+        (tmp_path / "out.jsonl").write_bytes(before + text.encode())
+        with pytest.raises(Refusal, match=r"out\.jsonl, line [16]: no answer"):
+            answer_file(source, tmp_path / "out.jsonl", version, server)
+        assert (tmp_path / "out.jsonl").read_bytes() == before + text.encode()
+    with pytest.raises(UserError, match="nowhere"):
+        answer_file(source, tmp_path / "nowhere" / "out.jsonl", version, server)
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,14 @@ def test_what_was_not_logged_is_not_compared(tmp_path: Path) -> None:
     assert [line.partition(" ")[0] for line in said.splitlines()[1:-1]] == ["failed", "over"]
 
 
+def test_half_a_line_that_a_kill_left_is_passed_over(tmp_path: Path) -> None:
+    file = log(tmp_path / "log.jsonl", {"n": 500}, {"n": 100, "broken": 9})
+    whole = judge_canary(file, 0.02, 0.95)
+    with file.open("ab") as out:
+        out.write(b'\xff\n[]\n{"release": "v1", "canary": fal')
+    assert judge_canary(file, 0.02, 0.95) == whole
+
+
 @pytest.mark.parametrize("text", ["{", "", '{"canary": false, "release": "v1", "status": 200, "seconds": 1}'])
 def test_a_log_that_says_nothing_is_a_sentence(text: str, tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text(text)

@@ -3,9 +3,13 @@
 import dataclasses
 import http.client
 import json
+import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,10 +20,10 @@ from hypothesis import strategies as st
 from served import Stub, make_version, stubbed
 
 from stages.core.errors import UserError
-from stages.engines.engine_server import CHAT
+from stages.engines.engine_server import CHAT, Server
 from stages.ship.serve.front import Front, Target, choice_of_stream
 from stages.ship.serve.served_version import Version
-from stages.ship.serve.serving_loop import follow, point
+from stages.ship.serve.serving_loop import follow, point, switch
 
 HELLO = [{"role": "user", "content": "secret words"}]
 SWITCHES, CLIENTS = 20, 4
@@ -84,6 +88,8 @@ def test_what_is_no_request_reaches_no_engine(version: Version, body: Any, path:
     with stubbed(version) as (stub, target), Front(target).answering() as url:
         assert post(url, body, path)[0] == status
         assert post(url, {"messages": HELLO}, Content_Type="text/plain")[0] == 400
+        assert post(url, {"messages": HELLO}, Content_Type="application/json; charset=unheard-of")[0] == 400
+        assert post(url, {"messages": HELLO}, Content_Encoding="gzip")[0] == 400
         assert not stub.asked
         assert post(url, {"messages": HELLO})[0] == 200
 
@@ -102,6 +108,7 @@ def test_without_the_key_or_under_another_name_nobody_is_answered(version: Versi
         with Front(target, "the-key").answering("0.0.0.0") as url:
             assert post(url, {"messages": HELLO})[0] == 401
             assert post(url, {"messages": HELLO}, Authorization="Bearer no-kéy".encode().decode("latin-1"))[0] == 401
+            assert post(url, {"messages": HELLO}, Authorization="Bearer \xff")[0] == 401
             assert post(url, {"messages": HELLO}, Authorization="Bearer the-key")[0] == 200
 
 
@@ -109,6 +116,73 @@ def test_a_stream_is_passed_on_piece_by_piece(version: Version) -> None:
     with stubbed(version) as (_, target), Front(target).answering() as url:
         status, said, headers = post(url, {"messages": HELLO, "stream": True})
     assert (status, said, headers["Content-Type"]) == (200, b"data: one\n\ndata: [DONE]\n\n", "text/event-stream")
+
+
+class _Streams(BaseHTTPRequestHandler):
+    """An engine that streams: for ever, or until it breaks, or what it refuses."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        how = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][0]["content"]
+        self.send_response(400 if how == "refuse" else 200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        with suppress(OSError):
+            for _ in range(1000 if how == "on" else 2):
+                self.wfile.write(b"6\r\ndata: \r\n")
+                time.sleep(0.01)
+            if how == "refuse":
+                self.wfile.write(b"0\r\n\r\n")
+        self.close_connection = True
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_a_stream_that_breaks_ends_broken_and_who_hangs_up_is_no_failure_of_a_version(
+    version: Version, tmp_path: Path
+) -> None:
+    log, engine = tmp_path / "log.jsonl", ThreadingHTTPServer(("127.0.0.1", 0), _Streams)
+    threading.Thread(target=engine.serve_forever, args=(0.02,), daemon=True).start()
+    target = Target(version, Server(f"http://127.0.0.1:{engine.server_port}/v1", "m", "llama.cpp"))
+    with Front(target, log=log, log_text=True).answering() as url:
+        for how in ("break", "refuse", "on"):
+            connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
+            body = json.dumps({"messages": [{"role": "user", "content": how}], "stream": True})
+            connection.request("POST", CHAT, body, {"Content-Type": "application/json"})
+            reply = connection.getresponse()
+            if how == "break":
+                with pytest.raises((http.client.IncompleteRead, ConnectionResetError)) as broken:
+                    reply.read()
+                assert b"502" not in getattr(broken.value, "partial", b"")
+            elif how == "refuse":
+                assert reply.read() == b"data: " * 2
+            else:
+                reply.read(6)
+            reply.close()
+            connection.close()
+        while target.busy:
+            time.sleep(0.01)
+    engine.shutdown()
+    engine.server_close()
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [row["status"] for row in rows] == [502, 400, 499]
+    assert not any("response" in row for row in rows)  # nothing that `tunetrail collect` would take for an answer
+
+
+def test_a_full_disk_stops_the_log_and_no_answer(
+    version: Version, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("stages.ship.serve.front._LOG_BYTES", 1)
+    with suppress(OSError), Path("/dev/full").open("w", buffering=1) as full, stubbed(version) as (_, target):
+        front = Front(target, log=tmp_path / "log.jsonl")
+        with front.answering() as url:
+            assert post(url, {"messages": HELLO})[0] == 200
+            monkeypatch.setattr(front, "_open", lambda path: full)  # when it turns
+            assert [post(url, {"messages": HELLO})[0] for _ in range(3)] == [200] * 3
+    assert front.note.startswith("requests are answered, and not logged: ")
+    assert capfd.readouterr().err.count("No space left on device") == 1
 
 
 def test_an_engine_that_is_gone_is_a_502_and_no_health(version: Version) -> None:
@@ -177,6 +251,45 @@ def test_a_full_log_is_kept_under_another_name(
     assert all(file.stat().st_size < 1000 for file in files)
     rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     assert sorted(row["id"] for row in rows) == sorted(f"id-{n}" for n in range(40))
+
+
+def test_a_canary_whose_engine_ends_or_a_switch_without_memory_takes_nobody_s_answers(
+    version: Version, tmp_path: Path
+) -> None:
+    link, stopped, closed = tmp_path / "current", threading.Event(), list[str]()
+    point(link, "v1")
+
+    def start(name: str) -> Target:
+        raise OSError(12, "Cannot allocate memory")
+
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    with stubbed(version) as (stub, target):
+        front = Front(target)
+        server = dataclasses.replace(stub.server_for(), process=dead)
+        front.canary = Target(dataclasses.replace(version, id="new"), server, lambda: closed.append("new")), 0.99
+        with front.answering() as url, ThreadPoolExecutor(1) as pool:
+            following = pool.submit(follow, front, start, "v1", link, stopped)
+            while not closed:
+                stopped.wait(0.01)
+            assert front.note == f"the engine of new ended by itself; {version.id} answers all requests"
+            assert post(url, {"messages": HELLO})[1]["model"] == version.id
+            point(link, "v2")
+            while "v2 is not served, v1 still is" not in front.note:
+                stopped.wait(0.01)
+            stopped.set()
+            following.result()
+    assert link.readlink().name == "v1"
+
+
+def test_a_switch_asks_the_front_first(version: Version, tmp_path: Path) -> None:
+    link = tmp_path / "current"
+    point(link, "v1")
+    with stubbed(version) as (stub, _):  # well, and no front
+        for url in (f"http://127.0.0.1:{stub.server_port}", "http://127.0.0.1:1/v1"):
+            with pytest.raises(UserError, match="no `tunetrail serve` that is well answers there"):
+                switch(version, link, url)
+    assert link.readlink().name == "v1"
 
 
 @pytest.fixture
