@@ -14,6 +14,7 @@ from stages.model.loading import causal_of
 from stages.tune.train import devices
 from stages.tune.train.adapters import orthogonality_penalty
 from stages.tune.train.examples import Examples, SeededBatches
+from stages.tune.train.fused.attention import sees_all_before
 from stages.tune.train.plan import Plan
 
 OUT_OF_MEMORY = (
@@ -69,7 +70,10 @@ class CompletionTrainer(SeededRows, SFTTrainer):  # type: ignore[misc]
                 parameter.data = trained[name]
         self._validation_batches = -(-len(validation) // rows) * devices.count()
         self._counted: torch.Tensor | None = None
+        self._seen: torch.Tensor | None = None
+        self._shares = plan.packing and sees_all_before(model.config.get_text_config()) and not self.aux_loss_enabled
         if self.accelerator.device.type == "cpu":
+            causal_of(model).base_model.register_forward_pre_hook(self._show_prefix, with_kwargs=True)
             causal_of(model).base_model.register_forward_hook(self._keep_counted)
 
     def answering(self) -> AbstractContextManager[None]:
@@ -89,18 +93,52 @@ class CompletionTrainer(SeededRows, SFTTrainer):  # type: ignore[misc]
         return loss
 
     def _shortened(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Without a card, TRL projects every position onto the vocabulary; only those that count are left to it."""
-        labels = inputs["labels"]
-        if labels.device.type != "cpu":
+        """What TRL computes twice without a card is left out: a beginning that rows share, such as the instruction,
+        and logits of positions that predict nothing."""
+        if inputs["labels"].device.type != "cpu":
             return inputs
+        if self._shares and (inputs.get("position_ids", torch.ones(1)) == 0).sum() > 1:
+            inputs, self._seen = with_prefix_once(inputs)
+        labels = inputs["labels"]
         targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100).flatten()
         counted = (targets != -100).nonzero().flatten()
         # TRL takes the last position, and the first label, for those that predict, or are predicted by, nothing.
         self._counted = torch.cat([counted, counted.new_zeros(1)])
         return inputs | {"labels": torch.cat([targets.new_full((1,), -100), targets[counted]])[None]}
 
+    def _show_prefix(self, decoder: Any, arguments: Any, options: dict[str, Any]) -> Any:
+        if self._seen is not None:
+            options["attention_mask"], self._seen = self._seen, None
+        return arguments, options
+
     def _keep_counted(self, decoder: Any, arguments: Any, output: Any) -> Any:
         if self._counted is not None:
             output.last_hidden_state = output.last_hidden_state.flatten(0, 1)[self._counted][None]
             self._counted = None
         return output
+
+
+def with_prefix_once(inputs: dict[str, Any]) -> tuple[dict[str, Any], torch.Tensor | None]:
+    """Rows end to end (1 x tokens), with the tokens that all of them begin with once; and who then sees whom.
+
+    That is a mask, 1 x 1 x tokens x tokens, True where a query sees a key: each row sees the beginning and itself. So
+    states, losses and gradients are those of whole rows, but that dropout draws once for the beginning. It ends before
+    the last token of the shortest prompt, which predicts. None where the rows begin differently.
+    """
+    ids, labels, positions = (inputs[name][0] for name in ("input_ids", "labels", "position_ids"))
+    starts = (positions == 0).nonzero().flatten()
+    row_of, first = (positions == 0).cumsum(0) - 1, int(starts[1])
+    # Up to where each row still has a token before its completion.
+    ends = torch.cat([starts[1:], starts.new_tensor([len(ids)])])
+    trained = torch.where(labels != -100, torch.arange(len(ids)), len(ids))
+    prompts = torch.stack([trained[a:b].min().clamp(max=b) - a for a, b in zip(starts, ends, strict=True)])
+    most = max(0, min(int(prompts.min()) - 1, first))
+    same = (ids[starts[:, None] + torch.arange(most)] == ids[:most]).all(0)
+    length = int(same.long().cumprod(0).sum())
+    if not length:
+        return inputs, None
+    kept = (row_of == 0) | (positions >= length)
+    row_of = torch.where(positions < length, -1, row_of)[kept]
+    seen = ((row_of[:, None] == row_of) | (row_of == -1)).tril()
+    shorter = {"input_ids": ids, "labels": labels, "position_ids": positions}
+    return inputs | {name: one[kept][None] for name, one in shorter.items()}, seen[None, None]

@@ -92,3 +92,10 @@ def can_pack(config: Any) -> str | None:
     if getattr(config, "use_bidirectional_attention", None):
         return "attention that looks ahead"
     return None
+
+
+def sees_all_before(config: Any) -> bool:
+    """Whether every layer's attention is the plain kind, and each token sees all before it: no window."""
+    kinds = getattr(config, "layer_types", None)
+    window = "sliding_attention" in kinds if kinds else getattr(config, "sliding_window", None)
+    return not can_pack(config) and not window
