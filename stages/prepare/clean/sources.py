@@ -153,19 +153,13 @@ def refuse_unused(sources: Mapping[str, Source], files: list[RawFile]) -> None:
 
 
 def count_rows(file: RawFile, max_bytes: int) -> int:
-    """How many rows `read_rows` yields."""
+    """How many rows are in what `read_unparsed` yields."""
     if file.data is not None:
         return len(file.data)
     if file.format == "csv":
         return sum(1 for _ in read_unparsed(file, max_bytes))
     with _sound(file), _opened(file) as handle:
         return count_lines(handle) if file.format == "jsonl" else count_parquet(handle)
-
-
-def read_rows(file: RawFile, max_bytes: int) -> Iterator[Row]:
-    """Yield every row of a file, in its order. Raises as `read_unparsed` does."""
-    for unparsed in read_unparsed(file, max_bytes):
-        yield from parsed(file, unparsed)
 
 
 def read_unparsed(file: RawFile, max_bytes: int) -> Iterator[Unparsed]:
@@ -196,11 +190,7 @@ def _is_company(path: Path) -> bool:
 
 
 def _format(path: Path) -> str | None:
-    return _FORMATS.get(_plain(path).suffix)
-
-
-def _plain(path: Path) -> Path:
-    return path.with_suffix("") if path.suffix in _COMPRESSED else path
+    return _FORMATS.get((path.with_suffix("") if path.suffix in _COMPRESSED else path).suffix)
 
 
 def _raw_file(raw: Path, unit: Path, sources: Mapping[str, Source]) -> RawFile:

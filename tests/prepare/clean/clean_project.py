@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from dvc.utils.serialize import dumps_yaml
 from stages.core import paths
 from stages.core.yaml_reader import load_yaml
 from stages.prepare.clean.__main__ import main
+from stages.prepare.clean.rejected_rows import Row
+from stages.prepare.clean.sources import RawFile, parsed, read_unparsed
 from stages.records.record import Record, read_records
 
 ROOT = Path(__file__).parents[3]
@@ -70,6 +73,11 @@ class CleanProject:
     def metrics(self) -> dict[str, Any]:
         result: dict[str, Any] = json.loads((self.folder / paths.CLEAN_METRICS).read_text(encoding="utf-8"))
         return result
+
+
+def read_rows(file: RawFile, max_bytes: int) -> Iterator[Row]:
+    """Every row of a file, in its order."""
+    return (row for unparsed in read_unparsed(file, max_bytes) for row in parsed(file, unparsed))
 
 
 def raw_bytes(rejected: dict[str, Any], raw: Path | None = None) -> bytes:

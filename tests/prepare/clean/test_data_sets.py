@@ -8,12 +8,12 @@ from typing import Any
 
 import datasets
 import pytest
-from clean_project import CleanProject, raw_bytes
+from clean_project import CleanProject, raw_bytes, read_rows
 
 from stages.core.errors import UserError
 from stages.params.prepare import Source
 from stages.prepare.clean import data_sets
-from stages.prepare.clean.sources import count_rows, find_files, read_rows
+from stages.prepare.clean.sources import count_rows, find_files
 
 ANSWER = '{"intent": "tracking"}'
 COMMIT = "0123456789abcdef" * 2 + "01234567"

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from backports import zstd
-from clean_project import ROOT, CleanProject
+from clean_project import ROOT, CleanProject, read_rows
 from hypothesis import given
 from hypothesis import strategies as st
 from raw_formats import jsonl, parquet, separated, write_all
@@ -22,7 +22,7 @@ from raw_formats import jsonl, parquet, separated, write_all
 from stages.core.errors import UserError
 from stages.params.prepare import Source
 from stages.prepare.clean.rejected_rows import Rejected, write_rejected
-from stages.prepare.clean.sources import RawFile, count_rows, find_files, list_raw, read_rows
+from stages.prepare.clean.sources import RawFile, count_rows, find_files, list_raw
 from stages.records.record import Record
 
 FILES = ["r.jsonl", "r.csv", "r.tsv", "r.parquet", "r.arrow", "r.jsonl.gz", "r.csv.gz", "r.jsonl.zst", "r.parquet.zst"]
