@@ -63,8 +63,9 @@ _EMAIL = re.compile(
     r"(?<![\w.+%-])(?!git@[\w.-]+:)[\w.+%-]{1,64}@(?:[^\W_](?:[\w-]{0,62})\.){1,8}[^\W\d_]{2,24}(?![\w(-])"
 )
 # Lookaheads, so that candidates may overlap: "2 x 4111..." and "4111... 123" both hold a card number.
-_IBAN = re.compile(r"(?<![A-Za-z0-9])(?=([A-Za-z]{2}[0-9]{2}(?:[ -]?[A-Za-z0-9]){11,30}))", re.ASCII)
-_CARD = re.compile(r"(?<![\w-])(?=([2-6](?:[ -]?[0-9]){12,18}))", re.ASCII)
+_GAP = "[ \xa0\u2007\u2009\u202f\u2010-\u2013-]?"  # spaces and hyphens as typists, and as typesetters write them
+_IBAN = re.compile(rf"(?<![A-Za-z0-9])(?=([A-Za-z]{{2}}[0-9]{{2}}(?:{_GAP}[A-Za-z0-9]){{11,30}}))", re.ASCII)
+_CARD = re.compile(rf"(?<![\w-])(?=([2-6](?:{_GAP}[0-9]){{12,18}}))", re.ASCII)
 _IP4 = re.compile(r"(?<![\w.])(?=([0-9]{1,3}(?:\.[0-9]{1,3}){3})(?!\.?\w))")
 _IP6 = re.compile(r"(?<![\w:.])(?=((?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4})(?![\w:]))")
 _VERSION = re.compile(r"(?:version|release|firmware|build|update|driver|software)s?:?\s*$", re.IGNORECASE)
@@ -164,7 +165,7 @@ def _is_iban(number: str, _before: str) -> bool:
 def _is_card(number: str, _before: str) -> bool:
     from stdnum import luhn
 
-    digits = re.sub("[ -]", "", number)
+    digits = re.sub(r"\D", "", number)
     return number[-1].isdigit() and bool(_ISSUED.fullmatch(digits) and luhn.is_valid(digits))
 
 
