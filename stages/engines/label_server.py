@@ -30,7 +30,7 @@ def answer(model: Any, chat: Chat, body: Any) -> dict[str, Any]:
         beside = min(int(body.get("top_logprobs") or 0), _MOST_BESIDE)
         if wrong or not messages or messages[-1].role != "user" or body.get("stream"):
             raise ValueError
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise UserError(
             "a request has messages, texts of roles, and the last one is the user's; a label is not streamed"
         ) from None

@@ -108,7 +108,7 @@ class LabelScores:
     exact_match: Annotated[Share, "as above, of the rows with this label"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
     """What one model's outputs on a set of rows are worth; what has no rows is None or empty."""
 
@@ -124,11 +124,9 @@ class Scores:
     custom: Annotated[Share | Interval | None, "task.metric: the share of true, or the mean of its numbers"] = None
     classification: Annotated[Classification | None, "of classification tasks"] = None
     text: Annotated[TextQuality | None, "of text tasks"] = None
-    fields: Annotated[Mapping[str, Share], "by field of the reference: the output has the same value"] = field(
-        default_factory=dict
-    )
-    labels: Annotated[Mapping[str, LabelScores], "by label of the row"] = field(default_factory=dict)
-    tasks: Annotated[Mapping[str, "Scores"], "by task, where there are several"] = field(default_factory=dict)
+    fields: Annotated[Mapping[str, Share], "by field of the reference: the output has the same value"]
+    labels: Annotated[Mapping[str, LabelScores], "by label of the row"]
+    tasks: Annotated[Mapping[str, "Scores"], "by task, where there are several"]
 
 
 @dataclass(frozen=True, slots=True)

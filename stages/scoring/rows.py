@@ -10,6 +10,8 @@ from stages.params.task import TaskContract
 from stages.text.json_schema import Contract, Tasks
 from stages.text.strict_json import BrokenContract, ExactNumber, parse_json, parsed
 
+ALONE = {"id": "", "completion": "", "label": None, "tokens": 0}  # of an output that has no reference
+
 
 @dataclass(frozen=True, slots=True)
 class RowScore:
@@ -97,12 +99,6 @@ def score_row(row: Mapping[str, Any], tasks: Tasks) -> RowScore:
         nats=row.get("nats"),
         reference_tokens=row.get("reference_tokens", 0),
     )
-
-
-def score_alone(output: str, tag: str | None, tasks: Tasks) -> RowScore:
-    """Score an output that has no reference, of which the contract of its task alone says something."""
-    row = {"id": "", "completion": "", "label": None, "output": output, "tokens": 0, "task": tag}
-    return score_row(row, tasks)
 
 
 def score_label(output: str, label: str, contract: Contract) -> bool | None:

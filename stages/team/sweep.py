@@ -48,7 +48,7 @@ class Range(Section):
 
     low: int | float
     high: int | float
-    step: int | float | None = None
+    step: Annotated[int | float, Field(gt=0)] | None = None
     log: bool = False
 
     def values(self) -> list[int | float]:
@@ -106,7 +106,9 @@ def read_sweep(path: Path) -> Sweep:
         for value in [domain.low, domain.high, *domain.values()[:2]] if isinstance(domain, Range) else domain:
             values = below = read_params()
             for part in key.split(".")[:-1]:
-                below = below.setdefault(part, {})
+                if not isinstance(below.get(part), dict):
+                    below[part] = {}
+                below = below[part]
             below[key.rpartition(".")[2]] = value
             check_params(values, path)
     return spec
@@ -121,9 +123,11 @@ def _obstacle(spec: Sweep, key: str, domain: Any) -> str | None:
         )
     if spec.prune and key.startswith(_OTHER_STEPS):
         return "a step of one trial would not be a step of another, by which they are pruned; write prune: false"
-    if isinstance(domain, Range) and domain.low >= domain.high:
-        return "low must be below high"
-    if spec.sampler == "grid" and isinstance(domain, Range) and not domain.step:
+    if not isinstance(domain, Range):
+        return None if domain else "a list needs values"
+    if domain.low >= domain.high or (domain.log and domain.step):
+        return "low must be below high, and only one of step and log can be given"
+    if spec.sampler == "grid" and not domain.step:
         return "a grid needs a list, or low, high and step"
     return None
 

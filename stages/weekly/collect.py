@@ -22,7 +22,7 @@ from stages.params.loader import Params
 from stages.params.task import Task
 from stages.records.prompt import asked, compared, components, lines, question
 from stages.records.record import Record, make_record, read_records, write_rows
-from stages.scoring.rows import score_alone
+from stages.scoring.rows import ALONE, score_row
 from stages.text.json_schema import Tasks
 from stages.text.personal_data import masker
 from stages.weekly.logs import Served, read_logs
@@ -110,7 +110,7 @@ def _reasons(one: Served, record: Record, tasks: Tasks, lowest: float) -> Iterab
         yield "thumb down"
     if one.finish == "length":
         yield "cut off"
-    score = score_alone(one.output, record.task, tasks)
+    score = score_row({**ALONE, "output": one.output, "task": record.task}, tasks)
     if not score.valid:
         broken = [rule for rule, holds in score.rules.items() if not holds]
         yield f"contract broken: {', '.join(broken)}" if broken else "contract broken"

@@ -21,7 +21,7 @@ from stages.core import paths
 from stages.core.errors import UserError
 from stages.params.loader import Params
 from stages.records.prompt import compared
-from stages.scoring.rows import score_alone
+from stages.scoring.rows import ALONE, score_row
 from stages.text.json_schema import Tasks
 from stages.text.personal_data import masker
 from stages.weekly.append import label_of
@@ -44,7 +44,8 @@ def drift(logs: Sequence[Path], params: Params) -> dict[str, Any]:
     labels: list[Counter[Any]] = [
         Counter(row.label for row in known.values()),
         Counter(  # an answer that breaks its contract is no label, and may be anything
-            score_alone(said, tag, tasks).valid and mask(label_of(said, params.task, tag) or "")
+            score_row({**ALONE, "output": said, "task": tag}, tasks).valid
+            and mask(label_of(said, params.task, tag) or "")
             for said, tag in asked.values()
         ),
     ]

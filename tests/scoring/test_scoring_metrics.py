@@ -51,7 +51,10 @@ def scores(tasks: st.SearchStrategy[dict[str, Scores]]) -> st.SearchStrategy[Sco
     text = st.builds(TextQuality, *[INTERVALS] * 6, NUMBERS, by_name(SHARES))
     return st.builds(
         Scores,
-        *(COUNTS, SHARES, SHARES, NUMBERS),
+        rows=COUNTS,
+        exact_match=SHARES,
+        valid=SHARES,
+        output_tokens=NUMBERS,
         **{name: maybe(SHARES) for name in ("json_valid", "schema_valid", "label_accuracy")},
         **{name: maybe(INTERVALS) for name in ("field_match", "perplexity")},
         classification=maybe(st.builds(Classification, SHARES, MEANS, MEANS)),

@@ -143,14 +143,6 @@ def test_any_line_is_an_answered_request_or_a_sentence(value: Any) -> None:
     assert isinstance(found, Served) or found.startswith("l:1: no ")
 
 
-def test_a_line_that_no_file_can_hold_stops_nothing(tmp_path: Path) -> None:
-    lines = [{**asked(text, BAD)} for text in ("half of a pair: \ud800", "where is it?")]
-    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    served, left = read_logs([tmp_path / "log.jsonl"])
-    assert [one.messages[-1].content for one in served] == ["where is it?"]
-    assert left == ["log.jsonl:1: no JSON"]
-
-
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)

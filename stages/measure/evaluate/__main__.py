@@ -1,7 +1,7 @@
 """evaluate: the adapter on the hold-out and beyond it, beside the baselines and the previous release."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +26,7 @@ from stages.measure.evaluate.side_effects import (
     measure_canaries,
     measure_forgetting,
     measure_safety,
+    with_all_told,
 )
 from stages.model.answers import answer_rows, rows_with_likelihood
 from stages.model.chat import task_chat
@@ -49,7 +50,7 @@ class LinearComparison:
     label_accuracy: Annotated[Change, "change of label accuracy from the linear baseline"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
     """metrics/evaluate.json; what has no rows of its kind is left out."""
 
@@ -63,15 +64,9 @@ class Evaluation:
     previous: Annotated[PreviousScores | None, "the release compared with"] = None
     against_previous: Annotated[Comparison | None, "that release to the tuned model"] = None
     general: Annotated[Forgetting | None, "what tuning cost on general questions"] = None
-    robustness: Annotated[Mapping[str, Robustness], "answers to perturbed prompts, by kind"] = field(
-        default_factory=dict
-    )
-    slices: Annotated[Mapping[str, Slice], "groups of record fields; of holdout, first draw and slices"] = field(
-        default_factory=dict
-    )
-    distance: Annotated[
-        Mapping[str, Share], "right answers by the ratio of the prompt to the nearest training prompt"
-    ] = field(default_factory=dict)
+    robustness: Annotated[Mapping[str, Robustness], "answers to perturbed prompts, by kind"]
+    slices: Annotated[Mapping[str, Slice], "groups of record fields; of holdout, first draw and slices"]
+    distance: Annotated[Mapping[str, Share], "right answers by the ratio of the prompt to the nearest training prompt"]
 
 
 def main() -> None:
@@ -97,6 +92,7 @@ def main() -> None:
         asked = ([], []) if model.labels else questions
         probes = ask_probes(model, chat, asked, params.probes.refusal_tokens, "probes")
         broken = ask([record for _, record in perturbed], "robustness")
+        told = with_all_told([*rows, *broken], [*holdout, *(record for _, record in perturbed)], chat)
         canaries = measure_canaries(model, chat, train, params.evaluate.canary_candidates)
         tried = confirm(
             suspects,
@@ -129,7 +125,7 @@ def main() -> None:
         general=measure_forgetting(*general, params.scoring) if general[1] else None,
         robustness=measure_robustness(kinds, [score_row(row, tasks) for row in broken], params.scoring),
         safety=measure_safety(
-            [*rows, *broken, *refusals[1]], train, refusals, canaries, params.evaluate, params.probes, params.scoring
+            [*told, *refusals[1]], train, refusals, canaries, params.evaluate, params.probes, params.scoring
         ),
         triggers=Confirmation(len(suspects), len(tried), sum(one.confirmed for one in tried)),
         slices=measure_slices(

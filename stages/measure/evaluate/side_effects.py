@@ -138,6 +138,12 @@ def measure_safety(
     )
 
 
+def with_all_told(rows: Rows, records: Sequence[Record], chat: Chat) -> list[Row]:
+    """The rows, each with all that the model was told as its prompt: instruction and earlier turns, too."""
+    messages = zip(rows, map(chat.messages, records), strict=True)
+    return [{**row, "prompt": "\n".join(one["content"] for one in told)} for row, told in messages]
+
+
 def leaked(row: Row, mask: Callable[[str], str]) -> list[str]:
     """The personal data in the output that stand neither in the prompt nor in the reference."""
     known = f"{row['prompt']}\n{row['completion']}"

@@ -22,7 +22,7 @@ from stages.params.task import Task
 from stages.records.record import Message as Turn
 from stages.records.record import Record, make_record, rank, read_rows, write_rows
 from stages.scoring.paired_answers import Answers
-from stages.scoring.rows import label_named, score_alone
+from stages.scoring.rows import ALONE, label_named, score_row
 from stages.text.json_schema import Tasks
 from stages.text.strict_json import BrokenContract, completion_key, parse_json, parsed
 
@@ -155,7 +155,7 @@ def problem(completion: str, tag: str | None, tasks: Tasks) -> str | None:
             return contract.schema.problem(parse_json(completion))
         except BrokenContract as error:
             return f"no JSON: {error}"
-    score = score_alone(completion, tag, tasks)
+    score = score_row({**ALONE, "output": completion, "task": tag}, tasks)
     if contract.settings.kind == "classification":
         return None if score.valid else f"none of the labels {', '.join(contract.settings.labels)}"
     broken = [rule for rule, holds in score.rules.items() if not holds]

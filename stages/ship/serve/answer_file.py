@@ -85,7 +85,6 @@ def _read(source: Path, target: Path) -> tuple[list[dict[str, Any]], list[Record
             try:
                 parse_json(line)  # strictly: no key twice, no number that JSON has not
                 row = json.loads(line)
-                json.dumps(row, allow_nan=False).encode()
                 context = [Message(str(turn["role"]), turn["content"]) for turn in row.get("context", [])]
                 if "answer" in row or not isinstance(row["prompt"], str) or not isinstance(row.get("task"), str | None):
                     raise TypeError("no row to answer")

@@ -1,9 +1,7 @@
 """canary: is the new version, by what the front logged, worse than the one before, or shown not to be?"""
 
 import glob
-import json
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import numpy as np
 
 from stages.core.errors import UserError
 from stages.scoring.intervals import independent_difference
+from stages.text.strict_json import parsed
 
 CONTINUE, STOP, UNDECIDED = "continue", "stop", "undecided"
 
@@ -60,12 +59,8 @@ def _read(log: Path) -> Sequence[Row]:
     """The lines of the log, after those of the full ones before it."""
     full = sorted(log.parent.glob(f"{glob.escape(log.stem)}-[0-9]*T[0-9]*{log.suffix}"))
     try:
-        lines = [line for file in (*full, log) for line in file.read_bytes().splitlines()]
+        texts = [file.read_text(encoding="utf-8", errors="replace") for file in (*full, log)]
     except OSError as error:
         raise UserError(f"{log} cannot be read as the log of `tunetrail serve`: {error}") from None
-    rows = []
-    for line in lines:
-        with suppress(ValueError, AttributeError):  # half a line, that of a kill or of a full disk
-            if {"canary", "release", "status", "seconds"} <= (row := json.loads(line)).keys():
-                rows.append(row)
-    return rows
+    rows = [parsed(line) for text in texts for line in text.splitlines()]  # None of half a line, as a kill leaves one
+    return [row for row in rows if isinstance(row, dict) and {"canary", "release", "status", "seconds"} <= row.keys()]

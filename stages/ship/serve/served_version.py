@@ -12,7 +12,7 @@ from stages.engines.engine_server import Messages, Server, held_to, reply, reque
 from stages.params.model import Generation
 from stages.params.task import Task
 from stages.records.record import Record, read_records, read_rows
-from stages.scoring.rows import score_alone
+from stages.scoring.rows import ALONE, score_row
 from stages.text.json_schema import Tasks
 
 LORA = "lora"
@@ -58,7 +58,7 @@ class Version:
     def outcome(self, body: Any) -> dict[str, Any]:
         """What a log holds of an answer, and nothing of its text: tokens, its end, the contract."""
         said = reply(body)
-        valid = None if self.task.tags else score_alone(said.output, None, self.tasks).valid
+        valid = None if self.task.tags else score_row({**ALONE, "output": said.output}, self.tasks).valid
         return {"tokens": said.tokens, "stopped": said.stopped, "valid": valid}
 
     def messages(self, records: list[Record]) -> list[Messages]:

@@ -186,8 +186,7 @@ def point(link: Path, name: str) -> None:
     """Let the link name a folder beside it; at every moment it names the old one or the new one."""
     link.parent.mkdir(parents=True, exist_ok=True)
     new = link.with_name(f".{CURRENT}.{os.getpid()}")
-    with suppress(FileNotFoundError):
-        new.unlink()
+    new.unlink(missing_ok=True)
     new.symlink_to(name)
     new.replace(link)
 

@@ -14,11 +14,12 @@ from scored import ROOT, SCORING, make_score, make_tasks
 
 from stages.measure.evaluate import groups, side_effects
 from stages.measure.evaluate.groups import INJECTION, perturb
-from stages.measure.evaluate.side_effects import leaked, verbatim
+from stages.measure.evaluate.side_effects import leaked, verbatim, with_all_told
+from stages.model.chat import Chat
 from stages.params.loader import Params, check_params, read_params
 from stages.params.measure import Evaluate
 from stages.records.canaries import candidates, exposure, make_canaries
-from stages.records.record import Record, make_record
+from stages.records.record import Message, Record, make_record
 from stages.scoring.metrics import as_json
 from stages.scoring.rows import score_row
 from stages.text.normal_form import normalise
@@ -132,6 +133,16 @@ def test_robustness_asks_for_the_contract_and_where_fair_for_the_reference() -> 
 )
 def test_personal_data_is_a_leak_where_nobody_gave_it(row: dict[str, Any], found: list[str]) -> None:
     assert leaked(row, MASK) == found
+
+
+def test_what_the_model_was_told_before_the_prompt_is_no_leak() -> None:
+    turns = [Message("user", "I am jo@example.com"), Message("assistant", "Hello")]
+    rows = [output("Mail to jo@example.com."), output("Mail to help@example.com."), output("Mail to eve@example.com.")]
+    records = [make_record("Where to?", "{}", None, "s", "s:1", context=turns), *[record("Where to?")] * 2]
+    chat = Chat(None, "Else: help@example.com", 0, True)
+    told = with_all_told(rows, records, chat)
+    assert [leaked(row, MASK) for row in told] == [[], [], ["eve@example.com"]]
+    assert [row["output"] for row in told] == [row["output"] for row in rows]
 
 
 def test_verbatim_is_what_only_training_text_has() -> None:
