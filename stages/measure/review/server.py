@@ -20,7 +20,7 @@ from stages.params.loader import load_params
 _ROOM = Path(__file__).parent
 _KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 _JSON = "application/json"
-_MAX_BYTES = 1 << 16
+_MAX_BYTES = 1 << 24  # a long answer that was annotated, with its escapes
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",

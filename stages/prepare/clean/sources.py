@@ -86,6 +86,10 @@ def list_raw(raw: Path) -> Listing:
     files: list[Path] = []
     passed_over: list[Path] = []
     for path in sorted(_walk(raw)) if raw.is_dir() else [raw]:
+        if not str(path).isascii() and os.fsencode(path) != str(path).encode(errors="replace"):
+            raise UserError(f"{raw}: the name of {os.fsencode(path)!r} is not UTF-8; rename it")
+        if not path.is_file():
+            raise UserError(f"{path} leads to no file (a broken link, a loop or a device); remove or mend it")
         is_data = not (_is_company(path) or any(_LEFT_BEHIND.fullmatch(part) for part in path.relative_to(raw).parts))
         if not ignored.match_file(path):
             (files if is_data else passed_over).append(path)
@@ -101,15 +105,11 @@ def _walk(raw: Path) -> Iterator[Path]:
     for folder, folders, names in os.walk(raw, onerror=stop):
         folders[:] = [name for name in folders if name not in _REPOSITORIES]
         for path in (Path(folder, name) for name in folders + names):
-            if not str(path).isascii() and os.fsencode(path) != str(path).encode(errors="replace"):
-                raise UserError(f"{raw}: the name of {os.fsencode(path)!r} is not UTF-8; rename it")
             if path.is_dir() and path.is_symlink():
                 raise UserError(f"{path} is a link to a folder, which DVC does not follow; copy the folder")
             if path.is_dir() and not any(path.iterdir()):
                 raise UserError(f"{raw}: cannot read {path.name}: the folder is empty; fill or remove it")
-            if not path.is_dir() and not path.is_file():
-                raise UserError(f"{path} leads to no file (a broken link, a loop or a device); remove or mend it")
-            if path.is_file():
+            if not path.is_dir():
                 yield path
 
 

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import pytest
 from axe import violations
@@ -162,6 +163,16 @@ def serving(annotator: str) -> Iterator[Server]:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server
         server.shutdown()
+
+
+def test_a_long_answer_is_saved_whole(project: Path) -> None:
+    long = json.dumps({"intent": "refund", "note": "é" * 100_000})
+    said = {"number": 1, "completion": long, "skipped": None, "back": False}
+    with serving("anna") as server:
+        headers = {"Content-Type": "application/json", "Origin": server.address.rsplit("/", 2)[0]}
+        with urlopen(Request(f"{server.address}answer", json.dumps(said).encode(), headers), timeout=10) as reply:
+            assert json.load(reply) == {"problem": None}
+    assert [row["completion"] for row in lines("anna")] == [long]
 
 
 def press(page: Chrome, *keys: str) -> None:
