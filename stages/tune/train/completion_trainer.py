@@ -15,6 +15,7 @@ from stages.tune.train import devices
 from stages.tune.train.adapters import orthogonality_penalty
 from stages.tune.train.examples import Examples, SeededBatches
 from stages.tune.train.fused.attention import sees_all_before
+from stages.tune.train.fused.private_names import write_logits_out
 from stages.tune.train.plan import Plan
 
 OUT_OF_MEMORY = (
@@ -73,6 +74,7 @@ class CompletionTrainer(SeededRows, SFTTrainer):  # type: ignore[misc]
         self._seen: torch.Tensor | None = None
         self._shares = plan.packing and sees_all_before(model.config.get_text_config()) and not self.aux_loss_enabled
         if self.accelerator.device.type == "cpu":
+            write_logits_out()
             causal_of(model).base_model.register_forward_pre_hook(self._show_prefix, with_kwargs=True)
             causal_of(model).base_model.register_forward_hook(self._keep_counted)
 

@@ -1,9 +1,10 @@
-"""Every name that the fused path reads of torch, transformers, PEFT and bitsandbytes and that they do not document.
+"""Every name that training reads of transformers, PEFT, TRL and bitsandbytes and that they do not document.
 
 A new version of theirs may rename any of them; a test looks up all, and the proof before training finds what changed
 its meaning.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import FunctionType, MethodType
 from typing import Any
@@ -96,3 +97,44 @@ def dense_weight(layer: Any) -> torch.Tensor:
 
     dense: torch.Tensor = dequantize_4bit(layer.weight.data, state)
     return dense
+
+
+_LOGITS_AT_ONCE = 1 << 25  # 128 MiB in float32
+
+
+def write_logits_out() -> None:
+    """TRL: its log-probabilities, of which a processor computes a row of few tokens in a fraction of the time at once.
+
+    TRL takes the vocabulary in chunks, computes each twice and multiplies what goes back in float32.
+    """
+    from trl.trainer import utils
+
+    chunked = utils._ChunkedLogProbFunction
+
+    class LogProbs:
+        @staticmethod
+        def apply(
+            hidden: torch.Tensor,
+            weight: torch.Tensor,
+            bias: torch.Tensor | None,
+            targets: torch.Tensor,
+            temperature: float,
+            chunk: int,
+            cap: float | None,
+            scale: float,
+            outputs: Sequence[str],
+        ) -> Any:
+            known = {"log_probs", "entropy", "is_top1"}
+            if hidden.is_cuda or len(hidden) * len(weight) > _LOGITS_AT_ONCE or not set(outputs) <= known:
+                return chunked.apply(hidden, weight, bias, targets, temperature, chunk, cap, scale, outputs)
+            logits = torch.nn.functional.linear(hidden, weight, bias).float()
+            logits = logits * scale if scale != 1 else logits
+            logits = torch.tanh(logits / cap) * cap if cap else logits
+            log_probs = (logits / temperature if temperature != 1 else logits).log_softmax(-1)
+            apart = log_probs.detach()
+            entropy = -(apart.exp() * apart).sum(-1) if "entropy" in outputs else None
+            is_top1 = logits.argmax(-1) == targets if "is_top1" in outputs else None
+            return log_probs.gather(-1, targets[:, None])[:, 0], entropy, None, None, is_top1
+
+    if chunked.__name__ != LogProbs.__name__:
+        utils._ChunkedLogProbFunction = LogProbs

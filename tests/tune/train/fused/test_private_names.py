@@ -26,6 +26,7 @@ from stages.tune.train.fused.private_names import (
     plain_lora,
     rotary_function,
     with_rotary_function,
+    write_logits_out,
 )
 
 SIZES: dict[str, Any] = {
@@ -41,7 +42,7 @@ SIZES: dict[str, Any] = {
 ROOT = Path(__file__).parents[4]
 NAMES = (
     r"_attn_implementation|cast_input_dtype_enabled|lora_variant|lora_dropout|base_layer|quant_state"
-    r"|variance_epsilon|co_names|__globals__"
+    r"|variance_epsilon|co_names|__globals__|_ChunkedLogProbFunction"
 )
 
 
@@ -129,3 +130,27 @@ def test_no_other_file_reads_them() -> None:
     for file in files:
         for name in private.findall(file.read_text("utf-8")):
             assert name in ("_Adapted", "_exit"), f"{file.name} reads {name}"
+
+
+@pytest.mark.parametrize(("bias", "cap", "scale", "temperature"), [(False, None, 1.0, 1.0), (True, 3.0, 0.5, 0.7)])
+def test_log_probabilities_at_once_are_those_of_trl(
+    bias: bool, cap: float | None, scale: float, temperature: float
+) -> None:
+    from trl.kernels import ChunkedLogProbFunction
+    from trl.trainer import utils
+
+    write_logits_out()
+    write_logits_out()  # as each trainer of a process does
+    assert utils._ChunkedLogProbFunction is not ChunkedLogProbFunction
+    generator, found = torch.Generator().manual_seed(1), []
+    hidden, weight = (torch.randn(count, 8, generator=generator) for count in (9, 50))
+    added, targets = torch.randn(50, generator=generator), torch.randint(0, 50, (9,), generator=generator)
+    for function in (utils._ChunkedLogProbFunction, ChunkedLogProbFunction):
+        given = [one.clone().requires_grad_() for one in (hidden, weight, added)]
+        options = (targets, temperature, 32, cap, scale, ("log_probs", "entropy", "is_top1"))
+        said = function.apply(given[0], given[1], given[2] if bias else None, *options)
+        (said[0] * torch.arange(9)).sum().backward()
+        assert said[2] is said[3] is None
+        found.append([said[0], said[1], said[4], *(one.grad for one in given[: 2 + bias])])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
