@@ -131,8 +131,8 @@ def _json(path: Path) -> Any:
 
 
 def _table(path: Path, separator: str) -> pd.DataFrame:
-    """A table of text as it stands: a label may be "null" or empty."""
-    return pd.read_csv(_there(path), sep=separator, dtype=str, keep_default_na=False)
+    """A table of text as it stands: a label may be "null" or empty, or hold a carriage return."""
+    return pd.read_csv(_there(path), sep=separator, dtype=str, keep_default_na=False, lineterminator="\n")
 
 
 def _there(path: Path) -> Path:

@@ -201,9 +201,8 @@ class Front:
             if answer is None:
                 return _refusal(502, "the engine does not answer"), {"status": 502}
             if request.transport:
-                request.transport.abort()  # a stream has no other way to say that it is not whole
-            left = isinstance(error, ClientConnectionResetError)  # the client, by which no version failed
-            return answer, {"status": 499 if left else 502}
+                request.transport.abort()  # a stream that is not whole can say so in no other way; 499: its client left
+            return answer, {"status": 499 if isinstance(error, ClientConnectionResetError) else 502}
 
     def _record(self, row: dict[str, Any]) -> None:
         try:

@@ -18,7 +18,7 @@ from stages.core.files import atomic, read_json, tree_digest
 from stages.engines.engine_server import Server, call, serving
 from stages.ship.serve.front import Front, Target
 from stages.ship.serve.served_version import LORA, Version
-from stages.ship.serve.smoke import get, smoke, table
+from stages.ship.serve.smoke import smoke, table
 
 CURRENT = "current"
 _GOLDEN, _LOOK_EVERY = 5, 0.2
@@ -145,8 +145,7 @@ def _canary(text: str) -> tuple[str, float]:
 def follow(front: Front, start: Start, live: str, link: Path | None, stopped: threading.Event) -> None:
     """Bring what the link names to the front; a version that does not come up changes nothing, and the link goes back.
 
-    `live` names what the front has; without the link it is served on. Raises UserError when an engine ends by itself;
-    where that is the canary's, the version beside it answers all requests.
+    `live` names what the front has, served on without the link. Raises UserError when an engine but a canary's ends.
     """
     while not stopped.wait(_LOOK_EVERY):
         for target in front.targets:
@@ -194,12 +193,11 @@ def point(link: Path, name: str) -> None:
 def switch(version: Version, link: Path, url: str | None) -> str:
     """Point `current` at a fetched version; with the front's address, wait until that serves it.
 
-    Raises UserError, and changes nothing, when no front that is well answers there; Refusal when the version did not
-    come up, and the one before is served on.
+    Raises UserError when no front answers there; Refusal when the version did not come up: the old one is served on.
     """
     name, server = version.tree.name, Server(f"{url}".rstrip("/").removesuffix("/v1"), version.id, version.engine)
-    if url and "release" not in (get(server, "/health") or ()):
-        raise UserError(f"--url {url}: no `tunetrail serve` that is well answers there")
+    if url and "release" not in call(server, "/health"):
+        raise UserError(f"--url {url}: what answers there is no `tunetrail serve`")
     point(link, name)
     if url is None:
         return f"{CURRENT} is {name}; `tunetrail serve {CURRENT}` takes it"

@@ -67,18 +67,10 @@ def table(checks: Sequence[Check]) -> str:
     return "\n".join(f"{'ok    ' if one.passed else 'FAILED'}  {one.name:<18} {one.detail}" for one in checks)
 
 
-def get(server: Server, path: str) -> Any:
-    """What a GET replies; None when that is no JSON or there is no reply."""
-    try:
-        return call(server, path)
-    except EngineError:
-        return None
-
-
 def models(server: Server) -> list[str]:
     try:
-        return [str(row["id"]) for row in get(server, "/v1/models")["data"]]
-    except (KeyError, TypeError):
+        return [str(row["id"]) for row in call(server, "/v1/models")["data"]]
+    except (EngineError, KeyError, TypeError):
         return []
 
 

@@ -4,6 +4,8 @@ from typing import Any
 from scored import make_score, make_tasks
 
 from stages.measure.evaluate.groups import NO_ANSWER, write_confusion
+from stages.report.__main__ import _table
+from stages.report.tables import confusion_table
 from stages.scoring.rows import RowScore
 
 
@@ -34,6 +36,14 @@ def test_one_line_a_row_and_no_free_text(tmp_path: Path) -> None:
         f"cancel,{NO_ANSWER}",
         f"cancel,{NO_ANSWER}",
     ]
+
+
+def test_the_report_reads_what_was_written(tmp_path: Path) -> None:
+    odd = ["car\rriage", "new\nline", 'a, "quoted" label', "null", "", " ä "]
+    lines(tmp_path, [score("refund", {"intent": label}) for label in odd])
+    found = _table(tmp_path / "confusion.csv", ",")
+    assert found["predicted"].tolist() == odd
+    assert confusion_table(found) is not None
 
 
 def test_labels_have_lines_and_texts_have_none(tmp_path: Path) -> None:

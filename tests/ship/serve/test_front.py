@@ -26,7 +26,7 @@ from stages.ship.serve.served_version import Version
 from stages.ship.serve.serving_loop import follow, point, switch
 
 HELLO = [{"role": "user", "content": "secret words"}]
-SWITCHES, CLIENTS = 20, 4
+SWITCHES, CLIENTS, GONE = 20, 4, "http://127.0.0.1:1"
 
 
 @pytest.fixture(scope="module")
@@ -286,8 +286,8 @@ def test_a_switch_asks_the_front_first(version: Version, tmp_path: Path) -> None
     link = tmp_path / "current"
     point(link, "v1")
     with stubbed(version) as (stub, _):  # well, and no front
-        for url in (f"http://127.0.0.1:{stub.server_port}", "http://127.0.0.1:1/v1"):
-            with pytest.raises(UserError, match="no `tunetrail serve` that is well answers there"):
+        for url, said in ((f"http://127.0.0.1:{stub.server_port}/v1", "no `tunetrail serve`"), (GONE, "be asked")):
+            with pytest.raises(UserError, match=said):
                 switch(version, link, url)
     assert link.readlink().name == "v1"
 
