@@ -7,6 +7,7 @@ nested, and as what, is found by looking for `messages` or `prompt` and for `cho
 """
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -82,13 +83,15 @@ def _served(line: bytes, place: str) -> Served | str:
     request = next(asking, None)
     reply = next((one for one in _parts(content, _REPLY) if one.get("choices")), content)
     messages = _messages(request)
-    choice = _first(reply.get("choices"))
+    choices = reply.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else None
     message = choice.get("message") if choice else None
     said = message.get("content") if isinstance(message, dict) else choice.get("text") if choice else None
     own = content["answer"] if isinstance(content.get("answer"), dict) else {}  # a row of `tunetrail answer`
     output = _text(said) if said is not None else own.get("output", content.get("output"))
-    if request is None or not messages or messages[-1].role != "user":
-        return f"{place}: no request that ends with what a user asked"
+    # As in a record, or `append` would leave out what people have answered.
+    if request is None or not re.fullmatch("(system )?(user assistant )*user", " ".join(one.role for one in messages)):
+        return f"{place}: no request in which user and assistant take turns, the last of them the user's"
     if not isinstance(output, str):
         return f"{place}: no answer"
     feedback, correction = _opinion(content)
@@ -148,10 +151,6 @@ def _text(content: Any) -> str | None:
     if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
         return "".join(str(part.get("text", "")) for part in content)
     return content if isinstance(content, str) else None
-
-
-def _first(choices: Any) -> dict[str, Any] | None:
-    return choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else None
 
 
 def _log_probability(choice: Mapping[str, Any]) -> float | None:

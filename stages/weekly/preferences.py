@@ -42,13 +42,14 @@ def write_preferences(files: Sequence[Path], params: Params, name: str) -> str:
     A correction makes a pair: what should have been said before what was said. A thumb makes a single answer.
     Raises UserError when a file has neither, nobody said anything in them, or NAME.jsonl is there.
     """
-    target = _target(name)
-    rows = [row for file in files for asked in _annotated(file) or _logged(file, params) for row in _said(asked)]
+    target, left = _target(name), list[str]()
+    rows = [row for file in files for asked in _annotated(file) or _logged(file, params, left) for row in _said(asked)]
     if not rows:
         raise UserError("nobody corrected an answer or gave a thumb in these files; there is nothing to learn from")
     write_rows(target, rows)
     pairs = sum("chosen" in row for row in rows)
-    return f"{pairs} pairs and {len(rows) - pairs} thumbs in {target}"
+    more = f"; left out: {left[0]}, and {len(left) - 1} more lines" if left else ""
+    return f"{pairs} pairs and {len(rows) - pairs} thumbs in {target}{more}"
 
 
 def _annotated(file: Path) -> list[dict[str, Any]]:
@@ -64,9 +65,11 @@ def _annotated(file: Path) -> list[dict[str, Any]]:
     return [row | {"thumb": False if "thumb down" in (row.get("kept_because") or ()) else None} for row in rows]
 
 
-def _logged(file: Path, params: Params) -> Iterator[dict[str, Any]]:
+def _logged(file: Path, params: Params, left: list[str]) -> Iterator[dict[str, Any]]:
     mask = masker(params.clean.mask_personal_data, params.clean.phone_region, params.clean.ner_model)
-    for one in read_logs([file])[0]:
+    found, unread = read_logs([file])
+    left += unread
+    for one in found:
         kept = Kept(record_of_request(one, params.task, mask), one, mask(one.output), ())
         yield inbox_row(kept, file.stem) | {"thumb": one.feedback}
 

@@ -269,6 +269,15 @@ def test_half_a_character_or_a_number_beyond_all_costs_its_own_line_at_most(proj
     assert said.count("no UTF-8 text: it has an unpaired surrogate") == 2
 
 
+@pytest.mark.parametrize("before", [["assistant"], ["user"], ["user", "assistant", "system"], ["system", "system"]])
+def test_turns_that_no_record_can_hold_are_left_out_before_people_answer_them(project: Path, before: list[str]) -> None:
+    odd = asked("Where is my lamp")
+    odd["request"]["messages"] = [{"role": role, "content": "Well"} for role in [*before, "user"]]
+    said, rows = run(project, odd, asked("What of the two yellow chairs", BAD))
+    assert [row["prompt"] for row in rows] == ["What of the two yellow chairs"]
+    assert "log.jsonl:1: no request in which user and assistant take turns" in said
+
+
 @pytest.mark.parametrize("week", ["../../x", "a/b", "week 48", "x" * 91])
 def test_a_week_is_a_name_that_append_takes_as_a_source(project: Path, week: str) -> None:
     (project / "log.jsonl").write_text(json.dumps(asked("Where is my lamp", BAD)))

@@ -77,6 +77,14 @@ def test_lines_end_at_line_feeds_and_what_is_no_text_is_named(said: Any, tmp_pat
             said(file)
 
 
+def test_lines_that_are_left_out_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    log = write(tmp_path / "log.jsonl", {"level": "info"}, logged("Hello", "hi", feedback="up"), {"level": "info"})
+    told = write_preferences([log], load_params("clean", "task", path=ROOT / "params.yaml"), "may")
+    assert told.startswith("0 pairs and 1 thumbs in data/preferences/may.jsonl; left out: log.jsonl:1: no request in")
+    assert told.endswith(", and 1 more lines")
+
+
 def test_what_says_nothing_and_a_name_that_is_taken_are_refused(said: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nobody corrected"):
         said(write(tmp_path / "log.jsonl", logged("Hello", "hi")))

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 _FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 _COMPRESSED = (".gz", ".zst")
-_SAVED = (".arrow", ".json")  # what a data set saved on disk is of
 _NO_DATA = {".gitattributes", ".gitignore", "LICENSE", "README.md", "dataset_dict.json"}
 _REPOSITORIES = (".dvc", ".git", ".hg")  # folders that DVC passes over
 _IGNORED = Path(".dvcignore")
@@ -129,7 +128,7 @@ def find_files(raw: Path, sources: Mapping[str, Source]) -> list[RawFile]:
         # Beside the files of a saved data set lie rows of their own, such as those that `append` wrote.
         if _format(path):
             units[path] = None
-        elif path.suffix in _SAVED and path != raw and is_saved(path.parent):
+        elif path.suffix in (".arrow", ".json") and path != raw and is_saved(path.parent):
             units[path.parent] = None
         else:
             unread.append(path.name)
