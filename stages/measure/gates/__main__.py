@@ -154,10 +154,11 @@ def _not_there(gate: Gate, catalogue: Catalogue) -> str | None:
         return f"{gate.model} is not among quantize.formats: it was not made"
     if gate.model == "adapter" and Key("train", "labels") in catalogue and gate.metric.startswith(_BEYOND_LABELS):
         return "train.head is label: such a model answers nothing but labels"
+    known = any((key.model, key.metric) == (gate.model, gate.metric) for key in catalogue)  # else it is misspelt
     if gate.against and gate.model in models and (gate.model, gate.against) not in pairs:
-        if gate.against == "previous":
+        if gate.against == "previous" and known:
             return "first release: there is no previous one to compare with"
-        if gate.against == "sft":
+        if gate.against == "sft" and known:
             return "prefer.objective is sft: the adapter is what SFT made"
         if gate.against == "linear":
             return "no linear baseline: the rows have no labels to learn"
@@ -189,10 +190,9 @@ def _judge_interval(
         return PASS, f"{measured}: {_RELATION[kind, True]} {threshold:g} over the whole interval"
     if evidence == "for":
         return MARGINAL, f"{measured}: {rows} cannot show {threshold:g} either way"
-    kept = sign * (value - threshold) >= 0
-    if kept:
-        return PASS, f"{measured}: {_RELATION[kind, kept]} {threshold:g}"
-    return MARGINAL, f"{measured}: {_RELATION[kind, kept]} {threshold:g}, but {rows} cannot show that it is"
+    if sign * (value - threshold) >= 0:
+        return PASS, f"{measured}: {_RELATION[kind, True]} {threshold:g}"
+    return MARGINAL, f"{measured}: {_RELATION[kind, False]} {threshold:g}, but {rows} cannot show that it is"
 
 
 def summary(catalogue: Catalogue, gates: dict[str, Any]) -> dict[str, Any]:

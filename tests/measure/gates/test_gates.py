@@ -299,6 +299,13 @@ def test_without_an_objective_there_is_nothing_to_be_better_than() -> None:
     assert (found["state"], found["reason"]) == (PASS, "prefer.objective is sft: the adapter is what SFT made")
 
 
+@pytest.mark.parametrize("against", ["previous", "sft"])
+def test_a_misspelt_metric_does_not_wait_for_the_second_release(against: str) -> None:
+    gate = Gate.model_validate({"model": "adapter", "metric": "exact_mach", "against": against, "minimum": 0})
+    with pytest.raises(UserError, match=f"adapter exact_mach against {against} is not among the metrics"):
+        check_gates({"no_loss": gate}, metrics())
+
+
 def test_a_first_release_has_nothing_to_lose_against() -> None:
     found = compared(None, minimum=0, evidence="against")
     assert found["state"] == PASS
