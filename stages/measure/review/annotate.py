@@ -82,7 +82,7 @@ class Session:
                     "instruction": asked.instruction(self._task),
                     "prompt": asked.conversation(),
                     "answer": row.get("answer") or "",
-                    "reasons": ", ".join(row.get("kept_because", ())),
+                    "reasons": ", ".join(row.get("kept_because") or ()),
                     "draft": row.get("completion") or row.get("answer") or "",
                     "done": said and {"completion": said["completion"], "skipped": said.get("skipped")},
                 }
@@ -132,7 +132,8 @@ def read_annotated(path: Path, inbox: bool = False) -> Rows:
         raise UserError(f"{path} is missing; `tunetrail collect` writes it")
     for number, row in enumerate(read_rows(path, parse_json, "mend it") if path.is_file() else (), start=1):
         try:
-            key = _record(row).id
+            key, texts = _record(row).id, [row.get(name) or "" for name in ("answer", "completion", "task")]
+            "".join([*texts, *(row.get("kept_because") or ()), "" if inbox else row["completion"]])  # all are texts
         except (KeyError, TypeError, AttributeError):
             raise UserError(f"{path}, line {number}: no row of `tunetrail collect`; restore the file") from None
         if key in rows:

@@ -157,6 +157,20 @@ def test_what_is_no_inbox_is_a_sentence(project: Path) -> None:
         session("anna")
 
 
+def test_what_is_no_text_in_a_row_is_named(project: Path) -> None:
+    for wrong in ({"task": ["t"]}, {"answer": 5}, {"completion": [""]}, {"kept_because": 5}, {"kept_because": [1]}):
+        write_rows(INBOX, [{"prompt": "a", "kept_because": None}, {"prompt": "b"} | wrong])
+        with pytest.raises(UserError, match="line 2: no row"):
+            session("anna")
+    write_rows(INBOX, [{"prompt": "a", "kept_because": None}])
+    assert session("anna").state()["rows"][0]["reasons"] == ""
+    for line in ('{"prompt": "a"}', '{"prompt": "a", "completion": null}', '{"prompt": "a", "completion": NaN}'):
+        (INBOX.with_suffix("") / "anna.jsonl").parent.mkdir(exist_ok=True)
+        (INBOX.with_suffix("") / "anna.jsonl").write_text(line)
+        with pytest.raises(UserError, match=r"anna\.jsonl, line 1: "):
+            session("anna")
+
+
 @contextlib.contextmanager
 def serving(annotator: str) -> Iterator[Server]:
     with Server(session(annotator), 0) as server:
