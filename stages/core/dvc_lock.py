@@ -105,10 +105,14 @@ def tracked_outputs(text: bytes, file: str) -> list[Entry]:
 
 def _stage(name: str, raw: dict[str, Any]) -> Stage:
     deps, outs = (tuple(_entry(row) for row in raw.get(kind) or []) for kind in ("deps", "outs"))
-    return Stage(name, str(raw.get("cmd", "")), deps, outs, raw.get("params") or {}, raw)
+    params = {file: dict(values or {}) for file, values in (raw.get("params") or {}).items()}
+    return Stage(name, str(raw.get("cmd", "")), deps, outs, params, raw)
 
 
 def _entry(row: dict[str, Any]) -> Entry:
+    for key, kind in (("md5", str), ("size", int), ("nfiles", int)):
+        if not isinstance(row.get(key), kind | None):
+            raise TypeError(f"{key} of {row['path']} is {row[key]!r}")
     return Entry(str(row["path"]), row.get("md5"), row.get("size"), row.get("nfiles"))
 
 
@@ -176,6 +180,7 @@ def value_at(values: Any, key: str, default: Any = None) -> Any:
 
 def dvc_settings(root: Path) -> dict[str, dict[str, str]]:
     """DVC's configuration, section to key to value: the user's own and the repository's, paths resolved as DVC does."""
+    root = next((folder for folder in (root, *root.absolute().parents) if (folder / ".dvc").is_dir()), root)
     system = os.environ.get("DVC_SYSTEM_CONFIG_DIR") or platformdirs.site_config_dir("dvc", "iterative")
     user = os.environ.get("DVC_GLOBAL_CONFIG_DIR") or platformdirs.user_config_dir("dvc", "iterative")
     settings: dict[str, dict[str, str]] = {}

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import posixpath
+import re
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -35,6 +36,8 @@ _SETTINGS = {
     "tag.forceSignAnnotated": "false",
     "tag.gpgSign": "false",
 }
+# Of a repository that another person owns, and of damaged objects, which git else tells as if they were not there.
+_UNREADABLE = re.compile(r"dubious ownership|^error: ", re.MULTILINE)
 # Git's variables that stay: who commits, and where its configuration lies (it names the folders that git may trust).
 _KEPT_VARIABLES = ("GIT_AUTHOR_", "GIT_COMMITTER_", "GIT_CONFIG_")
 
@@ -82,25 +85,26 @@ class Repository:
     _md5s: dict[str, str] = field(default_factory=dict)
 
     def git(self, *arguments: str, stdin: bytes = b"", check: bool = True) -> str:
-        """Run git in the root and return its output without the last line end.
+        """Run git in the root and return its output without the last line end; empty when it fails without `check`.
 
-        Raises UserError with git's own words when it fails and `check` is set.
+        Raises UserError with git's own words when it fails and `check` is set, or cannot read the repository.
         """
-        done = self._run(*arguments, stdin=stdin)
-        if done.returncode and check:
-            said = done.stderr.decode(errors="replace").strip().removeprefix("fatal: ")
-            raise UserError(f"git {arguments[0]} failed in {self.root}: {said}")
+        done = self._run(*arguments, stdin=stdin, check=check)
         return done.stdout.decode(errors="replace").rstrip("\n") if done.returncode == 0 else ""
 
-    def _run(self, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    def _run(self, *arguments: str, stdin: bytes, check: bool = True) -> subprocess.CompletedProcess[bytes]:
         settings = [part for name, value in _SETTINGS.items() for part in ("-c", f"{name}={value}")]
         command = ["git", "--no-pager", *settings, *arguments]
         try:
-            return subprocess.run(
+            done = subprocess.run(
                 command, cwd=self.root, env=git_environment(), input=stdin, capture_output=True, check=False
             )
         except FileNotFoundError:
             raise UserError("git is not installed; the trail is read from its history") from None
+        said = done.stderr.decode(errors="replace").strip()
+        if (check and done.returncode) or (done.returncode in (0, 128) and _UNREADABLE.search(said)):
+            raise UserError(f"git {arguments[0]} failed in {self.root}: {said.removeprefix('fatal: ')}")
+        return done
 
     def resolve(self, revision: str) -> str | None:
         """The commit that `revision` names, or None."""

@@ -179,20 +179,21 @@ class Merge:
 def _definitions() -> dict[str, Definition]:
     try:
         stages = (load_yaml(paths.PIPELINE.read_bytes()) or {}).get("stages") or {}
-    except (ValueError, AttributeError) as error:
+        return {name: _definition(entry) for name, entry in stages.items()}
+    except (ValueError, AttributeError, TypeError) as error:
         raise UserError(f"{paths.PIPELINE}: {error}") from None
-    found = {}
-    for name, entry in stages.items():
-        if not isinstance(entry.get("cmd"), str) or "wdir" in entry:
-            found[name] = Definition("", [], [])  # made by a loop, or with paths of its own: runs again
-            continue
-        keys = [row if isinstance(row, dict) else {paths.PARAMS.as_posix(): [row]} for row in entry.get("params") or []]
-        params = [(file, key) for row in keys for file, below in row.items() for key in below]
-        one = found[name] = Definition(entry["cmd"], [filled_in(dep) for dep in entry.get("deps") or []], params)
-        for row in (row for kind in ("outs", "metrics", "plots") for row in entry.get(kind) or []):
-            path, how = next(iter(row.items())) if isinstance(row, dict) else (row, {})
-            (one.in_git if (how or {}).get("cache") is False else one.outs).append(filled_in(path))
-    return found
+
+
+def _definition(entry: dict[str, Any]) -> Definition:
+    if not isinstance(entry.get("cmd"), str) or "wdir" in entry:
+        return Definition("", [], [])  # made by a loop, or with paths of its own: runs again
+    keys = [row if isinstance(row, dict) else {paths.PARAMS.as_posix(): [row]} for row in entry.get("params") or []]
+    params = [(file, key) for row in keys for file, below in row.items() for key in below]
+    one = Definition(entry["cmd"], [filled_in(dep) for dep in entry.get("deps") or []], params)
+    for row in (row for kind in ("outs", "metrics", "plots") for row in entry.get(kind) or []):
+        path, how = next(iter(row.items())) if isinstance(row, dict) else (row, {})
+        (one.in_git if (how or {}).get("cache") is False else one.outs).append(filled_in(path))
+    return one
 
 
 def _sources(repository: Repository, revisions: Sequence[str]) -> dict[str, CommitTree]:

@@ -268,3 +268,11 @@ def test_a_file_that_decides_whose_run_counts_must_be_resolved_first(start: Hist
     merge(scratch, "other")
     with contextlib.chdir(scratch.root), pytest.raises(Refusal, match="x: in conflict; what a stage reads decides"):
         merge_lock(scratch.root)
+
+
+@pytest.mark.parametrize("text", ["stages: [a]", "stages: {train: }", "stages: {train: {cmd: a, outs: 3}}"])
+def test_a_pipeline_that_is_none_is_a_sentence(scratch: Scratch, text: str) -> None:
+    scratch.write("dvc.yaml", text)
+    answer = scratch.tunetrail("merge-lock", "HEAD")
+    assert answer.code == 2
+    assert answer.err.startswith("error: dvc.yaml: ")

@@ -58,8 +58,8 @@ def fetch_previous(root: Path, release: str) -> Previous:
             "`git tag` lists them, null compares with no release"
         )
     try:
-        content = dvc.api.read(file, repo=str(root), rev=release, mode="rb")
-        lock = parse_lock(CommitTree(repository, release).read(LOCK) or b"")
+        content = dvc.api.read(file, repo=str(root), rev=commit, mode="rb")
+        lock = parse_lock(CommitTree(repository, commit).read(LOCK) or b"")
     except (DvcException, OSError, ValueError) as error:
         raise UserError(
             f"evaluate.previous: {file} of {release} cannot be had ({' '.join(str(error).split())}); "

@@ -62,19 +62,20 @@ class Definition:
 
     @property
     def stages(self) -> dict[str, Any]:
-        return self.content.get("stages") or {}
+        """Those that are mappings: DVC takes no other, but a commit can hold anything."""
+        return {name: stage for name, stage in _a(dict, self.content.get("stages")).items() if isinstance(stage, dict)}
 
     @property
     def in_git(self) -> list[str]:
         """The outputs that git keeps and DVC's cache does not."""
-        outs = [row for stage in self.stages.values() for kind in _KINDS for row in stage.get(kind) or []]
+        outs = [row for stage in self.stages.values() for kind in _KINDS for row in _a(list, stage.get(kind))]
         options = ((path, how) for row in outs if isinstance(row, dict) for path, how in row.items())
-        return [path for path, how in options if (how or {}).get("cache") is False]
+        return [path for path, how in options if _a(dict, how).get("cache") is False]
 
     def artifact(self, path: str) -> str | None:
         """The name under which `path` is declared as an artifact, or None."""
-        artifacts = self.content.get("artifacts") or {}
-        return next((name for name, row in artifacts.items() if row.get("path") == path), None)
+        artifacts = _a(dict, self.content.get("artifacts"))
+        return next((name for name, row in artifacts.items() if _a(dict, row).get("path") == path), None)
 
     def differences(self, ran: Stage, label: str) -> Iterator[str]:
         """Where the stage as it ran is not the stage of dvc.yaml. What DVC fills in from `${...}` is not compared."""
@@ -96,14 +97,18 @@ class Definition:
         if "wdir" in stage or "@" in ran.name:
             return
         known = {dep.path for dep in ran.deps}
-        for dep in stage.get("deps") or []:
-            path = str(dep if isinstance(dep, str) else next(iter(dep), ""))
+        for dep in _a(list, stage.get("deps")):
+            path = str(next(iter(dep), "") if isinstance(dep, dict) else dep)
             if "${" not in path and posixpath.normpath(path) not in known:
                 yield path
         used = ran.params.get("params.yaml", {})
-        for name in stage.get("params") or []:
+        for name in _a(list, stage.get("params")):
             if isinstance(name, str) and name not in used:
                 yield f"parameter {name}"
+
+
+def _a(kind: type[Any], value: Any) -> Any:
+    return value if isinstance(value, kind) else kind()
 
 
 def added(tree: Tree, dep: Entry) -> Entry | None:

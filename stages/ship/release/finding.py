@@ -124,11 +124,14 @@ def record_fault(repository: Repository, tag: str, commit: str) -> str | None:
 def tagged_locks(repository: Repository) -> list[tuple[str, str, bytes]]:
     """Every tag with a dvc.lock: name, commit and the lock's text.
 
-    Without assignments of a stage (`NAME#STAGE#1`): the tag of the version that they assign is on the same commit.
+    Without assignments of a stage (`NAME#STAGE#1`) and withdrawals (`NAME@v1.0.0!`): the tag of the version that they
+    speak of is on the same commit.
     """
     form = "--format=%(refname:strip=2) %(objectname) %(*objectname)"  # an annotated tag is an object of its own
     lines = repository.git("for-each-ref", form, "refs/tags", check=False).splitlines()
-    tags = [(name, ids.split()[-1]) for name, _, ids in (line.partition(" ") for line in lines) if "#" not in name]
+    tags = [
+        (name, ids.split()[-1]) for name, _, ids in (line.partition(" ") for line in lines) if not {"#", "!"} & {*name}
+    ]
     texts = repository.contents(f"{commit}:./{LOCK}" for _, commit in tags)
     return [(name, commit, text) for (name, commit), text in zip(tags, texts, strict=True) if text is not None]
 

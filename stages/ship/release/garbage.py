@@ -21,6 +21,8 @@ from stages.ship.release.objects import OBJECT
 
 _DVCS = re.compile(r"(.*/)?(dvc\.lock|dvc\.yaml|[^/]*\.dvc)")  # the files that DVC reads
 _HEADS = ("HEAD", "MERGE_HEAD", "CHERRY_PICK_HEAD", "REVERT_HEAD", "REBASE_HEAD")  # a merge needs both sides
+# What it put aside for its end, changed and staged, and the commits that it has yet to replay.
+_ASIDE = ("MERGE_AUTOSTASH", "rebase-merge/autostash", "rebase-apply/autostash", "rebase-merge/orig-head")
 _LOGGED = re.compile(r"refs/stash|refs/exps/.*(stash|failed)")  # refs whose log is a list: stashes, DVC's queue
 _SCOPES = (["all_branches", "all_tags", "all_experiments"], ["all_commits", "all_experiments"])
 
@@ -102,7 +104,7 @@ def states(root: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
         yield f"the working tree{label}", _on_disk(place)
         staged = (row.split("\t", 1) for row in tree.git("ls-files", "--stage", "-z").split("\0") if row)
         yield f"git's index{label}", _contents(tree, {path: meta.split()[1] for meta, path in staged})
-        commits |= {tree.resolve(head): head + label for head in _HEADS}
+        commits |= {tree.resolve(head): head + label for head in (*_HEADS, *_ASIDE, *(f"{one}^2" for one in _ASIDE))}
     for ref in repository.git("for-each-ref", "--format=%(refname)").splitlines():
         commits[repository.resolve(ref)] = ref
         if _LOGGED.fullmatch(ref) and (logged := repository.git("reflog", "show", "--format=%H", ref).split()):

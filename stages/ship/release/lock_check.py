@@ -116,8 +116,13 @@ def _unseen_by_dvc(repository: Repository, lock: Lock) -> Iterator[tuple[str, st
     definition = Definition.read(tree)
     checker = Checker(repository, Listings(repository.root), lock, tree)
     for stage in lock.stages.values():
-        findings = Findings([f"ran without {name}" for name in definition.ran_without(stage) if lock.makers(name)])
+        frozen = (definition.stages.get(stage.name) or {}).get("frozen")  # DVC looks at nothing that it reads
+        without = [name for name in definition.ran_without(stage) if frozen or lock.makers(name)]
+        findings = Findings([f"ran without {name}" for name in without])
         checker.check_links(stage, findings)
+        if frozen:
+            checker.check_sources(stage, findings)
+            findings.broken += checker.parameters(stage)
         yield from ((stage.name, sentence) for sentence in findings.broken)
     yield from _read_unhashed(tree, lock)
 
@@ -152,7 +157,7 @@ class Checker:
             self.tree.hash_at_once(dep.path for upstream in stages for dep in upstream.deps)
         for upstream in stages:
             findings.broken += definition.differences(upstream, self.tree.label)
-            findings.broken += self._parameters(upstream)
+            findings.broken += self.parameters(upstream)
             self.check_links(upstream, findings)
             self.check_sources(upstream, findings)
         self._in_git(definition.in_git, findings)
@@ -228,7 +233,8 @@ class Checker:
                 return [posixpath.join(dep.path, name) if name else dep.path for name in changed]
         return []
 
-    def _parameters(self, stage: Stage) -> Iterator[str]:
+    def parameters(self, stage: Stage) -> Iterator[str]:
+        """Where a parameter is not what the stage ran with."""
         for file, used in stage.params.items():
             text = self.tree.read(file)
             try:

@@ -60,7 +60,7 @@ def release(
     for option, reason in (("--no-push-check", unpushed), ("--accept-marginal", accepted)):
         if reason is not None and not reason.strip():
             raise UserError(f"{option} needs a reason, which the tag records")
-    registry = Registry(repository, artifact_name(tree))
+    registry, head = Registry(repository, artifact_name(tree)), repository.resolve("HEAD")
     tag = f"{registry.artifact}@{parse_version(version)}"
     stage = stage and parse_stage(stage)
     there = next((one for one in registry.tags if one.name == tag), None)
@@ -69,25 +69,27 @@ def release(
     gates = _refused(lambda: require(read_gates(root)["verdict"], strict=not marginal))
     if reasons := [*_open_points(registry, tag, key), *kept, *_audit(root), *gates]:
         raise Refusal(f"{tag} is not released:\n  " + "\n  ".join(dict.fromkeys(reasons)))
-    record = {**make_record(repository), "remote": remote}
+    if (record := {**make_record(repository), "remote": remote})["commit"] != head:
+        raise Refusal(f"{tag} is not released: somebody committed while all was checked; run again")
     if record["verdict"] == MARGINAL:
         record["accepted_marginal"] = marginal
     if key:
         record["signature_sha256"] = file_digest(root / paths.SIGNATURE)
     if there is None:
-        write_tag(repository, tag, "HEAD", record, sign)
+        write_tag(repository, tag, record["commit"], record, sign)
         registry = Registry(repository, registry.artifact)
     released = registry.versions[record["commit"]]
     assigned = registry.assign(stage, released, {}, sign) if stage else None
     before = f" (before: {assigned.record.get('before') or 'none'})" if assigned else ""
     stands = f"{tag} is released already, by {released.who!r}" if there else f"Released {tag}"
+    branch = ["HEAD"] * bool(repository.git("symbolic-ref", "--quiet", "HEAD", check=False))  # else the tag brings all
     lines = [
         f"{stands} at commit {record['commit'][:10]}, verdict {record['verdict']}.",
         f"Stage {stage} has it{before}." if stage else "",
         f"The gates are MARGINAL, accepted because: {marginal}" if record["verdict"] == MARGINAL else "",
         _PUSHED[remote["checked"]] if remote else _NO_REMOTE,
         _WRITERS if remote and Listings(root).remote_folder is None else "",
-        f"Publish:    git push --atomic origin HEAD {shlex.join([tag, *([assigned.name] if assigned else [])])}",
+        f"Publish:    git push --atomic origin {shlex.join([*branch, tag, *([assigned.name] if assigned else [])])}",
         f"Roll back:  git checkout {tag} && dvc checkout    (after `dvc pull` where the cache lacks it)",
     ]
     return "\n".join(filter(None, lines))

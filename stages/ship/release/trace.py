@@ -375,7 +375,8 @@ def _commit(commit: Mapping[str, Any]) -> Iterator[str]:
     yield f"  commit   {commit['sha']}"
     yield f"           {commit['date']} {commit['author']}: {commit['subject']}"
     yield f"  tags     {', '.join(commit['tags']) or 'none'}"
-    yield f"  restore  git checkout {commit['tags'][0] if commit['tags'] else commit['sha'][:_HASH]} && dvc checkout"
+    # No tag: it can be on another commit with the same outputs, and have the name of a branch, or what a shell obeys.
+    yield f"  restore  git checkout {commit['sha'][:_HASH]} && dvc checkout"
 
 
 def _figures(values: Any) -> Iterator[str]:

@@ -1,8 +1,8 @@
 """What can be known of a training run before it costs anything: tokenizer, template, data and layers, no weights."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
-from shutil import which
 
 from stages.core import paths
 from stages.core.errors import UserError
@@ -87,9 +87,10 @@ def _problems(chat: Chat, settings: Train, train: Examples, validation: Examples
             "or less"
         )
     repository = Repository(Path())
-    if which("git") and repository.git("rev-parse", "--git-dir", check=False) and not repository.resolve("HEAD"):
-        # DVCLive writes curves beside the commit that they belong to.
-        yield "the git repository has no commit yet, and DVCLive needs one; run `git add --all && git commit`"
+    with suppress(UserError):  # no git, or none that reads this repository
+        if repository.git("rev-parse", "--git-dir") and not repository.resolve("HEAD"):
+            # DVCLive writes curves beside the commit that they belong to.
+            yield "the git repository has no commit yet, and DVCLive needs one; run `git add --all && git commit`"
 
 
 def _left_out(settings: Train, name: Path, examples: Examples) -> Iterator[str]:

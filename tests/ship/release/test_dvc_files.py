@@ -3,13 +3,14 @@
 import json
 from pathlib import Path
 
+import pytest
 from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.tree import Tree
 from hypothesis import given
 from hypothesis import strategies as st
 from scratch import Scratch
 
-from stages.core.dvc_lock import entry_hash, folder_hash, parse_lock
+from stages.core.dvc_lock import cache_folder, entry_hash, folder_hash, parse_lock
 from stages.core.git import CommitTree, Repository, WorkingTree
 from stages.ship.release.dvc_files import Listings
 
@@ -73,3 +74,59 @@ def test_cache_folder_of_the_configuration(scratch: Scratch, tmp_path: Path) -> 
     assert Listings(scratch.root).cache.resolve() == tmp_path / "shared"
     scratch.dvc("cache", "dir", "--local", str(tmp_path / "mine"))
     assert Listings(scratch.root).cache == tmp_path / "mine"
+
+
+def test_a_project_below_the_folder_that_has_dvc(tmp_path: Path) -> None:
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc/config").write_text("[cache]\n    dir = ../shared\n[core]\n    remote = store\n")
+    (tmp_path / "project").mkdir()
+    assert cache_folder(tmp_path / "project") == tmp_path / "shared"
+    assert Listings(tmp_path / "project").remote == "store"
+    (tmp_path / "project/.dvc").mkdir()
+    assert cache_folder(tmp_path / "project") == tmp_path / "project/.dvc/cache"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "- 1",
+        "stages: [a]",
+        "stages: {train: }",
+        "stages: {train: [1]}",
+        "stages: {train: {outs: 3, deps: 3, params: 3}}",
+        "stages: {train: {outs: [{a: 3}], deps: [3]}}",
+        "artifacts: [1]",
+        "artifacts: {model: manifest.json}",
+        "{",
+    ],
+)
+def test_a_commit_can_hold_any_dvc_yaml(scratch: Scratch, text: str) -> None:
+    """One that DVC would refuse, in a tag of long ago, is no reason why a sound release cannot be verified."""
+    sound = (scratch.root / "dvc.yaml").read_text()
+    scratch.write("dvc.yaml", text)
+    scratch.commit("Odd")
+    scratch.git("tag", "odd")
+    assert scratch.tunetrail("history").code == 2
+    assert scratch.tunetrail("trace", "odd").code == 1
+    scratch.write("dvc.yaml", sound)
+    scratch.commit("Sound")
+    assert scratch.tunetrail("verify").code == 0
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("md5: 4f", "md5: [4f]\n      more: 4f"),
+        ("size: 136", "size: large"),
+        ("nfiles: 2", "nfiles: [2]"),
+        ("params.yaml:\n", "params.yaml: 3\n      more:\n"),
+    ],
+)
+def test_a_lock_that_dvc_never_writes_is_unreadable(scratch: Scratch, old: str, new: str) -> None:
+    text = (scratch.root / "dvc.lock").read_text()
+    assert old in text
+    scratch.write("dvc.lock", text.replace(old, new, 1))
+    for command in (["trace", "models/release"], ["verify"], ["release", "1.0.0"]):
+        answer = scratch.tunetrail(*command)
+        assert answer.code == 2
+        assert "dvc.lock in the working tree is unreadable" in answer.err

@@ -353,3 +353,23 @@ def test_a_listing_that_only_the_remote_has_is_read_there(scratch: Scratch, tmp_
     said = scratch.tunetrail("gc", "--dry", "--remote", "elsewhere")
     assert said.code == 2
     assert "elsewhere" in said.err
+
+
+@pytest.mark.parametrize("what", ["rebase", "merge"])
+def test_what_git_put_aside_for_the_end_of_a_merge_is_needed(scratch: Scratch, what: str) -> None:
+    """A run that nobody committed, under `git pull --rebase --autostash` that ended in a conflict elsewhere."""
+    scratch.git("checkout", "--quiet", "-b", "topic")
+    scratch.write("notes", "mine")
+    scratch.commit("Mine")
+    scratch.git("checkout", "--quiet", "-b", "theirs", "main")
+    scratch.write("notes", "theirs")
+    scratch.commit("Theirs")
+    scratch.git("checkout", "--quiet", "topic")
+    scratch.replace("params.yaml", "1e-3", "2e-3")
+    scratch.dvc("repro")
+    with pytest.raises(AssertionError):
+        scratch.git(what, "--autostash", "theirs")
+    assert "2e-3" not in (scratch.root / "params.yaml").read_text()
+    said = scratch.tunetrail("gc", "--dry").out
+    assert "DVC's cache: 0 of" in said
+    assert "Do not run `dvc gc" in said

@@ -8,6 +8,9 @@ import pytest
 from scratch import Scratch
 from trails import MODEL, second_run, whole
 
+from stages import doctor
+from stages.core.errors import UserError
+from stages.core.git import git_environment
 from stages.ship.release.dvc_files import Listings
 
 pytest_plugins = ["scratch_fixtures"]
@@ -208,3 +211,26 @@ def test_the_repository_keeps_its_bytes() -> None:
     attributes = Path(__file__).parents[3] / ".gitattributes"
     assert "* -text" in attributes.read_text().splitlines()
     assert os.linesep.encode() == b"\n" or b"\r" not in attributes.read_bytes()
+
+
+@pytest.mark.parametrize("how", ["damaged", "another's"])
+def test_a_repository_that_git_cannot_read_is_not_taken_for_an_empty_one(
+    scratch: Scratch, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch.git("tag", "v1")
+    if how == "damaged":
+        blob = scratch.git("rev-parse", "HEAD:dvc.lock")
+        file = scratch.root / ".git/objects" / blob[:2] / blob[2:]
+        file.chmod(0o644)
+        file.write_bytes(b"")
+    else:
+        real = git_environment()
+        monkeypatch.setattr("stages.core.git.git_environment", lambda: {**real, "GIT_TEST_ASSUME_DIFFERENT_OWNER": "1"})
+    expected = "is empty" if how == "damaged" else "dubious ownership"
+    for command in (["trace", MODEL], ["trace", "v1"], ["verify"], ["compare", "v1"]):
+        answer = scratch.tunetrail(*command)
+        assert answer.code == 2, command
+        assert expected in answer.err
+        assert "not committed" not in answer.out
+    with pytest.raises(UserError, match=expected):
+        list(doctor._secrets(scratch.root))

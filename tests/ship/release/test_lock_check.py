@@ -141,3 +141,15 @@ def test_files_that_clean_read_are_those_that_dvc_hashed(files: int, bytes_: int
     found = list(lock_check._read_unhashed(WorkingTree(tmp_path), Lock({"clean": stage})))
     said = f"read {files} files of {bytes_} bytes in data/raw, but dvc.lock has hashes of 1 files of 103 bytes"
     assert found == ([] if (files, bytes_) == (1, 103) else [("clean", said)])
+
+
+def test_a_frozen_stage_is_looked_at_though_dvc_does_not(scratch: Scratch) -> None:
+    scratch.dvc("freeze", "train")
+    assert scratch.tunetrail("lock-check").code == 0
+    scratch.replace("params.yaml", "1e-3", "2e-3")
+    scratch.write("stages/train/loop.py", "LOOP = 2\n")
+    scratch.replace("dvc.yaml", "deps: [constraints.txt", "deps: [stages/run.py, constraints.txt")
+    (said,) = stale(scratch.tunetrail("lock-check"))
+    assert said.startswith("train: ")
+    for part in ("train.learning_rate = 0.002", "stages/train", "ran without stages/run.py"):
+        assert part in said

@@ -2,10 +2,12 @@
 
 import json
 import re
+import shlex
 import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gto.api import assign, deregister, show, unassign
@@ -16,7 +18,7 @@ from stages.core.errors import Refusal, UserError
 from stages.core.files import file_digest
 from stages.core.git import Repository
 from stages.report.compare import changes
-from stages.ship.release import registry
+from stages.ship.release import registry, releasing
 from stages.ship.release.releasing import release, rollback
 
 pytest_plugins = ["scratch_fixtures"]
@@ -68,11 +70,11 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, at: int, after: bool) -> None:
     """Stop at the call of git with this number, before it or after it did its work."""
     calls, real = iter(range(10**6)), Repository._run
 
-    def run(self: Repository, *arguments: str, stdin: bytes = b""):  # type: ignore[no-untyped-def]
+    def run(self: Repository, *arguments: str, **how: Any) -> Any:
         now = next(calls) == at
         if now and not after:
             raise KeyboardInterrupt
-        done = real(self, *arguments, stdin=stdin)
+        done = real(self, *arguments, **how)
         if now:
             raise KeyboardInterrupt
         return done
@@ -85,9 +87,9 @@ def kills(scratch: Scratch, monkeypatch: pytest.MonkeyPatch, act: str) -> Iterat
     called: list[str] = []
     real = Repository._run
 
-    def run(self: Repository, *arguments: str, stdin: bytes = b""):  # type: ignore[no-untyped-def]
+    def run(self: Repository, *arguments: str, **how: Any) -> Any:
         called.append(arguments[0])
-        return real(self, *arguments, stdin=stdin)
+        return real(self, *arguments, **how)
 
     with monkeypatch.context() as patch:
         patch.setattr(Repository, "_run", run)
@@ -335,3 +337,40 @@ def test_a_signature_that_is_there_must_verify(runs: Scratch, tmp_path: Path) ->
     record = json.loads(runs.git("tag", "--list", "--format=%(contents)", f"{NAME}@v1.1.0"))
     assert record["signature_sha256"] == file_digest(runs.root / "release.sig")
     assert runs.tunetrail("rollback", "1.1.0", "--stage", "prod", "--key", public).code == 0
+
+
+@pytest.mark.parametrize("on_branch", [True, False])
+def test_what_it_says_to_publish_with_publishes(runs: Scratch, on_branch: bool) -> None:
+    """Also from the detached HEAD that a rollback or a runner leaves."""
+    there = runs.root.parent / "origin.git"
+    runs.git("init", "--quiet", "--bare", str(there))
+    runs.git("remote", "add", "origin", str(there))
+    if not on_branch:
+        runs.git("checkout", "--quiet", "--detach")
+    answer = runs.tunetrail("release", "1.1.0", "--stage", "prod")
+    (publish,) = (line.partition(": ")[2] for line in answer.out.splitlines() if line.startswith("Publish:"))
+    runs.git(*shlex.split(publish)[1:])
+    pushed = runs.git("ls-remote", str(there))
+    assert f"refs/tags/{NAME}@v1.1.0" in pushed
+    assert ("refs/heads/main" in pushed) == on_branch
+
+
+def test_a_commit_that_comes_while_all_is_checked_is_not_released(
+    runs: Scratch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def commit_meanwhile(root: Path) -> list[str]:
+        runs.replace("params.yaml", "2e-3", "3e-3")
+        runs.commit("Meanwhile")
+        return []
+
+    monkeypatch.setattr(releasing, "_audit", commit_meanwhile)
+    with pytest.raises(Refusal, match="somebody committed while all was checked"):
+        release(runs.root, "1.1.0")
+    assert f"{NAME}@v1.1.0" not in tags(runs)
+
+
+def test_a_withdrawal_is_no_release_set_by_other_means(runs: Scratch) -> None:
+    deregister(str(runs.root), NAME, version="v1.0.0")
+    answer = runs.tunetrail("trace", f"{NAME}@v1.0.0")
+    assert answer.code == 0
+    assert "other means" not in answer.out

@@ -140,3 +140,14 @@ def test_hundreds_of_commits_are_searched_quickly(scratch: Scratch, tmp_path: Pa
     trail = whole(scratch, str(tmp_path / "served"))
     assert trail["commit"]["sha"] == first
     assert time.monotonic() - started < 3
+
+
+def test_the_commit_to_restore_is_the_one_of_the_trail(scratch: Scratch) -> None:
+    """No tag is: this one holds the same outputs beside code that did not make them."""
+    made = head(scratch)
+    scratch.write("stages/train/loop.py", "LOOP = 2\n")
+    scratch.commit("Code that did not run")
+    scratch.git("tag", "$(deployed)")
+    said = scratch.tunetrail("trace", MODEL).out
+    assert "$(deployed)" in said
+    assert f"restore  git checkout {made[:12]} && dvc checkout" in said
