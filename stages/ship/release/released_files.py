@@ -74,6 +74,8 @@ def _against(repository: Repository, tag: str, key: Path | None) -> Iterator[str
         yield "no release tag records its manifest; `tunetrail release VERSION` sets one"
     elif fault := record_fault(repository, tag, repository.tag_commit(tag) or ""):
         yield fault
+    elif repository.tag_commit(f"{tag}!"):
+        yield f"{tag} was withdrawn"
     elif read_record(repository, tag).get("verdict") == FAIL:
         yield f"{tag} failed its gates"
     if not key:

@@ -73,12 +73,11 @@ def differences(folder: Path, listings: Listings) -> list[str]:
 def odd_entries(folder: Path, listings: Listings) -> Iterator[str]:
     """What is neither a plain file, a folder with files in it, nor DVC's link of a file into its cache."""
     for path in sorted(folder.rglob("*")):
-        mode, name = path.lstat().st_mode, path.relative_to(folder).as_posix()
+        mode, name = path.lstat().st_mode, shown(path.relative_to(folder).as_posix())
         if stat.S_ISLNK(mode):
-            cached = path.resolve().is_relative_to(listings.cache.resolve())
-            if not path.exists():
+            if not path.exists():  # a link to itself, too
                 yield f"{name} is a link to {path.readlink()}, which is not there; `dvc fetch` and `dvc checkout` help"
-            elif not (cached and path.is_file()):
+            elif not (path.is_file() and path.resolve().is_relative_to(listings.cache.resolve())):
                 yield f"{name} is a link to {path.readlink()}; only files ship, or links of files into DVC's cache"
         elif stat.S_ISDIR(mode):
             if not any(path.iterdir()):
@@ -99,7 +98,7 @@ def _file_differences(folder: Path, files: dict[str, Any]) -> Iterator[str]:
 def _pickles(folder: Path) -> Iterator[str]:
     """Tensors ship as safetensors alone: loading one of these can run code."""
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        name = path.relative_to(folder).as_posix()
+        name = shown(path.relative_to(folder).as_posix())
         with path.open("rb") as handle:
             start = handle.read(9)
         if path.suffix.lower() in _PICKLES or start.startswith(_PICKLE_STARTS):
@@ -161,7 +160,14 @@ def signed_differences(folder: Path, key: Path, signature: Path) -> list[str]:
         raise UserError(f"{signature} is missing; `tunetrail sign --key KEY` writes it, --signature FILE names another")
     try:
         config.verify(folder, signature)
-    except (ValueError, InvalidSignature, KeyError, TypeError, AttributeError) as error:  # of whatever JSON is there
+    except (
+        ValueError,
+        InvalidSignature,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:  # of whatever JSON is there
         # The bundle holds when it comes to the files: another one than was signed, or one that cannot be read.
         if not str(error).startswith(("Signature mismatch", "Cannot use")):
             raise Refusal(f"{signature} is no signature by {key}: it was changed, or made with another key") from None

@@ -265,6 +265,8 @@ def test_verify_names_all_that_is_no_plain_file(scratch: Scratch, tmp_path: Path
     (release / "merged/linked").symlink_to(tmp_path / "elsewhere")
     (release / "merged/gone").symlink_to(tmp_path / "nowhere")
     (release / "nf4/file").symlink_to(tmp_path / "elsewhere/x.bin")
+    (release / "nf4/itself").symlink_to("itself")
+    (release / os.fsdecode(b"no text \xff")).symlink_to(tmp_path / "elsewhere")
     (release / "nf4/empty/inside").mkdir(parents=True)
     (release / ".hidden").write_text("")
     os.mkfifo(release / "pipe")
@@ -277,6 +279,8 @@ def test_verify_names_all_that_is_no_plain_file(scratch: Scratch, tmp_path: Path
             "merged/linked is a link to",
             "merged/gone is a link to",
             "nf4/file is a link to",
+            "nf4/itself is a link to",
+            r"'no text \udcff' is a link to",
             "nf4/empty/inside is an empty folder",
             ".hidden is not in the manifest",
             "pipe is neither a file nor a folder",

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from gto.api import deregister
 from scratch import Scratch
 
 from stages.core.errors import Refusal, UserError
@@ -105,3 +106,9 @@ def test_a_version_that_is_not_there_or_was_moved_is_a_sentence(released: Scratc
     with pytest.raises(UserError, match=r"files of support-tickets@v1\.0\.0 cannot be had"):
         find_release(root, root, key, None, "1.0.0")
     assert not (root / ".tunetrail/releases/v1.0.0").exists()
+
+
+def test_a_version_that_was_withdrawn_is_not_served(released: Scratch, key: Path) -> None:
+    deregister(str(released.root), "support-tickets", version="v1.0.0")
+    with pytest.raises(Refusal, match=r"support-tickets@v1\.0\.0 was withdrawn"):
+        find_release(released.root, released.root, key, None, "1.0.0")
