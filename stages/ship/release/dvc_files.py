@@ -62,7 +62,6 @@ class Definition:
 
     @property
     def stages(self) -> dict[str, Any]:
-        """Those that are mappings: DVC takes no other, but a commit can hold anything."""
         return {name: stage for name, stage in _a(dict, self.content.get("stages")).items() if isinstance(stage, dict)}
 
     @property
@@ -81,8 +80,7 @@ class Definition:
         """Where the stage as it ran is not the stage of dvc.yaml. What DVC fills in from `${...}` is not compared."""
         if "@" in ran.name:
             return
-        stage = self.stages.get(ran.name)
-        if not isinstance(stage, dict):
+        if (stage := self.stages.get(ran.name)) is None:
             yield f"dvc.yaml in {label} has no stage {ran.name}"
             return
         command = stage.get("cmd")

@@ -124,8 +124,7 @@ def record_fault(repository: Repository, tag: str, commit: str) -> str | None:
 def tagged_locks(repository: Repository) -> list[tuple[str, str, bytes]]:
     """Every tag with a dvc.lock: name, commit and the lock's text.
 
-    Without assignments of a stage (`NAME#STAGE#1`) and withdrawals (`NAME@v1.0.0!`): the tag of the version that they
-    speak of is on the same commit.
+    Without what GTO says of a version (`NAME#STAGE#1`, `NAME@v1.0.0!`), whose own tag is on the same commit.
     """
     form = "--format=%(refname:strip=2) %(objectname) %(*objectname)"  # an annotated tag is an object of its own
     lines = repository.git("for-each-ref", form, "refs/tags", check=False).splitlines()

@@ -163,8 +163,7 @@ def _open_points(registry: Registry, tag: str, key: Path | None) -> Iterator[str
         yield f"tag {tag} is there already; a release is never moved: take the next version"
     elif there and (fault := record_fault(repository, tag, head)):
         yield fault
-    other = registry.versions.get(head)
-    if other and other.name != tag:
+    if (other := registry.versions.get(head)) and other.name != tag:
         yield f"HEAD is released as {other.version} already, and a commit has one version; commit a new run first"
     yield from uncommitted(repository)
     if (repository.root / paths.SIGNATURE).is_file():

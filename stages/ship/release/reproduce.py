@@ -104,10 +104,8 @@ def _bring_inputs(root: Path, folder: Path) -> None:
     if (root / "machine.yaml").is_file():
         shutil.copy(root / "machine.yaml", folder)
     added = Repository(folder).git("ls-files", "--", "*.dvc").splitlines()
-    if added and _dvc(folder, "checkout", *added).returncode:
-        done = _dvc(folder, "pull", *added)
-        if done.returncode:
-            raise UserError(f"neither cache nor remote has all inputs of {names(added)}: {done.stderr.strip()}")
+    if added and _dvc(folder, "checkout", *added).returncode and (done := _dvc(folder, "pull", *added)).returncode:
+        raise UserError(f"neither cache nor remote has all inputs of {names(added)}: {done.stderr.strip()}")
 
 
 def _dvc(folder: Path, *arguments: str, capture: bool = True) -> subprocess.CompletedProcess[str]:

@@ -10,7 +10,6 @@ from typing import Any
 
 from stages.core import paths
 from stages.core.dvc_lock import Entry, Lock, Stage, entry_hash, parse_lock, part_hash, read_lock
-from stages.core.errors import UserError
 from stages.core.git import LOCK, CommitTree, Repository, Tree, WorkingTree
 from stages.ship.release.dvc_files import Listings, manifest_md5s, read_manifest
 from stages.ship.release.finding import (
@@ -50,8 +49,7 @@ def trace(root: Path, name: str, start: Path) -> dict[str, Any]:
     Raises UserError when there is nothing of that name, or no git repository.
     """
     repository, listings = Repository(root), Listings(root)
-    if not repository.git("rev-parse", "--git-dir", check=False):
-        raise UserError(f"{root} is no git repository; the trail is read from git's history")
+    repository.git("rev-parse", "--git-dir")  # the trail is read from its history
     manifest = start / name / paths.MANIFEST.name
     is_release = read_manifest(manifest) is not None
     subject = find_subject(repository, str(manifest) if is_release else name, start, listings)
@@ -375,7 +373,7 @@ def _commit(commit: Mapping[str, Any]) -> Iterator[str]:
     yield f"  commit   {commit['sha']}"
     yield f"           {commit['date']} {commit['author']}: {commit['subject']}"
     yield f"  tags     {', '.join(commit['tags']) or 'none'}"
-    # No tag: it can be on another commit with the same outputs, and have the name of a branch, or what a shell obeys.
+    # A tag can be on another commit with the same outputs, and have the name of a branch, or what a shell obeys.
     yield f"  restore  git checkout {commit['sha'][:_HASH]} && dvc checkout"
 
 

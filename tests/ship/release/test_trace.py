@@ -233,4 +233,4 @@ def test_no_git_at_all(scratch: Scratch) -> None:
     shutil.rmtree(scratch.root / ".git")
     answer = scratch.tunetrail("trace", MODEL)
     assert answer.code == 2
-    assert "no git repository" in answer.err
+    assert "not a git repository" in answer.err
