@@ -160,15 +160,8 @@ def signed_differences(folder: Path, key: Path, signature: Path) -> list[str]:
         raise UserError(f"{signature} is missing; `tunetrail sign --key KEY` writes it, --signature FILE names another")
     try:
         config.verify(folder, signature)
-    except (
-        ValueError,
-        InvalidSignature,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-    ) as error:  # of whatever JSON is there
-        # The bundle holds when it comes to the files: another one than was signed, or one that cannot be read.
+    except (ValueError, InvalidSignature, KeyError, TypeError, AttributeError, RecursionError) as error:
+        # Any JSON can be there. A bundle holds when it comes to the files: another than was signed, or unreadable.
         if not str(error).startswith(("Signature mismatch", "Cannot use")):
             raise Refusal(f"{signature} is no signature by {key}: it was changed, or made with another key") from None
         found = {name: file_digest(folder / name) for name in shipped_files(folder)}
