@@ -183,7 +183,7 @@ def test_what_a_stage_that_is_gone_wrote_holds_nobody(repository: Scratch, gone:
     end = next((at for at in (lock.find(f"\n  {name}:\n", start) for name in ("second", "third")) if at > 0), len(lock))
     old = lock[start : end + 1]
     md5 = next(line for line in old[old.index("outs:") :].splitlines() if "md5: " in line)
-    old = old[: old.index("outs:")] + old[old.index("outs:") :].replace(md5.split()[1], "0" * 32)
+    old = old[: old.index("outs:")] + old[old.index("outs:") :].replace(md5.split()[1], "f" * 32)
     if gone == "stage":
         (repository.root / "dvc.lock").write_text(lock + old.replace("  first:", "  renamed:", 1))
     else:
