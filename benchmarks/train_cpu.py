@@ -27,7 +27,7 @@ from stages.params.loader import check_params, read_params
 from stages.records.record import read_records
 from stages.tune.train.adapters import load_trainable
 from stages.tune.train.engine import build_trainer
-from stages.tune.train.examples import Examples, make_examples, optimiser_steps
+from stages.tune.train.examples import make_examples, optimiser_steps
 from stages.tune.train.plan import choose_precision
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -50,12 +50,13 @@ def main() -> None:
     os.chdir(options.project)
     params = check_params(read_params())
     chat = task_chat(load_tokenizer(paths.BASE), params.task)
-    rows = make_examples(chat, read_records(paths.TRAIN), params.train.max_tokens)
+    files = (paths.TRAIN, paths.VALIDATION)
+    rows, held = (make_examples(chat, read_records(file), params.train.max_tokens) for file in files)
     precision, steps = choose_precision(params.train), optimiser_steps(len(rows), params.train.batch_size, 1)
     model = load_trainable(paths.BASE, params.train, precision, params.seed, steps, sharding=False)
     with tempfile.TemporaryDirectory() as folder:
         trainer: Any = build_trainer(
-            "trl", model, params.train, params.seed, chat.tokenizer, rows, Examples([], []), Path(folder), []
+            "trl", model, params.train, params.seed, chat.tokenizer, rows, held, Path(folder), []
         )
     trainer.model.train()
     at_once, sizes = utils._ChunkedLogProbFunction, list[int]()
