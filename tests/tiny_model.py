@@ -1,6 +1,7 @@
 """A random Llama of a few thousand weights with a byte-level tokenizer and a chat template, made on the spot."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -25,6 +26,19 @@ def tiny_tokenizer(template: str = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:
     )
     tokenizer.chat_template = template
     return tokenizer
+
+
+# Sizes that the configurations of most decoders take.
+SMALL: dict[str, Any] = {
+    "vocab_size": 258,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "pad_token_id": None,
+}
 
 
 def save_tiny_model(

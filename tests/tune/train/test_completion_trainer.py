@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from project import TINY_TRAINING
-from tiny_model import tiny_tokenizer
+from tiny_model import SMALL, tiny_tokenizer
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, MistralConfig, MixtralConfig, Qwen3Config
 
 from stages.params.model import Train
@@ -18,16 +18,6 @@ from stages.tune.train.completion_trainer import with_prefix_once
 from stages.tune.train.engine import build_trainer
 from stages.tune.train.examples import Examples
 
-SMALL: dict[str, Any] = {
-    "vocab_size": 258,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "pad_token_id": None,
-}
 CONFIGS = {
     "llama": (LlamaConfig(**SMALL), True),
     "qwen": (Qwen3Config(**SMALL), True),

@@ -11,7 +11,7 @@ import torch
 from project import TINY_TRAINING, set_params
 from safetensors.torch import load_file
 from stage_process import die_training, run_stage
-from tiny_model import tiny_tokenizer
+from tiny_model import SMALL, tiny_tokenizer
 from training_project import curve, lay_out, train
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, MixtralConfig, Qwen3Config
 
@@ -25,16 +25,6 @@ from stages.tune.train.examples import Examples
 from stages.tune.train.fused.trainer import TOLERANCES, disagreement, relative_errors
 from stages.tune.train.plan import Plan, make_plan
 
-SMALL: dict[str, Any] = {
-    "vocab_size": 258,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "pad_token_id": None,
-}
 CONFIGS = {
     "llama": LlamaConfig(**SMALL),
     "gemma": Gemma3TextConfig(**SMALL, sliding_window=16, layer_types=["sliding_attention", "full_attention"]),
