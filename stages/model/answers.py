@@ -1,7 +1,7 @@
-"""What a model says to the prompts of records, and how likely it holds their references; never computed twice.
+"""What a model says to the prompts of records: greedy answers by transformers' `generate`, in batches.
 
-Answers come from transformers' `generate` in batches. What the same weights, code and libraries computed for a whole
-request is remembered outside DVC's outputs, so that it outlives a stage that runs again for another reason.
+What the same weights, code and libraries computed for a whole request is remembered outside DVC's outputs (`remember`),
+so that it outlives a stage that runs again for another reason.
 """
 
 import time

@@ -129,12 +129,12 @@ def with_prefix_once(inputs: dict[str, Any]) -> tuple[dict[str, Any], torch.Tens
     """
     ids, labels, positions = (inputs[name][0] for name in ("input_ids", "labels", "position_ids"))
     starts = (positions == 0).nonzero().flatten()
-    row_of, first = (positions == 0).cumsum(0) - 1, int(starts[1])
+    row_of = (positions == 0).cumsum(0) - 1
     # Up to where each row still has a token before its completion.
     ends = torch.cat([starts[1:], starts.new_tensor([len(ids)])])
     trained = torch.where(labels != -100, torch.arange(len(ids)), len(ids))
     prompts = torch.stack([trained[a:b].min().clamp(max=b) - a for a, b in zip(starts, ends, strict=True)])
-    most = max(0, min(int(prompts.min()) - 1, first))
+    most = max(0, int(prompts.min()) - 1)
     same = (ids[starts[:, None] + torch.arange(most)] == ids[:most]).all(0)
     length = int(same.long().cumprod(0).sum())
     if not length:

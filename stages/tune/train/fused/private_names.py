@@ -103,7 +103,7 @@ _LOGITS_AT_ONCE = 1 << 25  # 128 MiB in float32
 
 
 def write_logits_out() -> None:
-    """TRL: its log-probabilities, of which a processor computes a row of few tokens in a fraction of the time at once.
+    """TRL: its log-probabilities, which a processor computes at once where all logits of a batch are small enough.
 
     TRL takes the vocabulary in chunks, computes each twice and multiplies what goes back in float32.
     """
