@@ -1,4 +1,4 @@
-"""What training without a card saves: a beginning that rows share computed once, and log-probabilities at once.
+"""What training without a card saves: a beginning that rows share computed once, log-probabilities at once, no casts.
 
     python benchmarks/train_cpu.py PROJECT [--turns 4] [--steps 5] [--name sample]
 
@@ -32,10 +32,11 @@ from stages.tune.train.plan import choose_precision
 
 RESULTS = Path(__file__).resolve().parent / "results"
 WAYS = {
-    "as TRL does": (False, False),
-    "the beginning once": (True, False),
-    "log-probabilities at once": (False, True),
-    "both, as `train` does": (True, True),
+    "as TRL does": (False, False, False),
+    "the beginning once": (True, False, False),
+    "log-probabilities at once": (False, True, False),
+    "nothing cast there and back": (False, False, True),
+    "all three, as `train` does": (True, True, True),
 }
 HEAD = "| | tokens a step | seconds a step | times | CPU seconds | loss of the first step |"
 
@@ -59,15 +60,19 @@ def main() -> None:
             "trl", model, params.train, params.seed, chat.tokenizer, rows, held, Path(folder), []
         )
     trainer.model.train()
-    at_once, sizes = utils._ChunkedLogProbFunction, list[int]()
+    trainer.accelerator.prepare(trainer.model)  # autocast, as `train` has it
+    at_once, adapted, sizes = utils._ChunkedLogProbFunction, trainer._adapted, list[int]()
     assert at_once is not ChunkedLogProbFunction
     trainer.model.get_input_embeddings().register_forward_hook(lambda *given: sizes.append(given[2].shape[1]))
     loader = iter(trainer.get_train_dataloader())
     batches = [next(loader) for _ in range(options.steps)]
     found: dict[str, dict[str, Any]] = {name: {"walls": [], "cpu": 0.0} for name in WAYS}
     for turn in range(options.turns + 1):
-        for name, (shares, whole) in WAYS.items():
+        for name, (shares, whole, uncast) in WAYS.items():
             trainer._shares, utils._ChunkedLogProbFunction = shares, at_once if whole else ChunkedLogProbFunction
+            trainer._adapted = adapted if uncast else []
+            for layer in adapted:
+                layer.cast_input_dtype_enabled = True
             sizes.clear()
             wall, cpu = time.perf_counter(), time.process_time()
             losses = [one_step(trainer, batch) for batch in batches]
@@ -97,7 +102,7 @@ def one_step(trainer: Any, batch: dict[str, Any]) -> float:
     count = (batch["labels"][:, 1:] != -100).sum()
     loss = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=count)
     loss.backward()
-    return float(loss)
+    return float(loss.detach())
 
 
 if __name__ == "__main__":

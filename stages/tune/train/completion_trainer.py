@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.utils.data import DataLoader
 from transformers import Trainer
 from trl import SFTTrainer
@@ -73,9 +74,12 @@ class CompletionTrainer(SeededRows, SFTTrainer):  # type: ignore[misc]
         self._counted: torch.Tensor | None = None
         self._seen: torch.Tensor | None = None
         self._shares = plan.packing and sees_all_before(model.config.get_text_config()) and not self.aux_loss_enabled
+        # DoRA takes its norms in the type of what enters.
+        dora = getattr(getattr(model, "active_peft_config", None), "use_dora", False)
+        self._adapted = [] if dora else [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
         if self.accelerator.device.type == "cpu":
             write_logits_out()
-            causal_of(model).base_model.register_forward_pre_hook(self._show_prefix, with_kwargs=True)
+            causal_of(model).base_model.register_forward_pre_hook(self._begin_forward, with_kwargs=True)
             causal_of(model).base_model.register_forward_hook(self._keep_counted)
 
     def answering(self) -> AbstractContextManager[None]:
@@ -108,7 +112,9 @@ class CompletionTrainer(SeededRows, SFTTrainer):  # type: ignore[misc]
         self._counted = torch.cat([counted, counted.new_zeros(1)])
         return inputs | {"labels": torch.cat([targets.new_full((1,), -100), targets[counted]])[None]}
 
-    def _show_prefix(self, decoder: Any, arguments: Any, options: dict[str, Any]) -> Any:
+    def _begin_forward(self, decoder: Any, arguments: Any, options: dict[str, Any]) -> Any:
+        for layer in self._adapted:  # PEFT casts what enters an adapter to float32, which autocast then casts back
+            layer.cast_input_dtype_enabled = not torch.is_autocast_enabled("cpu")
         if self._seen is not None:
             options["attention_mask"], self._seen = self._seen, None
         return arguments, options

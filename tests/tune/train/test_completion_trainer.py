@@ -69,10 +69,11 @@ def test_each_row_sees_the_beginning_and_itself(rows: list[tuple[list[int], list
     assert at == len(ids)
 
 
-def trainer_of(kind: str, folder: Path) -> Any:
-    recipe = Train(**(TINY_TRAINING | {"batch_size": 8, "early_stopping_patience": None}))
+def trainer_of(kind: str, folder: Path, **settings: Any) -> Any:
+    recipe = Train(**(TINY_TRAINING | {"batch_size": 8, "early_stopping_patience": None} | settings))
     torch.manual_seed(0)
-    base = AutoModelForCausalLM.from_config(deepcopy(CONFIGS[kind][0]))
+    dtype = torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32
+    base = AutoModelForCausalLM.from_config(deepcopy(CONFIGS[kind][0]), dtype=dtype)
     generator = torch.Generator().manual_seed(3)
     sizes, instruction = [31 + 7 * row % 40 for row in range(12)], [7] * 20
     ids = [instruction + torch.randint(0, 258, (size,), generator=generator).tolist() for size in sizes]
@@ -103,3 +104,33 @@ def test_loss_and_gradients_are_those_of_whole_rows(kind: str, training: bool, t
     assert sizes[1] - sizes[0] == (rows - 1) * shared
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("adapter", ["lora", "dora", "adalora"])
+def test_in_bfloat16_what_enters_an_adapter_is_not_cast_there_and_back(adapter: str, tmp_path: Path) -> None:
+    """Loss and gradients are the same to the bit. A model that is asked without autocast answers, before and after."""
+    trainer = trainer_of("llama", tmp_path, adapter=adapter, precision="bfloat16")
+    trainer.current_gradient_accumulation_steps = 1  # as `train` sets it
+    for weight in trainer.model.parameters():
+        if weight.requires_grad:
+            torch.nn.init.normal_(weight, std=0.02)
+    batch = next(iter(trainer.get_train_dataloader()))
+    count = (batch["labels"][:, 1:] != -100).sum()
+    ids = batch["input_ids"][:, :9]
+    before = trainer.model(input_ids=ids).logits
+    prepared, found, adapted = trainer.accelerator.prepare(trainer.model), [], trainer._adapted
+    for trainer._adapted in (adapted, []):
+        prepared.zero_grad()
+        for layer in adapted:
+            layer.cast_input_dtype_enabled = True
+        loss = trainer.compute_loss(prepared, dict(batch), num_items_in_batch=count)
+        loss.backward()
+        found.append([loss.detach(), *(p.grad.clone() for p in prepared.parameters() if p.grad is not None)])
+        if adapter != "dora":
+            assert adapted
+            assert {layer.cast_input_dtype_enabled for layer in adapted} == {not trainer._adapted}
+    assert len(found[0]) > 1
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    trainer._adapted = adapted
+    unprepared = trainer.accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
+    assert torch.equal(unprepared(input_ids=ids).logits, before)
