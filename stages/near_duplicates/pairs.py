@@ -7,6 +7,7 @@ can be near. Sorted by length, the possible partners of a text are one run.
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice, product, starmap
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from rapidfuzz.distance import Indel
 
 from stages.core.errors import UserError
 from stages.core.machine import machine_settings
+from stages.core.run_notes import track
 from stages.near_duplicates.rule import Pair
 
 # Below so many comparisons rapidfuzz is done before numba is loaded.
@@ -27,6 +29,7 @@ _MOST = 10_000_000
 # A tile holds rows x columns distances of 4 bytes: 16 MiB, whatever the number of texts.
 _HEIGHT = 1024
 _WIDTH = 4096
+_ROWS, _CANDIDATES = 256, 16_384  # some seconds of one core
 # Texts of more characters than this are first aligned without this share of the shorter one at their ends, if that
 # rules out most of a sample, one pair of so many.
 _LONG, _CUT, _SAMPLED = 300, 0.65, 50
@@ -74,28 +77,40 @@ def cross_pairs(left: Sequence[str], right: Sequence[str], threshold: int) -> li
     return _sorted(found)
 
 
-def nearest(texts: Sequence[str], candidates: Sequence[str]) -> list[Pair]:
-    """For each text (left) the candidate of the highest ratio (right), of equals the first; none without candidates."""
-    if (address := machine_settings().ray) and len(texts) * len(candidates) >= _FEW_NEAREST:
+def nearest(texts: Sequence[str], candidates: Iterable[str], count: int) -> list[Pair]:
+    """For each text (left) the candidate of the highest ratio (right), of equals the first; none without candidates.
+
+    The `count` candidates are taken a run at a time.
+    """
+    left, starts = iter(candidates), product(range(0, count, _CANDIDATES), range(0, len(texts), _ROWS))
+    runs = iter(lambda: list(islice(left, _CANDIDATES)), list[str]())
+    tasks = ((texts[row : row + _ROWS], run) for run in runs for row in range(0, len(texts), _ROWS))
+    found: Iterable[Found] = starmap(nearest_here, tasks)
+    if (address := machine_settings().ray) and len(texts) * count >= _FEW_NEAREST:
         from stages.near_duplicates import ray_tiles
 
-        return _sorted(ray_tiles.nearest(texts, candidates, address))
-    return _sorted(nearest_here(texts, candidates))
+        found = ray_tiles.nearest(tasks, address)
+    best = np.empty((len(texts) if count else 0, 4), np.int32)
+    tiles_done = track(found, -(-count // _CANDIDATES) * -(-len(texts) // _ROWS), "nearest prompts, tiles of pairs")
+    for (column, row), part in zip(starts, tiles_done, strict=True):
+        new, old = part + np.array([row, column, 0, 0], np.int32), best[row : row + _ROWS]
+        # Of equals the first stays.
+        nearer = slice(None) if column == 0 else _apart(new) < _apart(old)
+        old[nearer] = new[nearer]
+    return _sorted(best)
 
 
 def nearest_here(texts: Sequence[str], candidates: Sequence[str]) -> Found:
-    """`nearest` on this machine."""
-    sizes = np.fromiter(map(len, candidates), np.int64, len(candidates))
-    height = max(1, _HEIGHT * _WIDTH // max(1, len(candidates)))
-    found = []
-    for top in range(0, len(texts) if candidates else 0, height):
-        some = texts[top : top + height]
-        distances = process.cdist(some, candidates, scorer=Indel.distance, dtype=np.int32, workers=THREADS)
-        lengths = np.add.outer(np.fromiter(map(len, some), np.int64, len(some)), sizes)
-        best = (distances / np.maximum(lengths, 1)).argmin(axis=1)  # equal fractions are equal floats
-        rows = np.arange(len(some))
-        found.append(np.stack([rows + top, best, distances[rows, best], lengths[rows, best]], axis=1).astype(np.int32))
-    return joined(found)
+    """`nearest` of all at once, on this machine."""
+    sizes, others = (np.fromiter(map(len, some), np.int64, len(some)) for some in (texts, candidates))
+    distances = process.cdist(texts, candidates, scorer=Indel.distance, dtype=np.int32, workers=THREADS)
+    lengths, rows = np.add.outer(sizes, others), np.arange(len(texts))
+    best = (distances / np.maximum(lengths, 1)).argmin(axis=1)  # equal fractions are equal floats
+    return np.stack([rows, best, distances[rows, best], lengths[rows, best]], axis=1).astype(np.int32)
+
+
+def _apart(found: Found) -> NDArray[np.float64]:
+    return found[:, 2] / np.maximum(found[:, 3], 1)
 
 
 def sorted_by_length(texts: Sequence[str]) -> SortedTexts:

@@ -6,9 +6,8 @@ against; a task holds one tile.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from itertools import product
 
 import numpy as np
 
@@ -18,7 +17,6 @@ from stages.near_duplicates import pairs
 from stages.near_duplicates.pairs import Found, SortedTexts, Tile, sorted_by_length, tiles
 
 _SIDE = 32_768  # texts of the join: a second or two of work, a third of it to make sketches, and some 15 MB of texts
-_ROWS, _CANDIDATES = 256, 16_384  # of the search for the nearest, which compares all with all: some seconds
 
 
 def join(left: SortedTexts, right: SortedTexts, threshold: int, address: str) -> Iterator[Found]:
@@ -52,28 +50,14 @@ def near_in_tile(rows: Sequence[str], columns: Sequence[str] | None, threshold: 
     return pairs.joined(pairs.on_this_machine(left, right, threshold)).tobytes()
 
 
-def nearest(texts: Sequence[str], candidates: Sequence[str], address: str) -> Found:
-    """`pairs.nearest_here` by runs of texts and of candidates. Raises as `join` does."""
-    starts = list(product(range(0, len(texts), _ROWS), range(0, len(candidates), _CANDIDATES)))
-    tasks = ((texts[row : row + _ROWS], candidates[column : column + _CANDIDATES]) for row, column in starts)
-    found = in_order(nearest_in_tile, tasks, address, "nearest")
-    best = np.empty((len(texts), 4), np.int32)
-    for (row, column), part in zip(starts, track(found, len(starts), "nearest prompts, on the cluster"), strict=True):
-        new = _read(part) + np.array([row, column, 0, 0], np.int32)
-        old = best[row : row + _ROWS]
-        # Runs of candidates come from the first to the last, and of equals the first stays.
-        nearer = slice(None) if column == 0 else _apart(new) < _apart(old)
-        old[nearer] = new[nearer]
-    return best
+def nearest(tiles: Iterable[tuple[Sequence[str], Sequence[str]]], address: str) -> Iterator[Found]:
+    """`pairs.nearest_here` of each. Raises as `join` does."""
+    return map(_read, in_order(nearest_in_tile, tiles, address, "nearest"))
 
 
 def nearest_in_tile(texts: Sequence[str], candidates: Sequence[str]) -> bytes:
     pairs.THREADS = 1
     return pairs.nearest_here(texts, candidates).tobytes()
-
-
-def _apart(found: Found) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    return found[:, 2] / np.maximum(found[:, 3], 1)
 
 
 def _read(part: bytes) -> Found:

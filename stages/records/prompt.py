@@ -3,10 +3,11 @@
 `dedup` searches the near pairs once and writes them, and the stages after it read them.
 """
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -66,44 +67,38 @@ def by_prompt(records: Iterable[Record]) -> dict[str, list[Record]]:
 
 @dataclass(frozen=True, slots=True)
 class NearPairs:
-    """For each prompt the prompts near it and their scores; a prompt is the SHA-256 of its normal form."""
+    """Pairs of near prompts with their scores; a prompt is the SHA-256 of its normal form."""
 
-    partners: dict[str, dict[str, float]]
+    pairs: list[tuple[bytes, bytes, float]]
 
-    def among(self, texts: Sequence[str]) -> list[tuple[int, int, float]]:
-        """The pairs of two of these distinct normalised prompts: their positions, left < right, and the score."""
-        place = {digest(text): position for position, text in enumerate(texts)}
-        return [
-            (left, place[other], score)
-            for name, left in place.items()
-            for other, score in self.partners.get(name, {}).items()
-            if place.get(other, -1) > left
-        ]
+    def names(self) -> set[bytes]:
+        return {name for pair in self.pairs for name in pair[:2]}
+
+    def among(self, places: Mapping[bytes, Item]) -> list[tuple[Item, Item, float]]:
+        """The pairs of two of these prompts, by what `places` has for each."""
+        return [(places[one], places[two], score) for one, two, score in self.pairs if one in places and two in places]
 
 
-def digest(text: str) -> str:
-    """The name of a normalised prompt: `prompt_hash` of what it is the normal form of."""
-    return sha256(text.encode()).hexdigest()
+def digest(text: str) -> bytes:
+    """The name of a normalised prompt: in hex it is `prompt_hash` of what it is the normal form of."""
+    return sha256(text.encode()).digest()
 
 
 def write_near_pairs(path: Path, texts: Sequence[str], pairs: Iterable[tuple[int, int, float]], threshold: int) -> None:
     """Write pairs of positions in `texts` with their scores; the first line, which is always there, counts both."""
     rows = [
-        {"left": digest(texts[left]), "right": digest(texts[right]), "score": score} for left, right, score in pairs
+        {"left": digest(texts[left]).hex(), "right": digest(texts[right]).hex(), "score": score}
+        for left, right, score in pairs
     ]
     write_rows(path, [{"threshold": threshold, "prompts": len(texts), "pairs": len(rows)}, *rows])
 
 
 def read_near_pairs(path: Path, threshold: int) -> NearPairs:
     """Read what `write_near_pairs` wrote. Raises UserError when it is something else, or of another threshold."""
-    partners: dict[str, dict[str, float]] = {}
     head, *rows = read_rows(path) if path.is_file() else ({},)
     if head.get("threshold") != threshold or head.get("pairs") != len(rows):
         raise UserError(f"{path} has not the near pairs at dedup.threshold {threshold}; make it with `dvc repro dedup`")
-    for row in rows:
-        for one, other in (("left", "right"), ("right", "left")):
-            partners.setdefault(row[one], {})[row[other]] = row["score"]
-    return NearPairs(partners)
+    return NearPairs([(bytes.fromhex(row["left"]), bytes.fromhex(row["right"]), row["score"]) for row in rows])
 
 
 def components(items: Iterable[Item], pairs: Iterable[tuple[Item, Item]]) -> list[list[Item]]:
@@ -112,16 +107,18 @@ def components(items: Iterable[Item], pairs: Iterable[tuple[Item, Item]]) -> lis
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    pairs, every = list(pairs), dict.fromkeys(items)
-    linked = {item for pair in pairs for item in pair}
-    place = {item: position for position, item in enumerate(item for item in every if item in linked)}
+    pairs = list(pairs)
+    place = {item: position for position, item in enumerate(dict.fromkeys(chain.from_iterable(pairs)))}
     links = np.array([(place[left], place[right]) for left, right in pairs], dtype=np.int64).reshape(-1, 2)
     graph = coo_array((np.ones(len(links), dtype=bool), (links[:, 0], links[:, 1])), shape=(len(place), len(place)))
     numbers = connected_components(graph, directed=False)[1].tolist() if place else []
-    groups: dict[Hashable, list[Item]] = {}
-    for item in every:
-        groups.setdefault(numbers[place[item]] if item in linked else (item,), []).append(item)
-    return list(groups.values())
+    groups, found = list[list[Item]](), dict[int, list[Item]]()
+    for item in items:
+        group = found.setdefault(numbers[place[item]], []) if item in place else []
+        if not group:
+            groups.append(group)
+        group.append(item)
+    return groups
 
 
 def refuse_overlap(what: str, seen: Iterable[Record], ids: AbstractSet[str], prompt_hashes: AbstractSet[str]) -> None:

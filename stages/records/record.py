@@ -6,6 +6,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +23,10 @@ _ALWAYS = ("id", "prompt", "completion", "label", "source", "origin")
 # Made once: there are millions of rows.
 _encode, _decode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode, json.JSONDecoder().decode
 _quoted = json.encoder.encode_basestring
+_NO_FIELDS: Mapping[str, str] = {}
+_held_once: Callable[[str], str] = lru_cache(1 << 14)(
+    lambda text: text
+)  # labels, sources and answers come again and again
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +55,7 @@ class Record:
     origin: str
     task: str | None = None
     context: tuple[Message, ...] = ()
-    fields: Mapping[str, str] = field(default_factory=dict, hash=False)
+    fields: Mapping[str, str] = field(default_factory=lambda: _NO_FIELDS, hash=False)
 
 
 def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
@@ -108,7 +113,7 @@ def make_record(
         origin=origin,
         task=task,
         context=tuple(Message(message.role, canonical(message.content)) for message in context),
-        fields=dict(fields or {}),
+        fields=dict(fields) if fields else _NO_FIELDS,
     )
 
 
@@ -125,10 +130,10 @@ def record_row(record: Record) -> dict[str, Any]:
 
 
 def record_of(row: Mapping[str, Any]) -> Record:
-    """The record of a row that `record_row` made. Raises TypeError when it is none."""
+    """The record of a row that `record_row` made. Raises TypeError or KeyError when it is none."""
     if "context" in row:
         row = {**row, "context": tuple(Message(**message) for message in row["context"])}
-    return Record(**row)
+    return Record(**{**row, **{name: _held_once(row[name]) for name in ("completion", "label", "source")}})
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -136,14 +136,15 @@ def test_a_score_is_rounded_down(length: int, data: st.DataObject) -> None:
     assert 0 <= 100 * (length - distance) - score(distance, length) * length < 0.01 * length + 1e-6
 
 
-@pytest.mark.parametrize("tile", [1, 10**6])
+@pytest.mark.parametrize("tile", [1, 2, 10**6])
 def test_the_nearest_is_the_first_of_the_highest_ratio(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pairs, "_HEIGHT", tile)
+    monkeypatch.setattr(pairs, "_CANDIDATES", tile)
+    monkeypatch.setattr(pairs, "_ROWS", tile)
 
     @settings(deadline=None)
     @given(texts=st.lists(TEXTS, max_size=6), candidates=st.lists(TEXTS, max_size=8))
     def check(texts: list[str], candidates: list[str]) -> None:
-        found = nearest(texts, candidates)
+        found = nearest(texts, candidates, len(candidates))
         assert [pair.left for pair in found] == (list(range(len(texts))) if candidates else [])
         for pair in found:
             ratios = [fuzz.ratio(texts[pair.left], candidate) for candidate in candidates]

@@ -99,12 +99,12 @@ def test_the_nearest_is_that_of_one_machine(letters: str, on_cluster: Any, monke
     texts = texts_with_variants(400, 6 if letters == "ab" else 30, letters)
     some, others = texts[:60], texts[60:]
     monkeypatch.setattr(pairs, "_FEW_NEAREST", 0)
-    monkeypatch.setattr(ray_tiles, "_CANDIDATES", 90)
-    monkeypatch.setattr(ray_tiles, "_ROWS", 25)
-    finished, found = Finished(monkeypatch), nearest(some, others)
+    monkeypatch.setattr(pairs, "_CANDIDATES", 90)
+    monkeypatch.setattr(pairs, "_ROWS", 25)
+    finished, found = Finished(monkeypatch), nearest(some, others, len(others))
     assert len(finished.names) == 12
     monkeypatch.delenv("TUNETRAIL_RAY")
-    assert found == nearest(some, others)
+    assert found == nearest(some, others, len(others))
     assert left_behind() == []
 
 

@@ -16,21 +16,22 @@ def test_pairs_are_read_as_they_were_written(tmp_path: Path) -> None:
     path = tmp_path / "near_pairs.jsonl"
     write_near_pairs(path, TEXTS, PAIRS, 90)
     found = read_near_pairs(path, 90)
-    assert found.among(TEXTS) == PAIRS
-    assert found.among(TEXTS[::-1]) == [(1, 2, 90.0), (2, 3, 96.55)]
-    assert found.among([TEXTS[0], TEXTS[2], "another"]) == []
-    assert found.partners[digest(TEXTS[1])] == {digest(TEXTS[0]): 96.55, digest(TEXTS[2]): 90.0}
+    place = {digest(text): number for number, text in enumerate(TEXTS)}
+    assert found.among(place) == PAIRS
+    assert found.among({digest(text): text for text in TEXTS[1:]}) == [(TEXTS[1], TEXTS[2], 90.0)]
+    assert found.among({digest(text): text for text in (TEXTS[0], TEXTS[2], "another")}) == []
+    assert found.names() == place.keys() - {digest(TEXTS[3])}
 
 
 def test_a_prompt_is_named_by_the_hash_that_a_lock_has() -> None:
-    assert digest(normalise("Play  JAZZ ")) == prompt_hash("Play  JAZZ ")
+    assert digest(normalise("Play  JAZZ ")).hex() == prompt_hash("Play  JAZZ ")
 
 
 def test_no_pairs_are_no_empty_file(tmp_path: Path) -> None:
     path = tmp_path / "near_pairs.jsonl"
     write_near_pairs(path, [], [], 90)
     assert path.stat().st_size
-    assert read_near_pairs(path, 90).partners == {}
+    assert read_near_pairs(path, 90).pairs == []
 
 
 def test_pairs_that_are_missing_cut_or_of_another_threshold_are_a_sentence(tmp_path: Path) -> None:

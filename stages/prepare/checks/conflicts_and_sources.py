@@ -5,6 +5,7 @@ or writes otherwise than the rest.
 """
 
 import json
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from statistics import median, quantiles
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 
 from stages.near_duplicates.rule import same_questions
 from stages.params.task import Task
-from stages.records.prompt import NearPairs, Question, components, question
+from stages.records.prompt import NearPairs, Question, compared, components, digest, question
 from stages.records.record import Record
 from stages.text.strict_json import completion_key, parsed
 
@@ -48,12 +49,15 @@ def conflicts(rows: Sequence[Record], labels: Sequence[str | None], near: NearPa
     Rows without a label take no part. A cluster has all its rows, the rarest label first: where one row stands
     against many, it is the suspect.
     """
+    names = [digest(compared(row)) for row in rows]
+    count, paired = Counter(names), near.names()
     asked: dict[Question, list[tuple[Record, str]]] = defaultdict(list)
-    for row, label in zip(rows, labels, strict=True):
-        if label is not None:
-            asked[question(row)].append((row, label))
-    texts = sorted({one.text for one in asked})
-    alike = ((texts[left], texts[right], score) for left, right, score in near.among(texts))
+    texts: dict[bytes, str] = {}
+    for row, label, name in zip(rows, labels, names, strict=True):
+        if label is not None and (count[name] > 1 or name in paired):  # a row alone is in no cluster
+            asked[one := question(row)].append((row, label))
+            texts[name] = one.text
+    alike = near.among(texts)
     pairs = same_questions({one: [row for row, _ in members] for one, members in asked.items()}, alike)
     groups = components(sorted(asked, key=repr), ((left, right) for left, right, _ in pairs))
     clusters = [[member for one in group for member in asked[one]] for group in groups]
@@ -128,4 +132,4 @@ def _bins(lengths: Sequence[int]) -> list[Hashable]:
     if len(lengths) < 2:
         return [0] * len(lengths)
     edges = quantiles(lengths, n=_BINS)
-    return [sum(length > edge for edge in edges) for length in lengths]
+    return [bisect_left(edges, length) for length in lengths]

@@ -8,18 +8,21 @@ The same text: a line that few rows have, at most `SHARED_BY`, and that is not s
 the question or instruction beside it is another. Of several such lines the longest for its number of rows counts.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain, combinations
-from typing import Any
+from typing import Any, TypeVar
 
 from stages.near_duplicates.pairs import nearest
 from stages.near_duplicates.rule import is_near, ratio
 from stages.prepare.split.lock import Lock
 from stages.records.prompt import NearPairs, by_prompt, compared, components, digest, lines
-from stages.records.record import Dropped, Record, grouped
+from stages.records.record import Dropped, Record
 from stages.text.strict_json import completion_key
+
+Key = TypeVar("Key", bound=Hashable)
 
 SHARED_BY = 10
 _SHORT = 20  # characters of a line, such as a greeting, that says nothing of what a row is about
@@ -39,41 +42,53 @@ def find_nearness(records: Sequence[Record], prompts: NearPairs, pair_threshold:
 
     Only rows of one rarely shared completion are compared, a few for each row, so that this is no second join.
     """
-    texts = [compared(row) for row in records]
-    same = grouped(range(len(records)), lambda place: completion_key(records[place].completion))
-    rare = (places for places in same.values() if len(places) <= SHARED_BY)
-    found = [
-        (records[one].id, records[other].id, ratio(texts[one], texts[other]))
-        for one, other in chain.from_iterable(combinations(places, 2) for places in rare)
-        if texts[one] != texts[other] and is_near(texts[one], texts[other], pair_threshold)
-    ]
+    keys = lru_cache(1 << 12)(completion_key)  # of many rows that have the same few
+    found = []
+    for rows in _rarely_shared(records, lambda row: [keys(row.completion)]).values():
+        for one, other in combinations([(row.id, compared(row)) for row in rows], 2):
+            if one[1] != other[1] and is_near(one[1], other[1], pair_threshold):
+                found.append((one[0], other[0], ratio(one[1], other[1])))
     return Nearness(prompts, found, _shared_texts(records))
+
+
+def _rarely_shared(records: Iterable[Record], texts: Callable[[Record], Iterable[str]]) -> dict[bytes, list[Record]]:
+    """By digest those of their texts that at least two records have, and at most `SHARED_BY`."""
+    first, shared = dict[bytes, Record](), dict[bytes, list[Record]]()
+    for row in records:
+        for name in map(digest, texts(row)):
+            if (other := first.setdefault(name, row)) is not row:
+                shared.setdefault(name, [other]).append(row)
+    return {name: rows for name, rows in shared.items() if len(rows) <= SHARED_BY}
 
 
 def _shared_texts(records: Sequence[Record]) -> dict[str, str]:
     """By id the line that tells what a row is about, where other rows have it: the longest for so many rows."""
-    own = {row.id: lines([row]) for row in records}
-    count = Counter(line for found in own.values() for line in found)
+    few = _rarely_shared(records, lambda row: [line for line in lines([row]) if len(line) >= _SHORT])
     shared: dict[str, str] = {}
-    for name, found in own.items():
-        few = [line for line in found if 1 < count[line] <= SHARED_BY and len(line) >= _SHORT]
-        if few:
-            shared[name] = max(few, key=lambda line: (len(line) / count[line], line))
+    for row in chain.from_iterable(few.values()):
+        known = [(len(line) / len(few[name]), line) for line in lines([row]) if (name := digest(line)) in few]
+        shared[row.id] = max(known)[1]
     return shared
 
 
 def near_groups(records: Iterable[Record], nearness: Nearness) -> list[list[Record]]:
     """Records in groups: the same group for rows that have one prompt or are near, directly or through others."""
-    prompts = by_prompt(records)
-    texts = list(prompts)
-    text_of = {row.id: text for text, rows in prompts.items() for row in rows}
-    links = [(texts[left], texts[right]) for left, right, _ in nearness.prompts.among(texts)]
-    first: dict[str, str] = {}
-    for name, text in text_of.items():
-        if line := nearness.texts.get(name):
-            links.append((text, first.setdefault(line, text)))
-    links += [(text_of[one], text_of[other]) for one, other, _ in nearness.pairs if {one, other} <= text_of.keys()]
-    return [[row for text in group for row in prompts[text]] for group in components(texts, links)]
+    rows = list(records)
+    return components(rows, _links(rows, nearness))
+
+
+def _links(records: Iterable[Record], nearness: Nearness) -> list[tuple[Record, Record]]:
+    paired = {name for pair in nearness.pairs for name in pair[:2]}
+    prompts, texts, ids, links = dict[bytes, Record](), dict[str, Record](), dict[str, Record](), []
+    for row in records:
+        first = [prompts.setdefault(digest(compared(row)), row)]
+        if line := nearness.texts.get(row.id):
+            first.append(texts.setdefault(line, row))
+        if row.id in paired:
+            ids[row.id] = row
+        links += [(other, row) for other in first if other is not row]
+    links += [(one, other) for one, other, _ in nearness.prompts.among(prompts)]
+    return links + [(ids[one], ids[other]) for one, other, _ in nearness.pairs if one in ids and other in ids]
 
 
 def quarantine(
@@ -84,24 +99,18 @@ def quarantine(
     A locked row that is no longer in the data still catches the same prompt, by its hash; near rows need its
     text and are found for the locked rows in `holdout` alone. Of several witnesses the nearest is named.
     """
-    locked = {row.prompt_sha256: row.id for row in reversed(lock.rows)}
+    locked = {bytes.fromhex(row.prompt_sha256): row.id for row in reversed(lock.rows)}
     held = {digest(text): min(row.id for row in rows) for text, rows in by_prompt(holdout).items()}
-    by_answer: dict[str, list[tuple[float, str]]] = defaultdict(list)
-    ids = {row.id for row in holdout}
-    for left, right, score in nearness.pairs:
-        for one, other in ((left, right), (right, left)):
-            if other in ids:
-                by_answer[one].append((-score, other))
+    by_words = _near(nearness.prompts.pairs, held)
+    by_answer = _near(nearness.pairs, {row.id: row.id for row in holdout})
     held_texts = {nearness.texts[row.id]: row for row in reversed(holdout) if row.id in nearness.texts}
     free, rejected = [], []
     for record in records:
         name = digest(compared(record))
-        partners = nearness.prompts.partners.get(name, {})
-        by_words = [(-score, held[other]) for other, score in partners.items() if other in held]
         if witness := locked.get(name):
             rejected.append(Dropped("same_prompt", "the prompt is that of a locked row", witness, 100.0, record))
-        elif by_words:
-            score, witness = min(by_words)
+        elif name in by_words:
+            score, witness = min(by_words[name])
             detail = f"the prompt is {-score:.2f} % like a locked row's"
             rejected.append(Dropped("near_prompt", detail, witness, -score, record))
         elif same := held_texts.get(nearness.texts.get(record.id, "")):
@@ -116,20 +125,27 @@ def quarantine(
     return free, rejected
 
 
+def _near(pairs: Iterable[tuple[Key, Key, float]], held: Mapping[Key, str]) -> dict[Key, list[tuple[float, str]]]:
+    """By what is in a pair with one of `held`: these, each with the negative score."""
+    found: dict[Key, list[tuple[float, str]]] = defaultdict(list)
+    for left, right, score in pairs:
+        for one, other in ((left, right), (right, left)):
+            if other in held:
+                found[one].append((-score, held[other]))
+    return found
+
+
 def distances(holdout: Sequence[Record], train: Sequence[Record]) -> list[dict[str, Any]]:
     """For each hold-out row the training row of the nearest prompt and the ratio (`fuzz.ratio`, rounded down).
 
     The training rows are those of the data. What `augment` makes of them does not count: the ratios say how alike
     the data are, and stay comparable when the augmentation changes. Both are null without training rows.
     """
-    ids: dict[str, str] = {}
-    for row in sorted(train, key=lambda row: row.id):
-        ids.setdefault(compared(row), row.id)
-    texts = list(ids)
-    if not texts:
+    if not train:
         return [{"id": row.id, "nearest_id": None, "ratio": None} for row in holdout]
-    best = nearest([compared(row) for row in holdout], texts)
+    ordered = sorted(train, key=lambda row: row.id)
+    best = nearest([compared(row) for row in holdout], map(compared, ordered), len(ordered))
     return [
-        {"id": row.id, "nearest_id": ids[texts[pair.right]], "ratio": pair.score}
+        {"id": row.id, "nearest_id": ordered[pair.right].id, "ratio": pair.score}
         for row, pair in zip(holdout, best, strict=True)
     ]

@@ -14,9 +14,9 @@ from stages.core.errors import UserError
 from stages.params.prepare import Split
 from stages.prepare.split.lock import Lock
 from stages.prepare.split.nearness import Nearness, near_groups, quarantine
-from stages.records.prompt import asked
+from stages.records.prompt import asked, compared
 from stages.records.record import Dropped, Record, copy_rank, rank
-from stages.text.normal_form import normalise, prompt_hash
+from stages.text.normal_form import normalise
 
 _QUARANTINE = ("same_prompt", "near_prompt", "same_text", "near_pair")
 _N = 13
@@ -235,7 +235,7 @@ def summarise(rows_in: int, parts: Partition, restored: int, lock: Lock) -> dict
     names = sorted({label_name(row.label) for row in out}.union(*labels.values()))
     seen = parts.train + parts.validation
     reasons = Counter(row.reason for row in parts.quarantined)
-    hashes, held_hashes = ({prompt_hash(asked(row)) for row in rows} for rows in (seen, parts.holdout))
+    held, held_prompts = {row.id for row in parts.holdout}, set(map(compared, parts.holdout))
     kept_back: Counter[str] = Counter()
     for one in (found for how in (lock.drawn, *lock.added) for found in how.labels):
         kept_back[label_name(one.label)] += one.quota - one.drawn
@@ -259,8 +259,8 @@ def summarise(rows_in: int, parts: Partition, restored: int, lock: Lock) -> dict
         **({"folds": folds} if folds else {}),
         **({"slices": dict(sorted(slices.items()))} if slices else {}),
         "overlap": {
-            "shared_ids": len({row.id for row in seen} & {row.id for row in parts.holdout}),
-            "shared_prompts": len(hashes & held_hashes),
+            "shared_ids": len({row.id for row in seen if row.id in held}),
+            "shared_prompts": len({prompt for prompt in map(compared, seen) if prompt in held_prompts}),
         },
         "shared_13_grams": {
             "prompt": shared_runs(map(asked, seen), map(asked, parts.holdout)),
@@ -273,11 +273,11 @@ def shared_runs(seen: Iterable[str], holdout: Iterable[str]) -> dict[str, int]:
     """The hold-out rows that share a run of words with a seen row, those that have any, and the shared runs."""
     held = [set(runs(text)) for text in holdout]
     known = set().union(*held)
-    found = {run for text in seen for run in runs(text) if run in known} if known else set()
+    found = {run for text in seen for run in known.intersection(runs(text))} if known else set()
     return {"rows": sum(bool(one & found) for one in held), "of": sum(map(bool, held)), "runs": len(found)}
 
 
 def runs(text: str) -> Iterator[tuple[str, ...]]:
     """Every 13 words in a row, case folded and without punctuation."""
     words = _WORD.findall(normalise(text))
-    return (tuple(words[start : start + _N]) for start in range(len(words) - _N + 1))
+    return zip(*(words[start:] for start in range(_N)), strict=False)

@@ -22,11 +22,9 @@ def row(prompt: str, label: str | None, completion: str = "text") -> Record:
 
 def conflicts(rows: list[Record]) -> list[dict[str, Any]]:
     texts = list(by_prompt(rows))
-    partners: dict[str, dict[str, float]] = {}
-    for pair in near_pairs(texts, 90):
-        partners.setdefault(digest(texts[pair.left]), {})[digest(texts[pair.right])] = pair.score
-        partners.setdefault(digest(texts[pair.right]), {})[digest(texts[pair.left])] = pair.score
-    return conflicts_among(rows, [row.label for row in rows], NearPairs(partners))
+    names = list(map(digest, texts))
+    near = NearPairs([(names[pair.left], names[pair.right], pair.score) for pair in near_pairs(texts, 90)])
+    return conflicts_among(rows, [row.label for row in rows], near)
 
 
 def find(rows: list[Record]) -> list[list[str]]:

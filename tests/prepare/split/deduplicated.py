@@ -29,11 +29,8 @@ def write_searched(records: Iterable[Record]) -> None:
 
 def near_prompts(records: Iterable[Record]) -> NearPairs:
     texts = list(by_prompt(records))
-    partners: dict[str, dict[str, float]] = {}
-    for pair in near_pairs(texts, 90):
-        left, right = digest(texts[pair.left]), digest(texts[pair.right])
-        partners.setdefault(left, {})[right] = partners.setdefault(right, {})[left] = pair.score
-    return NearPairs(partners)
+    names = list(map(digest, texts))
+    return NearPairs([(names[pair.left], names[pair.right], pair.score) for pair in near_pairs(texts, 90)])
 
 
 def nearness(records: list[Record]) -> Nearness:
