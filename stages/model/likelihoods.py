@@ -4,7 +4,7 @@ import copy
 import inspect
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,6 @@ from stages.records.record import Record
 _LARGEST_MEAN = 700.0  # nats; exp of more is no float
 # Tokens of references that go through the model at once, and logits: memory for activations against speed.
 _TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 16384}
-_COMPARED_AT_ONCE = 512  # tokens, whose logits two models have in full
 _LOGITS_AT_ONCE = 1 << 25
 
 Pair = tuple[list[int], list[int]]
@@ -106,21 +105,24 @@ def divergence(before: Any, after: Any, chat: Chat, records: Sequence[Record]) -
     total, tokens, models = 0.0, 0, (causal_of(before), causal_of(after))
     pairs = [(chat.prompt_ids(record), chat.completion_ids(record.completion)) for record in records]
     pairs.sort(key=lambda pair: -len(pair[0]) - len(pair[1]))
-    for rows in _batches(pairs, 0, _COMPARED_AT_ONCE):
-        if labels_of(models[0]):
-            said = iter([tuple(label_likelihoods(causal, [prompt for prompt, _ in rows]) for causal in models)])
-        else:
-            ids = _filled_up([p + c for p, c in rows], chat.stop_id, models[0].device)
-            first, second = (causal(input_ids=ids).logits for causal in models)
-            places = [(i, slice(len(p) - 1, len(p) + len(c) - 1)) for i, (p, c) in enumerate(rows)]
-            # Sums over a vocabulary in float32 err by as much as a merge rounds.
-            said = (tuple(one[place].double().log_softmax(-1) for one in (first, second)) for place in places)
-        for ours, theirs in said:
-            total += (ours.exp() * (ours - theirs)).sum().item()
-            tokens += len(ours)
+    both: list[Iterable[torch.Tensor]]
+    if labels_of(models[0]):
+        both = [[label_likelihoods(causal, [prompt for prompt, _ in pairs])] for causal in models]
+    else:
+        both = [_log_probabilities(causal, pairs, chat) for causal in models]
+    for ours, theirs in zip(*both, strict=True):
+        total += (ours.exp() * (ours - theirs)).sum().item()
+        tokens += len(ours)
     if not math.isfinite(total):
         raise Refusal("the model's logits are no numbers; it must not be used")
     return max(total / max(1, tokens), 0.0)
+
+
+def _log_probabilities(causal: Any, pairs: Sequence[Pair], chat: Chat) -> Iterator[torch.Tensor]:
+    """[tokens of its completion, vocabulary] of each pair; in float32, sums err by as much as a merge rounds."""
+    for _, states, head in _predicting(causal, pairs, chat):
+        for one in states:
+            yield head(one).double().log_softmax(-1)
 
 
 @torch.inference_mode()
@@ -129,8 +131,27 @@ def _measure(causal: Any, pairs: Sequence[Pair], chat: Chat) -> list[list[Any]]:
     if labels := labels_of(causal):
         return _measure_labels(causal, pairs, [chat.completion_ids(label) for label in labels])
     result: list[list[Any]] = []
+    for rows, asked, head in _predicting(causal, pairs, chat):
+        targets = torch.tensor([token for _, c in rows for token in c], device=causal.device)
+        losses, agreed = _losses(head, torch.cat(asked), targets, causal.config.get_text_config().vocab_size)
+        lengths = [len(c) for _, c in rows]
+        parts = zip(torch.split(losses, lengths), torch.split(agreed, lengths), strict=True)
+        result += [[nats.sum().item(), int(same.sum())] for nats, same in parts]
+    if not all(math.isfinite(nats) for nats, _ in result):
+        raise Refusal("the model gives the reference answers a likelihood that is no number; it must not be used")
+    return result
+
+
+def _predicting(
+    causal: Any, pairs: Sequence[Pair], chat: Chat
+) -> Iterator[tuple[Sequence[Pair], list[torch.Tensor], Any]]:
+    """(some of the pairs, for each the states that predict its completion, what makes logits of states), in order.
+
+    What all prompts begin with runs through the model once; positions that predict prompts and padding never reach the
+    vocabulary.
+    """
     if not pairs:
-        return result
+        return
     prefix = Prefix(causal, [prompt for prompt, _ in pairs], gap=False)
     begun = prefix.length
     for rows in _batches(pairs, begun, _TOKENS_AT_ONCE[causal.device.type]):
@@ -141,16 +162,8 @@ def _measure(causal: Any, pairs: Sequence[Pair], chat: Chat) -> list[list[Any]]:
             states, head = causal.base_model(**options).last_hidden_state, causal.get_output_embeddings()
         else:
             states, head = causal(**options).logits, torch.nn.Identity()
-        # Each position predicts the next; those that predict prompts and padding never reach the vocabulary.
-        asked = [states[i, len(p) - 1 - begun : len(p) + len(c) - 1 - begun] for i, (p, c) in enumerate(rows)]
-        targets = torch.tensor([token for _, c in rows for token in c], device=causal.device)
-        losses, agreed = _losses(head, torch.cat(asked), targets, causal.config.get_text_config().vocab_size)
-        lengths = [len(c) for _, c in rows]
-        parts = zip(torch.split(losses, lengths), torch.split(agreed, lengths), strict=True)
-        result += [[nats.sum().item(), int(same.sum())] for nats, same in parts]
-    if not all(math.isfinite(nats) for nats, _ in result):
-        raise Refusal("the model gives the reference answers a likelihood that is no number; it must not be used")
-    return result
+        # Each position predicts the next.
+        yield rows, [states[i, len(p) - 1 - begun : len(p) + len(c) - 1 - begun] for i, (p, c) in enumerate(rows)], head
 
 
 def _measure_labels(causal: Any, pairs: Sequence[Pair], labels: list[list[int]]) -> list[list[Any]]:

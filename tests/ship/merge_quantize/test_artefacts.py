@@ -63,16 +63,23 @@ def test_merged_weights_are_base_plus_scaled_product_rounded_once(trained: Path,
         torch.testing.assert_close(merged[name], expected.to(torch.bfloat16), rtol=2**-8, atol=1e-6)
 
 
-def test_rows_are_compared_together_as_each_alone(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_compared_together_as_each_alone(trained: Path) -> None:
     from stages.model.loading import load_tuned
 
     chat = make_chat(load_tokenizer(trained / "base"), "Answer.")
     records = [make_record("order " * n, f'{{"n": {"9" * n}}}', None, "s", f"s:{n}") for n in (1, 9, 4, 2)]
     models = load_model(trained / "base"), load_tuned(trained / "base", trained / "adapter")
-    together = divergence(*models, chat, records)
-    monkeypatch.setattr("stages.model.likelihoods._COMPARED_AT_ONCE", 1)
-    assert together == pytest.approx(divergence(*models, chat, records), rel=1e-4)
-    assert together > 0
+    alone = []
+    for record in records:
+        prompt, completion = chat.prompt_ids(record), chat.completion_ids(record.completion)
+        with torch.inference_mode():
+            logits = [
+                one(input_ids=torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1] for one in models
+            ]
+        first, second = (one.double().log_softmax(-1) for one in logits)
+        alone += torch.nn.functional.kl_div(second, first, reduction="none", log_target=True).sum(-1).tolist()
+    assert divergence(*models, chat, records) == pytest.approx(sum(alone) / len(alone), rel=1e-4)
+    assert sum(alone) > 0
 
 
 def test_a_merge_that_is_not_the_adapter_diverges_from_it(trained: Path, tmp_path: Path) -> None:
