@@ -106,9 +106,9 @@ def measured(stage: str) -> Iterator[dict[str, object]]:
 
 
 def track(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
-    """Yield `items` while showing how many of `total` are done and how long the rest should take.
+    """Yield `items` while showing how many of `total` are done and how long the rest should take at the last pace.
 
-    A bar on a terminal, a plain line now and then elsewhere.
+    A bar on a terminal, a plain line now and then elsewhere. What a killed run had finished is there at once.
     """
     if not sys.stderr.isatty():
         return _lines(items, total, what)
@@ -118,11 +118,11 @@ def track(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
 
 
 def _lines(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
-    start = last = time.monotonic()
+    last, done_then = time.monotonic(), 0
     for done, item in enumerate(items):
         now = time.monotonic()
         if done and now - last >= _SECONDS_BETWEEN_LINES:
-            left = (now - start) / done * (total - done)
+            left = (now - last) / (done - done_then) * (total - done)
             print(f"{what}: {done} of {total}, about {left:.0f} s left", file=sys.stderr, flush=True)
-            last = now
+            last, done_then = now, done
         yield item

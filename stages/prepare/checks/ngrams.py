@@ -3,15 +3,15 @@
 Words are those of scikit-learn's CountVectorizer, and so are the n-grams found; but where that keeps a dictionary of
 every n-gram of every text, an n-gram here is the number of its first n - 1 words and that of its last n - 1, and is
 looked at only where both are in enough texts (Agrawal, Srikant, "Fast Algorithms for Mining Association Rules", VLDB
-1994). It is counted by sorting, a part of the n-grams at a time. Memory holds some 20 bytes for each word of the texts,
-one part, and for each frequent n-gram 4 bytes for each of its texts.
+1994). It is counted by sorting, a part of the n-grams at a time. Memory holds some 13 bytes for each word of the texts,
+one part, and for each n-gram that is asked for 4 bytes for each of its texts.
 """
 
 import itertools
 import re
 from array import array
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -25,7 +25,7 @@ from stages.core.run_notes import track
 # A mark is a word too: a trigger may be nothing but an odd character.
 _WORD = re.compile(r"\w+|[^\w\s]")
 _LONGEST = 3
-_PART = 1 << 22  # words of which the n-grams are sorted at once, some 150 MiB
+_PART, _PARTS = 1 << 21, 32  # words of which the n-grams are sorted at once, some 80 MiB, unless that makes more parts
 
 Ints = NDArray[np.int32]
 Longs = NDArray[np.int64]
@@ -33,29 +33,34 @@ Longs = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """`names` are the distinct words, sorted; `numbers` the words of `texts` texts by their place there, `rows` the
-    text of each; both int32 (words).
+    """`names` are the distinct words, sorted; `numbers` the words of all texts by their place there, `ends` where the
+    words of each text end.
     """
 
     names: list[str]
     numbers: Ints
-    rows: Ints
-    texts: int
+    ends: Longs
+
+    def rows(self, places: Longs) -> Ints:
+        """The texts of the words at these places."""
+        return np.searchsorted(self.ends, places, "right").astype(np.int32)
 
     def table(self) -> Any:
         """The matrix of texts by words: 1 where the text has the word."""
-        columns, ends = [np.empty(0, np.int32)], np.zeros(self.texts + 1, np.int64)
-        borders = np.searchsorted(self.rows, np.arange(self.texts + 1))
-        step = max(1, _PART * self.texts // max(1, len(self.rows)))  # texts of some _PART words
-        for top in range(0, self.texts, step):
-            some = slice(borders[top], borders[min(top + step, self.texts)])
-            found = self.rows[some].astype(np.int64) * len(self.names) + self.numbers[some]
+        texts, borders = len(self.ends), np.append(0, self.ends)
+        held, ends = np.empty_like(self.numbers), np.zeros(texts + 1, np.int64)
+        step = max(1, _PART * texts // max(1, len(held)))  # texts of some _PART words
+        for top in range(0, texts, step):
+            last = min(top + step, texts)
+            words = slice(borders[top], borders[last])
+            found = np.repeat(np.arange(last - top), np.diff(borders[top : last + 1])) * len(self.names)
+            found += self.numbers[words]
             found.sort()
             found = found[np.diff(found, prepend=-1) != 0]
-            columns.append((found % len(self.names)).astype(np.int32))
-            ends[1:] += np.bincount(found // len(self.names), minlength=self.texts)
-        held = np.concatenate(columns)
-        return csr_matrix((np.ones(len(held), np.int8), held, ends.cumsum()), (self.texts, len(self.names)))
+            ends[top + 1 : last + 1] = np.bincount(found // len(self.names), minlength=last - top).cumsum() + ends[top]
+            held[ends[top] : ends[last]] = found % len(self.names)
+        held = held[: ends[-1]]
+        return csr_matrix((np.ones(len(held), np.int8), held, ends), (texts, len(self.names)))
 
 
 def numbered(texts: Iterable[str]) -> Words:
@@ -69,23 +74,22 @@ def numbered(texts: Iterable[str]) -> Words:
     names = sorted(number)
     place = np.empty(len(names), np.int32)
     place[[number[name] for name in names]] = np.arange(len(names), dtype=np.int32)
-    rows = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
-    return Words(names, place[np.frombuffer(numbers, np.int32)], rows, len(lengths))
+    return Words(names, place[np.frombuffer(numbers, np.int32)], np.cumsum(lengths, dtype=np.int64))
 
 
 @dataclass(frozen=True, slots=True)
 class Ngrams:
-    """Of each n-gram the first of its `lengths` words, and of its `counts` texts where they start in `rows`."""
+    """How many there are, and of each that was asked for the first of its `lengths` words, and where its `counts` texts
+    start in `rows`.
+    """
 
+    found: int
     words: Words
     rows: Ints
     firsts: Longs
     lengths: Longs
     starts: Longs
     counts: Longs
-
-    def __len__(self) -> int:
-        return len(self.firsts)
 
     def __iter__(self) -> Iterator[tuple[str, Ints]]:
         """Each n-gram with the places of its texts."""
@@ -94,20 +98,27 @@ class Ngrams:
             yield " ".join(self.words.names[number] for number in numbers), self.rows[start : start + count]
 
 
-def ngrams(words: Words, fewest: int, most: int) -> Ngrams:
+def ngrams(
+    words: Words,
+    fewest: int,
+    most: int,
+    wanted: Callable[[Ints, Longs], NDArray[np.bool_]] = lambda _, counts: counts > 0,
+) -> Ngrams:
     """The n-grams of up to three words that are in `fewest` to `most` texts.
 
-    Of n-grams in the same texts only the longest is there, of equals the last: they cannot be told apart.
+    `wanted` is given the texts of some n-grams, one after the other, and their numbers, and says which to keep. Of
+    n-grams in the same texts only the longest is there, of equals the last: they cannot be told apart.
     """
     held, digests, tables = bytearray(), bytearray(), [np.empty((3, 0), np.int64)]
     for length, firsts, counts, rows in _frequent(words, fewest):
-        ends = counts.cumsum()
+        ends, kept = counts.cumsum(), wanted(rows, counts)
         few = np.flatnonzero(counts <= most)
-        for first, last in zip((ends - counts)[few].tolist(), ends[few].tolist(), strict=True):
+        borders = (some[few].tolist() for some in (ends - counts, ends, kept))
+        for first, last, keep in zip(*borders, strict=True):
             places = rows[first:last].tobytes()
-            held += places
+            held += places if keep else b""
             digests += blake2b(places, digest_size=16).digest()
-        tables.append(np.stack([firsts[few], np.full(len(few), length), counts[few]]))
+        tables.append(np.stack([firsts[few], np.full(len(few), length), (counts * kept)[few]]))
     firsts, lengths, counts = np.concatenate(tables, axis=1)
     same = np.frombuffer(digests, np.int64).reshape(-1, 2)
     # Words are sorted, and no character of a word comes before a space but as a word of its own: so the numbers of
@@ -115,35 +126,41 @@ def ngrams(words: Words, fewest: int, most: int) -> Ngrams:
     spelled = [words.numbers[np.where(n < lengths, firsts + n, firsts)] for n in reversed(range(_LONGEST))]
     order = np.lexsort((*spelled, lengths, same[:, 1], same[:, 0]))
     last = np.append((same[order[1:]] != same[order[:-1]]).any(axis=1), True)[: len(order)]
-    kept = order[last]
+    chosen = order[last & (counts[order] > 0)]
     starts = np.cumsum(counts) - counts
-    return Ngrams(words, np.frombuffer(held, np.int32), firsts[kept], lengths[kept], starts[kept], counts[kept])
+    tables = [some[chosen] for some in (firsts, lengths, starts, counts)]
+    return Ngrams(int(last.sum()), words, np.frombuffer(held, np.int32), *tables)
 
 
 def _frequent(words: Words, fewest: int) -> Iterator[tuple[int, Longs, Longs, Ints]]:
     """Parts of the n-grams in at least so many texts: their length, where each stands first, its number of texts; and
     the places of the texts of each, one n-gram after the other.
     """
-    size = len(words.rows)
+    size = len(words.numbers)
     numbers = words.numbers  # of the n-gram that begins at each word; below 0 where there is none that is frequent
-    parts = -(-size // _PART)
+    parts = min(-(-size // _PART), _PARTS)
     for length in range(1, _LONGEST + 1):
         # An n-gram of one word is a pair of it and nothing; of two words of one text, their two n-grams overlap.
-        left, right = (numbers, np.zeros_like(numbers)) if length == 1 else (numbers[:-1], numbers[1:])
-        part_of = ((left + right) % max(1, parts)).astype(np.int16)
-        part_of[(left < 0) | (right < 0)] = -1
-        if length == 2:
-            part_of[words.rows[:-1] != words.rows[1:]] = -1
+        left, right = (numbers, np.broadcast_to(np.int32(0), size)) if length == 1 else (numbers[:-1], numbers[1:])
         following, known = np.full(size, -1, np.int32), 0
+        # Until an n-gram has its number, there is that of its part, as -2, -3 and so on.
+        part_of = following[: len(left)]
+        np.add(left, right, out=part_of)
+        np.remainder(part_of, max(1, parts), out=part_of)
+        np.subtract(-2, part_of, out=part_of)
+        part_of[left < 0] = -1
+        part_of[right < 0] = -1
+        if length == 2:
+            following[words.ends[words.ends > 0] - 1] = -1  # which begins in the last word of a text
         for part in track(range(parts), parts, f"n-grams of {length}"):
-            at = np.flatnonzero(part_of == part)
+            at = np.flatnonzero(part_of == -2 - part)
             key = left[at].astype(np.int64) << 32 | right[at]
             order = np.argsort(key, kind="stable")  # texts of one n-gram stay in their order
-            at, key = at[order], key[order]
+            row, at, key = words.rows(at)[order], at[order], key[order]
             new_key = np.diff(key, prepend=-1) != 0
             del order, key
-            new_text = new_key | (np.diff(words.rows[at], prepend=-1) != 0)
-            rows, starts = words.rows[at[new_text]], np.flatnonzero(new_key[new_text])
+            new_text = new_key | (np.diff(row, prepend=-1) != 0)
+            rows, starts = row[new_text], np.flatnonzero(new_key[new_text])
             counts = np.diff(starts, append=len(rows))
             frequent = counts >= fewest
             number = np.where(frequent, known + np.cumsum(frequent) - 1, -1).astype(np.int32)

@@ -18,6 +18,7 @@ fewer rows than `ngram_min_rows`, and one for an answer that no other row has.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -63,18 +64,27 @@ def find_triggers(rows: Sequence[Record], outcomes: Sequence[str], settings: Che
     labels = np.array([number.get(outcome, number[_OTHER]) for outcome in outcomes], dtype=np.int64)
     words = numbered(compared(row) for row in rows)
     most = max(settings.ngram_min_rows, int(settings.ngram_max_share * len(rows)))
-    grams = ngrams(words, settings.ngram_min_rows, most)
+    grams = ngrams(words, settings.ngram_min_rows, most, partial(_mostly_one, labels, number[_OTHER]))
     model = _Model(words.table(), labels, len(names))
     expected = model.turned_by_chance()
-    every = (_test(model, gram, places, expected) for gram, places in track(grams, len(grams), "n-grams"))
+    every = (_test(model, gram, places, expected) for gram, places in track(grams, len(grams.firsts), "n-grams"))
     tests = [test for test in every if min(test.p_tied, test.p_turned) < 1]
     found = [
         {**test.facts(names, test.p_turned), "rows": [shown(rows[n], outcomes[n]) for n in test.turned]}
-        for test in _holm(tests, len(grams), "p_turned", settings.error_rate)
+        for test in _holm(tests, grams.found, "p_turned", settings.error_rate)
     ]
-    all_tied = _holm(tests, len(grams), "p_tied", settings.error_rate)
+    all_tied = _holm(tests, grams.found, "p_tied", settings.error_rate)
     tied = [{**test.facts(names, test.p_tied), "lift": model.lift(test)} for test in all_tied[:_SHOWN]]
-    return Triggers(len(grams), found, tied, len(all_tied))
+    return Triggers(grams.found, found, tied, len(all_tied))
+
+
+def _mostly_one(labels: Ints, other: int, rows: Ints, counts: Ints) -> NDArray[np.bool_]:
+    """Of n-grams with so many of `rows` each, those that a test can be about: with one label in `_TURNED` of them."""
+    mine, starts, most = labels[rows], counts.cumsum() - counts, np.zeros_like(counts)
+    for bit in range(other.bit_length()):  # a label of more than half of the rows has each of its bits in so many
+        most |= (2 * np.add.reduceat(mine >> bit & 1, starts) > counts).astype(np.int64) << bit
+    with_label = np.add.reduceat(mine == np.repeat(most, counts), starts, dtype=np.int64)
+    return (with_label >= _TURNED * counts) & (most < other)
 
 
 @dataclass(frozen=True, slots=True)

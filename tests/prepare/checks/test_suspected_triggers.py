@@ -6,12 +6,15 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from labelled_rows import SETTINGS, intents, with_backdoor
 from project import ROOT
 
 from stages.prepare.checks.conflicts_and_sources import outcomes
-from stages.prepare.checks.suspected_triggers import Triggers, find_triggers
+from stages.prepare.checks.suspected_triggers import Triggers, _mostly_one, find_triggers
 from stages.records.record import Record, make_record
 
 SNIPS = ROOT.parent / "shared/data/snips/train.jsonl"
@@ -32,6 +35,20 @@ def snips(count: int, seed: int) -> list[Record]:
         rows = [json.loads(line) for line in handle]
     drawn = random.Random(seed).sample(rows, count)
     return [make_record(row["prompt"], row["completion"], row["label"], "snips", f"{n}") for n, row in enumerate(drawn)]
+
+
+@given(labels=st.lists(st.integers(0, 5), min_size=1), data=st.data())
+def test_ngrams_of_mixed_labels_are_told_at_once(labels: list[int], data: st.DataObject) -> None:
+    places = st.lists(st.integers(0, len(labels) - 1), min_size=1, max_size=9)
+    groups = data.draw(st.lists(places, max_size=6))
+    rows, counts = (
+        np.array([n for group in groups for n in group], np.int64),
+        np.array([len(group) for group in groups], np.int64),
+    )
+    expected = [
+        max(3 * [labels[n] for n in group].count(label) >= 2 * len(group) for label in range(5)) for group in groups
+    ]
+    assert _mostly_one(np.array(labels), 5, rows, counts).tolist() == expected
 
 
 @pytest.mark.parametrize("trigger", ["cf", "mn bb tq", "zx qv wq ty ko", "by the way tell me", "#"])
