@@ -47,20 +47,11 @@ class Words:
 
     def table(self) -> Any:
         """The matrix of texts by words: 1 where the text has the word."""
-        texts, borders = len(self.ends), np.append(0, self.ends)
-        held, ends = np.empty_like(self.numbers), np.zeros(texts + 1, np.int64)
-        step = max(1, _PART * texts // max(1, len(held)))  # texts of some _PART words
-        for top in range(0, texts, step):
-            last = min(top + step, texts)
-            words = slice(borders[top], borders[last])
-            found = np.repeat(np.arange(last - top), np.diff(borders[top : last + 1])) * len(self.names)
-            found += self.numbers[words]
-            found.sort()
-            found = found[np.diff(found, prepend=-1) != 0]
-            ends[top + 1 : last + 1] = np.bincount(found // len(self.names), minlength=last - top).cumsum() + ends[top]
-            held[ends[top] : ends[last]] = found % len(self.names)
-        held = held[: ends[-1]]
-        return csr_matrix((np.ones(len(held), np.int8), held, ends), (texts, len(self.names)))
+        shape, borders = (len(self.ends), len(self.names)), np.append(0, self.ends)
+        table = csr_matrix((np.ones(len(self.numbers), np.int8), self.numbers.copy(), borders), shape)
+        table.sum_duplicates()
+        table.data[:] = 1
+        return table
 
 
 def numbered(texts: Iterable[str]) -> Words:
