@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
+from functools import lru_cache
 from typing import Any
 
 _STRING = r'"(?:[^"\\]|\\.)*"'
@@ -16,6 +17,7 @@ _BRACKET = re.compile(_STRING + r"|[{}\[\]]")
 # Python's own limit is what the callers have left of its stack; a row must not be judged by who reads it.
 _DEEPEST = 100
 _SPACED = {",": ", ", ":": ": "}
+_ANSWERS = 1 << 12  # that are remembered: many rows may have the same few
 
 
 class BrokenContract(ValueError):
@@ -58,11 +60,13 @@ def parsed(text: str) -> Any:
         return None
 
 
+@lru_cache(_ANSWERS)
 def is_structured(text: str) -> bool:
     """Whether a text is a JSON object or array; a bare number or word is text."""
     return text.lstrip()[:1] in ("{", "[") and isinstance(parsed(text), dict | list)
 
 
+@lru_cache(_ANSWERS)
 def completion_key(completion: str) -> str:
     """JSON without insignificant white space and with sorted keys; any other text as it is."""
     try:

@@ -1,5 +1,6 @@
 """augment: rows added to the training rows, each with a source that says why; no other part is touched."""
 
+import gc
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -49,6 +50,7 @@ def main() -> None:
     if settings.malformed_every is not None:
         able = rows_that_can_refuse(rows, settings.malformed_completion, Tasks(params.task))
         malformed = malformed_rows(able, settings.malformed_every, settings.malformed_completion, known, seed)
+    del known  # as large as the rows
     replay = (
         read_texts("augment.replay_file", settings.replay_file, {"prompt", "completion"})
         if settings.replay_share
@@ -122,4 +124,5 @@ def _tasks(rows: list[Record], out: list[Record]) -> dict[str, dict[str, dict[st
 
 
 if __name__ == "__main__":
+    gc.disable()  # millions of rows, in which no cycles are
     run(main)

@@ -5,11 +5,12 @@ which a model learns to copy (mention replacement, Dai and Adel 2020, arXiv 2010
 object is broken in its syntax alone; any other is text, and broken beyond reading.
 """
 
+import heapq
 import itertools
 import json
 import math
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -132,7 +133,7 @@ def malformed_rows(
 ) -> list[Record]:
     """One row with a broken prompt, that is none of the `known`, for `every` rows, each of a row drawn by the seed."""
     taken = set(known)
-    chosen = sorted(rows, key=lambda row: rank(seed, "malformed", row.id))[: len(rows) // every]
+    chosen = heapq.nsmallest(len(rows) // every, rows, key=lambda row: rank(seed, "malformed", row.id))
     made = []
     for row in chosen:
         prompt = break_prompt(row, taken, seed)
@@ -262,7 +263,7 @@ def plan(rows: int, structured: int, replay: int, structured_share: float, repla
 
 def repeat_structured(rows: Iterable[Record], count: int, seed: int) -> list[Record]:
     """`count` copies of structured rows, each row as often as any other or once more."""
-    structured = [row for row in rows if is_structured(row.completion)]
+    structured = [row for row in rows if count and is_structured(row.completion)]
     if count and not structured:
         raise UserError("augment.structured_share: no training row has a JSON completion; set it to 0 or add rows")
     return _copies(structured, count, STRUCTURED_SOURCE, seed)
@@ -280,15 +281,14 @@ def balance_tasks(rows: Iterable[Record], share: float, seed: int) -> list[Recor
 
 
 def _copies(rows: Iterable[Record], count: int, source: str, seed: int) -> list[Record]:
-    ordered = sorted(rows, key=lambda row: rank(seed, source, row.id))
+    ordered = sorted(rows if count else (), key=lambda row: rank(seed, source, row.id))
     return [replace(row, source=source) for row in itertools.islice(itertools.cycle(ordered), count)]
 
 
 def training_order(rows: Iterable[Record], seed: int) -> list[Record]:
     """The rows shuffled by the seed and their content, so that a new row moves no other."""
-    copies: Counter[tuple[str, str]] = Counter()
-    placed = []
-    for row in sorted(rows, key=lambda row: (row.id, row.source)):
-        copies[row.id, row.source] += 1
-        placed.append((rank(seed, "order", f"{row.id}:{row.source}:{copies[row.id, row.source]}"), row))
-    return [row for _, row in sorted(placed, key=lambda pair: pair[0])]
+    ordered = sorted(rows, key=lambda row: (row.id, row.source))
+    places = []
+    for name, copies in itertools.groupby(f"{row.id}:{row.source}" for row in ordered):
+        places += [rank(seed, "order", f"{name}:{number}") for number, _ in enumerate(copies, start=1)]
+    return [row for _, row in sorted(zip(places, ordered, strict=True), key=lambda pair: pair[0])]

@@ -11,7 +11,6 @@ the question or instruction beside it is another. Of several such lines the long
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import chain, combinations
 from typing import Any, TypeVar
 
@@ -42,9 +41,8 @@ def find_nearness(records: Sequence[Record], prompts: NearPairs, pair_threshold:
 
     Only rows of one rarely shared completion are compared, a few for each row, so that this is no second join.
     """
-    keys = lru_cache(1 << 12)(completion_key)  # of many rows that have the same few
     found = []
-    for rows in _rarely_shared(records, lambda row: [keys(row.completion)]).values():
+    for rows in _rarely_shared(records, lambda row: [completion_key(row.completion)]).values():
         for one, other in combinations([(row.id, compared(row)) for row in rows], 2):
             if one[1] != other[1] and is_near(one[1], other[1], pair_threshold):
                 found.append((one[0], other[0], ratio(one[1], other[1])))
