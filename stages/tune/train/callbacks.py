@@ -69,6 +69,7 @@ class Curves(TrainerCallback):  # type: ignore[misc]
 
         # DVCLive would else write a dvc.yaml of its own and save an experiment within the experiment.
         self._live = Live(str(self._folder), dvcyaml=None, save_dvc_exp=False)
+        self._live.summary["step"] = 0  # else its place in the file would tell when the first was written
         self._kept = list(state.log_history)  # a resumed run first repeats the curve up to its checkpoint
         self._write()
 

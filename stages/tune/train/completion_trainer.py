@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.utils.data import DataLoader
 from transformers import Trainer
 from trl import SFTTrainer
@@ -16,7 +15,7 @@ from stages.tune.train import devices
 from stages.tune.train.adapters import orthogonality_penalty
 from stages.tune.train.examples import Examples, SeededBatches
 from stages.tune.train.fused.attention import sees_all_before
-from stages.tune.train.fused.private_names import write_logits_out
+from stages.tune.train.fused.private_names import casting_layers, write_logits_out
 from stages.tune.train.plan import Plan
 
 OUT_OF_MEMORY = (
@@ -76,7 +75,7 @@ class CompletionTrainer(SeededRows, SFTTrainer):  # type: ignore[misc]
         self._shares = plan.packing and sees_all_before(model.config.get_text_config()) and not self.aux_loss_enabled
         # DoRA takes its norms in the type of what enters.
         dora = getattr(getattr(model, "active_peft_config", None), "use_dora", False)
-        self._adapted = [] if dora else [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
+        self._adapted = [] if dora else casting_layers(model)
         if self.accelerator.device.type == "cpu":
             write_logits_out()
             causal_of(model).base_model.register_forward_pre_hook(self._begin_forward, with_kwargs=True)

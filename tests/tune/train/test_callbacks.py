@@ -46,3 +46,23 @@ def test_the_curve_of_a_run_that_ends_in_nan_has_its_last_points(tmp_path: Path)
         curves.on_log(None, state, None)
     lines = (tmp_path / "curves/plots/metrics/train/loss.tsv").read_text().splitlines()
     assert [line.split("\t")[0] for line in lines[1:]] == ["1", "2", "3"]
+
+
+def test_curves_are_the_same_bytes_however_fast_the_steps_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = [{"loss": 2.0, "step": 1}, {"eval_loss": 1.9, "step": 1}, {"loss": 1.5, "step": 2}]
+    found = []
+    for seconds in (0.0, 0.6, 2.0):
+        clock, state = [0.0], SimpleNamespace(is_world_process_zero=True, log_history=[])
+        monkeypatch.setattr("stages.tune.train.callbacks.time.monotonic", lambda: clock[0])  # noqa: B023 called in here
+        folder = tmp_path / f"{seconds} seconds a step"
+        curves = Curves(folder)
+        curves.on_train_begin(None, state, None)
+        for entry in entries:
+            clock[0] += seconds
+            state.log_history.append(entry)
+            curves.on_log(None, state, None)
+        curves.on_train_end(None, state, None)
+        files = sorted(file for file in folder.rglob("*") if file.is_file())
+        found.append({str(file.relative_to(folder)): file.read_bytes() for file in files})
+    assert found[0] == found[1] == found[2]
+    assert len(found[0]) == 3

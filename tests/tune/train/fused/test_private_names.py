@@ -124,8 +124,9 @@ def test_no_other_file_reads_them() -> None:
     reading = re.compile(rf"\.({NAMES})\b")
     files = [file for file in (ROOT / "stages/tune").rglob("*.py") if file.name != "private_names.py"]
     found = {file.name: sorted(set(reading.findall(file.read_text("utf-8")))) for file in files}
-    # `casting_layers` hands out the layers; the fused steps switch their casts.
-    assert {name: names for name, names in found.items() if names} == {"steps.py": ["cast_input_dtype_enabled"]}
+    # `casting_layers` hands out the layers; these two switch their casts.
+    switching = {name: ["cast_input_dtype_enabled"] for name in ("steps.py", "completion_trainer.py")}
+    assert {name: names for name, names in found.items() if names} == switching
     private = re.compile(r"(?<!self)(?<!cls)\.(_[a-z]\w*)")
     for file in files:
         for name in private.findall(file.read_text("utf-8")):
