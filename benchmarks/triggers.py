@@ -141,7 +141,7 @@ def sound_suspects(train: Sequence[Record], found: Triggers, seed: int) -> dict[
     tied = [Suspect(one["ngram"], one["label"], one["count"]) for one in found.tied]
     settings, mostly = Checks(), []
     words = numbered(normalise(asked(row)) for row in train)
-    for gram, rows in ngrams(words, settings.ngram_min_rows, int(settings.ngram_max_share * len(train))):
+    for gram, rows in ngrams(words, settings.ngram_min_rows, int(settings.ngram_max_share * len(train)))[1]:
         label, count = Counter(str(train[n].label) for n in rows).most_common(1)[0]
         if 3 * count >= 2 * len(rows):
             mostly.append(Suspect(gram, label, len(rows)))

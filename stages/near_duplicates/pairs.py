@@ -90,14 +90,11 @@ def nearest(texts: Sequence[str], candidates: Iterable[str], count: int) -> list
         from stages.near_duplicates import ray_tiles
 
         found = ray_tiles.nearest(tasks, address)
-    best = np.empty((len(texts) if count else 0, 4), np.int32)
-    tiles_done = track(found, -(-count // _CANDIDATES) * -(-len(texts) // _ROWS), "nearest prompts, tiles of pairs")
-    for (column, row), part in zip(starts, tiles_done, strict=True):
-        new, old = part + np.array([row, column, 0, 0], np.int32), best[row : row + _ROWS]
-        # Of equals the first stays.
-        nearer = slice(None) if column == 0 else _apart(new) < _apart(old)
-        old[nearer] = new[nearer]
-    return _sorted(best)
+    total = -(-count // _CANDIDATES) * -(-len(texts) // _ROWS)
+    parts = zip(starts, track(found, total, "nearest prompts, tiles of pairs"), strict=True)
+    best = joined(part + np.array([row, column, 0, 0], np.int32) for (column, row), part in parts)
+    best = best[np.lexsort((best[:, 1], best[:, 2] / np.maximum(best[:, 3], 1), best[:, 0]))]
+    return [Pair(*row) for row in best[np.diff(best[:, 0], prepend=-1) != 0].tolist()]
 
 
 def nearest_here(texts: Sequence[str], candidates: Sequence[str]) -> Found:
@@ -107,10 +104,6 @@ def nearest_here(texts: Sequence[str], candidates: Sequence[str]) -> Found:
     lengths, rows = np.add.outer(sizes, others), np.arange(len(texts))
     best = (distances / np.maximum(lengths, 1)).argmin(axis=1)  # equal fractions are equal floats
     return np.stack([rows, best, distances[rows, best], lengths[rows, best]], axis=1).astype(np.int32)
-
-
-def _apart(found: Found) -> NDArray[np.float64]:
-    return found[:, 2] / np.maximum(found[:, 3], 1)
 
 
 def sorted_by_length(texts: Sequence[str]) -> SortedTexts:

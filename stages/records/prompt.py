@@ -5,7 +5,6 @@
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
@@ -17,6 +16,7 @@ from stages.text.normal_form import normalise, prompt_hash
 from stages.text.strict_json import BrokenContract, parse_json
 
 Item = TypeVar("Item", bound=Hashable)
+NearPairs = list[tuple[bytes, bytes, float]]  # near prompts, each as the digest of its normal form, and their score
 
 
 def asked(record: Record) -> str:
@@ -60,23 +60,9 @@ def lines(records: Iterable[Record]) -> set[str]:
     return {line for record in records for part in asked(record).split("\n") if (line := normalise(part))}
 
 
-def by_prompt(records: Iterable[Record]) -> dict[str, list[Record]]:
-    """Records by their normalised prompt, in the order of the prompts."""
-    return dict(sorted(grouped(records, compared).items()))
-
-
-@dataclass(frozen=True, slots=True)
-class NearPairs:
-    """Pairs of near prompts with their scores; a prompt is the SHA-256 of its normal form."""
-
-    pairs: list[tuple[bytes, bytes, float]]
-
-    def names(self) -> set[bytes]:
-        return {name for pair in self.pairs for name in pair[:2]}
-
-    def among(self, places: Mapping[bytes, Item]) -> list[tuple[Item, Item, float]]:
-        """The pairs of two of these prompts, by what `places` has for each."""
-        return [(places[one], places[two], score) for one, two, score in self.pairs if one in places and two in places]
+def among(pairs: NearPairs, known: Mapping[bytes, Item]) -> list[tuple[Item, Item, float]]:
+    """The pairs of two of the `known` prompts, by what stands there for each."""
+    return [(known[left], known[right], score) for left, right, score in pairs if left in known and right in known]
 
 
 def digest(text: str) -> bytes:
@@ -98,7 +84,7 @@ def read_near_pairs(path: Path, threshold: int) -> NearPairs:
     head, *rows = read_rows(path) if path.is_file() else ({},)
     if head.get("threshold") != threshold or head.get("pairs") != len(rows):
         raise UserError(f"{path} has not the near pairs at dedup.threshold {threshold}; make it with `dvc repro dedup`")
-    return NearPairs([(bytes.fromhex(row["left"]), bytes.fromhex(row["right"]), row["score"]) for row in rows])
+    return [(bytes.fromhex(row["left"]), bytes.fromhex(row["right"]), row["score"]) for row in rows]
 
 
 def components(items: Iterable[Item], pairs: Iterable[tuple[Item, Item]]) -> list[list[Item]]:

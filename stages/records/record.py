@@ -24,9 +24,7 @@ _ALWAYS = ("id", "prompt", "completion", "label", "source", "origin")
 _encode, _decode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode, json.JSONDecoder().decode
 _quoted = json.encoder.encode_basestring
 _NO_FIELDS: Mapping[str, str] = {}
-_held_once: Callable[[str], str] = lru_cache(1 << 14)(
-    lambda text: text
-)  # labels, sources and answers come again and again
+_held_once: Callable[[str], str] = lru_cache(1 << 14)(lambda text: text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from rapidfuzz import fuzz
 
 from stages.near_duplicates.pairs import near_pairs
 from stages.near_duplicates.rule import CONTEXT, ask_the_same, same_questions
-from stages.records.prompt import Question, by_prompt, by_question, lines
+from stages.records.prompt import Question, by_question, compared, lines
 from stages.records.record import Message, Record, make_record
 from stages.text.normal_form import normalise
 
@@ -29,7 +29,7 @@ def row(prompt: str, completion: str = "yes", task: str | None = None, system: s
 
 def alike(rows: Sequence[Record], threshold: int = 90) -> set[frozenset[Question]]:
     """The pairs that the stages take for one question."""
-    texts, questions = list(by_prompt(rows)), by_question(rows)
+    texts, questions = sorted(set(map(compared, rows))), by_question(rows)
     near = ((texts[pair.left], texts[pair.right], pair.score) for pair in near_pairs(texts, threshold))
     return {frozenset(pair[:2]) for pair in same_questions(questions, near)}
 

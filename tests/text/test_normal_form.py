@@ -4,7 +4,7 @@ import unicodedata
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.records.prompt import asked, by_prompt
+from stages.records.prompt import asked, compared
 from stages.records.record import Message, make_record
 from stages.text.normal_form import normalise, prompt_hash
 
@@ -50,15 +50,10 @@ def test_a_known_hash_does_not_change() -> None:
     )
 
 
-def test_records_are_grouped_by_prompt_in_order() -> None:
-    rows = [make_record(prompt, "x", None, "s", "f:1") for prompt in ("b", " B ", "a")]
-    assert by_prompt(rows) == {"a": [rows[2]], "b": [rows[0], rows[1]]}
-
-
 def test_earlier_turns_are_asked_too_and_a_system_message_is_not() -> None:
     system, talk = Message("system", "Be brief."), [Message("user", "Hi."), Message("assistant", "Yes?")]
     rows = [
         make_record("a", "x", None, "s", "f:1", context=context) for context in ([], [system], talk, [system, *talk])
     ]
     assert [asked(row) for row in rows] == ["a", "a", "Hi.\nYes?\na", "Hi.\nYes?\na"]
-    assert by_prompt(rows) == {"a": rows[:2], "hi. yes? a": rows[2:]}
+    assert [compared(row) for row in rows] == ["a", "a", "hi. yes? a", "hi. yes? a"]

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from stages.near_duplicates.rule import same_questions
 from stages.params.task import Task
-from stages.records.prompt import NearPairs, Question, compared, components, digest, question
+from stages.records.prompt import NearPairs, Question, among, compared, components, digest, question
 from stages.records.record import Record
 from stages.text.strict_json import completion_key, parsed
 
@@ -50,15 +50,15 @@ def conflicts(rows: Sequence[Record], labels: Sequence[str | None], near: NearPa
     against many, it is the suspect.
     """
     names = [digest(compared(row)) for row in rows]
-    count, paired = Counter(names), near.names()
+    count, paired = Counter(names), {name for pair in near for name in pair[:2]}
     asked: dict[Question, list[tuple[Record, str]]] = defaultdict(list)
     texts: dict[bytes, str] = {}
     for row, label, name in zip(rows, labels, names, strict=True):
         if label is not None and (count[name] > 1 or name in paired):  # a row alone is in no cluster
             asked[one := question(row)].append((row, label))
             texts[name] = one.text
-    alike = near.among(texts)
-    pairs = same_questions({one: [row for row, _ in members] for one, members in asked.items()}, alike)
+    alike = {one: [row for row, _ in members] for one, members in asked.items()}
+    pairs = same_questions(alike, among(near, texts))
     groups = components(sorted(asked, key=repr), ((left, right) for left, right, _ in pairs))
     clusters = [[member for one in group for member in asked[one]] for group in groups]
     return [_cluster(members) for members in clusters if len({label for _, label in members}) > 1]

@@ -41,10 +41,6 @@ class Words:
     numbers: Ints
     ends: Longs
 
-    def rows(self, places: Longs) -> Ints:
-        """The texts of the words at these places."""
-        return np.searchsorted(self.ends, places, "right").astype(np.int32)
-
     def table(self) -> Any:
         """The matrix of texts by words: 1 where the text has the word."""
         shape, borders = (len(self.ends), len(self.names)), np.append(0, self.ends)
@@ -68,37 +64,16 @@ def numbered(texts: Iterable[str]) -> Words:
     return Words(names, place[np.frombuffer(numbers, np.int32)], np.cumsum(lengths, dtype=np.int64))
 
 
-@dataclass(frozen=True, slots=True)
-class Ngrams:
-    """How many there are, and of each that was asked for the first of its `lengths` words, and where its `counts` texts
-    start in `rows`.
-    """
-
-    found: int
-    words: Words
-    rows: Ints
-    firsts: Longs
-    lengths: Longs
-    starts: Longs
-    counts: Longs
-
-    def __iter__(self) -> Iterator[tuple[str, Ints]]:
-        """Each n-gram with the places of its texts."""
-        for first, length, start, count in zip(self.firsts, self.lengths, self.starts, self.counts, strict=True):
-            numbers = self.words.numbers[first : first + length].tolist()
-            yield " ".join(self.words.names[number] for number in numbers), self.rows[start : start + count]
-
-
 def ngrams(
     words: Words,
     fewest: int,
     most: int,
     wanted: Callable[[Ints, Longs], NDArray[np.bool_]] = lambda _, counts: counts > 0,
-) -> Ngrams:
-    """The n-grams of up to three words that are in `fewest` to `most` texts.
+) -> tuple[int, list[tuple[str, Ints]]]:
+    """How many n-grams of up to three words are in `fewest` to `most` texts; those `wanted`, with their texts.
 
-    `wanted` is given the texts of some n-grams, one after the other, and their numbers, and says which to keep. Of
-    n-grams in the same texts only the longest is there, of equals the last: they cannot be told apart.
+    `wanted` is given the texts of some n-grams, one after the other, and how many each has. Of n-grams in the same
+    texts only the longest counts, of equals the last: they cannot be told apart.
     """
     held, digests, tables = bytearray(), bytearray(), [np.empty((3, 0), np.int64)]
     for length, firsts, counts, rows in _frequent(words, fewest):
@@ -118,9 +93,12 @@ def ngrams(
     order = np.lexsort((*spelled, lengths, same[:, 1], same[:, 0]))
     last = np.append((same[order[1:]] != same[order[:-1]]).any(axis=1), True)[: len(order)]
     chosen = order[last & (counts[order] > 0)]
-    starts = np.cumsum(counts) - counts
-    tables = [some[chosen] for some in (firsts, lengths, starts, counts)]
-    return Ngrams(int(last.sum()), words, np.frombuffer(held, np.int32), *tables)
+    rows, ends = np.frombuffer(held, np.int32), counts.cumsum()
+    found = []
+    for first, length, end, count in np.stack([firsts, lengths, ends, counts], axis=1)[chosen].tolist():
+        names = [words.names[number] for number in words.numbers[first : first + length].tolist()]
+        found.append((" ".join(names), rows[end - count : end]))
+    return int(last.sum()), found
 
 
 def _frequent(words: Words, fewest: int) -> Iterator[tuple[int, Longs, Longs, Ints]]:
@@ -136,9 +114,7 @@ def _frequent(words: Words, fewest: int) -> Iterator[tuple[int, Longs, Longs, In
         following, known = np.full(size, -1, np.int32), 0
         # Until an n-gram has its number, there is that of its part, as -2, -3 and so on.
         part_of = following[: len(left)]
-        np.add(left, right, out=part_of)
-        np.remainder(part_of, max(1, parts), out=part_of)
-        np.subtract(-2, part_of, out=part_of)
+        np.subtract(-2, np.remainder(np.add(left, right, out=part_of), max(1, parts), out=part_of), out=part_of)
         part_of[left < 0] = -1
         part_of[right < 0] = -1
         if length == 2:
@@ -147,7 +123,8 @@ def _frequent(words: Words, fewest: int) -> Iterator[tuple[int, Longs, Longs, In
             at = np.flatnonzero(part_of == -2 - part)
             key = left[at].astype(np.int64) << 32 | right[at]
             order = np.argsort(key, kind="stable")  # texts of one n-gram stay in their order
-            row, at, key = words.rows(at)[order], at[order], key[order]
+            row = np.searchsorted(words.ends, at, "right").astype(np.int32)[order]
+            at, key = at[order], key[order]
             new_key = np.diff(key, prepend=-1) != 0
             del order, key
             new_text = new_key | (np.diff(row, prepend=-1) != 0)

@@ -64,18 +64,18 @@ def find_triggers(rows: Sequence[Record], outcomes: Sequence[str], settings: Che
     labels = np.array([number.get(outcome, number[_OTHER]) for outcome in outcomes], dtype=np.int64)
     words = numbered(compared(row) for row in rows)
     most = max(settings.ngram_min_rows, int(settings.ngram_max_share * len(rows)))
-    grams = ngrams(words, settings.ngram_min_rows, most, partial(_mostly_one, labels, number[_OTHER]))
+    count, grams = ngrams(words, settings.ngram_min_rows, most, partial(_mostly_one, labels, number[_OTHER]))
     model = _Model(words.table(), labels, len(names))
     expected = model.turned_by_chance()
-    every = (_test(model, gram, places, expected) for gram, places in track(grams, len(grams.firsts), "n-grams"))
+    every = (_test(model, gram, places, expected) for gram, places in track(grams, len(grams), "n-grams"))
     tests = [test for test in every if min(test.p_tied, test.p_turned) < 1]
     found = [
         {**test.facts(names, test.p_turned), "rows": [shown(rows[n], outcomes[n]) for n in test.turned]}
-        for test in _holm(tests, grams.found, "p_turned", settings.error_rate)
+        for test in _holm(tests, count, "p_turned", settings.error_rate)
     ]
-    all_tied = _holm(tests, grams.found, "p_tied", settings.error_rate)
+    all_tied = _holm(tests, count, "p_tied", settings.error_rate)
     tied = [{**test.facts(names, test.p_tied), "lift": model.lift(test)} for test in all_tied[:_SHOWN]]
-    return Triggers(grams.found, found, tied, len(all_tied))
+    return Triggers(count, found, tied, len(all_tied))
 
 
 def _mostly_one(labels: Ints, other: int, rows: Ints, counts: Ints) -> NDArray[np.bool_]:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from stages.near_duplicates.pairs import nearest
 from stages.near_duplicates.rule import is_near, ratio
 from stages.prepare.split.lock import Lock
-from stages.records.prompt import NearPairs, by_prompt, compared, components, digest, lines
+from stages.records.prompt import NearPairs, among, compared, components, digest, lines
 from stages.records.record import Dropped, Record
 from stages.text.strict_json import completion_key
 
@@ -85,7 +85,7 @@ def _links(records: Iterable[Record], nearness: Nearness) -> list[tuple[Record, 
         if row.id in paired:
             ids[row.id] = row
         links += [(other, row) for other in first if other is not row]
-    links += [(one, other) for one, other, _ in nearness.prompts.among(prompts)]
+    links += [(one, other) for one, other, _ in among(nearness.prompts, prompts)]
     return links + [(ids[one], ids[other]) for one, other, _ in nearness.pairs if one in ids and other in ids]
 
 
@@ -98,8 +98,8 @@ def quarantine(
     text and are found for the locked rows in `holdout` alone. Of several witnesses the nearest is named.
     """
     locked = {bytes.fromhex(row.prompt_sha256): row.id for row in reversed(lock.rows)}
-    held = {digest(text): min(row.id for row in rows) for text, rows in by_prompt(holdout).items()}
-    by_words = _near(nearness.prompts.pairs, held)
+    held = {digest(compared(row)): row.id for row in sorted(holdout, key=lambda row: row.id, reverse=True)}
+    by_words = _near(nearness.prompts, held)
     by_answer = _near(nearness.pairs, {row.id: row.id for row in holdout})
     held_texts = {nearness.texts[row.id]: row for row in reversed(holdout) if row.id in nearness.texts}
     free, rejected = [], []

@@ -13,7 +13,7 @@ from stages.measure.gates.__main__ import check_gates
 from stages.near_duplicates.pairs import near_pairs
 from stages.params.loader import check_params, read_params
 from stages.prepare.checks.__main__ import main
-from stages.records.prompt import by_prompt, write_near_pairs
+from stages.records.prompt import compared, write_near_pairs
 from stages.records.record import Record, make_record, read_rows, write_records
 from stages.scoring.metrics import PASS
 
@@ -30,7 +30,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def check(rows: list[Record]) -> dict[str, Any]:
     write_records(paths.SPLIT_TRAIN, rows)
-    texts = list(by_prompt(rows))
+    texts = sorted(set(map(compared, rows)))
     pairs = [(pair.left, pair.right, pair.score) for pair in near_pairs(texts, 90)]
     write_near_pairs(paths.NEAR_PAIRS, texts, pairs, 90)
     main()

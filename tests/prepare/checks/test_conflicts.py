@@ -10,7 +10,7 @@ from stages.near_duplicates.rule import is_near
 from stages.params.loader import check_params, read_params
 from stages.prepare.checks.conflicts_and_sources import conflicts as conflicts_among
 from stages.prepare.checks.conflicts_and_sources import label_of, outcomes
-from stages.records.prompt import NearPairs, by_prompt, digest
+from stages.records.prompt import compared, digest
 from stages.records.record import Record, make_record
 
 TEXT = "Where is my order number {}, please tell me"
@@ -21,9 +21,9 @@ def row(prompt: str, label: str | None, completion: str = "text") -> Record:
 
 
 def conflicts(rows: list[Record]) -> list[dict[str, Any]]:
-    texts = list(by_prompt(rows))
+    texts = sorted(set(map(compared, rows)))
     names = list(map(digest, texts))
-    near = NearPairs([(names[pair.left], names[pair.right], pair.score) for pair in near_pairs(texts, 90)])
+    near = [(names[pair.left], names[pair.right], pair.score) for pair in near_pairs(texts, 90)]
     return conflicts_among(rows, [row.label for row in rows], near)
 
 

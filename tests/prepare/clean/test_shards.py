@@ -33,8 +33,8 @@ ROOT = Path(__file__).parents[3]
 SCHEMA = {"type": "object", "properties": {"intent": {"enum": ["refund", "tracking"]}}, "required": ["intent"]}
 SMALL = {
     shards: {"_ROWS": 9, "_FEW": 0},
-    ray_tiles: {"_SIDE": 30, "_ROWS": 4, "_CANDIDATES": 30},
-    pairs: {"_FEW": 0, "_FEW_NEAREST": 0},
+    ray_tiles: {"_SIDE": 30},
+    pairs: {"_FEW": 0, "_FEW_NEAREST": 0, "_ROWS": 4, "_CANDIDATES": 30},
 }
 # The stage in a process that dies when three shards are finished.
 KILLED = """

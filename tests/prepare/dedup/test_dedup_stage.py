@@ -55,8 +55,8 @@ def test_outputs(capsys: pytest.CaptureFixture[str]) -> None:
     }
     orders = [digest(text) for text in ("where is my order 12345, please!", "where is my order 12345, please?")]
     near = read_near_pairs(paths.NEAR_PAIRS, 90)
-    assert [score for *names, score in near.pairs if {*names} == {*orders}] == [96.87]
-    assert len(near.pairs) == 3, "three prompts, each near the others, kept or not"
+    assert [score for *names, score in near if {*names} == {*orders}] == [96.87]
+    assert len(near) == 3, "three prompts, each near the others, kept or not"
     printed = capsys.readouterr().out
     assert "6 rows: 4 kept; duplicates dropped: 1 exact, 1 near" in printed
     assert "3 rows are near-duplicates of each other, directly or through others, such as raw.jsonl:" in printed
@@ -85,7 +85,7 @@ def test_no_rows() -> None:
     assert read_records(paths.UNIQUE) == []
     assert read_dropped(paths.DUPLICATES) == []
     assert json.loads(paths.DEDUP_METRICS.read_text())["rows"] == {"in": 0, "kept": 0, "dropped": 0}
-    assert read_near_pairs(paths.NEAR_PAIRS, 90).pairs == []
+    assert read_near_pairs(paths.NEAR_PAIRS, 90) == []
 
 
 def test_a_lost_row_stops_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:

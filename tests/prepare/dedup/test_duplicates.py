@@ -17,7 +17,7 @@ from stages.prepare.dedup.duplicates import (
     summarise,
     with_kept_witness,
 )
-from stages.records.prompt import Question, by_prompt, by_question
+from stages.records.prompt import Question, by_question, compared
 from stages.records.record import Dropped, Record, make_record
 from stages.text.normal_form import normalise
 from stages.text.strict_json import completion_key
@@ -30,7 +30,7 @@ def row(prompt: str, completion: str = "{}", label: str | None = None, origin: s
 
 
 def alike(records: list[Record], threshold: int = 90) -> list[tuple[Question, Question, float]]:
-    texts = list(by_prompt(records))
+    texts = sorted(set(map(compared, records)))
     near = [(texts[pair.left], texts[pair.right], pair.score) for pair in near_pairs(texts, threshold)]
     return same_questions(by_question(records), near)
 
