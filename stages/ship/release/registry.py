@@ -63,15 +63,25 @@ class Registry:
         self.tags = sorted(_tags(repository, artifact), key=lambda tag: (tag.time, tag.counter))
 
     @cached_property
-    def versions(self) -> dict[str, Tag]:
-        """The version of each commit that has one, without those that were withdrawn."""
-        found: dict[str, Tag] = {}
+    def released(self) -> dict[str | None, Tag]:
+        """The tag of each version, without those that were withdrawn; `gto register` gives a commit several."""
+        found: dict[str | None, Tag] = {}
         for tag in self.tags:
             if tag.action == Action.REGISTER:
-                found[tag.commit] = tag
+                found[tag.version] = tag
             elif tag.action == Action.DEREGISTER:
-                found.pop(tag.commit, None)
+                found.pop(tag.version, None)
         return found
+
+    @property
+    def versions(self) -> dict[str, Tag]:
+        """The version of each commit that has one, of several the last."""
+        return {tag.commit: tag for tag in self.released.values()}
+
+    def shown(self, live: Live) -> Tag | None:
+        """The version that a stage had: of several that the commit has the one that was assigned."""
+        tag = self.released.get(live.since.record.get("version"))
+        return tag if tag and tag.commit == live.commit else self.versions.get(live.commit)
 
     @property
     def stages(self) -> list[str]:
@@ -116,7 +126,7 @@ class Registry:
             time.sleep(wait)  # of two assignments in one second GTO takes either for the last
         number = max((tag.counter for tag in self.tags), default=0) + 1
         name = f"{name_tag(Action.ASSIGN, self.artifact, stage=stage, simple=True)}#{number}"
-        before = self.versions.get(now.commit) if now else None
+        before = self.shown(now) if now else None
         record = {"format": 1, "commit": version.commit, "version": version.version, "stage": stage}
         record |= {"before": before.version if before else None, **why}
         write_tag(self.repository, name, version.commit, record, sign)
@@ -202,16 +212,15 @@ def history(root: Path, stage: str | None = None) -> list[dict[str, Any]]:
         known = ", ".join(registry.stages) or "none; `tunetrail release VERSION --stage STAGE` assigns one"
         raise UserError(f"stage {stage} never had a release of {registry.artifact}; the stages are: {known}")
     lives = [one for name in ([stage] if stage else registry.stages) for one in registry.intervals(name)]
-    were_live = {one.commit for one in lives}
-    never = [commit for commit in registry.versions if commit not in were_live and stage is None]
-    commits = [*(one.commit for one in lives), *never]
-    rows = zip([*lives, *(None for _ in never)], commits, _scores(repository, commits), strict=True)
-    return [{**_row(registry, live, commit), "scores": scores} for live, commit, scores in rows]
+    rows: list[tuple[Live | None, Tag | None, str]] = [(one, registry.shown(one), one.commit) for one in lives]
+    never = [tag for tag in registry.released.values() if stage is None and tag not in [tag for _, tag, _ in rows]]
+    rows += [(None, tag, tag.commit) for tag in never]
+    scores = _scores(repository, [commit for *_, commit in rows])
+    return [{**_row(registry, *row), "scores": found} for row, found in zip(rows, scores, strict=True)]
 
 
-def _row(registry: Registry, live: Live | None, commit: str) -> dict[str, Any]:
-    tag, since, until = registry.versions.get(commit), live.since if live else None, live.until if live else None
-    record = tag.record if tag else {}
+def _row(registry: Registry, live: Live | None, tag: Tag | None, commit: str) -> dict[str, Any]:
+    since, until, record = live.since if live else None, live.until if live else None, tag.record if tag else {}
     return {
         "stage": live.stage if live else None,
         "from": _time(since),

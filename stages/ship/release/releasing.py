@@ -223,7 +223,8 @@ def rollback(
     if reasons := [*_would_be_lost(repository, target.commit), *_cannot_be_had(repository, target)]:
         raise Refusal("nothing is rolled back:\n  " + "\n  ".join(reasons))
     now = live.commit if live else repository.resolve("HEAD") or target.commit
-    was = registry.versions[now].version if now in registry.versions else f"commit {now[:10]}"
+    before = registry.shown(live) if live else registry.versions.get(now)
+    was = before.version if before else f"commit {now[:10]}"
     trees = CommitTree(repository, now), CommitTree(repository, target.commit)
     rows = [*_sources(*trees), *changes(*trees)]  # before the checkout, which brings other code
     said = []
@@ -244,9 +245,9 @@ def rollback(
 
 
 def _released(registry: Registry, version: str) -> Tag:
-    found = next((tag for tag in registry.versions.values() if tag.version == version), None)
+    found = registry.released.get(version)
     if found is None:
-        known = ", ".join(str(tag.version) for tag in registry.versions.values()) or "none"
+        known = ", ".join(map(str, registry.released)) or "none"
         raise UserError(
             f"{registry.artifact} has no release {version} here ({known}); `git fetch --tags` brings others"
         )

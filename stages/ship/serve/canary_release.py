@@ -1,6 +1,7 @@
 """canary: is the new version, by what the front logged, worse than the one before, or shown not to be?"""
 
 import glob
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,11 @@ import numpy as np
 
 from stages.core.errors import UserError
 from stages.scoring.intervals import independent_difference
-from stages.text.strict_json import parsed
 
 CONTINUE, STOP, UNDECIDED = "continue", "stop", "undecided"
 
 Row = dict[str, Any]
+_ROW = (("canary", bool), ("release", str), ("status", int), ("seconds", (int, float)))
 
 
 def judge_canary(log: Path, margin: float, confidence: float) -> tuple[str, str]:
@@ -62,5 +63,13 @@ def _read(log: Path) -> Sequence[Row]:
         texts = [file.read_text(encoding="utf-8", errors="replace") for file in (*full, log)]
     except OSError as error:
         raise UserError(f"{log} cannot be read as the log of `tunetrail serve`: {error}") from None
-    rows = [parsed(line) for text in texts for line in text.splitlines()]  # None of half a line, as a kill leaves one
-    return [row for row in rows if isinstance(row, dict) and {"canary", "release", "status", "seconds"} <= row.keys()]
+    return [row for text in texts for line in text.split("\n") if (row := _request(line))]
+
+
+def _request(line: str) -> Row | None:
+    """None of what is no request, such as half a line that a kill left; a prompt may be odder than strict JSON."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and all(isinstance(row.get(name), kind) for name, kind in _ROW) else None

@@ -374,3 +374,19 @@ def test_a_withdrawal_is_no_release_set_by_other_means(runs: Scratch) -> None:
     answer = runs.tunetrail("trace", f"{NAME}@v1.0.0")
     assert answer.code == 0
     assert "other means" not in answer.out
+
+
+def test_two_versions_of_one_commit_are_both_in_the_history_and_withdrawn_one_by_one(runs: Scratch) -> None:
+    """As two clones tag one commit before either hears of the other."""
+    second, message = f"{NAME}@v1.0.1", runs.git("tag", "--list", "--format=%(contents)", f"{NAME}@v1.0.0")
+    runs.git("tag", "--annotate", "-m", message.replace("v1.0.0", "v1.0.1"), second, f"{NAME}@v1.0.0^{{}}")
+
+    def rows() -> list[tuple[str | None, str]]:
+        return [(row["stage"], row["version"]) for row in json.loads(runs.tunetrail("history", "--json").out)]
+
+    assert rows() == [("prod", "v1.0.0"), (None, "v1.0.1")]
+    assert "(v1.0.0, v1.0.1)" in runs.tunetrail("rollback", "9.0.0").err
+    assert runs.tunetrail("rollback", "1.0.0", "--stage", "qa").code == 0
+    assert rows() == [("prod", "v1.0.0"), ("qa", "v1.0.0"), (None, "v1.0.1")]
+    runs.git("tag", "--annotate", "-m", "withdrawn", f"{second}!", f"{second}^{{}}")  # GTO itself gives up here
+    assert rows() == [("prod", "v1.0.0"), ("qa", "v1.0.0")]

@@ -81,3 +81,26 @@ def test_a_log_that_says_nothing_is_a_sentence(text: str, tmp_path: Path) -> Non
     (tmp_path / "log.jsonl").write_text(text)
     with pytest.raises(UserError, match=r"log\.jsonl"):
         judge_canary(tmp_path / "log.jsonl", 0.02, 0.95)
+
+
+@pytest.mark.parametrize(
+    "odd", [{"status": None}, {"status": "200"}, {"seconds": None}, {"seconds": [1]}, {"release": {}}, {"canary": 1}]
+)
+def test_a_line_of_other_types_is_no_request(odd: dict[str, object], tmp_path: Path) -> None:
+    file = log(tmp_path / "log.jsonl", {"n": 500}, {"n": 100, "broken": 9})
+    whole = judge_canary(file, 0.02, 0.95)
+    with file.open("a") as out:
+        out.write(json.dumps({"release": "v2", "canary": True, "status": 200, "seconds": 0.1} | odd) + "\n")
+    assert judge_canary(file, 0.02, 0.95) == whole
+
+
+@pytest.mark.parametrize("prompt", ["\ud800", "a\u2028b", "deep"])
+def test_a_request_counts_whatever_its_client_asked(prompt: object, tmp_path: Path) -> None:
+    for _ in range(120) if prompt == "deep" else ():
+        prompt = [prompt]
+    plain, odd = tmp_path / "plain.jsonl", tmp_path / "odd.jsonl"
+    log(plain, {"n": 500}, {"n": 100, "broken": 9}, request={})
+    log(odd, {"n": 500}, {"n": 100, "broken": 9}, request=prompt)
+    if prompt == "a\u2028b":  # as another writer of JSON leaves it
+        odd.write_text(odd.read_text().replace("\\u2028", "\u2028"))
+    assert judge_canary(odd, 0.02, 0.95) == judge_canary(plain, 0.02, 0.95)
