@@ -11,6 +11,7 @@ import pytest
 from scratch import Scratch
 from trails import KEYS, MODEL, broken, head, second_run, trace, whole
 
+from stages.core.files import file_digest
 from stages.core import paths
 from stages.core.dvc_lock import parse_lock
 from stages.core.files import write_json
@@ -203,6 +204,21 @@ def test_bytes_that_git_has_lost_are_missing_not_empty(scratch: Scratch, content
     assert broken(scratch) == f"stages/train/loop.py, {lost}"
     forget_object(scratch, "stages/train/step.py")
     assert broken(scratch) == f"stages/train, {lost}"
+
+
+def test_a_link_in_git_is_the_file_that_it_leads_to(scratch: Scratch) -> None:
+    """As DVC hashed it; one that leads to another link, out of the repository or nowhere is no trap."""
+    scratch.write("shared/step.py", "STEP = 1\n")
+    for name, to in {"step.py": "near.py", "near.py": "../../shared/step.py"}.items():
+        (scratch.root / "stages/train" / name).symlink_to(to)
+    for name, to in {"a": "b", "b": "a", "out": "../../..", "nowhere": "x/../y"}.items():
+        (scratch.root / "shared" / name).symlink_to(to)
+    second_run(scratch)
+    code = whole(scratch)["code"]["stages/train"]
+    assert code["files"]["step.py"] == file_digest(scratch.root / "shared/step.py", "md5")
+    scratch.write("shared/step.py", "STEP = 2\n")
+    scratch.commit("Changed behind the link")
+    assert "stages/train/step.py" in broken(scratch)
 
 
 def test_missing_file_and_unknown_tag(scratch: Scratch) -> None:
