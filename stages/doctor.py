@@ -166,7 +166,10 @@ def _secrets(root: Path) -> Findings:
             return False
         return bool(find(text)[1] or (path.endswith(".dvc/config") and _CREDENTIAL.search(text)))
 
-    listed = repository.git("rev-list", "--objects", "--all", check=False).splitlines()
+    # Of a partial clone without what it lacks, which git would else fetch, one by one.
+    listed = repository.git("rev-list", "--objects", "--missing=print", "--all", check=False).splitlines()
+    if lacking := sum(line.startswith("?") for line in listed):
+        yield WARNING, f"{lacking} objects are not in this partial clone, and were not searched; clone the whole"
     places = dict(line.split(" ", 1) for line in reversed(listed) if " " in line)  # each object once, the oldest first
     sizes = repository.git("cat-file", "--batch-check=%(objecttype) %(objectsize)", stdin="\n".join(places).encode())
     rows = zip(places, sizes.splitlines(), strict=True)

@@ -219,6 +219,27 @@ def test_a_secret_in_history_is_named_by_file_and_commit(
     assert check("secrets").state == OK
 
 
+def test_a_partial_clone_says_what_was_not_searched_and_what_it_lacks(
+    scratch: Scratch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch.write("notes.txt", f"url = {TOKEN}\n")
+    scratch.commit("Notes")
+    scratch.replace("params.yaml", "1e-3", "2e-3")
+    scratch.write("notes.txt", "url = from the environment\n")
+    scratch.commit("Notes without it")
+    scratch.git("config", "uploadpack.allowFilter", "true")
+    partial = Scratch(tmp_path / "partial")
+    scratch.git("clone", "--quiet", "--filter=blob:none", f"file://{scratch.root}", str(partial.root))
+    scratch.root.rename(tmp_path / "gone")
+    monkeypatch.setattr(doctor, "_CHECKS", (doctor._secrets,))
+    (found,) = doctor.doctor(partial.root)
+    assert found.state == WARNING
+    assert re.search(r"^[1-9]\d* objects are not in this partial clone, and were not searched", found.says[0])
+    answer = partial.tunetrail("compare", "HEAD~1")
+    assert answer.code == 2
+    assert answer.err.endswith("is a partial clone whose remote does not give what it lacks; clone the whole\n")
+
+
 @pytest.mark.parametrize("file", ["dvc.lock", "params.yaml", "dvc.yaml", "metrics/summary.json", "metrics/env/x.json"])
 def test_a_secret_that_is_about_to_be_committed(scratch: Scratch, check: Callable[[str], Check], file: str) -> None:
     path = scratch.root / file

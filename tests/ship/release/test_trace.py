@@ -11,10 +11,9 @@ import pytest
 from scratch import Scratch
 from trails import KEYS, MODEL, broken, head, second_run, trace, whole
 
-from stages.core.files import file_digest
 from stages.core import paths
 from stages.core.dvc_lock import parse_lock
-from stages.core.files import write_json
+from stages.core.files import file_digest, write_json
 
 pytest_plugins = ["scratch_fixtures"]
 
