@@ -103,9 +103,7 @@ class Repository:
             raise UserError("git is not installed; the trail is read from its history") from None
         said = done.stderr.decode(errors="replace").strip()
         if "from promisor remote" in said:
-            raise UserError(
-                f"{self.root} is a partial clone, and its remote does not give what it lacks; clone the whole"
-            )
+            raise UserError(f"{self.root} is a partial clone whose remote does not give what it lacks; clone the whole")
         if (check and done.returncode) or (done.returncode in (0, 128) and _UNREADABLE.search(said)):
             raise UserError(f"git {arguments[0]} failed in {self.root}: {said.removeprefix('fatal: ')}")
         return done
