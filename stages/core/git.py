@@ -173,10 +173,22 @@ class CommitTree(Tree):
 
     @cached_property
     def blobs(self) -> dict[str, str]:
-        """Path to object id; a submodule is no file."""
+        """Path to object id, of a link that of the file of this commit that it leads to; a submodule is no file."""
         listing = self.repository.git("ls-tree", "-r", "-z", self.commit)
-        rows = (row.split("\t", 1) for row in listing.split("\0") if row)
-        return {path: meta.split()[2] for meta, path in rows if " blob " in meta}
+        rows = [row.split("\t", 1) for row in listing.split("\0") if row]
+        found = {path: meta.split()[2] for meta, path in rows if " blob " in meta}
+        links = [path for meta, path in rows if meta.startswith("120000")]
+        texts = zip(links, self.repository.contents(found[path] for path in links), strict=True)
+        leads = {
+            path: posixpath.join(posixpath.dirname(path), (to or b"").decode(errors="replace")) for path, to in texts
+        }
+        for path in links:
+            end = path
+            for _ in links:  # a link to a link, and never round and round
+                end = posixpath.normpath(leads.get(end, end))
+            if end in found and end not in leads:
+                found[path] = found[end]
+        return found
 
     def read(self, path: str) -> bytes | None:
         object_id = self.blobs.get(path)
