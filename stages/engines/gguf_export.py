@@ -59,6 +59,12 @@ def write_gguf(folder: Path, file: Path, kind: str, stop_id: int) -> dict[str, i
             f"quantize.formats: gguf is written for {', '.join(_SHAPES)}, and this model is a {config['model_type']}; "
             "take gguf out of the list, and its gate"
         )
+    for name, value in _taken_for_granted(config).items():
+        if (there := config.get(name, value)) != value:
+            raise UserError(
+                f"quantize.formats: llama.cpp computes a {config['model_type']} with {name} {value} alone, and this one "
+                f"has {there}; take gguf out of the list, and its gate"
+            )
     types: Counter[str] = Counter()
     with atomic(file) as partial:
         writer = gguf.GGUFWriter(partial, gguf.MODEL_ARCH_NAMES[arch])
@@ -97,6 +103,22 @@ def write_gguf_lora(base: Path, adapter: Path, file: Path) -> bool:
         writer.add_tensor(f"{called}.weight.lora_{factor.lower()}", numbers)
     _finish(writer)
     return True
+
+
+def _taken_for_granted(config: dict[str, Any]) -> dict[str, Any]:
+    """What llama.cpp computes such a model with, whatever its configuration says, and no key of GGUF tells it."""
+    layers = range(1, config["num_hidden_layers"] + 1)
+    if config["model_type"] != "gemma3_text":
+        return {"hidden_act": "silu", "layer_types": ["full_attention" for _ in layers]}
+    local = {"sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}
+    return {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": config["head_dim"],
+        "final_logit_softcapping": None,
+        "use_bidirectional_attention": False,
+        "layer_types": ["sliding_attention" if number % 6 else "full_attention" for number in layers],
+        "rope_parameters": config["rope_parameters"] | local,
+    }
 
 
 def _finish(writer: Any) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from stages.core.errors import UserError
+from stages.core.files import tree_digest
 from stages.model.answers import Answer, answer, as_rows, rows_with_likelihood
 from stages.model.chat import Chat
 from stages.model.likelihoods import likelihoods, with_likelihood
@@ -80,9 +81,9 @@ class Grammar:
         import llguidance
         import llguidance.hf
 
-        self.contract = contract
+        self.contract = {**contract, "by": [llguidance.__version__, tree_digest(Path(__file__))]}
         schema, labels = contract.get("schema"), json.dumps(contract.get("labels"))
-        grammar = llguidance.grammar_from(*(("json_schema", json.dumps(schema)) if schema else ("choice", labels)))
+        grammar = llguidance.grammar_from(*(("choice", labels) if schema is None else ("json_schema", json.dumps(schema))))
         tokenizer = llguidance.hf.from_tokenizer(chat.tokenizer, eos_token=chat.stop_id)
         ids = chat.completion_ids(_PROBE)[:-1]
         if tokenizer.decode_str(ids).strip() != chat.text(ids).strip():  # it would allow what breaks the contract

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import llguidance
 import pytest
 import torch
 from hypothesis import given, settings
@@ -181,6 +182,24 @@ def test_what_cannot_be_held_is_a_sentence(chat: Chat, monkeypatch: pytest.Monke
     monkeypatch.setattr(in_process, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"tunetrail\[enforce\]"):
         Grammar({"schema": SCHEMA}, chat)
+
+
+def test_an_answer_held_by_another_llguidance_is_not_remembered(
+    weights: Weights, chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def known() -> bool:
+        in_process_rows(weights, chat, RECORDS[:1], FEW, [{"schema": SCHEMA}], "held")
+        return bool(weights.spent["held"]["remembered"])
+
+    assert [known(), known()] == [False, True]
+    monkeypatch.setattr(llguidance, "__version__", "0.0.1")
+    assert not known()
+
+
+def test_a_schema_that_says_nothing_allows_any_json(chat: Chat) -> None:
+    texts = held_texts({}, chat, 3)
+    assert texts
+    assert all(json.loads(text) is not texts for text in texts)
 
 
 def test_cost_is_that_of_the_artefact_and_is_measured_once(weights: Weights, chat: Chat) -> None:

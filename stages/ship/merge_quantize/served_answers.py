@@ -12,6 +12,7 @@ import psutil
 
 from stages.core.errors import Refusal, UserError
 from stages.core.files import tree_digest
+from stages.engines import engine_server, llama_server
 from stages.engines.engine_server import Messages, Reply, Server, ask, held_to, prompt_ids, serving
 from stages.engines.in_process import peak_memory_mib
 from stages.model.answers import as_rows
@@ -21,6 +22,7 @@ from stages.params.loader import Params
 from stages.records.record import Record
 
 _SLOTS_OF_A_CARD = 32
+_CODE = [Path(one.__file__) for one in (engine_server, llama_server)]  # how the engine is started and asked
 
 
 def served_rows(
@@ -34,7 +36,8 @@ def served_rows(
     contract.
     """
     conversations, held = [chat.messages(record) for record in records], contracts(records, params, enforce)
-    longest = max(len(chat.prompt_ids(record)) for record in records) + params.generation.max_new_tokens
+    prompts = [chat.prompt_ids(record) for record in records]
+    longest = max(map(len, prompts)) + params.generation.max_new_tokens
     notes: dict[str, Any] = {"engine": engine, "prompts": len(records)}
 
     def answers() -> list[Any]:
@@ -50,11 +53,11 @@ def served_rows(
     if engine != "llama.cpp" or _elsewhere(engine, params):
         return as_rows(records, [Reply(*one) for one in answers()[1]]), notes
     request = {
-        "served": conversations,
+        "served": [conversations, prompts],
         "held": held,
         "parameters": params.generation.model_dump(),
         "artefact": tree_digest(artefact),
-        "engine": [engine, importlib.metadata.version("xllamacpp")],
+        "engine": [engine, importlib.metadata.version("xllamacpp"), *map(tree_digest, _CODE)],
     }
     (notes, said), known = remember(request, answers)
     return as_rows(records, [Reply(*one) for one in said]), {**notes, "remembered": known}

@@ -8,7 +8,7 @@ from typing import Any
 from stages.core.errors import UserError
 from stages.near_duplicates.pairs import cross_pairs
 from stages.records.prompt import compared
-from stages.records.record import Dropped, Message, Record, grouped, make_record, rank
+from stages.records.record import Dropped, Message, Record, canonical, grouped, make_record, rank
 from stages.text.strict_json import BrokenContract, parse_json
 
 _PAIR, _THUMB = {"chosen", "rejected"}, {"completion", "label"}
@@ -58,7 +58,8 @@ def _preference(row: Any, origin: str) -> Preference:
     texts = {"prompt", "source", *(_PAIR if pair else {"completion"})}
     if wrong := sorted(key for key in texts if not isinstance(row.get(key), str) or not row[key].strip()):
         raise ValueError(f"{wrong[0]} must be a text")
-    if pair and row["chosen"].strip() == row["rejected"].strip():
+    rejected = canonical(row["rejected"]) if pair else None
+    if rejected and canonical(row["chosen"]).strip() == rejected.strip():
         raise ValueError("chosen and rejected are the same")
     task, turns = row.get("task"), row.get("context", [])
     if not isinstance(task, str | None) or not isinstance(turns, list) or not all(map(_is_message, turns)):
@@ -66,7 +67,7 @@ def _preference(row: Any, origin: str) -> Preference:
     context = [Message(turn["role"], turn["content"]) for turn in turns]
     answer = row["chosen" if pair else "completion"]
     record = make_record(row["prompt"], answer, None, row["source"], origin, task=task, context=context)
-    return Preference(record, row["rejected"] if pair else None, pair or row["label"])
+    return Preference(record, rejected, pair or row["label"])
 
 
 def _is_message(turn: Any) -> bool:

@@ -294,6 +294,28 @@ def test_without_labels_there_is_no_linear_baseline_to_beat() -> None:
     assert (found["state"], found["reason"]) == (PASS, "no linear baseline: the rows have no labels to learn")
 
 
+@pytest.mark.parametrize("against", ["linear", "sft", "previous"])
+def test_only_what_was_never_measured_is_nothing_to_compare_with(against: str) -> None:
+    """An artefact is compared with the adapter alone: a gate on another change of it once passed as if nothing was."""
+    files = metrics()
+    there = {"label_accuracy": proportion(9, 10), "exact_match": proportion(9, 10)}
+    files["baseline"] = {"linear": there}
+    files["evaluate"] |= {"sft": there, "previous": {"scores": there}}
+    files["evaluate"] |= {f"against_{name}": {"exact_match": change(0, 0, 0)} for name in ("linear", "sft", "previous")}
+    files["quantize"] = {"artefacts": {"merged": {"scores": there, "against_adapter": {"exact_match": change(0, 0, 0)}}}}
+    gate = Gate.model_validate({"model": "merged", "metric": "exact_match", "against": against, "minimum": 0})
+    with pytest.raises(UserError, match=f"merged exact_match against {against} is not among the metrics"):
+        check_gates({"g": gate}, files)
+    assert check_gates({"g": gate.model_copy(update={"model": "adapter"})}, files)["verdict"] == PASS
+
+
+def test_labels_that_answers_have_no_place_for_are_compared_with_no_linear_baseline() -> None:
+    files = metrics() | {"baseline": {"linear": {"label_accuracy": proportion(9, 10)}}}
+    gate = Gate(model="adapter", metric="label_accuracy", against="linear", minimum=0)
+    found = check_gates({"g": gate}, files)["gates"]["g"]
+    assert (found["state"], found["reason"].split(",")[0]) == (PASS, "the answers have no place for a label")
+
+
 def test_without_an_objective_there_is_nothing_to_be_better_than() -> None:
     found = compared(None, "sft", minimum=1e-9)
     assert (found["state"], found["reason"]) == (PASS, "prefer.objective is sft: the adapter is what SFT made")

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from tiny_model import save_tiny_model
+from tokenizers import normalizers
 
 from stages.core.errors import Refusal, UserError
 from stages.engines.gguf_export import write_gguf
@@ -64,3 +65,15 @@ def test_an_engine_that_shows_the_model_another_prompt_is_refused(
         Refusal, match=r"llama\.cpp shows the model another prompt than training did: row .* tokens there"
     ):
         served_rows(model.with_name("gguf"), "llama.cpp", chat, RECORDS, params(), "none")
+
+
+def test_what_is_remembered_of_an_engine_says_nothing_of_other_tokens(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same file, asked the same, of a base model whose tokenizer has changed."""
+    monkeypatch.chdir(tmp_path)
+    tokenizer = load_tokenizer(model)
+    served_rows(model.with_name("gguf"), "llama.cpp", make_chat(tokenizer, "Answer."), RECORDS, params(), "none")
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    with pytest.raises(Refusal, match=r"llama\.cpp shows the model another prompt"):
+        served_rows(model.with_name("gguf"), "llama.cpp", make_chat(tokenizer, "Answer."), RECORDS, params(), "none")

@@ -99,6 +99,7 @@ def test_the_reward_is_what_the_scores_say(tasks: Tasks, rows: list[tuple[str, s
         ({"prompt": "a", "chosen": "b", "source": "s"}, "expected either chosen and rejected"),
         ({"prompt": "a", "chosen": "b", "rejected": "c", "label": True, "source": "s"}, "expected either"),
         ({"prompt": "a", "chosen": "b", "rejected": "b ", "source": "s"}, "chosen and rejected are the same"),
+        ({"prompt": "a", "chosen": "é", "rejected": "e\u0301", "source": "s"}, "chosen and rejected are the same"),
         ({"prompt": "a", "completion": "b", "label": 1, "source": "s"}, "label must be true or false"),
         ({"prompt": " ", "completion": "b", "label": True, "source": "s"}, "prompt must be a text"),
         ({"prompt": "a", "completion": "b", "label": True}, "source must be a text"),
@@ -115,14 +116,14 @@ def test_a_row_of_another_form_is_named(tmp_path: Path, row: Any, words: str) ->
 
 
 def test_rows_keep_their_place_and_repeats_count_once(tmp_path: Path) -> None:
-    pair = {"prompt": "a", "chosen": "b", "rejected": "c", "source": "s", "annotator": "ann"}
+    pair = {"prompt": "a", "chosen": "b", "rejected": "c\r\n", "source": "s", "annotator": "ann"}
     thumb = {"prompt": "a", "completion": "b", "label": False, "source": "s", "task": "t"}
     (tmp_path / "below").mkdir()
     (tmp_path / "below/rows.jsonl").write_text("\n".join(map(json.dumps, [pair, thumb, pair])))
     first, second = read_preferences(tmp_path)
-    assert (first.record.origin, first.rejected, first.good) == ("below/rows.jsonl:1", "c", True)
+    assert (first.record.origin, first.rejected, first.good) == ("below/rows.jsonl:1", "c\n", True)
     assert (second.record.task, second.rejected, second.good) == ("t", None, False)
-    assert list(first.thumbs()) == [("b", True), ("c", False)]
+    assert list(first.thumbs()) == [("b", True), ("c\n", False)]
 
 
 def test_trl_has_the_private_names() -> None:
