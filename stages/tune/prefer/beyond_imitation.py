@@ -143,7 +143,7 @@ def make_lesson(params: Params, chat: Chat, like: bool) -> Lesson:
         given = read_preferences(paths.PREFERENCES)
         kept, near = apart_from(read_records(paths.HOLDOUT), given, params.dedup.threshold)
         usable = [row for row in kept if prefer.objective == "kto" or row.rejected is not None]
-        _refuse_faults(chat, [row.record for row in usable])
+        _refuse_faults(chat, [replace(row.record, completion=text) for row in usable for text, _ in row.thumbs()])
         halves = held_back(usable, prefer.validation_share, params.seed)
         every = [[row for one in half for row in _encoded(chat, one, prefer.objective)] for half in halves]
         fits = [[row for row in half if length(row) <= limit] for half in every]
@@ -159,8 +159,10 @@ def make_lesson(params: Params, chat: Chat, like: bool) -> Lesson:
     left = {"general": len(records) - len(parts[0]), "too_long": sum(map(len, parts)) - sum(map(len, short))}
     if prefer.objective == "distil" and not like:
         taught = [_answers_of(params, part) for part in short]
-        unfinished = sum(map(len, short)) - sum(map(len, taught))
-        return Lesson(taught[0], taught[1], left | {"unfinished_by_the_teacher": unfinished})
+        fits = [[one for one, ids in zip(part, chat.encode(part), strict=True) if _fits(*ids, limit)] for part in taught]
+        unfinished, other = (sum(map(len, a)) - sum(map(len, b)) for a, b in ((short, taught), (taught, fits)))
+        left |= {"unfinished_by_the_teacher": unfinished, "too_long": left["too_long"] + other}
+        return Lesson(fits[0], fits[1], left)
     asked = [one for part in short for one in part]
     rows: list[Row] = [
         {"prompt": json.dumps(prompts[one.id]), "tokens": len(prompts[one.id]) + prefer.max_new_tokens, "row": index}
@@ -177,9 +179,14 @@ def _encoded(chat: Chat, row: Preference, objective: str) -> Iterator[Row]:
         yield from ({"prompt_ids": prompt, "completion_ids": ids, "label": good} for ids, good in said)
 
 
+def _fits(prompt: list[int], completion: list[int], faults: list[str], limit: int) -> bool:
+    """Whether the model can learn a teacher's answer as it was said."""
+    return not faults and len(prompt) + len(completion) <= limit
+
+
 def _refuse_faults(chat: Chat, records: Sequence[Record]) -> None:
-    for record in records:
-        if faults := chat.encoded(record)[2]:
+    for record, (_, _, faults) in zip(records, chat.encode(records), strict=True):
+        if faults:
             raise UserError(f"{paths.PREFERENCES}/{record.origin} is of those rows that {faults[0]}; take it out")
 
 

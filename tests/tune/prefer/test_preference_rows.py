@@ -3,6 +3,7 @@
 import inspect
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,13 +13,22 @@ from hypothesis import strategies as st
 from rapidfuzz import fuzz
 from scored import make_tasks
 from tiny_model import tiny_tokenizer
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
+from stages.core import paths
 from stages.core.errors import UserError
-from stages.model.chat import make_chat
-from stages.records.record import Record, make_record
+from stages.model.answers import Answer
+from stages.model.chat import Chat, make_chat
+from stages.params.loader import Params
+from stages.params.model import Prefer, Train
+from stages.params.task import Task
+from stages.records.record import Record, make_record, write_records, write_rows
 from stages.scoring.rows import score_row
 from stages.text.json_schema import Tasks
 from stages.text.normal_form import normalise
+from stages.tune.prefer import beyond_imitation
+from stages.tune.prefer.beyond_imitation import Lesson, make_lesson
 from stages.tune.prefer.objectives import reward, rewards
 from stages.tune.prefer.preference_rows import Preference, apart_from, held_back, read_preferences
 
@@ -124,6 +134,47 @@ def test_rows_keep_their_place_and_repeats_count_once(tmp_path: Path) -> None:
     assert (first.record.origin, first.rejected, first.good) == ("below/rows.jsonl:1", "c\n", True)
     assert (second.record.task, second.rejected, second.good) == ("t", None, False)
     assert list(first.thumbs()) == [("b", True), ("c\n", False)]
+
+
+def chat_without(letter: str) -> Chat:
+    """Of a tokenizer that has no token for the letter, and leaves it out."""
+    tokenizer = tiny_tokenizer()
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    del backend["model"]["vocab"][letter]
+    made = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(backend)), eos_token="<|im_end|>")
+    made.chat_template = tokenizer.chat_template
+    return make_chat(made, "")
+
+
+def lesson(monkeypatch: pytest.MonkeyPatch, folder: Path, chat: Chat, **prefer: Any) -> Lesson:
+    monkeypatch.chdir(folder)
+    sections = {"prefer": Prefer(max_new_tokens=4, **prefer), "train": Train(max_tokens=60), "seed": 1}
+    sections |= {"task": Task(kind="text", instruction="")}
+    for file in (paths.HOLDOUT, paths.VALIDATION):
+        write_records(file, [])
+    write_records(paths.TRAIN, [make_record(one, "x", None, "raw", f"raw:{one}") for one in "abcd"])
+    return make_lesson(Params.model_construct(dedup=SimpleNamespace(threshold=90), **sections), chat, like=False)
+
+
+@pytest.mark.parametrize("said", [("Q", "b"), ("b", "aQ")])
+def test_a_preferred_or_rejected_answer_that_the_tokenizer_cannot_write_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: tuple[str, str]
+) -> None:
+    row = {"prompt": "a", "chosen": said[0], "rejected": said[1], "source": "s"}
+    write_rows(tmp_path / paths.PREFERENCES / "rows.jsonl", [row])
+    with pytest.raises(UserError, match=r"rows\.jsonl:1 is of those rows that have a completion that the tokenizer"):
+        lesson(monkeypatch, tmp_path, chat_without("Q"), objective="dpo")
+
+
+def test_answers_of_a_teacher_that_the_model_cannot_learn_as_they_were_said_are_left_out_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter([[Answer("yes", 2, True), Answer("Q", 2, True), Answer("x" * 90, 2, True), Answer("", 4, False)], []])
+    monkeypatch.setattr(beyond_imitation, "answer", lambda *_: next(answers))
+    monkeypatch.setattr(beyond_imitation, "load_tokenizer", lambda _: tiny_tokenizer())
+    found = lesson(monkeypatch, tmp_path, chat_without("Q"), objective="distil", teacher="teacher")
+    assert [record.completion for record in found.train] == ["yes"]
+    assert found.left_out == {"general": 0, "too_long": 2, "unfinished_by_the_teacher": 1}
 
 
 def test_trl_has_the_private_names() -> None:
