@@ -62,8 +62,8 @@ def write_gguf(folder: Path, file: Path, kind: str, stop_id: int) -> dict[str, i
     for name, value in _taken_for_granted(config).items():
         if (there := config.get(name, value)) != value:
             raise UserError(
-                f"quantize.formats: llama.cpp computes a {config['model_type']} with {name} {value} alone, and this one "
-                f"has {there}; take gguf out of the list, and its gate"
+                f"quantize.formats: llama.cpp computes a {config['model_type']} with {name} {value} alone, and this "
+                f"one has {there}; take gguf out of the list, and its gate"
             )
     types: Counter[str] = Counter()
     with atomic(file) as partial:

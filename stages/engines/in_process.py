@@ -82,8 +82,9 @@ class Grammar:
         import llguidance.hf
 
         self.contract = {**contract, "by": [llguidance.__version__, tree_digest(Path(__file__))]}
-        schema, labels = contract.get("schema"), json.dumps(contract.get("labels"))
-        grammar = llguidance.grammar_from(*(("choice", labels) if schema is None else ("json_schema", json.dumps(schema))))
+        form = "choice" if "labels" in contract else "json_schema"
+        (asked,) = contract.values()
+        grammar = llguidance.grammar_from(form, json.dumps(asked))
         tokenizer = llguidance.hf.from_tokenizer(chat.tokenizer, eos_token=chat.stop_id)
         ids = chat.completion_ids(_PROBE)[:-1]
         if tokenizer.decode_str(ids).strip() != chat.text(ids).strip():  # it would allow what breaks the contract

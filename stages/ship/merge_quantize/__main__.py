@@ -149,8 +149,8 @@ def copy_tokenizer(base: Path, target: Path) -> None:
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
-    """The files of a model's folder that are not its weights or their configuration."""
-    others = ("config.json", "generation_config.json", "adapter_config.json", _BASE_OF_LORA)
+    """The files of a model's folder that are not its weights or their configuration: how it is asked and stops."""
+    others = ("config.json", "adapter_config.json", _BASE_OF_LORA)
     files = [file for file in files_under(folder) if not file.name.startswith("model") and file.name not in others]
     return [file for file in files if file.suffix not in (".safetensors", ".gguf")]
 

@@ -24,7 +24,8 @@ def materialise(source: Path, folder: Path, dtype: str, template: str) -> None:
     no causal language model, holds NaN or infinity, or cannot be trained with the template.
     """
     tokenizer, model = _load(source, dtype)
-    set_template(tokenizer, template)
+    # Whoever serves the files as they are ends an answer where the template does: a model's own token can be another.
+    model.generation_config.eos_token_id = set_template(tokenizer, template)
     _shed_marks(model)
     tokenizer.init_kwargs.pop("auto_map", None)
     _shed_byte_pieces(tokenizer)
@@ -114,16 +115,16 @@ def _shed_marks(model: Any) -> None:
             delattr(holder, name)
 
 
-def set_template(tokenizer: Any, template: str) -> None:
+def set_template(tokenizer: Any, template: str) -> int:
     """Give the tokenizer the template, if there is one, and try whether it can be trained with what it then has.
 
-    Saved with the tokenizer, it goes into every release, so that whoever loads one renders prompts the same way. Raises
-    UserError as `make_chat` does.
+    Returns the token that ends an answer. Saved with the tokenizer, the template goes into every release, so that
+    whoever loads one renders prompts the same way. Raises UserError as `make_chat` does.
     """
     if template:
         tokenizer.chat_template = template
     try:
-        make_chat(tokenizer, "Answer.")
+        stop_id = make_chat(tokenizer, "Answer.").stop_id
     except UserError as error:
         if template:
             raise UserError(f"model.chat_template: {error}") from None
@@ -135,3 +136,4 @@ def set_template(tokenizer: Any, template: str) -> None:
         print(
             "the chat template is changed: where it writes the date it now writes 26 July 2024, in each run and release"
         )
+    return stop_id

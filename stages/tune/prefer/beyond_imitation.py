@@ -159,7 +159,9 @@ def make_lesson(params: Params, chat: Chat, like: bool) -> Lesson:
     left = {"general": len(records) - len(parts[0]), "too_long": sum(map(len, parts)) - sum(map(len, short))}
     if prefer.objective == "distil" and not like:
         taught = [_answers_of(params, part) for part in short]
-        fits = [[one for one, ids in zip(part, chat.encode(part), strict=True) if _fits(*ids, limit)] for part in taught]
+        fits = [
+            [one for one, ids in zip(part, chat.encode(part), strict=True) if _fits(*ids, limit)] for part in taught
+        ]
         unfinished, other = (sum(map(len, a)) - sum(map(len, b)) for a, b in ((short, taught), (taught, fits)))
         left |= {"unfinished_by_the_teacher": unfinished, "too_long": left["too_long"] + other}
         return Lesson(fits[0], fits[1], left)

@@ -25,7 +25,7 @@ from stages.core import paths
 from stages.core.machine import machine_settings
 from stages.model.answers import as_rows, cut_at_stop
 from stages.model.chat import Chat
-from stages.model.loading import causal_of, device, load_model, nf4_config
+from stages.model.loading import device, load_model, nf4_config
 from stages.params.model import Prefer, Train
 from stages.records.record import Record
 from stages.scoring.rows import RowScore, score_row
@@ -120,8 +120,6 @@ def make_objective(
 
     model = load_sft(train)
     trained = {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}
-    causal = causal_of(model)
-    own, causal.generation_config.eos_token_id = causal.generation_config.eos_token_id, chat.stop_id
     reference = load_model(paths.SFT, dtype=torch.float32) if train.method == "full" else None
     common = {
         "model": model,
@@ -141,7 +139,6 @@ def make_objective(
         trainer = ContractTrainer(reward_funcs=contract, args=arguments, **common)
     else:
         trainer = TeacherTrainer(teacher_model=teacher, args=DistillationConfig(**options, **said), **common)
-    causal.generation_config.eos_token_id = own
     for name, weight in model.named_parameters():
         if name in trained:  # TRL rounds the adapter on a 4-bit base to bfloat16
             weight.data = trained[name]

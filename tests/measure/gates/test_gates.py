@@ -302,7 +302,9 @@ def test_only_what_was_never_measured_is_nothing_to_compare_with(against: str) -
     files["baseline"] = {"linear": there}
     files["evaluate"] |= {"sft": there, "previous": {"scores": there}}
     files["evaluate"] |= {f"against_{name}": {"exact_match": change(0, 0, 0)} for name in ("linear", "sft", "previous")}
-    files["quantize"] = {"artefacts": {"merged": {"scores": there, "against_adapter": {"exact_match": change(0, 0, 0)}}}}
+    files["quantize"] = {
+        "artefacts": {"merged": {"scores": there, "against_adapter": {"exact_match": change(0, 0, 0)}}}
+    }
     gate = Gate.model_validate({"model": "merged", "metric": "exact_match", "against": against, "minimum": 0})
     with pytest.raises(UserError, match=f"merged exact_match against {against} is not among the metrics"):
         check_gates({"g": gate}, files)

@@ -1,5 +1,6 @@
 """What ships is what was trained: merging against arithmetic, quantising against the merged model."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from tiny_model import save_tiny_model
+from transformers import GenerationConfig
 
 from stages.core import paths
 from stages.core.errors import Refusal, UserError
@@ -61,6 +63,16 @@ def test_merged_weights_are_base_plus_scaled_product_rounded_once(trained: Path,
         if f"{stem}.lora_A.weight" in adapter:
             expected = weight + 8 / 4 * adapter[f"{stem}.lora_B.weight"] @ adapter[f"{stem}.lora_A.weight"]
         torch.testing.assert_close(merged[name], expected.to(torch.bfloat16), rtol=2**-8, atol=1e-6)
+
+
+def test_what_ships_ends_an_answer_where_the_base_does(trained: Path, tmp_path: Path) -> None:
+    """transformers' trainer puts the tokenizer's own end token before it in what full fine-tuning saves."""
+    tuned = shutil.copytree(trained / "base", tmp_path / "tuned")
+    GenerationConfig(eos_token_id=[0, 1]).save_pretrained(tuned)
+    merge(trained / "base", tuned, tmp_path / "merged", "bfloat16")
+    quantise(tmp_path / "merged", tmp_path / "nf4", "nf4")
+    folders = [trained / "base", tmp_path / "merged", tmp_path / "nf4"]
+    assert len({(folder / "generation_config.json").read_bytes() for folder in folders}) == 1
 
 
 def test_rows_are_compared_together_as_each_alone(trained: Path) -> None:

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_model import CHAT_TEMPLATE, save_tiny_model
+from tiny_model import CHAT_TEMPLATE, save_tiny_model, tiny_tokenizer
+from transformers import GenerationConfig
 
 from stages.core.errors import Refusal, UserError
 from stages.core.files import file_digest, tree_digest
+from stages.model.chat import make_chat
 from stages.model.loading import load_tokenizer
 from stages.params.model import Model
 from stages.tune.base.base_model import materialise
@@ -29,6 +31,18 @@ def test_a_folder_becomes_safetensors_in_the_wanted_precision(tmp_path: Path) ->
     assert weights.keys() == original.keys()
     assert all(torch.equal(weights[name], original[name].to(torch.bfloat16)) for name in original)
     assert (tmp_path / "base" / "chat_template.jinja").read_text() == (source / "chat_template.jinja").read_text()
+
+
+def test_whoever_serves_the_files_ends_an_answer_where_the_template_does(tmp_path: Path) -> None:
+    """A base model's generation_config.json can name another token: `transformers serve` then went on to its limit."""
+    source, tokenizer = save_tiny_model(tmp_path / "tiny"), tiny_tokenizer()
+    tokenizer.add_special_tokens({"eos_token": "</s>"})
+    tokenizer.save_pretrained(source)
+    GenerationConfig(eos_token_id=len(tokenizer) - 1).save_pretrained(source)
+    materialise(source, tmp_path / "base", "float32", "")
+    chat = make_chat(load_tokenizer(tmp_path / "base"), "")
+    ends = GenerationConfig.from_pretrained(tmp_path / "base").eos_token_id
+    assert (ends, tokenizer.decode([ends])) == (chat.stop_id, "<|im_end|>")
 
 
 def test_another_content_than_the_pinned_one_is_refused_with_its_hash(tmp_path: Path) -> None:

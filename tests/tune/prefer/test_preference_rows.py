@@ -169,7 +169,9 @@ def test_a_preferred_or_rejected_answer_that_the_tokenizer_cannot_write_is_named
 def test_answers_of_a_teacher_that_the_model_cannot_learn_as_they_were_said_are_left_out_and_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers = iter([[Answer("yes", 2, True), Answer("Q", 2, True), Answer("x" * 90, 2, True), Answer("", 4, False)], []])
+    answers = iter(
+        [[Answer("yes", 2, True), Answer("Q", 2, True), Answer("x" * 90, 2, True), Answer("", 4, False)], []]
+    )
     monkeypatch.setattr(beyond_imitation, "answer", lambda *_: next(answers))
     monkeypatch.setattr(beyond_imitation, "load_tokenizer", lambda _: tiny_tokenizer())
     found = lesson(monkeypatch, tmp_path, chat_without("Q"), objective="distil", teacher="teacher")
