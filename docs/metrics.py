@@ -114,10 +114,10 @@ COUNTED: Mapping[str, Meanings] = {
         "rows.validation": "rows held back to measure with",
         "rows.near_the_holdout": "preferences left out because of the hold-out; data/prefer/left_out.jsonl names them",
         "rows.thumbs_without_a_pair": "preferences of one answer, which dpo has no use for",
-        "rows.too_long": "rows longer than train.max_tokens, with room for an answer where one is made, or with an answer "
-        "of a teacher that the model's tokenizer cannot write",
+        "rows.too_long": "rows longer than train.max_tokens, with room for an answer where one is made",
         "rows.general": "general rows, which grpo leaves out: they are held to no contract",
-        "rows.unfinished_by_the_teacher": "rows whose answer the teacher of another vocabulary did not end",
+        "rows.unfinished_by_the_teacher": "rows whose answer the teacher of another vocabulary did not end, or that "
+        "the model cannot say in its own tokens, within train.max_tokens",
         "parameters.trainable": "parameters that training changes",
         "parameters.all": "parameters of the model",
         "steps": "optimiser steps",

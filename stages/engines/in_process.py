@@ -81,10 +81,9 @@ class Grammar:
         import llguidance
         import llguidance.hf
 
-        self.contract = {**contract, "by": [llguidance.__version__, tree_digest(Path(__file__))]}
-        form = "choice" if "labels" in contract else "json_schema"
-        (asked,) = contract.values()
-        grammar = llguidance.grammar_from(form, json.dumps(asked))
+        self.contract: Mapping[str, Any] = {**contract, "by": [llguidance.__version__, tree_digest(Path(__file__))]}
+        (asked,) = map(json.dumps, contract.values())
+        grammar = llguidance.grammar_from("choice" if "labels" in contract else "json_schema", asked)
         tokenizer = llguidance.hf.from_tokenizer(chat.tokenizer, eos_token=chat.stop_id)
         ids = chat.completion_ids(_PROBE)[:-1]
         if tokenizer.decode_str(ids).strip() != chat.text(ids).strip():  # it would allow what breaks the contract

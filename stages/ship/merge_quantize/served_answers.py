@@ -22,7 +22,7 @@ from stages.params.loader import Params
 from stages.records.record import Record
 
 _SLOTS_OF_A_CARD = 32
-_CODE = [Path(one.__file__) for one in (engine_server, llama_server)]  # how the engine is started and asked
+_CODE = [Path(str(one.__file__)) for one in (engine_server, llama_server)]  # how the engine is started and asked
 
 
 def served_rows(

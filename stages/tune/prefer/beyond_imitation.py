@@ -158,13 +158,9 @@ def make_lesson(params: Params, chat: Chat, like: bool) -> Lesson:
     short = [[one for one in part if len(prompts[one.id]) <= room] for part in parts]
     left = {"general": len(records) - len(parts[0]), "too_long": sum(map(len, parts)) - sum(map(len, short))}
     if prefer.objective == "distil" and not like:
-        taught = [_answers_of(params, part) for part in short]
-        fits = [
-            [one for one, ids in zip(part, chat.encode(part), strict=True) if _fits(*ids, limit)] for part in taught
-        ]
-        unfinished, other = (sum(map(len, a)) - sum(map(len, b)) for a, b in ((short, taught), (taught, fits)))
-        left |= {"unfinished_by_the_teacher": unfinished, "too_long": left["too_long"] + other}
-        return Lesson(fits[0], fits[1], left)
+        taught = [_answers_of(params, chat, part) for part in short]
+        unfinished = sum(map(len, short)) - sum(map(len, taught))
+        return Lesson(taught[0], taught[1], left | {"unfinished_by_the_teacher": unfinished})
     asked = [one for part in short for one in part]
     rows: list[Row] = [
         {"prompt": json.dumps(prompts[one.id]), "tokens": len(prompts[one.id]) + prefer.max_new_tokens, "row": index}
@@ -179,11 +175,6 @@ def _encoded(chat: Chat, row: Preference, objective: str) -> Iterator[Row]:
         yield {"prompt_ids": prompt, "chosen_ids": said[0][0], "rejected_ids": said[1][0]}
     else:
         yield from ({"prompt_ids": prompt, "completion_ids": ids, "label": good} for ids, good in said)
-
-
-def _fits(prompt: list[int], completion: list[int], faults: list[str], limit: int) -> bool:
-    """Whether the model can learn a teacher's answer as it was said."""
-    return not faults and len(prompt) + len(completion) <= limit
 
 
 def _refuse_faults(chat: Chat, records: Sequence[Record]) -> None:
@@ -209,14 +200,18 @@ def same_vocabulary(teacher: Path, chat: Chat) -> bool:
     return len(widths) == 1 and bool(load_tokenizer(teacher).get_vocab() == chat.tokenizer.get_vocab())
 
 
-def _answers_of(params: Params, records: Sequence[Record]) -> list[Record]:
-    """The rows with the teacher's answers as their completions; those that it did not end are left out."""
+def _answers_of(params: Params, chat: Chat, records: Sequence[Record]) -> list[Record]:
+    """The rows with the teacher's answers as their completions; without those that it did not end or `chat` cannot say.
+
+    What cannot be said as it was, or is longer than train.max_tokens in the model's own tokens, cannot be learnt.
+    """
     folder = Path(params.prefer.teacher or "")
-    chat = task_chat(load_tokenizer(folder), params.task)
+    teachers = task_chat(load_tokenizer(folder), params.task)
     generation = Generation(max_new_tokens=params.prefer.max_new_tokens)
-    said = answer(Weights(folder), chat, records, generation, "teacher")
-    both = zip(records, said, strict=True)
-    return [replace(record, completion=one.output) for record, one in both if one.stopped and one.output.strip()]
+    both = zip(records, answer(Weights(folder), teachers, records, generation, "teacher"), strict=True)
+    ended = [replace(record, completion=one.output) for record, one in both if one.stopped and one.output.strip()]
+    made = zip(ended, chat.encode(ended), strict=True)
+    return [row for row, (p, c, faults) in made if not faults and len(p) + len(c) <= params.train.max_tokens]
 
 
 def summarise(objective: str, trainer: Any, lesson: Lesson) -> dict[str, Any]:

@@ -148,12 +148,12 @@ def chat_without(letter: str) -> Chat:
 
 def lesson(monkeypatch: pytest.MonkeyPatch, folder: Path, chat: Chat, **prefer: Any) -> Lesson:
     monkeypatch.chdir(folder)
-    sections = {"prefer": Prefer(max_new_tokens=4, **prefer), "train": Train(max_tokens=60), "seed": 1}
-    sections |= {"task": Task(kind="text", instruction="")}
+    sections: dict[str, Any] = {"prefer": Prefer(max_new_tokens=4, **prefer), "train": Train(max_tokens=60), "seed": 1}
+    sections |= {"task": Task(kind="text", instruction=""), "dedup": SimpleNamespace(threshold=90)}
     for file in (paths.HOLDOUT, paths.VALIDATION):
         write_records(file, [])
     write_records(paths.TRAIN, [make_record(one, "x", None, "raw", f"raw:{one}") for one in "abcd"])
-    return make_lesson(Params.model_construct(dedup=SimpleNamespace(threshold=90), **sections), chat, like=False)
+    return make_lesson(Params.model_construct(**sections), chat, like=False)
 
 
 @pytest.mark.parametrize("said", [("Q", "b"), ("b", "aQ")])
@@ -176,7 +176,7 @@ def test_answers_of_a_teacher_that_the_model_cannot_learn_as_they_were_said_are_
     monkeypatch.setattr(beyond_imitation, "load_tokenizer", lambda _: tiny_tokenizer())
     found = lesson(monkeypatch, tmp_path, chat_without("Q"), objective="distil", teacher="teacher")
     assert [record.completion for record in found.train] == ["yes"]
-    assert found.left_out == {"general": 0, "too_long": 2, "unfinished_by_the_teacher": 1}
+    assert found.left_out == {"general": 0, "too_long": 0, "unfinished_by_the_teacher": 3}
 
 
 def test_trl_has_the_private_names() -> None:
