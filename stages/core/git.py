@@ -179,16 +179,10 @@ class CommitTree(Tree):
         found = {path: meta.split()[2] for meta, path in rows if " blob " in meta}
         links = [path for meta, path in rows if meta.startswith("120000")]
         texts = zip(links, self.repository.contents(found[path] for path in links), strict=True)
-        leads = {
-            path: posixpath.join(posixpath.dirname(path), (to or b"").decode(errors="replace")) for path, to in texts
-        }
-        for path in links:
-            end = path
-            for _ in links:  # a link to a link, and never round and round
-                end = posixpath.normpath(leads.get(end, end))
-            if end in found and end not in leads:
-                found[path] = found[end]
-        return found
+        ends = {path: posixpath.normpath(posixpath.join(path, "..", os.fsdecode(to or b""))) for path, to in texts}
+        for _ in links[:8]:  # links to links; what leads round and round stays a link
+            ends = {path: ends.get(end, end) for path, end in ends.items()}
+        return found | {path: found[end] for path, end in ends.items() if end in found.keys() - ends.keys()}
 
     def read(self, path: str) -> bytes | None:
         object_id = self.blobs.get(path)

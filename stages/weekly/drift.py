@@ -31,6 +31,7 @@ from stages.weekly.logs import read_logs
 _MOST, _FEWEST, _FOLDS = 1000, 20, 5
 _PERMUTATIONS = 499
 _LEVEL = 0.01  # chance of a false alarm, shared by the three tests (Bonferroni)
+_WORD = r"\w+|[^\w\s]"  # a mark is a word, too: a prompt can have no other
 _Z = 4.0  # standard errors from which a word has moved
 
 
@@ -89,7 +90,7 @@ def _areas(texts: Sequence[str], new: int, draw: np.random.Generator, permutatio
 
     side = np.arange(len(texts)) >= len(texts) - new
     sides = np.column_stack([side, *(draw.permutation(side) for _ in range(permutations))]).astype(float)
-    vectors = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\w+|[^\w\s]").fit_transform(texts)
+    vectors = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=_WORD).fit_transform(texts)
     alike, scores = (vectors @ vectors.T).toarray(), np.empty_like(sides)
     for fit, held in KFold(_FOLDS, shuffle=True, random_state=int(draw.integers(2**31))).split(texts):
         # Without the mean of the sides, which a held row would tell of its own side by its absence.
@@ -108,7 +109,7 @@ def _moved(then: Sequence[str], now: Sequence[str]) -> list[dict[str, Any]]:
     """The words whose share of the prompts differs by more than chance explains, the most certain first, at most 12."""
     from sklearn.feature_extraction.text import CountVectorizer
 
-    words = CountVectorizer(binary=True, token_pattern=r"\w+").fit([*then, *now])
+    words = CountVectorizer(binary=True, token_pattern=_WORD).fit([*then, *now])
     shares = [np.asarray(words.transform(side).mean(0)).ravel() for side in (then, now)]
     whole = (shares[0] * len(then) + shares[1] * len(now)) / (len(then) + len(now))
     z = (shares[1] - shares[0]) / np.sqrt(np.maximum(whole * (1 - whole), 1e-12) * (1 / len(then) + 1 / len(now)))

@@ -7,6 +7,7 @@ nested, and as what, is found by looking for `messages` or `prompt` and for `cho
 """
 
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,9 +30,10 @@ _DOWN = {"down", "thumbs_down", "negative", "bad", "dislike", "-1", "0", "false"
 class Served:
     """One answered request.
 
-    `place` is FILE:LINE, counted from 1; `log_probability` the mean over the answer's tokens in nats, None where the
-    log has none; `feedback` is what a person said of the answer: True, False or None; `correction` what it should
-    have been; `task` the tag of its task, where the log says it.
+    `place` is FILE:LINE, counted from 1, of logs of one name with the folders that tell them apart;
+    `log_probability` the mean over the answer's tokens in nats, None where the log has none; `feedback` is what a
+    person said of the answer: True, False or None; `correction` what it should have been; `task` the tag of its task,
+    where the log says it.
     """
 
     place: str
@@ -54,7 +56,11 @@ def read_logs(files: Sequence[Path]) -> tuple[list[Served], list[str]]:
     """
     found: list[Served] = []
     left: list[str] = []
+    files = list({os.path.realpath(file): file for file in files}.values())  # a log that is named twice was served once
+    alike = len({file.name for file in files}) < len(files)
+    top = os.path.commonpath([file.absolute().parent for file in files]) if alike else ""
     for file in files:
+        name = file.absolute().relative_to(top).as_posix() if alike else file.name
         try:
             lines = file.read_bytes().splitlines()
         except OSError as error:
@@ -62,7 +68,7 @@ def read_logs(files: Sequence[Path]) -> tuple[list[Served], list[str]]:
         before = len(found)
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                served = _served(line, f"{file.name}:{number}")
+                served = _served(line, f"{name}:{number}")
                 (found if isinstance(served, Served) else left).append(served)  # type: ignore[arg-type]
         if lines and len(found) == before:
             raise UserError(
@@ -112,7 +118,7 @@ def _served(line: bytes, place: str) -> Served | str:
         _log_probability(choice or content),
         feedback,
         correction,
-        task if isinstance(task, str) else None,
+        task if task and isinstance(task, str) else None,
     )
 
 
@@ -175,7 +181,8 @@ def _opinion(content: Mapping[str, Any]) -> tuple[bool | None, str | None]:
         for name in ("feedback", "thumb", "thumbs", "rating", "score"):
             value = place.get(name)
             word = str(value).lower() if isinstance(value, str | bool | int | float) else ""
-            thumb = True if word in _UP else False if word in _DOWN else thumb
+            unclear = word == "1" and name in ("rating", "score")  # the best of two, or the worst of five
+            thumb = thumb if unclear else True if word in _UP else False if word in _DOWN else thumb
         for name in ("correction", "corrected", "corrected_output"):
             correction = place[name] if isinstance(place.get(name), str) and place[name] else correction
     return thumb, correction
@@ -186,7 +193,8 @@ def _time(*places: Mapping[str, Any]) -> datetime | None:
         try:
             if isinstance(value, int | float):
                 return datetime.fromtimestamp(value / 1000 if value > 1e11 else value, UTC)
-            return datetime.fromisoformat(str(value)).astimezone(UTC)
+            time = datetime.fromisoformat(str(value))
+            return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)
         except (ValueError, OverflowError, OSError):
             continue
     return None

@@ -1,6 +1,8 @@
 """collect: shapes of logs, why a request is kept, what is left out, in which order, and nothing personal."""
 
 import json
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from stages.core import paths
 from stages.core.errors import UserError
+from stages.measure.review.annotate import Session
 from stages.params.loader import Params
 from stages.records.record import Record, make_record, write_records
 from stages.weekly.collect import collect
@@ -98,12 +101,39 @@ def test_rows_of_tunetrail_answer() -> None:
         ({"metadata": {"rating": "positive"}}, True, None),
         ({"feedback": {"thumb": False, "correction": GOOD}}, False, GOOD),
         ({"feedback": None, "score": 0.7}, None, None),
+        ({"thumb": 1}, True, None),
+        ({"rating": 1}, None, None),  # one star of five, perhaps
+        ({"feedback": {"rating": "1", "thumb": "down"}}, False, None),
     ],
 )
 def test_what_people_said(said: dict[str, Any], thumb: bool | None, correction: str | None) -> None:
     one = _served(json.dumps({"request": CHAT, "response": reply(GOOD)} | said).encode(), "l:1")
     assert isinstance(one, Served)
     assert (one.feedback, one.correction) == (thumb, correction)
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Tokyo", "America/Los_Angeles"])
+def test_a_time_without_a_zone_is_the_same_on_every_machine(zone: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        one = _served(json.dumps(asked("Refund me", time="2026-11-23T00:30:00")).encode(), "l:1")
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert isinstance(one, Served)
+    assert one.time == datetime(2026, 11, 23, 0, 30, tzinfo=UTC)
+
+
+def test_logs_of_one_name_are_told_apart_and_one_that_is_named_twice_was_served_once(tmp_path: Path) -> None:
+    for folder, text in (("a", "Refund me"), ("b", "Refund us")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "log.jsonl").write_text(json.dumps(asked(text)) + "\n")
+    (tmp_path / "link").symlink_to("a")
+    files = [tmp_path / name / "log.jsonl" for name in ("a", "b", "link", "a/../a")]
+    assert [one.place for one in read_logs(files[:2])[0]] == ["a/log.jsonl:1", "b/log.jsonl:1"]
+    assert [one.messages[-1].content for one in read_logs(files)[0]] == ["Refund me", "Refund us"]
+    assert [one.place for one in read_logs(files[:1])[0]] == ["log.jsonl:1"]
 
 
 json_values = st.recursive(
@@ -217,6 +247,12 @@ def test_what_is_known_held_out_or_repeated_is_left_out_by_name(project: Path) -
         "log.jsonl:5 is near the hold-out, raw.jsonl:2",
     ):
         assert f"  left out: {sentence}" in said.splitlines()
+
+
+def test_what_annotate_would_refuse_as_asked_twice_is_one_row(project: Path) -> None:
+    said, rows = run(project, asked("Sing me a song", task=""), asked("Sing me a song"))
+    assert [row["times"] for row in rows] == [2], said
+    Session(Path("data/inbox/week.jsonl"), "anna", [], 0, PARAMS)
 
 
 def test_a_correction_of_a_known_question_stays(project: Path) -> None:

@@ -1,5 +1,6 @@
 """drift: no alarm on two halves of one set, an alarm on a new kind of request, and chance as often as it says."""
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,6 +45,13 @@ def test_two_halves_give_no_alarm_and_a_tenth_of_another_kind_gives_one() -> Non
     assert found["first_tenth"]["value"] > found["first_tenth"]["by_chance"][1]
     assert {one["word"] for one in found["words"]} >= {"refund", "ticket"}
     assert next(one["share"] for one in found["words"] if one["word"] == "refund") == [0.0, 0.1]
+
+
+def test_prompts_without_a_letter_are_compared_too() -> None:
+    marks = ["!", "?", "…", "→"]
+    then, now = (["".join(draw) + end for draw in itertools.product(marks, repeat=3)] for end in ("?", "!"))
+    found = two_samples(then, now, seed=3, permutations=399)
+    assert found["alarm"]
 
 
 def test_longer_prompts_give_an_alarm() -> None:

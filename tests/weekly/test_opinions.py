@@ -44,7 +44,7 @@ def test_logs_give_pairs_and_thumbs(said: Any, tmp_path: Path) -> None:
         tmp_path / "log.jsonl",
         logged("Where is it? ann@example.com", "lost", correction="found"),
         logged("Refund me", "no", feedback="down"),
-        logged("Thanks", "yes", rating=1),
+        logged("Thanks", "yes", thumb=1),
         logged("Hello", "hi"),
         logged("Same", "right", correction="right"),
     )
