@@ -250,7 +250,8 @@ def test_what_is_known_held_out_or_repeated_is_left_out_by_name(project: Path) -
 
 
 def test_what_annotate_would_refuse_as_asked_twice_is_one_row(project: Path) -> None:
-    said, rows = run(project, asked("Sing me a song", task=""), asked("Sing me a song"))
+    line = {"prompt": "Sing me a song", "output": BAD}
+    said, rows = run(project, {**line, "task": ""}, line)
     assert [row["times"] for row in rows] == [2], said
     Session(Path("data/inbox/week.jsonl"), "anna", [], 0, PARAMS)
 
