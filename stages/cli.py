@@ -168,6 +168,8 @@ def parser() -> argparse.ArgumentParser:
 
 def _path(text: str) -> Path:
     """A path as seen from where the user stands, which need not be the repository's root."""
+    if text.encode(errors="replace").decode() != text:  # it goes into rows and sentences
+        raise argparse.ArgumentTypeError(f"the name {text!r} is no UTF-8; rename the file")
     return Path(text).absolute()
 
 
@@ -185,8 +187,13 @@ def _in_root(options: commands.Options) -> None:
     os.chdir(root)
     try:
         options.call(options, root, start)
-    except PermissionError as error:
-        raise UserError(f"{error.filename}: {error.strerror}; give yourself the right to read it") from None
+    except OSError as error:
+        from stages.core.disk import when_full
+
+        if error.filename is None or when_full(error):
+            raise
+        # Such as a name that is too long, a file where a folder shall be, a file that a person may not read.
+        raise UserError(f"{error.filename}: {error.strerror}; name another, or give yourself the right to it") from None
 
 
 if __name__ == "__main__":

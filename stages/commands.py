@@ -235,6 +235,8 @@ def annotate(options: Options, root: Path, start: Path) -> None:
     from stages.measure.review.annotate import annotate
     from stages.params.loader import load_params
 
+    if options.overlap < 0:
+        raise UserError("--overlap must be at least 0")
     path = options.inbox
     inbox = path.relative_to(root) if path.is_relative_to(root) else path
     print(annotate(inbox, options.annotator, options.others, options.overlap, options.port, load_params("task")))

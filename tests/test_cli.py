@@ -41,3 +41,28 @@ def test_every_command_has_a_help_text(capsys: pytest.CaptureFixture[str]) -> No
         "data",
     ):
         assert command in said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["append", b"log\xff.jsonl"], "is no UTF-8; rename the file"),
+        (["append", "x" * 300], "File name too long"),
+        (["history", "--html", "dvc.yaml/page.html"], "dvc.yaml"),
+        (["annotate", "x.jsonl", "--overlap", "-1"], "--overlap must be at least 0"),
+    ],
+)
+def test_a_name_that_no_file_can_have_is_a_sentence(words: list[str | bytes], said: str, tmp_path: Path) -> None:
+    (tmp_path / "dvc.yaml").write_text("artifacts:\n  m: {path: models/release/manifest.json}\n")
+    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    for path in ("data/unique.jsonl", "data/split/holdout.jsonl", "data/schema.json"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("{}" if path.endswith("n") else "\n")
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+    program = [sys.executable, "-m", "stages.cli", *words]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(program, capture_output=True, cwd=tmp_path, env=environment, check=False)
+    err = done.stderr.decode(errors="replace")
+    assert done.returncode == 2
+    assert said in err
+    assert "Traceback" not in err

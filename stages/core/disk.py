@@ -80,4 +80,5 @@ def when_full(error: BaseException, path: Path | None = None) -> str | None:
 
 def _existing(path: Path) -> Path:
     """The nearest folder at or above the path that is there."""
-    return next(place for place in (path, *path.parents, Path()) if place.is_dir())
+    # Of a name that is too long Path raises.
+    return next(place for place in (path, *path.parents, Path()) if os.path.isdir(place))  # noqa: PTH112

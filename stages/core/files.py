@@ -104,6 +104,19 @@ def alone(path: Path) -> Iterator[int | None]:
         os.close(descriptor)
 
 
+@contextmanager
+def in_turn(folder: Path) -> Iterator[None]:
+    """For what reads a file in a folder and writes it anew: of two at once, threads or processes, one waits."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system that knows no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _locked(descriptor: int) -> bool:
     """Whether the lock was got; not where another process holds it, nor on a file system that knows no locks."""
     try:

@@ -24,9 +24,7 @@ def with_headline(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def as_text(rows: Sequence[Mapping[str, Any]]) -> str:
     """A table for a terminal, with the reasons and faults below it."""
-    if not rows:
-        return "Nothing is released yet; `tunetrail release VERSION` does it."
-    return table_text(_table(rows), _notes(rows))
+    return table_text(_table(rows), _notes(rows)) if rows else _notes(rows)[0]
 
 
 def as_page(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -50,7 +48,8 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         }
         for row in rows
     ]
-    return pd.DataFrame(cells, dtype=object).set_index("Stage")
+    table = pd.DataFrame(cells, dtype=object)
+    return table.set_index("Stage") if cells else table
 
 
 def _headline(found: Mapping[str, Any] | None) -> str:
@@ -62,7 +61,7 @@ def _headline(found: Mapping[str, Any] | None) -> str:
 
 
 def _notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    notes = []
+    notes = [] if rows else ["Nothing is released yet; `tunetrail release VERSION` does it."]
     for row in rows:
         version = _version(row)
         if row["accepted_marginal"]:

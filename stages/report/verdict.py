@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from stages.report.formats import plural, whole
+from stages.report.formats import plural
 from stages.report.tables import BETTER, WORSE, Comparison, Measured, say_change
+from stages.scoring.intervals import proportion_interval
 from stages.scoring.metrics import FAIL, MARGINAL, PASS, WORST_FIRST
 
 _HEADLINE = {PASS: "Ready to release", MARGINAL: "Not proven yet", FAIL: "Do not release"}
@@ -83,14 +83,12 @@ def answers(metrics: Mapping[str, Any], found: Sequence[Measured]) -> list[Answe
     ]
 
 
-def rows_needed(value: float, threshold: float, confidence: float) -> int:
-    """About how many rows would show a share of `value` to be beyond `threshold`.
-
-    The score test's condition |value - threshold| >= z * sqrt(threshold * (1 - threshold) / n), solved for n:
-    Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927), 209-212.
+def rows_needed(value: float, threshold: float, confidence: float) -> int | None:
+    """The fewest rows, to two digits, of which a share of `value` is shown to be beyond `threshold`, by the interval
+    that the gate has; None beyond a hundred million.
     """
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    return round(z**2 * threshold * (1 - threshold) / (value - threshold) ** 2)
+    sizes = (digits * 10**zeros for zeros in range(7) for digits in range(10, 100))
+    return next((n for n in sizes if proportion_interval(int(n * value + 1e-9), n, confidence)[0] >= threshold), None)
 
 
 def _asked(gate: Mapping[str, Any]) -> str:
@@ -122,11 +120,12 @@ def _undecided(gates: Mapping[str, Any], confidence: float) -> Iterator[Step]:
     for name, gate in gates.items():
         share = gate["kind"] == "minimum" and 0 < gate["threshold"] < 1 and not gate["against"]
         if gate["state"] == MARGINAL and "low" in gate and share:
-            if gate["value"] <= gate["threshold"]:
-                yield Step(f"A better model: {name} is below its threshold, which more rows alone would hardly mend")
+            above = gate["value"] > gate["threshold"]
+            if above and (needed := rows_needed(gate["value"], gate["threshold"], confidence)):
+                yield Step(f"A larger hold-out: at this quality, about {needed:,} rows would show {name}")
             else:
-                needed = whole(float(f"{rows_needed(gate['value'], gate['threshold'], confidence):.1e}"))
-                yield Step(f"A larger hold-out: at this quality, about {needed} rows would show {name}")
+                where = "hardly above" if above else "not above"
+                yield Step(f"A better model: {name} is {where} its threshold, which more rows alone would hardly mend")
 
 
 def _better(question: str, before: str, found: Sequence[Measured]) -> Answer:

@@ -197,9 +197,11 @@ class Search:
             try:
                 self.study.tell(trial.number, self.value(trial.number))
             except TrialFailedError:
-                if len(trial.params) == len(self.spec.parameters) and trial.params not in waiting:
-                    self.study.enqueue_trial(trial.params)
-                self.study.set_user_attr("killed", [*self.study.user_attrs.get("killed", []), trial.number])
+                given = trial.system_attrs.get("fixed_params", trial.params)  # of a grid, also before they were asked
+                if len(given) == len(self.spec.parameters) and given not in waiting:
+                    self.study.enqueue_trial(given)
+                killed = {*self.study.user_attrs.get("killed", []), trial.number}
+                self.study.set_user_attr("killed", sorted(killed))
                 self.study.tell(trial.number, state=self.states.FAIL)
 
     def run(self) -> None:

@@ -37,7 +37,7 @@ def scatter(points: Sequence[tuple[Any, float, str]]) -> dict[str, Any]:
     """
     given = [x for x, _, _ in points]
     numbers = all(isinstance(x, int | float) and not isinstance(x, bool) for x in given)
-    places = {str(x): i for i, x in enumerate(sorted({*given}, key=str))}
+    places = {text: i for i, text in enumerate(sorted({str(x) for x in given}))}
     log = numbers and bool(given) and min(given) > 0 and max(given) / min(given) > 100
     xs = [math.log10(x) if log else float(x) if numbers else float(places[str(x)]) for x in given]
     ys = [y for _, y, _ in points]

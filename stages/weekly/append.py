@@ -27,6 +27,7 @@ from stages.weekly.collect import read_of_stage
 Clean = Callable[[dict[str, Any], str], Record | str]
 _COLUMNS = ("prompt", "completion", "context", "task", "label", "source", "annotator")
 _NO_PROVENANCE = {*_COLUMNS, "row", "skipped"}
+_WRITTEN = b'"provenance": {'  # in each row that was appended, `dvc repro` may not have seen it yet
 _SOURCE = re.compile(r"\w[\w.-]{0,99}")
 
 
@@ -59,8 +60,9 @@ def append(files: Sequence[Path], params: Params, clean: Clean) -> str:
     }
     left += differ + [f"{answered[at].place} is near the hold-out, {row.origin}" for at, row in sorted(near.items())]
     ids, asked = {row.id: row.origin for row in known}, {question(row): row for row in known}
-    for target in {raw / f"{one.record.source}.jsonl" for one in answered}:
-        ids |= dict.fromkeys(_ids(target, clean), target.name)
+    sources = {one.record.source for one in answered}
+    for target in sorted(raw.glob("*.jsonl")) if answered else ():
+        ids |= dict.fromkeys(_ids(target, clean, b"" if target.stem in sources else _WRITTEN), target.name)
     notes, new = list[str](), defaultdict[Path, list[Answered]](list)
     for number, one in enumerate(answered):
         if one.record.id in ids:
@@ -122,9 +124,11 @@ def _agreed(answered: Sequence[Answered]) -> tuple[list[Answered], list[str]]:
         groups[question(one.record)].append(one)
     agreed, differ = [], []
     for group in groups.values():
-        said = Counter(completion_key(one.record.completion) for one in group)
+        # Who is named twice, or whose file is, has one voice.
+        voices = {(str(one.row.get("annotator") or one.place), completion_key(one.record.completion)) for one in group}
+        said = Counter(answer for _, answer in voices)
         answer, count = said.most_common(1)[0]
-        if 2 * count <= len(group) and len(said) > 1:
+        if 2 * count <= said.total() and len(said) > 1:
             differ.append(f"{' and '.join(one.place for one in group)} answer one question differently")
             continue
         same = [one for one in group if completion_key(one.record.completion) == answer]
@@ -135,10 +139,12 @@ def _agreed(answered: Sequence[Answered]) -> tuple[list[Answered], list[str]]:
     return agreed, differ
 
 
-def _ids(target: Path, clean: Clean) -> Iterator[str]:
-    """The ids of the records that `clean` makes of a file's rows; what it rejects has none."""
-    for line in target.read_bytes().split(b"\n") if target.is_file() else ():
+def _ids(target: Path, clean: Clean, among: bytes) -> Iterator[str]:
+    """The ids of the records that `clean` makes of a file's rows with `among`; what it rejects has none."""
+    for line in target.read_bytes().split(b"\n"):
         with suppress(ValueError):
+            if among not in line:
+                continue
             row = parse_json(line.decode("utf-8-sig"))
             if isinstance(row, dict) and isinstance(record := clean(row, target.stem), Record):
                 yield record.id

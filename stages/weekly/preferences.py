@@ -58,7 +58,7 @@ def _annotated(file: Path) -> list[dict[str, Any]]:
         rows = [parse_json(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
     except (OSError, ValueError):
         return []  # a log has its own reader, which says what is wrong
-    if not all(isinstance(row, dict) and row.keys() >= _TEXTS for row in rows):
+    if not all(isinstance(row, dict) and row.keys() >= _TEXTS and not isinstance(row["answer"], dict) for row in rows):
         return []
     if wrong := [n for n, row in enumerate(rows, start=1) if not all(isinstance(row[name], str) for name in _TEXTS)]:
         raise UserError(f"{file}, row {wrong[0]}: {', '.join(sorted(_TEXTS))} must be texts; mend it")

@@ -15,7 +15,8 @@ import pytest
 from scratch import ENVIRONMENT, Scratch
 
 from stages.core.errors import UserError
-from stages.team.sweep import Range, Stop, Sweep, _shares, settled
+from stages.team.sweep import Range, Search, Stop, Sweep, _shares, settled
+from stages.team.sweep_page import scatter
 
 pytest_plugins = ["scratch_fixtures"]
 ROOT = Path(__file__).parents[2]
@@ -236,3 +237,28 @@ def test_a_grid_of_steps_has_both_ends() -> None:
     assert Range(low=1, high=7, step=3).values() == [1, 4, 7]
     assert Range(low=0.1, high=0.3, step=0.1).values() == pytest.approx([0.1, 0.2, 0.3])
     assert Sweep.model_fields["objective"].default == "validation_best"
+
+
+def test_a_trial_of_a_grid_that_was_killed_before_its_values_were_asked_runs_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed again in the middle of the repair, it counts once."""
+    spec = Sweep(name="rates", sampler="grid", trials=4, parameters={"train.rank": [1, 2]})
+    repository: Any = SimpleNamespace(git=lambda *_: "0" * 40, resolve=lambda _: None)
+    search = Search(spec, repository, tmp_path, 0)
+    search.study.ask()
+    with monkeypatch.context() as patch:
+        patch.setattr(search.study, "tell", None)  # a kill after the trial was put back, before it was told
+        with pytest.raises(TypeError):
+            search.recover()
+    search = Search(spec, repository, tmp_path, 0)
+    search.recover()
+    assert search.study.user_attrs["killed"] == [0]
+    waiting = [trial.system_attrs["fixed_params"]["train.rank"] for trial in search._trials("WAITING")]
+    assert sorted(waiting) == [1, 2]
+
+
+def test_a_slice_of_values_of_any_type_has_a_place_for_each() -> None:
+    values: list[Any] = [None, 1, 1.0, True, "a<b", "1"]
+    ticks = scatter([(value, 0.5, "x") for value in values])["ticks"]
+    assert [text for _, text in ticks] == ["1", "1.0", "None", "True", "a<b"]

@@ -127,6 +127,22 @@ def test_annotators_who_differ_are_named_and_more_than_half_decide(project: Path
     assert [made["completion"] for made in raw()] == [GOOD, GOOD]
 
 
+def test_one_annotator_has_one_voice_however_often_a_file_is_named(project: Path) -> None:
+    for name, text in (("anna", GOOD), ("ben", OTHER)):
+        write_rows(Path(f"week/{name}.jsonl"), [answered("Where is the parcel with my lamp", text, annotator=name)])
+    params = load_params("clean", "dedup", "task")
+    files = [Path(f"week/{name}.jsonl") for name in ("anna", "ben", "anna")]
+    assert "answer one question differently" in append(files, params, clean.row_cleaner(params))
+    assert raw() == []
+
+
+def test_a_row_of_another_source_is_not_written_twice_before_the_next_run(project: Path) -> None:
+    run(answered("Where is the parcel with my green lamp"))
+    said = run(answered("Where is the parcel with my green lamp", source="inbox-2"))
+    assert said == ["left out: week/anna.jsonl:1 is in the data already, inbox-1.jsonl", "no row is new"]
+    assert not RAW.with_name("inbox-2.jsonl").exists()
+
+
 PROMPTS = st.lists(st.integers(0, 30), min_size=1, max_size=8)
 
 

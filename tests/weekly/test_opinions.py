@@ -85,6 +85,13 @@ def test_lines_that_are_left_out_are_told(tmp_path: Path, monkeypatch: pytest.Mo
     assert told.endswith(", and 1 more lines")
 
 
+def test_rows_of_tunetrail_answer_that_carry_a_reference_are_a_log(said: Any, tmp_path: Path) -> None:
+    answer = {"output": "no", "release": "r@1.0.0"}
+    row = {"prompt": "Refund me", "completion": "yes", "answer": answer, "thumb": "down"}
+    (made,) = said(write(tmp_path / "answers.jsonl", row))
+    assert (made["completion"], made["label"], made["release"]) == ("no", False, "r@1.0.0")
+
+
 def test_what_says_nothing_and_a_name_that_is_taken_are_refused(said: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nobody corrected"):
         said(write(tmp_path / "log.jsonl", logged("Hello", "hi")))

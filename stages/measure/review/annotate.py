@@ -5,7 +5,6 @@ data/inbox/WEEK.jsonl with `row` (the id of what is asked), `completion`, `annot
 `skipped`: why not.
 """
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,6 +12,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel
 
 from stages.core.errors import UserError
+from stages.core.files import in_turn
 from stages.measure.review.__main__ import agreement
 from stages.measure.review.reviews import MAX_COMMENT, Message, review_file
 from stages.measure.review.reviews import Session as ReviewSession
@@ -59,7 +59,6 @@ class Session:
         names = sorted({annotator, *others})
         self.file, *_ = [review_file(inbox.with_suffix(""), name, "annotator") for name in (annotator, *names)]
         self._annotator, self._task, self._tasks = annotator, params.task, Tasks(params.task)
-        self._lock = threading.Lock()
         every = read_annotated(inbox, inbox=True)
         shared = sorted(every, key=lambda key: rank(0, "overlap", key))[:overlap]  # whoever annotates gets the same
         rest = [key for key in every if key not in shared]
@@ -103,7 +102,7 @@ class Session:
             raise ValueError("no reason, or too long a one")
         told = None if skipped or back else self.check(number, completion)["problem"]
         if told is None:
-            with self._lock:
+            with in_turn(self.file.parent):
                 done = read_annotated(self.file)  # anew: git may have brought another
                 done.pop(self._keys[number], None)
                 if not back:
@@ -128,8 +127,8 @@ def read_annotated(path: Path, inbox: bool = False) -> Rows:
     Raises UserError with file and line for what is no such row, as after a merge gone wrong.
     """
     rows: Rows = {}
-    if not path.is_file() and inbox:
-        raise UserError(f"{path} is missing; `tunetrail collect` writes it")
+    if inbox and not (path.is_file() and path.suffix == ".jsonl"):
+        raise UserError(f"{path} is no file of rows that ends in .jsonl; `tunetrail collect` writes one")
     for number, row in enumerate(read_rows(path, parse_json, "mend it") if path.is_file() else (), start=1):
         try:
             key, texts = _record(row).id, [row.get(name) or "" for name in ("answer", "completion", "task")]

@@ -12,7 +12,6 @@ reviews/NAME.jsonl, one answer a line in the order of the rows' ids, for git to 
 
 import hashlib
 import re
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from stages.core.errors import UserError
+from stages.core.files import in_turn
 from stages.params.loader import Params
 from stages.records.record import rank, read_rows, write_rows
 from stages.scoring.paired_answers import Answers, read_answers
@@ -144,7 +144,6 @@ class Session:
         self._cards = [cards(row, reviewer, params.seed) for row in self.rows]
         self._instructions = [row.instruction(params.task) for row in self.rows]
         self._reviewer = reviewer
-        self._lock = threading.Lock()
         read_review_file(file)  # a broken file is said before the first answer, not after it
 
     def messages(self) -> dict[str, tuple[type[BaseModel], Callable[..., Any]]]:
@@ -178,7 +177,7 @@ class Session:
         row, shown = self.rows[number], self._cards[number]
         if (best is not None and not set(best) <= set(range(len(shown)))) or len(scales) not in (0, len(shown)):
             raise ValueError("no such card")
-        with self._lock:
+        with in_turn(self.file.parent):
             answers = read_review_file(self.file)  # anew: git may have brought another
             answers.pop(row.id, None)
             if best is not None:

@@ -74,7 +74,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         name = self._asked_for()
         if name == "state":
-            self._send(HTTPStatus.OK, _JSON, json.dumps(self.server.session.state()).encode())
+            self._reply(self.server.session.state)
         elif name in self.server.session.files:
             file = _ROOM / self.server.session.files[name]
             self._send(HTTPStatus.OK, f"{_KINDS[file.suffix]}; charset=utf-8", file.read_bytes())
@@ -92,14 +92,17 @@ class Handler(BaseHTTPRequestHandler):
         elif self.headers.get_content_type() != _JSON:
             self._refuse(HTTPStatus.UNSUPPORTED_MEDIA_TYPE)
         else:
-            self._take(*self.server.messages[name])
+            self._reply(lambda: self._taken(*self.server.messages[name]))
 
-    def _take(self, message: type[BaseModel], call: Callable[..., Any]) -> None:
+    def _taken(self, message: type[BaseModel], call: Callable[..., Any]) -> Any:
+        length = int(self.headers.get("Content-Length", "0"))
+        if not 0 < length <= _MAX_BYTES:
+            raise ValueError("too much or nothing")
+        return call(**dict(message.model_validate_json(self.rfile.read(length))))
+
+    def _reply(self, call: Callable[[], Any]) -> None:
         try:
-            length = int(self.headers.get("Content-Length", "0"))
-            if not 0 < length <= _MAX_BYTES:
-                raise ValueError("too much or nothing")
-            reply = call(**dict(message.model_validate_json(self.rfile.read(length))))
+            reply = call()
         except ValueError:
             self._refuse(HTTPStatus.BAD_REQUEST)
         except (UserError, OSError) as error:

@@ -3,7 +3,9 @@
 import contextlib
 import json
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -103,6 +105,21 @@ def test_answers_lie_sorted_in_a_file_each_and_outlive_a_kill(project: Path) -> 
     assert session("anna").progress() == "3 of 4 rows done by anna"
 
 
+def test_no_answer_is_lost_where_one_annotator_has_two_pages(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes: nothing but the file is common to them."""
+
+    def slowly(file: Path, rows: Iterable[dict[str, Any]]) -> None:
+        made = list(rows)
+        time.sleep(0.05)  # long enough for the other to have read what was there before
+        write_rows(file, made)
+
+    monkeypatch.setattr("stages.measure.review.annotate.write_rows", slowly)
+    pages = [session("anna"), session("anna")]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda number: pages[number % 2].save(number, GOOD, None, False), range(4)))
+    assert len(lines("anna")) == 4
+
+
 @pytest.mark.parametrize("completion", [BAD, "{", "", '{"intent": "refund", "intent": "refund"}'])
 def test_what_breaks_the_contract_is_said_and_not_saved(project: Path, completion: str) -> None:
     assert session("anna").save(0, completion, None, False)["problem"]
@@ -147,8 +164,11 @@ def test_agreement_is_counted_on_the_label(project: Path) -> None:
 def test_what_is_no_inbox_is_a_sentence(project: Path) -> None:
     with pytest.raises(UserError, match=r"annotator '\.\./x': use a to z"):
         session("../x")
-    with pytest.raises(UserError, match=r"none\.jsonl is missing; `tunetrail collect` writes it"):
+    with pytest.raises(UserError, match=r"none\.jsonl is no file of rows that ends in \.jsonl; `tunetrail"):
         annotate(Path("none.jsonl"), None, [], 0, 0, params())
+    write_rows(Path("data/inbox/rows"), inbox(1))  # answers would lie in a folder of this very name
+    with pytest.raises(UserError, match="data/inbox/rows is no file of rows"):
+        Session(Path("data/inbox/rows"), "anna", [], 0, params())
     write_rows(INBOX, [{"question": 1}])
     with pytest.raises(UserError, match=r"week\.jsonl, line 1: no row of `tunetrail collect`"):
         session("anna")
