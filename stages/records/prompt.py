@@ -4,7 +4,6 @@
 """
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
@@ -107,9 +106,12 @@ def components(items: Iterable[Item], pairs: Iterable[tuple[Item, Item]]) -> lis
     return groups
 
 
-def refuse_overlap(what: str, seen: Iterable[Record], ids: AbstractSet[str], prompt_hashes: AbstractSet[str]) -> None:
-    """Raises Refusal when a row is in the hold-out, by the SHA-256 of the whole row or of its normalised prompt."""
-    leaks = [row for row in seen if row.id in ids or prompt_hash(asked(row)) in prompt_hashes]
+def refuse_overlap(what: str, seen: Iterable[Record], locked: Mapping[str, str]) -> None:
+    """Raises Refusal when a row is locked: by its id, or by the SHA-256 of its normalised prompt, by which `locked` has
+    ids.
+    """
+    ids = set(locked.values())
+    leaks = [row for row in seen if row.id in ids or prompt_hash(asked(row)) in locked]
     if leaks:
         names = ", ".join(f"{row.origin} ({row.id[:12]})" for row in leaks[:10])
         raise Refusal(f"{len(leaks)} rows of {what} are in the hold-out: {names}; nothing was written")

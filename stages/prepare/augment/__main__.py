@@ -2,7 +2,7 @@
 
 import gc
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 from stages.core import paths
@@ -23,8 +23,8 @@ from stages.prepare.augment.added_rows import (
 )
 from stages.prepare.augment.paraphrases import paraphrased_rows, without_near
 from stages.records.canaries import make_canaries
-from stages.records.prompt import asked, compared, read_texts, refuse_overlap
-from stages.records.record import REPLAY, Record, rank, read_records, write_records
+from stages.records.prompt import compared, read_texts, refuse_overlap
+from stages.records.record import REPLAY, Record, rank, read_records, read_rows, write_records
 from stages.text.json_schema import Tasks
 from stages.text.normal_form import prompt_hash
 from stages.text.strict_json import is_structured
@@ -36,8 +36,8 @@ def main() -> None:
     rows = read_records(paths.SPLIT_TRAIN)
     if not rows:
         raise UserError(f"{paths.SPLIT_TRAIN} has no rows: all are hold-out, validation or quarantined; add raw rows")
-    holdout = read_records(paths.HOLDOUT)
-    held = read_records(paths.VALIDATION) + holdout
+    held = read_records(paths.VALIDATION) + read_records(paths.HOLDOUT)
+    locked = {row["prompt_sha256"]: row["id"] for row in read_rows(paths.LOCKED)}  # in the data or not
 
     known = {compared(row) for row in rows + held}
     swapped = swapped_rows(rows, round(settings.value_swapped_per_row * len(rows)), known, seed)
@@ -57,14 +57,15 @@ def main() -> None:
         else []
     )
     # These texts are new, so dedup's near pairs do not have them: the one search of this stage.
-    near = near_held([*swapped, *malformed, *replay], held, threshold)
+    near = near_held([*swapped, *malformed, *replay, *paraphrased], held, threshold, locked)
     refuse_leaks(replay, near, settings.replay_file)
     swapped, malformed = ([row for row in made if compared(row) not in near] for made in (swapped, malformed))
 
     if said:
         train = [*rows, *swapped, *malformed, *replay]
-        for reason, others in (("the hold-out or validation", held), ("a training row", train)):
-            paraphrased = without_near(paraphrased, others, threshold, f"near {reason}", left_out)
+        apart = [row for row in paraphrased if compared(row) not in near]
+        left_out["near the hold-out or validation"] += len(paraphrased) - len(apart)
+        paraphrased = without_near(apart, train, threshold, "near a training row", left_out)
         if sum(left_out.values()) + len(paraphrased) != said["asked"]:
             raise RuntimeError("a paraphrase was lost or came from nowhere")
         said["dropped"] = dict(sorted(left_out.items()))
@@ -83,7 +84,7 @@ def main() -> None:
         "canary": make_canaries(settings.canaries, seed) * settings.canary_repeats,
     }
     out = training_order([*rows, *(row for made in added.values() for row in made)], seed)
-    refuse_overlap("the training rows", out, {row.id for row in holdout}, {prompt_hash(asked(row)) for row in holdout})
+    refuse_overlap("the training rows", out, locked)
 
     if len(out) != len(rows) + sum(map(len, added.values())):
         raise RuntimeError(f"{len(out)} rows out: one was lost or came from nowhere")
@@ -98,10 +99,12 @@ def main() -> None:
     print(f"{len(rows)} rows in; added {words}; {len(out)} rows out, {with_json} with a JSON completion")
 
 
-def near_held(made: Iterable[Record], held: Iterable[Record], threshold: int) -> dict[str, Pair]:
-    """The normalised prompts of `made` that are near one of `held`, each with its nearest pair."""
+def near_held(
+    made: Iterable[Record], held: Iterable[Record], threshold: int, locked: Container[str]
+) -> dict[str, Pair]:
+    """The normalised prompts of `made` that are near one of `held`, each with its nearest pair, or `locked` by hash."""
     texts, held_texts = (list(dict.fromkeys(map(compared, some))) for some in (made, held))
-    near: dict[str, Pair] = {}
+    near = {text: Pair(place, 0, 0, 2 * len(text)) for place, text in enumerate(texts) if prompt_hash(text) in locked}
     for pair in sorted(cross_pairs(texts, held_texts, threshold), key=lambda pair: -pair.score):
         near.setdefault(texts[pair.left], pair)
     return near

@@ -1,7 +1,7 @@
 """split: the locked hold-out, and training and validation rows that do not leak into it."""
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +27,14 @@ def main() -> None:
     nearness = find_nearness(records, near_prompts, params.split.pair_threshold)
     parts = partition(records, lock, nearness, params.split, params.seed)
     check_holdout(path, lock, parts.holdout)
-    refuse_overlap(
-        "training or validation",
-        parts.train + parts.validation,
-        {row.id for row in lock.rows},
-        {row.prompt_sha256 for row in lock.rows},
-    )
+    locked = {row.prompt_sha256: row.id for row in lock.rows}
+    refuse_overlap("training or validation", parts.train + parts.validation, locked)
     metrics = summarise(len(records), parts, len(restored), lock)
     rows_in, *rows_out = metrics["rows"].values()
     if rows_in != sum(rows_out):
         raise RuntimeError(f"of {rows_in} rows {sum(rows_out)} are in a part: one is in none or in two")
 
-    _write_parts(parts, {row.id: {"slice": row.slice} for row in lock.rows if row.slice})
+    _write_parts(parts, lock)
     write_dropped(paths.QUARANTINE, parts.quarantined + parts.beyond_max)
     write_json(paths.SPLIT_METRICS, metrics)
     _show(metrics, lock, params.holdout, came_later(unique, duplicates, lock))
@@ -52,8 +48,9 @@ def came_later(unique: Sequence[Record], duplicates: Sequence[Dropped], lock: Lo
     return len({row.id for row in everything if row.source == lock.drawn.source} - {row.id for row in lock.rows})
 
 
-def _write_parts(parts: Partition, slices: Mapping[str, dict[str, str]]) -> None:
-    """All files or none: the folder is renamed as a whole. `slices` has the hold-out rows that were added later."""
+def _write_parts(parts: Partition, lock: Lock) -> None:
+    """All files or none: the folder is renamed as a whole."""
+    slices = {row.id: {"slice": row.slice} for row in lock.rows if row.slice}  # of rows that were added later
 
     def write(folder: Path, train: Sequence[Record], validation: Sequence[Record]) -> None:
         write_records(folder / paths.SPLIT_TRAIN.name, train)
@@ -62,6 +59,7 @@ def _write_parts(parts: Partition, slices: Mapping[str, dict[str, str]]) -> None
     with atomic(paths.SPLIT_TRAIN.parent) as folder:
         write(folder, parts.train, parts.validation)
         write_records(folder / paths.HOLDOUT.name, parts.holdout)
+        write_rows(folder / paths.LOCKED.name, (row.model_dump(include={"id", "prompt_sha256"}) for row in lock.rows))
         nearest = distances(parts.holdout, parts.train)
         write_rows(folder / paths.NEAREST.name, [row | slices.get(row["id"], {}) for row in nearest])
         for number in range(1, len(parts.folds) + 1):

@@ -20,7 +20,7 @@ from stages.model.chat import Chat, task_chat
 from stages.model.loading import Weights, load_model, load_tokenizer, refuse_not_finite
 from stages.params.loader import Params, load_params
 from stages.params.model import Generation, Train
-from stages.records.record import REPLAY, Dropped, Record, rank, read_records, write_dropped, write_rows
+from stages.records.record import REPLAY, Dropped, Record, rank, read_records, read_rows, write_dropped, write_rows
 from stages.text.json_schema import Tasks
 from stages.tune.prefer.objectives import Row, length, load_sft, make_objective, rewards
 from stages.tune.prefer.preference_rows import Preference, apart_from, held_back, read_preferences
@@ -141,7 +141,8 @@ def make_lesson(params: Params, chat: Chat, like: bool) -> Lesson:
     prefer, limit = params.prefer, params.train.max_tokens
     if prefer.objective in ("dpo", "kto"):
         given = read_preferences(paths.PREFERENCES)
-        kept, near = apart_from(read_records(paths.HOLDOUT), given, params.dedup.threshold)
+        gone = {row["prompt_sha256"]: row["id"] for row in read_rows(paths.LOCKED)}
+        kept, near = apart_from(read_records(paths.HOLDOUT), given, params.dedup.threshold, gone)
         usable = [row for row in kept if prefer.objective == "kto" or row.rejected is not None]
         _refuse_faults(chat, [replace(row.record, completion=text) for row in usable for text, _ in row.thumbs()])
         halves = held_back(usable, prefer.validation_share, params.seed)

@@ -9,6 +9,7 @@ from stages.core.errors import UserError
 from stages.near_duplicates.pairs import cross_pairs
 from stages.records.prompt import compared
 from stages.records.record import Dropped, Message, Record, canonical, grouped, make_record, rank
+from stages.text.normal_form import prompt_hash
 from stages.text.strict_json import BrokenContract, parse_json
 
 _PAIR, _THUMB = {"chosen", "rejected"}, {"completion", "label"}
@@ -80,11 +81,15 @@ def _is_message(turn: Any) -> bool:
 
 
 def apart_from(
-    holdout: Sequence[Record], rows: Sequence[Preference], threshold: int
+    holdout: Sequence[Record], rows: Sequence[Preference], threshold: int, gone: Mapping[str, str]
 ) -> tuple[list[Preference], list[Dropped]]:
-    """The rows whose prompt is near no prompt of the hold-out, by the threshold of `dedup`; and the others."""
+    """The rows whose prompt is near no prompt of the hold-out, by the threshold of `dedup`; and the others.
+
+    Of locked rows that are no longer in the data `gone` has the ids by the SHA-256 of their prompts.
+    """
     texts, locked = [compared(row.record) for row in rows], [compared(record) for record in holdout]
-    closest: dict[int, tuple[float, str]] = {}
+    hashes = map(prompt_hash, texts)
+    closest = {place: (100.0, gone[one]) for place, one in enumerate(hashes) if one in gone}
     for pair in cross_pairs(texts, locked, threshold) if texts and locked else ():
         closest[pair.left] = max(closest.get(pair.left, (0.0, "")), (pair.score, holdout[pair.right].id))
     left = [

@@ -1,5 +1,6 @@
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from stages.core.files import read_json
 from stages.near_duplicates.rule import is_near
 from stages.params.loader import read_params
 from stages.prepare.augment.__main__ import main
-from stages.records.record import Record, make_record, read_records, write_records
-from stages.text.normal_form import normalise
+from stages.records.record import Record, make_record, read_records, write_records, write_rows
+from stages.text.normal_form import normalise, prompt_hash
 
 AUGMENT = {
     "value_swapped_per_row": 0,
@@ -43,9 +44,15 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_params()
     write_records(paths.SPLIT_TRAIN, TRAIN)
     write_records(paths.VALIDATION, [row(100, "text")])
-    write_records(paths.HOLDOUT, [row(101, "text")])
+    hold_out(row(101, "text"))
     Path("data/schema.json").write_text('{"type": "object", "required": ["intent"]}')
     REPLAY.write_text("".join(f'{{"prompt": "general {n}", "completion": "yes"}}\n' for n in range(5)))
+
+
+def hold_out(*rows: Record, gone: Sequence[Record] = ()) -> None:
+    """These rows, and others that are locked though no longer in the data."""
+    write_records(paths.HOLDOUT, rows)
+    write_rows(paths.LOCKED, [{"id": one.id, "prompt_sha256": prompt_hash(one.prompt)} for one in (*rows, *gone)])
 
 
 def write_params(task: dict[str, Any] | None = None, **changes: Any) -> None:
@@ -119,7 +126,8 @@ def test_replay_takes_no_row_twice() -> None:
 
 
 def test_replay_of_a_held_prompt_is_refused() -> None:
-    for number in (100, 101):
+    hold_out(row(101, "text"), gone=[row(102, "text")])
+    for number in (100, 101, 102):
         REPLAY.write_text(
             '{"prompt": "general", "completion": "yes"}\n'
             f'{{"prompt": "prompt of  the ROW {number}", "completion": "yes"}}\n'
@@ -148,7 +156,7 @@ def test_replay_that_is_missing_or_no_pairs_is_a_user_error() -> None:
 
 
 def test_replay_of_nearly_a_held_prompt_is_refused() -> None:
-    write_records(paths.HOLDOUT, [row(101, "text"), make_record("Write a poem about rain", "x", None, "raw", "r:1")])
+    hold_out(row(101, "text"), make_record("Write a poem about rain", "x", None, "raw", "r:1"))
     REPLAY.write_text('{"prompt": "Write a poem about rain!", "completion": "yes"}\n')
     with pytest.raises(UserError, match=r"line 1: the prompt is 97\.87 % like one in the hold-out"):
         main()
@@ -156,7 +164,8 @@ def test_replay_of_nearly_a_held_prompt_is_refused() -> None:
 
 def test_a_row_of_the_holdout_in_the_training_rows_is_refused_and_named() -> None:
     """Whoever puts it there: by hand, or an augmentation gone wrong."""
-    for leak in (row(101, "text"), make_record("prompt of the  ROW 101", "other", None, "raw", "raw.jsonl:101")):
+    hold_out(row(101, "text"), gone=[row(102, "text")])
+    for leak in (row(101, "text"), make_record("prompt of the  ROW 102", "other", None, "raw", "raw.jsonl:101")):
         write_records(paths.SPLIT_TRAIN, [*TRAIN, leak])
         with pytest.raises(Refusal, match=rf"1 rows of the training rows .*: raw\.jsonl:101 \({leak.id[:12]}\)"):
             main()
@@ -217,7 +226,7 @@ def test_swapped_rows_keep_away_from_the_held_ones() -> None:
     whens = [letter * 40 for letter in "abcdefghijkl"]
     write_records(paths.SPLIT_TRAIN, [weather(f"Town{n}", when, n) for n, when in enumerate(whens)])
     held = weather("Town1", whens[0] + "!", 50)
-    write_records(paths.HOLDOUT, [held])
+    hold_out(held)
     write_params(value_swapped_per_row=3, malformed_every=None, replay_share=0.0, structured_share=0.0)
     main()
     swapped = by_source()["augment:value_swap"]

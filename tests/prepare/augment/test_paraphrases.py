@@ -24,7 +24,8 @@ from stages.prepare.augment.__main__ import main
 from stages.prepare.augment.added_rows import said_in_prompt
 from stages.prepare.augment.paraphrases import PARAPHRASE_SOURCE, VERSION
 from stages.records.prompt import compared
-from stages.records.record import Message, Record, make_record, read_records, write_records
+from stages.records.record import Message, Record, make_record, read_records, write_records, write_rows
+from stages.text.normal_form import prompt_hash
 
 KEY = "sk-planted-0123456789"
 THINGS = ("lamp", "violin", "umbrella", "kettle", "bicycle", "curtain", "hammer", "orchid")
@@ -38,6 +39,7 @@ def row(number: int, prompt: str = "", **more: Any) -> Record:
 
 
 TRAIN = [row(number) for number in range(11, 17)]
+GONE = row(11, f"All 11 came in a torn box, each {THINGS[11 % len(THINGS)]} of them")  # locked, no longer in the data
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +49,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_records(paths.SPLIT_TRAIN, TRAIN)
     write_records(paths.VALIDATION, [row(21, "Send me an invoice in Danish for the last of the orders")])
     write_records(paths.HOLDOUT, [row(22, "Why is the parcel from Oslo with the marble chess set late")])
+    write_rows(paths.LOCKED, [{"id": GONE.id, "prompt_sha256": prompt_hash(GONE.prompt)}])
     Path("data/schema.json").write_text('{"type": "object", "required": ["intent"]}')
     write_params()
 
@@ -178,6 +181,13 @@ def test_whatever_is_replied_nothing_is_lost_and_nothing_near_comes_in(data: st.
     assert not [text for text in new if any(is_near(text, other, 90) for other in known)]
     assert not [1 for n, text in enumerate(new) if any(is_near(text, other, 90) for other in new[:n])]
     assert all(value in record.prompt for record in made() for value in said_in_prompt(record))
+
+
+def test_no_paraphrase_asks_what_a_locked_row_asked_that_left_the_data() -> None:
+    with asked_through(lambda prompt, version: GONE.prompt if " 11 " in prompt else other_words(prompt, version)):
+        pass
+    assert compared(GONE) not in map(compared, made())
+    assert metrics()["dropped"]["near the hold-out or validation"] == 1
 
 
 def test_a_share_is_drawn_and_a_conversation_keeps_its_turns() -> None:

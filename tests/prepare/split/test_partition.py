@@ -53,7 +53,7 @@ def near(left: Record, right: Record, answers: Counter[str]) -> bool:
 
 
 def refuse(seen: list[Record], lock: Lock) -> None:
-    refuse_overlap("training", seen, {row.id for row in lock.rows}, {row.prompt_sha256 for row in lock.rows})
+    refuse_overlap("training", seen, {row.prompt_sha256: row.id for row in lock.rows})
 
 
 def check_no_leak(parts: Partition, lock: Lock, raw: list[Record]) -> None:

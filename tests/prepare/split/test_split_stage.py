@@ -76,6 +76,8 @@ def test_draw_and_split(capsys: pytest.CaptureFixture[str]) -> None:
     assert [row.id for row in holdout] == [row.id for row in read_lock(LOCK).rows]
     assert sorted(row.id for row in train + validation + holdout) == sorted(row.id for row in ROWS)
     assert train == sorted(train, key=lambda row: row.id)
+    locked = [{"id": row.id, "prompt_sha256": row.prompt_sha256} for row in read_lock(LOCK).rows]
+    assert list(read_rows(paths.LOCKED)) == locked
     nearest = list(read_rows(paths.NEAREST))
     assert [row["id"] for row in nearest] == [row.id for row in holdout]
     assert {row["nearest_id"] for row in nearest} <= {row.id for row in train}

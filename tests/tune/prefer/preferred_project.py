@@ -14,6 +14,7 @@ from transformers import LlamaForCausalLM
 from stages.core import paths
 from stages.core.files import read_json
 from stages.records.record import write_records, write_rows
+from stages.text.normal_form import prompt_hash
 
 SETTINGS: dict[str, Any] = {
     "learning_rate": 3e-3,
@@ -39,7 +40,9 @@ def preferences(count: int, first: int = 5000) -> list[dict[str, Any]]:
 def lay_out_sft(folder: Path, **prefer: Any) -> Path:
     """The tiny model tuned for a few steps, eight locked rows, twenty pairs and four thumbs."""
     project = lay_out(folder, epochs=0.5)
-    write_records(project / paths.HOLDOUT, training_records(8, first=2000))
+    held = training_records(8, first=2000)
+    write_records(project / paths.HOLDOUT, held)
+    write_rows(project / paths.LOCKED, [{"id": one.id, "prompt_sha256": prompt_hash(one.prompt)} for one in held])
     thumbs = [
         {"prompt": row["prompt"], "completion": row["rejected"], "label": False, "source": "log"}
         for row in preferences(4, first=7000)

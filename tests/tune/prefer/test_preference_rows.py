@@ -26,7 +26,7 @@ from stages.params.task import Task
 from stages.records.record import Record, make_record, write_records, write_rows
 from stages.scoring.rows import score_row
 from stages.text.json_schema import Tasks
-from stages.text.normal_form import normalise
+from stages.text.normal_form import normalise, prompt_hash
 from stages.tune.prefer import beyond_imitation
 from stages.tune.prefer.beyond_imitation import Lesson, make_lesson
 from stages.tune.prefer.objectives import reward, rewards
@@ -49,7 +49,7 @@ def test_no_row_near_the_hold_out_is_kept(asked: list[str], locked: list[str], t
     """By rapidfuzz's own ratio over all pairs; and every row is either kept or named."""
     holdout = [make_record(prompt, "", None, "raw", "raw:1") for prompt in locked]
     rows = [opinion(prompt) for prompt in asked]
-    kept, left = apart_from(holdout, rows, threshold)
+    kept, left = apart_from(holdout, rows, threshold, {})
 
     def near(record: Record) -> bool:
         return any(fuzz.ratio(normalise(record.prompt), normalise(one)) >= threshold for one in locked)
@@ -59,6 +59,13 @@ def test_no_row_near_the_hold_out_is_kept(asked: list[str], locked: list[str], t
     assert sorted([row.record.prompt for row in kept] + [one.record.prompt for one in left]) == sorted(
         row.record.prompt for row in rows
     )
+
+
+def test_a_locked_row_that_left_the_data_keeps_its_prompt() -> None:
+    rows = [opinion("plays some jazzy"), opinion("Stop the music")]
+    kept, left = apart_from([], rows, 90, {prompt_hash("STOP  the music"): "f" * 64})
+    assert kept == rows[:1]
+    assert [(one.record, one.witness, one.score) for one in left] == [(rows[1].record, "f" * 64, 100.0)]
 
 
 @settings(max_examples=60)
