@@ -157,7 +157,7 @@ def lesson(monkeypatch: pytest.MonkeyPatch, folder: Path, chat: Chat, **prefer: 
     monkeypatch.chdir(folder)
     sections: dict[str, Any] = {"prefer": Prefer(max_new_tokens=4, **prefer), "train": Train(max_tokens=60), "seed": 1}
     sections |= {"task": Task(kind="text", instruction=""), "dedup": SimpleNamespace(threshold=90)}
-    for file in (paths.HOLDOUT, paths.VALIDATION):
+    for file in (paths.HOLDOUT, paths.LOCKED, paths.VALIDATION):
         write_records(file, [])
     write_records(paths.TRAIN, [make_record(one, "x", None, "raw", f"raw:{one}") for one in "abcd"])
     return make_lesson(Params.model_construct(**sections), chat, like=False)
