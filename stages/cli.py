@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
     on_base = f"serve this release's adapter on {paths.BASE}, beside others, as the model NAME; again for each"
     serve.add_argument("--adapter", metavar="NAME=VERSION|PATH", action="append", default=[], help=on_base)
     serve.add_argument("--host", default="127.0.0.1", help="another than this machine's own needs an API key")
-    serve.add_argument("--context", type=int, default=2048, help="tokens of prompt and answer; default: 2048")
+    serve.add_argument("--context", type=_at_least(1), default=2048, help="tokens of prompt and answer; default: 2048")
     serve.add_argument("--canary", metavar="VERSION=10%", help="give a share of the requests to this version")
     serve.add_argument("--log", metavar="FILE", type=_path, help=f"a line a request; default: {paths.REQUESTS}")
     serve.add_argument("--log-text", action="store_true", help="what is asked and answered, too, for `collect`")
@@ -87,34 +87,38 @@ def parser() -> argparse.ArgumentParser:
     switch.add_argument("--url", help="of `serve current`: wait until it serves that version")
     smoke = command("smoke", "ask a server what it must know and survive; exit with 1 if it fails")
     smoke.add_argument("url", metavar="URL", help="of a server of this release")
-    smoke.add_argument("--golden", metavar="ROWS", type=int, default=5, help="of the hold-out; default: 5")
+    smoke.add_argument("--golden", metavar="ROWS", type=_at_least(1), default=5, help="of the hold-out; default: 5")
     answer = command("answer", "answer a file of prompts with a release; run again to go on")
     answer.add_argument("source", metavar="IN.jsonl", type=_path, help='rows {"prompt": TEXT}')
     answer.add_argument("target", metavar="OUT.jsonl", type=_path, help="the same rows, each with answer and release")
     answer.add_argument("--url", help="ask a server of this release in place of one that is started for it")
     bases = command("bases", "base models beside each other on your own rows, before the first run")
     bases.add_argument("sources", metavar="CANDIDATE", nargs="+", help="as model.source, or package:...#FILE.gguf")
-    bases.add_argument("--rows", type=int, default=50, help="validation rows that each is asked; default: 50")
-    bases.add_argument("--shots", type=int, default=4, help="training rows given as examples; default: 4, 0 for none")
+    bases.add_argument("--rows", type=_at_least(1), default=50, help="validation rows that each is asked; default: 50")
+    bases.add_argument(
+        "--shots", type=_at_least(0), default=4, help="training rows as examples; default: 4, 0 for none"
+    )
     bases.add_argument("--write", metavar="FILE.md|FILE.html", type=_path, help="write a page, too")
     estimate = command("estimate", "seconds, memory, energy and price of the run that params.yaml describes")
-    estimate.add_argument("--steps", type=int, default=10, help="optimiser steps that are timed; default: 10")
+    estimate.add_argument("--steps", type=_at_least(1), default=10, help="optimiser steps that are timed; default: 10")
     several((bases, estimate), "--prices", metavar="FILE.yaml", type=_path, help="yours: what a run and requests cost")
     collect = command("collect", "take from the logs of served requests the rows that are worth annotating")
-    collect.add_argument("--limit", type=int, default=100, metavar="ROWS", help="default: 100")
+    collect.add_argument("--limit", type=_at_least(1), default=100, metavar="ROWS", help="default: 100")
     collect.add_argument("--below", type=float, default=-0.1, help="mean log-probability of a token; default: -0.1")
     collect.add_argument("--week", metavar="NAME", help="default: the ISO week of the latest request")
     annotate = command("annotate", "write on a page what collected rows should have been answered")
     annotate.add_argument("inbox", metavar="WEEK.jsonl", type=_path, help="of `tunetrail collect`")
     annotate.add_argument("--annotator", metavar="NAME", help="answers go to WEEK/NAME.jsonl; default: only count them")
     annotate.add_argument("--with", metavar="NAME", dest="others", action="append", default=[], help="who has a share")
-    annotate.add_argument("--overlap", type=int, default=10, metavar="ROWS", help="that all of them get; default: 10")
+    annotate.add_argument(
+        "--overlap", type=_at_least(0), default=10, metavar="ROWS", help="all of them get; default: 10"
+    )
     several((serve, review, annotate), "--port", type=int, default=0, help="default: a free one")
     why = command("why", "show the training rows that taught an answer, and what may be wrong with them")
     why.add_argument("name", metavar="ROW|PROMPT", help="a row of the hold-out by its id or number, or what to ask")
     why.add_argument("--prompt", action="store_true", help="a prompt, though it looks like an id or a number")
     why.add_argument("--task", metavar="TAG", help="of the prompt, where rows have tags")
-    why.add_argument("--rows", type=int, default=10, help="shown of each way; default: 10")
+    why.add_argument("--rows", type=_at_least(1), default=10, help="shown of each way; default: 10")
     why.add_argument("--to", metavar="FILE.jsonl", type=_path, help="write what is suggested, for `tunetrail annotate`")
     drift = command("drift", "say whether what is asked is still what was trained on; exit with 1 if not")
     several((collect, drift), "logs", metavar="LOG.jsonl", nargs="+", type=_path, help="requests with their answers")
@@ -126,7 +130,7 @@ def parser() -> argparse.ArgumentParser:
     feedback = command("feedback", "let the judge rank two answers a row by written principles; may cost money")
     feedback.add_argument("--principles", metavar="FILE", required=True, type=_path, help="a principle a line")
     feedback.add_argument("--name", required=True, help=f"pairs go to {paths.PREFERENCES}/NAME.jsonl")
-    feedback.add_argument("--rows", type=int, default=50, help="of training and validation, drawn; default: 50")
+    feedback.add_argument("--rows", type=_at_least(1), default=50, help="of training and validation; default: 50")
     feedback.add_argument("--answers", metavar="FILE", nargs=2, type=_path, default=[], help="default: sampled")
     for one in (serve, switch, smoke, answer):
         one.add_argument("--unreleased", metavar="WHY", help="take what is unreleased, unsigned or failed its gates")
@@ -164,6 +168,15 @@ def parser() -> argparse.ArgumentParser:
     draw.add_argument("--source", metavar="NAME", help="lock all rows of a source, such as a published test set")
     draw.add_argument("--add", metavar="NAME", help="lock a slice of this source, too; what is locked stays")
     return top
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if (found := int(text)) < least:
+            raise argparse.ArgumentTypeError(f"{text} is less than {least}")
+        return found
+
+    return number
 
 
 def _path(text: str) -> Path:

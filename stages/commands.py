@@ -188,8 +188,6 @@ def bases(options: Options, root: Path, start: Path) -> None:
     from stages.tune import bases
     from stages.tune.estimate import read_prices
 
-    if options.rows < 1 or options.shots < 0:
-        raise UserError("--rows must be at least 1, --shots at least 0")
     form = options.write.suffix.removeprefix(".") if options.write else "md"
     if form not in ("md", "html"):
         raise UserError(f"--write {options.write}: the name must end in .md or .html")
@@ -213,8 +211,6 @@ def estimate(options: Options, root: Path, start: Path) -> None:
     from stages.core.files import write_json
     from stages.tune.estimate import as_json, estimate, read_prices, sentences
 
-    if options.steps < 1:
-        raise UserError("--steps must be at least 1")
     prices = read_prices(options.prices) if options.prices else None
     found = estimate(options.steps)
     write_json(paths.ENVIRONMENT / "estimate.json", as_json(found))  # for the page that says what came true
@@ -225,8 +221,6 @@ def collect(options: Options, root: Path, start: Path) -> None:
     from stages.params.loader import load_params
     from stages.weekly.collect import collect
 
-    if options.limit < 1:
-        raise UserError("--limit must be at least 1")
     params = load_params("clean", "dedup", "task")
     print(collect(options.logs, params, options.limit, options.below, options.week))
 
@@ -235,8 +229,6 @@ def annotate(options: Options, root: Path, start: Path) -> None:
     from stages.measure.review.annotate import annotate
     from stages.params.loader import load_params
 
-    if options.overlap < 0:
-        raise UserError("--overlap must be at least 0")
     path = options.inbox
     inbox = path.relative_to(root) if path.is_relative_to(root) else path
     print(annotate(inbox, options.annotator, options.others, options.overlap, options.port, load_params("task")))
@@ -262,8 +254,6 @@ def feedback(options: Options, root: Path, start: Path) -> None:
     from stages.params.loader import load_params
     from stages.weekly.preferences import write_feedback
 
-    if options.rows < 1:
-        raise UserError("--rows must be at least 1")
     params = load_params("dedup.threshold", "generation", "judge", "prefer.temperature", "seed", "task")
     print(write_feedback(options.principles, options.answers, params, options.name, options.rows))
 
@@ -282,8 +272,6 @@ def why(options: Options, root: Path, start: Path) -> None:
     from stages.params.loader import load_params
     from stages.weekly.why import as_text, free_inbox, why, write_inbox
 
-    if options.rows < 1:
-        raise UserError("--rows must be at least 1")
     params = load_params("generation", "task", "train")
     if options.to:
         free_inbox(options.to)  # before minutes of work

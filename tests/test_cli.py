@@ -49,7 +49,7 @@ def test_every_command_has_a_help_text(capsys: pytest.CaptureFixture[str]) -> No
         (["append", b"log\xff.jsonl"], "is no UTF-8; rename the file"),
         (["append", "x" * 300], "File name too long"),
         (["history", "--html", "dvc.yaml/page.html"], "dvc.yaml"),
-        (["annotate", "x.jsonl", "--overlap", "-1"], "--overlap must be at least 0"),
+        (["annotate", "x.jsonl", "--overlap", "-1"], "argument --overlap: -1 is less than 0"),
     ],
 )
 def test_a_name_that_no_file_can_have_is_a_sentence(words: list[str | bytes], said: str, tmp_path: Path) -> None:

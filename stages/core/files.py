@@ -93,34 +93,21 @@ def clear_partials(place: Path = PARTIALS) -> None:
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[int | None]:
+def alone(path: Path, wait: bool = False) -> Iterator[int | None]:
     """Hold a file or folder by a lock that the kernel lets go when this process and those that inherit the descriptor
-    have ended, however they end; None where another process holds it.
+    have ended, however they end; None where another holds it, thread or process, unless this one shall `wait`.
     """
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
-        yield descriptor if _locked(descriptor) else None
+        yield descriptor if _locked(descriptor, wait) else None
     finally:
         os.close(descriptor)
 
 
-@contextmanager
-def in_turn(folder: Path) -> Iterator[None]:
-    """For what reads a file in a folder and writes it anew: of two at once, threads or processes, one waits."""
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # a file system that knows no locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _locked(descriptor: int) -> bool:
+def _locked(descriptor: int, wait: bool = False) -> bool:
     """Whether the lock was got; not where another process holds it, nor on a file system that knows no locks."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError:
         return False
     return True

@@ -82,7 +82,7 @@ def _raw_rows(tree: Tree) -> list[Row] | None:
 def _raw_row(line: bytes, source: str) -> Row:
     try:
         content = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
         return Row(_digest(line), _digest(line), (("source", source),))

@@ -30,7 +30,7 @@ _DOWN = {"down", "thumbs_down", "negative", "bad", "dislike", "-1", "0", "false"
 class Served:
     """One answered request.
 
-    `place` is FILE:LINE, counted from 1, of logs of one name with the folders that tell them apart;
+    `place` is FILE:LINE, counted from 1, with the folders below the one that all logs are in;
     `log_probability` the mean over the answer's tokens in nats, None where the log has none; `feedback` is what a
     person said of the answer: True, False or None; `correction` what it should have been; `task` the tag of its task,
     where the log says it.
@@ -57,10 +57,9 @@ def read_logs(files: Sequence[Path]) -> tuple[list[Served], list[str]]:
     found: list[Served] = []
     left: list[str] = []
     files = list({os.path.realpath(file): file for file in files}.values())  # a log that is named twice was served once
-    alike = len({file.name for file in files}) < len(files)
-    top = os.path.commonpath([file.absolute().parent for file in files]) if alike else ""
+    top = os.path.commonpath([file.absolute().parent for file in files])
     for file in files:
-        name = file.absolute().relative_to(top).as_posix() if alike else file.name
+        name = file.absolute().relative_to(top).as_posix()
         try:
             lines = file.read_bytes().splitlines()
         except OSError as error:

@@ -253,7 +253,7 @@ def nothing() -> None:
         ([""], nothing, "the prompt is empty"),
         (["lamp \udcff"], nothing, "or no text"),
         (["word " * 2000], nothing, "tokens; the model reads 512 at most"),
-        (["1", "--rows", "0"], nothing, "--rows must be at least 1"),
+        (["1", "--rows", "0"], nothing, "argument --rows: 0 is less than 1"),
         (["1"], lambda: paths.HOLDOUT.unlink(), "data/split/holdout.jsonl is missing"),
         (["hello"], lambda: paths.TRAIN.unlink(), "data/train.jsonl is missing"),
         (["hello"], lambda: paths.TRAIN.write_text("\n"), "no row that the model was trained on"),

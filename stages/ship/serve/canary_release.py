@@ -3,6 +3,7 @@
 import glob
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +64,9 @@ def _read(log: Path) -> Sequence[Row]:
         texts = [file.read_text(encoding="utf-8", errors="replace") for file in (*full, log)]
     except OSError as error:
         raise UserError(f"{log} cannot be read as the log of `tunetrail serve`: {error}") from None
-    return [row for text in texts for line in text.split("\n") if (row := _request(line))]
-
-
-def _request(line: str) -> Row | None:
-    """None of what is no request, such as half a line that a kill left; a prompt may be odder than strict JSON."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return row if isinstance(row, dict) and all(isinstance(row.get(name), kind) for name, kind in _ROW) else None
+    rows = []
+    for line in "\n".join(texts).split("\n"):
+        with suppress(ValueError, RecursionError):  # half a line, as a kill leaves one; a prompt may be odder still
+            row = json.loads(line)
+            rows += [row] if isinstance(row, dict) and all(isinstance(row.get(key), kind) for key, kind in _ROW) else []
+    return rows
