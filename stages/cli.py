@@ -3,7 +3,8 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
         for one in parsers:
             one.add_argument(*names, **settings)
 
+    count = partial(_number, 1)
     # Every argument of `repro` is dvc's, also one that begins with a dash.
     repro = command("repro", "run `dvc repro` after mending what a kill left", prefix_chars="\0", add_help=False)
     repro.add_argument("arguments", metavar="ARGUMENT", nargs="*", help="of `dvc repro`")
@@ -48,8 +50,7 @@ def parser() -> argparse.ArgumentParser:
     sign.add_argument("--key", metavar="PRIVATE.pem", type=_path, required=True, help="ECDSA on a NIST curve, in PEM")
     verify = command("verify", "check a release folder against its manifest, dvc.lock and signature")
     verify.add_argument("path", metavar="PATH", type=_path, nargs="?", help=f"default: {paths.RELEASE}")
-    for one in (sign, verify):
-        one.add_argument("--signature", metavar="FILE", type=_path, help=f"default: {paths.SIGNATURE} beside dvc.yaml")
+    several((sign, verify), "--signature", metavar="FILE", type=_path, help=f"default: {paths.SIGNATURE} at dvc.yaml")
     gates = command("gates", "show the gates; exit with 1 when they fail")
     gates.add_argument("--strict", action="store_true", help="also exit with 1 when they are MARGINAL")
     review = command("review", "compare answers on a page, without knowing which model gave them")
@@ -78,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
     on_base = f"serve this release's adapter on {paths.BASE}, beside others, as the model NAME; again for each"
     serve.add_argument("--adapter", metavar="NAME=VERSION|PATH", action="append", default=[], help=on_base)
     serve.add_argument("--host", default="127.0.0.1", help="another than this machine's own needs an API key")
-    serve.add_argument("--context", type=_at_least(1), default=2048, help="tokens of prompt and answer; default: 2048")
+    serve.add_argument("--context", type=count, default=2048, help="tokens of prompt and answer; default: 2048")
     serve.add_argument("--canary", metavar="VERSION=10%", help="give a share of the requests to this version")
     serve.add_argument("--log", metavar="FILE", type=_path, help=f"a line a request; default: {paths.REQUESTS}")
     serve.add_argument("--log-text", action="store_true", help="what is asked and answered, too, for `collect`")
@@ -87,38 +88,34 @@ def parser() -> argparse.ArgumentParser:
     switch.add_argument("--url", help="of `serve current`: wait until it serves that version")
     smoke = command("smoke", "ask a server what it must know and survive; exit with 1 if it fails")
     smoke.add_argument("url", metavar="URL", help="of a server of this release")
-    smoke.add_argument("--golden", metavar="ROWS", type=_at_least(1), default=5, help="of the hold-out; default: 5")
+    smoke.add_argument("--golden", metavar="ROWS", type=count, default=5, help="of the hold-out; default: 5")
     answer = command("answer", "answer a file of prompts with a release; run again to go on")
     answer.add_argument("source", metavar="IN.jsonl", type=_path, help='rows {"prompt": TEXT}')
     answer.add_argument("target", metavar="OUT.jsonl", type=_path, help="the same rows, each with answer and release")
     answer.add_argument("--url", help="ask a server of this release in place of one that is started for it")
     bases = command("bases", "base models beside each other on your own rows, before the first run")
     bases.add_argument("sources", metavar="CANDIDATE", nargs="+", help="as model.source, or package:...#FILE.gguf")
-    bases.add_argument("--rows", type=_at_least(1), default=50, help="validation rows that each is asked; default: 50")
-    bases.add_argument(
-        "--shots", type=_at_least(0), default=4, help="training rows as examples; default: 4, 0 for none"
-    )
+    bases.add_argument("--rows", type=count, default=50, help="validation rows that each is asked; default: 50")
+    bases.add_argument("--shots", type=partial(_number, 0), default=4, help="training rows as examples; default: 4")
     bases.add_argument("--write", metavar="FILE.md|FILE.html", type=_path, help="write a page, too")
     estimate = command("estimate", "seconds, memory, energy and price of the run that params.yaml describes")
-    estimate.add_argument("--steps", type=_at_least(1), default=10, help="optimiser steps that are timed; default: 10")
+    estimate.add_argument("--steps", type=count, default=10, help="optimiser steps that are timed; default: 10")
     several((bases, estimate), "--prices", metavar="FILE.yaml", type=_path, help="yours: what a run and requests cost")
     collect = command("collect", "take from the logs of served requests the rows that are worth annotating")
-    collect.add_argument("--limit", type=_at_least(1), default=100, metavar="ROWS", help="default: 100")
+    collect.add_argument("--limit", type=count, default=100, metavar="ROWS", help="default: 100")
     collect.add_argument("--below", type=float, default=-0.1, help="mean log-probability of a token; default: -0.1")
     collect.add_argument("--week", metavar="NAME", help="default: the ISO week of the latest request")
     annotate = command("annotate", "write on a page what collected rows should have been answered")
     annotate.add_argument("inbox", metavar="WEEK.jsonl", type=_path, help="of `tunetrail collect`")
     annotate.add_argument("--annotator", metavar="NAME", help="answers go to WEEK/NAME.jsonl; default: only count them")
     annotate.add_argument("--with", metavar="NAME", dest="others", action="append", default=[], help="who has a share")
-    annotate.add_argument(
-        "--overlap", type=_at_least(0), default=10, metavar="ROWS", help="all of them get; default: 10"
-    )
+    annotate.add_argument("--overlap", type=partial(_number, 0), default=10, help="rows of all; default: 10")
     several((serve, review, annotate), "--port", type=int, default=0, help="default: a free one")
     why = command("why", "show the training rows that taught an answer, and what may be wrong with them")
     why.add_argument("name", metavar="ROW|PROMPT", help="a row of the hold-out by its id or number, or what to ask")
     why.add_argument("--prompt", action="store_true", help="a prompt, though it looks like an id or a number")
     why.add_argument("--task", metavar="TAG", help="of the prompt, where rows have tags")
-    why.add_argument("--rows", type=_at_least(1), default=10, help="shown of each way; default: 10")
+    why.add_argument("--rows", type=count, default=10, help="shown of each way; default: 10")
     why.add_argument("--to", metavar="FILE.jsonl", type=_path, help="write what is suggested, for `tunetrail annotate`")
     drift = command("drift", "say whether what is asked is still what was trained on; exit with 1 if not")
     several((collect, drift), "logs", metavar="LOG.jsonl", nargs="+", type=_path, help="requests with their answers")
@@ -130,13 +127,13 @@ def parser() -> argparse.ArgumentParser:
     feedback = command("feedback", "let the judge rank two answers a row by written principles; may cost money")
     feedback.add_argument("--principles", metavar="FILE", required=True, type=_path, help="a principle a line")
     feedback.add_argument("--name", required=True, help=f"pairs go to {paths.PREFERENCES}/NAME.jsonl")
-    feedback.add_argument("--rows", type=_at_least(1), default=50, help="of training and validation; default: 50")
+    feedback.add_argument("--rows", type=count, default=50, help="of training and validation; default: 50")
     feedback.add_argument("--answers", metavar="FILE", nargs=2, type=_path, default=[], help="default: sampled")
-    for one in (serve, switch, smoke, answer):
-        one.add_argument("--unreleased", metavar="WHY", help="take what is unreleased, unsigned or failed its gates")
-        one.add_argument("--engine", choices=["llama.cpp", "transformers", "vllm"], help="default: by what ships")
-    for one in (verify, release, rollback, publish, serve, switch, smoke, answer):
-        one.add_argument("--key", metavar="PUBLIC.pem", type=_path, help=f"of whom {paths.SIGNATURE} must be")
+    served = serve, switch, smoke, answer
+    several(served, "--unreleased", metavar="WHY", help="take what is unreleased, unsigned or failed its gates")
+    several(served, "--engine", choices=["llama.cpp", "transformers", "vllm"], help="default: by what ships")
+    keyed = verify, release, rollback, publish, *served
+    several(keyed, "--key", metavar="PUBLIC.pem", type=_path, help=f"of whom {paths.SIGNATURE} must be")
     several((serve, smoke, answer), "--api-key-variable", metavar="NAME", help="variable with the server's key")
     several((smoke, answer), "--release", metavar="VERSION|PATH", dest="name", help=f"default: {paths.RELEASE}")
     canary = command("canary", "say whether a canary goes on; exit with 1 if it is to be stopped")
@@ -170,13 +167,10 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _at_least(least: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        if (found := int(text)) < least:
-            raise argparse.ArgumentTypeError(f"{text} is less than {least}")
-        return found
-
-    return number
+def _number(least: int, text: str) -> int:
+    if (found := int(text)) < least:
+        raise argparse.ArgumentTypeError(f"{text} is less than {least}")
+    return found
 
 
 def _path(text: str) -> Path:
@@ -198,15 +192,7 @@ def _in_root(options: commands.Options) -> None:
             raise
         root = start  # a release folder can be checked where there is no repository
     os.chdir(root)
-    try:
-        options.call(options, root, start)
-    except OSError as error:
-        from stages.core.disk import when_full
-
-        if error.filename is None or when_full(error):
-            raise
-        # Such as a name that is too long, a file where a folder shall be, a file that a person may not read.
-        raise UserError(f"{error.filename}: {error.strerror}; name another, or give yourself the right to it") from None
+    options.call(options, root, start)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,10 @@ def run(main: Callable[[], None]) -> None:
     except Exception as error:
         from stages.core.disk import when_full
 
-        if (said := when_full(error)) is None:
+        said = when_full(error)
+        if isinstance(error, OSError) and error.filename:  # such as too long a name, or a file where a folder shall be
+            said = said or f"{error.filename}: {error.strerror}; name another, or give yourself the right to it"
+        if said is None:
             raise
         print(f"error: {said}", file=sys.stderr)
         raise SystemExit(EXIT_BAD_INPUT) from None

@@ -27,7 +27,6 @@ from stages.weekly.collect import read_of_stage
 Clean = Callable[[dict[str, Any], str], Record | str]
 _COLUMNS = ("prompt", "completion", "context", "task", "label", "source", "annotator")
 _NO_PROVENANCE = {*_COLUMNS, "row", "skipped"}
-_WRITTEN = b'"provenance": {'  # in each row that was appended, `dvc repro` may not have seen it yet
 _SOURCE = re.compile(r"\w[\w.-]{0,99}")
 
 
@@ -60,9 +59,9 @@ def append(files: Sequence[Path], params: Params, clean: Clean) -> str:
     }
     left += differ + [f"{answered[at].place} is near the hold-out, {row.origin}" for at, row in sorted(near.items())]
     ids, asked = {row.id: row.origin for row in known}, {question(row): row for row in known}
-    sources = {one.record.source for one in answered}
-    for target in sorted(raw.glob("*.jsonl")) if answered else ():
-        ids |= dict.fromkeys(_ids(target, clean, b"" if target.stem in sources else _WRITTEN), target.name)
+    for target in sorted(raw.glob("*.jsonl")) if answered else ():  # also what no `dvc repro` has read yet
+        among = b"" if target.stem in {one.record.source for one in answered} else b'"provenance": {'
+        ids |= dict.fromkeys(_ids(target, clean, among), target.name)
     notes, new = list[str](), defaultdict[Path, list[Answered]](list)
     for number, one in enumerate(answered):
         if one.record.id in ids:
@@ -143,16 +142,12 @@ def _ids(target: Path, clean: Clean, among: bytes) -> Iterator[str]:
     """The ids of the records that `clean` makes of a file's rows with `among`; what it rejects has none."""
     for line in target.read_bytes().split(b"\n"):
         with suppress(ValueError):
-            if among not in line:
-                continue
-            row = parse_json(line.decode("utf-8-sig"))
+            row = parse_json(line.decode("utf-8-sig")) if among in line else None
             if isinstance(row, dict) and isinstance(record := clean(row, target.stem), Record):
                 yield record.id
 
 
 def _counts(rows: Sequence[Answered]) -> str:
-    parts = []
-    for name in ("label", "annotator"):
-        counts = Counter(str(one.row.get(name, "none")) for one in rows)
-        parts.append(f"{name} " + ", ".join(f"{value} {count}" for value, count in sorted(counts.items())))
-    return "; ".join(parts)
+    counts = {name: Counter(str(one.row.get(name, "none")) for one in rows) for name in ("label", "annotator")}
+    said = ([f"{value} {count}" for value, count in sorted(found.items())] for found in counts.values())
+    return "; ".join(f"{name} {', '.join(one)}" for name, one in zip(counts, said, strict=True))

@@ -122,12 +122,9 @@ def as_text(found: dict[str, Any]) -> str:
     length, (then, now) = found["length"], found["rows"]
     lines = [f"{now} prompts of the logs against {then} that were trained on (at most {_MOST} of each)"]
     for name, words in (("area", "told apart"), ("first_tenth", "told apart at its top tenth")):
-        low, high = found[name]["by_chance"]
-        p = found[name]["p"]
+        (low, high), p = found[name]["by_chance"], found[name]["p"]
         lines.append(f"{words}: AUC {found[name]['value']:.3f}; {low:.3f} to {high:.3f} by chance, p = {p:.3g}")
-    lines += [
-        f"length: median {length['median'][0]:g} -> {length['median'][1]:g} characters, p = {length['p']:.3g}",
-    ]
+    lines.append(f"length: median {length['median'][0]:g} -> {length['median'][1]:g} characters, p = {length['p']:.3g}")
     for what, moved in (("word", {one["word"]: one["share"] for one in found["words"]}), ("label", found["labels"])):
         lines += [f"  {what} {name}: {then:.1%} -> {now:.1%} of the prompts" for name, (then, now) in moved.items()]
     return "\n".join([*lines, f"alarm: the input has drifted, p <= {_LEVEL / 3:.2g}" if found["alarm"] else "no alarm"])
