@@ -1,5 +1,6 @@
 """The verdict: may this model ship, why, and what to do next."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -8,7 +9,6 @@ import pandas as pd
 
 from stages.report.formats import plural
 from stages.report.tables import BETTER, WORSE, Comparison, Measured, say_change
-from stages.scoring.intervals import proportion_interval
 from stages.scoring.metrics import FAIL, MARGINAL, PASS, WORST_FIRST
 
 _HEADLINE = {PASS: "Ready to release", MARGINAL: "Not proven yet", FAIL: "Do not release"}
@@ -84,11 +84,23 @@ def answers(metrics: Mapping[str, Any], found: Sequence[Measured]) -> list[Answe
 
 
 def rows_needed(value: float, threshold: float, confidence: float) -> int | None:
-    """The fewest rows, to two digits, of which a share of `value` is shown to be beyond `threshold`, by the interval
-    that the gate has; None beyond a hundred million.
+    """The fewest rows, to two digits, of which a share of `value` is shown to be beyond `threshold`, by the exact
+    interval that its gate has; None beyond a hundred million.
     """
     sizes = (digits * 10**zeros for zeros in range(7) for digits in range(10, 100))
-    return next((n for n in sizes if proportion_interval(int(n * value + 1e-9), n, confidence)[0] >= threshold), None)
+    return next((n for n in sizes if _chance(int(n * value + 1e-9), n, threshold) <= (1 - confidence) / 2), None)
+
+
+def _chance(count: int, n: int, p: float) -> float:
+    """Of `count` or more right answers of `n`, each right with chance `p`: scipy would take a second to import."""
+    ways = math.lgamma(n + 1) - math.lgamma(count + 1) - math.lgamma(n - count + 1)
+    total = term = math.exp(ways + count * math.log(p) + (n - count) * math.log1p(-p))
+    for more in range(count, n):
+        term *= (n - more) / (more + 1) * p / (1 - p)
+        total += term
+        if term < total * 1e-9:
+            break
+    return total
 
 
 def _asked(gate: Mapping[str, Any]) -> str:
