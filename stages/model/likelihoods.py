@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from stages.core.errors import Refusal
 from stages.model.chat import Chat
@@ -109,7 +110,7 @@ def divergence(before: Any, after: Any, chat: Chat, records: Sequence[Record]) -
     if labels_of(models[0]):
         both = [[label_likelihoods(causal, [prompt for prompt, _ in pairs])] for causal in models]
     else:
-        both = [_log_probabilities(causal, pairs, chat) for causal in models]
+        both = [_log_probabilities(causal, pairs) for causal in models]
     for ours, theirs in zip(*both, strict=True):
         total += (ours.exp() * (ours - theirs)).sum().item()
         tokens += len(ours)
@@ -118,9 +119,9 @@ def divergence(before: Any, after: Any, chat: Chat, records: Sequence[Record]) -
     return max(total / max(1, tokens), 0.0)
 
 
-def _log_probabilities(causal: Any, pairs: Sequence[Pair], chat: Chat) -> Iterator[torch.Tensor]:
+def _log_probabilities(causal: Any, pairs: Sequence[Pair]) -> Iterator[torch.Tensor]:
     """[tokens of its completion, vocabulary] of each pair; in float32, sums err by as much as a merge rounds."""
-    for _, states, head in _predicting(causal, pairs, chat):
+    for _, states, head in _predicting(causal, pairs):
         for one in states:
             yield head(one).double().log_softmax(-1)
 
@@ -131,7 +132,7 @@ def _measure(causal: Any, pairs: Sequence[Pair], chat: Chat) -> list[list[Any]]:
     if labels := labels_of(causal):
         return _measure_labels(causal, pairs, [chat.completion_ids(label) for label in labels])
     result: list[list[Any]] = []
-    for rows, asked, head in _predicting(causal, pairs, chat):
+    for rows, asked, head in _predicting(causal, pairs):
         targets = torch.tensor([token for _, c in rows for token in c], device=causal.device)
         losses, agreed = _losses(head, torch.cat(asked), targets, causal.config.get_text_config().vocab_size)
         lengths = [len(c) for _, c in rows]
@@ -142,9 +143,7 @@ def _measure(causal: Any, pairs: Sequence[Pair], chat: Chat) -> list[list[Any]]:
     return result
 
 
-def _predicting(
-    causal: Any, pairs: Sequence[Pair], chat: Chat
-) -> Iterator[tuple[Sequence[Pair], list[torch.Tensor], Any]]:
+def _predicting(causal: Any, pairs: Sequence[Pair]) -> Iterator[tuple[Sequence[Pair], list[torch.Tensor], Any]]:
     """(some of the pairs, for each the states that predict its completion, what makes logits of states), in order.
 
     What all prompts begin with runs through the model once; positions that predict prompts and padding never reach the
@@ -155,7 +154,8 @@ def _predicting(
     prefix = Prefix(causal, [prompt for prompt, _ in pairs], gap=False)
     begun = prefix.length
     for rows in _batches(pairs, begun, _TOKENS_AT_ONCE[causal.device.type]):
-        ids = _filled_up([(p + c)[begun:] for p, c in rows], chat.stop_id, causal.device)
+        # The filler stands on the right, where no token that counts sees it.
+        ids = pad_sequence([torch.tensor((p + c)[begun:]) for p, c in rows], batch_first=True).to(causal.device)
         cache = prefix.cache(len(rows))
         options = {"input_ids": ids, "past_key_values": cache, "use_cache": cache is not None}
         if head_is_plain(causal):
@@ -193,12 +193,6 @@ def _losses(
         losses.append(torch.nn.functional.cross_entropy(logits, want, reduction="none"))
         agreed.append(logits.argmax(-1) == want)
     return torch.cat(losses).double(), torch.cat(agreed)
-
-
-def _filled_up(rows: Sequence[list[int]], pad: int, device: Any) -> torch.Tensor:
-    """Token ids [rows, the longest]; the filler stands on the right, where no token that counts sees it."""
-    width = max(map(len, rows))
-    return torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=device)
 
 
 def _batches(pairs: Sequence[Pair], begun: int, tokens: int) -> Iterator[Sequence[Pair]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PrinterCallback, TrainingArguments
 
 from stages.core import paths
@@ -68,9 +69,8 @@ class LabelTrainer(SeededRows):
 
     def _padded(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """On the right, where no token that counts sees it: the model looks back alone, and needs no mask."""
-        width = max(len(row["input_ids"]) for row in rows)
-        ids = [[*row["input_ids"], *[self._pad] * (width - len(row["input_ids"]))] for row in rows]
-        return {"input_ids": torch.tensor(ids), "labels": torch.tensor([row["labels"] for row in rows])}
+        ids = pad_sequence([torch.tensor(row["input_ids"]) for row in rows], batch_first=True, padding_value=self._pad)
+        return {"input_ids": ids, "labels": torch.tensor([row["labels"] for row in rows])}
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
