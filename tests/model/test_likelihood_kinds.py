@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from layer_kinds import CAPPED, KINDS, WORDS, model_of
+from layer_kinds import CAPPED, KINDS, SMALL, WORDS, model_of
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from stages.model.chat import Chat
 from stages.model.likelihoods import likelihoods
@@ -26,9 +27,21 @@ class Numbers(Chat):
         return [*(int(word) for word in completion.split()), self.stop_id]
 
 
-@pytest.mark.parametrize("kind", [*KINDS, CAPPED])
+def scaled() -> Any:
+    """A model that divides its last states, not its logits."""
+    torch.manual_seed(5)
+    small = {name: value for name, value in SMALL.items() if name != "initializer_range"}
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8}
+    config = AutoConfig.for_model("inkling_text", **small, **experts, logits_mup_width_multiplier=4.0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    return model
+
+
+@pytest.mark.parametrize("kind", [*KINDS, CAPPED, "inkling with scaled states"])
 def test_likelihoods_are_those_of_one_by_one(kind: str) -> None:
-    model: Any = model_of(kind)
+    model: Any = scaled() if kind.startswith("inkling") else model_of(kind)
     generator = torch.Generator().manual_seed(2)
     records = []
     for asked, said in ((1, 1), (12, 3), (3, 12), (12, 3), (20, 0)):
