@@ -62,8 +62,7 @@ def write_gguf(folder: Path, file: Path, kind: str, stop_id: int) -> dict[str, i
     for name, value in _taken_for_granted(config).items():
         if (there := config.get(name, value)) != value:
             raise UserError(
-                f"quantize.formats: llama.cpp computes a {config['model_type']} with {name} {value} alone, and this "
-                f"one has {there}; take gguf out of the list, and its gate"
+                f"quantize.formats: llama.cpp takes {name} for {value}, and it is {there}; take gguf out, and its gate"
             )
     types: Counter[str] = Counter()
     with atomic(file) as partial:
@@ -110,14 +109,14 @@ def _taken_for_granted(config: dict[str, Any]) -> dict[str, Any]:
     layers = range(1, config["num_hidden_layers"] + 1)
     if config["model_type"] != "gemma3_text":
         return {"hidden_act": "silu", "layer_types": ["full_attention" for _ in layers]}
-    local = {"sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}
     return {
         "hidden_activation": "gelu_pytorch_tanh",
         "query_pre_attn_scalar": config["head_dim"],
         "final_logit_softcapping": None,
         "use_bidirectional_attention": False,
         "layer_types": ["sliding_attention" if number % 6 else "full_attention" for number in layers],
-        "rope_parameters": config["rope_parameters"] | local,
+        "rope_parameters": config["rope_parameters"]
+        | {"sliding_attention": {"rope_type": "default", "rope_theta": 1e4}},
     }
 
 

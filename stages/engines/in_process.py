@@ -68,8 +68,7 @@ def _likeliest(model: Any, chat: Chat, records: Sequence[Record], labels: Sequen
     """The labels of all records are measured in one pass, which shares what all prompts begin with."""
     asked = [replace(record, completion=label) for record in records for label in labels]
     nats = np.array([one.nats for one in likelihoods(model, chat, asked)]).reshape(len(records), len(labels))
-    best = [labels[index] for index in nats.argmin(axis=1)]
-    return [Answer(label, len(chat.completion_ids(label)), True) for label in best]
+    return [Answer(labels[one], len(chat.completion_ids(labels[one])), True) for one in nats.argmin(axis=1)]
 
 
 class Grammar:

@@ -22,8 +22,8 @@ _CPU = Path("/proc/cpuinfo")
 # Whatever of this folder decides which numbers come out.
 _CODE = [Path(__file__).with_name(f"{name}.py") for name in ("answers", "labels", "likelihoods", "loading")]
 # A model that scales or caps its logits, or the states before them, says so under one of these names.
-_SCALED_HEAD = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
-_SCALED_HEAD += ("logits_mup_width_multiplier",)
+_SCALED_HEAD = ["final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling"]
+_SCALED_HEAD += ["logits_mup_width_multiplier"]
 
 
 def device() -> torch.device:

@@ -155,17 +155,15 @@ def _not_there(gate: Gate, catalogue: Catalogue) -> str | None:
     if gate.model == "adapter" and Key("train", "labels") in catalogue and gate.metric.startswith(_BEYOND_LABELS):
         return "train.head is label: such a model answers nothing but labels"
     known = any((key.model, key.metric) == (gate.model, gate.metric) for key in catalogue)  # else it is misspelt
-    if gate.model not in models or (gate.model, gate.against) in pairs:
-        return None
-    measured = gate.against in models
-    if gate.against == "previous" and known and not measured:
-        return "first release: there is no previous one to compare with"
-    if gate.against == "sft" and known and not measured:
-        return "prefer.objective is sft: the adapter is what SFT made"
-    if gate.against == "linear" and not measured:
-        return "no linear baseline: the rows have no labels to learn"
-    if gate.against == "linear" and gate.model == "adapter":
-        return "the answers have no place for a label, so none is compared with the linear baseline's"
+    # The adapter is compared with all that there is, other models with the adapter alone.
+    absent = gate.model == "adapter" or gate.against not in models
+    if absent and gate.against and gate.model in models and (gate.model, gate.against) not in pairs:
+        if gate.against == "previous" and known:
+            return "first release: there is no previous one to compare with"
+        if gate.against == "sft" and known:
+            return "prefer.objective is sft: the adapter is what SFT made"
+        if gate.against == "linear":
+            return "no linear baseline: rows or answers have no labels to compare"
     return None
 
 

@@ -121,10 +121,11 @@ def make_objective(
     model = load_sft(train)
     trained = {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}
     reference = load_model(paths.SFT, dtype=torch.float32) if train.method == "full" else None
+    disable_progress_bars()
     common = {
         "model": model,
-        "train_dataset": _dataset(drawn),
-        "eval_dataset": _dataset(validation) if validation else None,
+        "train_dataset": Dataset.from_list(drawn),
+        "eval_dataset": Dataset.from_list(list(validation)) if validation else None,
         "processing_class": chat.tokenizer,
         "callbacks": list(beside),
     }
@@ -143,11 +144,6 @@ def make_objective(
         if name in trained:  # TRL rounds the adapter on a 4-bit base to bfloat16
             weight.data = trained[name]
     return trainer
-
-
-def _dataset(rows: Sequence[Row]) -> Dataset:
-    disable_progress_bars()
-    return Dataset.from_list(list(rows))
 
 
 def length(row: Row) -> int:

@@ -81,8 +81,7 @@ class LabelTrainer(SeededRows):
 
 
 def _rows(examples: Examples) -> list[dict[str, Any]]:
-    pairs = zip(examples.input_ids, examples.labels, strict=True)
-    return [{"input_ids": ids, "labels": label} for ids, label in pairs]
+    return [{"input_ids": ids, "labels": n} for ids, n in zip(examples.input_ids, examples.labels, strict=True)]
 
 
 def make_label_trainer(
