@@ -5,6 +5,7 @@ or writes otherwise than the rest.
 """
 
 import json
+import sys
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
@@ -34,7 +35,7 @@ def label_of(record: Record, task: Task) -> str | None:
     value = parsed(record.completion)
     if isinstance(value, dict) and contract.label_field in value:
         found = value[contract.label_field]
-        return found if isinstance(found, str) else json.dumps(found, sort_keys=True)
+        return sys.intern(found if isinstance(found, str) else json.dumps(found, sort_keys=True))
     return record.label
 
 
