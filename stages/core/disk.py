@@ -80,5 +80,4 @@ def when_full(error: BaseException, path: Path | None = None) -> str | None:
 
 def _existing(path: Path) -> Path:
     """The nearest folder at or above the path that is there."""
-    # Of a name that is too long Path raises.
-    return next(place for place in (path, *path.parents, Path()) if os.path.isdir(place))  # noqa: PTH112
+    return next(place for place in (path, *path.parents, Path()) if os.path.isdir(place))  # noqa: PTH112 Path raises

@@ -77,8 +77,7 @@ def interval_chart(
 def _line(name: str, points: Points, x: Callable[[float], float], y: Callable[[float], float]) -> SimpleNamespace:
     dots = [(x(step), y(loss)) for step, loss in points]
     path = " ".join(f"{at_x},{at_y}" for at_x, at_y in dots)
-    few = dots if name == "validation" else []
-    return SimpleNamespace(name=name, path=path, dots=few, label_y=dots[-1][1] + 4)
+    return SimpleNamespace(name=name, path=path, dots=dots if name == "validation" else [], label_y=dots[-1][1] + 4)
 
 
 def _apart(lines: list[SimpleNamespace]) -> list[SimpleNamespace]:

@@ -200,8 +200,7 @@ class Search:
                 given = trial.system_attrs.get("fixed_params", trial.params)  # of a grid, also before they were asked
                 if len(given) == len(self.spec.parameters) and given not in waiting:
                     self.study.enqueue_trial(given)
-                killed = {*self.study.user_attrs.get("killed", []), trial.number}
-                self.study.set_user_attr("killed", sorted(killed))
+                self.study.set_user_attr("killed", sorted({*self.study.user_attrs.get("killed", []), trial.number}))
                 self.study.tell(trial.number, state=self.states.FAIL)
 
     def run(self) -> None:

@@ -60,7 +60,7 @@ def collect(logs: Sequence[Path], params: Params, limit: int, lowest: float, wee
     if file.exists():
         raise UserError(f"{file} is there already, perhaps with answers of people; move it, or name another --week")
     write_rows(file, [inbox_row(one, name) for one in ranked[:limit]])
-    lines = [
+    said = [
         f"{len(served)} answered requests, {counts['sound']} of them sound",
         *(f"  {number} {reason}" for reason, number in counts.most_common() if reason not in ("kept", "sound")),
         *(f"  left out: {reason}" for reason in left),
@@ -68,7 +68,7 @@ def collect(logs: Sequence[Path], params: Params, limit: int, lowest: float, wee
         *([f"  left out: {len(unread) - 20} more lines that are no answered requests"] if len(unread) > 20 else []),
         f"{min(limit, len(ranked))} of {len(ranked)} rows in {file}",
     ]
-    return "\n".join(lines)
+    return "\n".join(said)
 
 
 def read_of_stage(path: Path) -> list[Record]:

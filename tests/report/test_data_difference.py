@@ -92,6 +92,11 @@ def test_names_that_are_half_a_character_are_counted_and_groups_stand_in_order()
     ]
 
 
+def test_a_line_nested_beyond_all_measure_is_a_row_like_others() -> None:
+    (_, data), _ = said({"data/raw/a.jsonl": raw("[" * 100_000)}, {"data/raw/a.jsonl": raw("[" * 100_000, {"n": 1})})
+    assert data.startswith("Data: 1 row added, 0 removed")
+
+
 @pytest.mark.parametrize(
     ("before", "after", "words"),
     [

@@ -11,9 +11,10 @@ from stages.text import markdown
 
 
 @given(st.text())
+@example("one\u2028two")
 def test_invisible_characters_are_made_visible(text: str) -> None:
     assert not re.search(
-        "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069\ufeff]", markdown.visible(text)
+        "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2028\u2029\u2066-\u2069\ufeff]", markdown.visible(text)
     )
 
 

@@ -64,14 +64,9 @@ class Registry:
 
     @cached_property
     def released(self) -> dict[str | None, Tag]:
-        """The tag of each version, without those that were withdrawn; `gto register` gives a commit several."""
-        found: dict[str | None, Tag] = {}
-        for tag in self.tags:
-            if tag.action == Action.REGISTER:
-                found[tag.version] = tag
-            elif tag.action == Action.DEREGISTER:
-                found.pop(tag.version, None)
-        return found
+        """The tag of each version, without those that were withdrawn; two clones can give one commit two."""
+        last = {tag.version: tag for tag in self.tags if tag.action in (Action.REGISTER, Action.DEREGISTER)}
+        return {version: tag for version, tag in last.items() if tag.action == Action.REGISTER}
 
     @property
     def versions(self) -> dict[str, Tag]:
