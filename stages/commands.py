@@ -301,10 +301,8 @@ def compare(options: Options, root: Path, start: Path) -> None:
     except UserError as error:
         lock = str(error)
     form = options.format
-    print(
-        compare_files(options.answers, form) if options.answers else compare(root, options.revisions, lock, form),
-        end="",
-    )
+    said = compare_files(options.answers, form) if options.answers else compare(root, options.revisions, lock, form)
+    print(said, end="")
 
 
 def gc(options: Options, root: Path, start: Path) -> None:

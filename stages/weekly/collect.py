@@ -182,8 +182,7 @@ def _by_what_they_teach(kept: list[Kept], known: Sequence[Record]) -> list[Kept]
 def _week(served: Sequence[Served]) -> str:
     """The ISO week of the latest request."""
     latest = max((one.time for one in served if one.time), default=datetime.now(UTC))
-    year, week, _ = latest.isocalendar()
-    return f"{year}-{week:02}"
+    return f"{latest:%G-%V}"
 
 
 def inbox_row(one: Kept, week: str) -> dict[str, Any]:

@@ -76,8 +76,7 @@ def two_samples(
         }
         for name, one in zip(("area", "first_tenth"), areas, strict=True)
     }
-    medians = [float(np.median(side)) for side in lengths]
-    tests["length"] = {"median": medians, "p": float(ks_2samp(*lengths).pvalue)}
+    tests["length"] = {"median": [float(np.median(one)) for one in lengths], "p": float(ks_2samp(*lengths).pvalue)}
     alarm = min(one["p"] for one in tests.values()) <= _LEVEL / len(tests)
     return {"alarm": alarm, **tests, "words": _moved(*sides)}
 

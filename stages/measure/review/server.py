@@ -5,6 +5,7 @@ import secrets
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,7 +18,6 @@ from stages.core.errors import UserError
 from stages.measure.review.reviews import Session, review_file
 from stages.params.loader import load_params
 
-_ROOM = Path(__file__).parent
 _KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 _JSON = "application/json"
 _MAX_BYTES = 1 << 24  # a long answer that was annotated, with its escapes
@@ -71,12 +71,16 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
     timeout = 30
 
+    def handle(self) -> None:
+        with suppress(ConnectionError):  # the page was closed before its answer was there
+            super().handle()
+
     def do_GET(self) -> None:
         name = self._asked_for()
         if name == "state":
             self._reply(self.server.session.state)
         elif name in self.server.session.files:
-            file = _ROOM / self.server.session.files[name]
+            file = Path(__file__).parent / self.server.session.files[name]
             self._send(HTTPStatus.OK, f"{_KINDS[file.suffix]}; charset=utf-8", file.read_bytes())
         elif name is not None:
             self._refuse(HTTPStatus.NOT_FOUND)

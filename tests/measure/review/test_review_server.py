@@ -6,11 +6,14 @@ import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -186,6 +189,31 @@ def test_a_file_that_breaks_meanwhile_is_said_to_the_page(server: Server) -> Non
     for status, _, content in answers:
         assert status == 500
         assert b"reviews/anna.jsonl, line 1" in content
+
+
+@pytest.mark.parametrize("sent", ["GET /x", "GET /{secret}/state HTTP/1.1\r\nHost: {host}\r\n\r\n"])
+def test_a_page_that_is_closed_too_early_is_no_traceback(
+    server: Server, sent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, ended = list[Any](), threading.Event()
+    monkeypatch.setattr(server, "handle_error", lambda *_: told.append(sys.exc_info()))
+    shutdown = server.shutdown_request
+
+    def and_say_so(request: Any) -> None:
+        shutdown(request)
+        ended.set()
+
+    monkeypatch.setattr(server, "shutdown_request", and_say_so)
+    monkeypatch.setattr(server.session, "state", lambda: "long" * 1_000_000)
+    host = f"127.0.0.1:{server.server_port}"
+    with socket.create_connection(("127.0.0.1", server.server_port)) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closed by a reset
+        client.sendall(sent.format(secret=server.secret, host=host).encode())
+        client.settimeout(1)
+        if "HTTP" in sent:
+            client.recv(1)  # the reply has begun
+    assert ended.wait(10)
+    assert told == []
 
 
 @contextlib.contextmanager
