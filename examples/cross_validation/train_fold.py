@@ -24,7 +24,8 @@ def main(number: str) -> None:
     work = root / ".tunetrail/folds" / number
     linked(root, work, "models/base")
     shutil.copytree(rows, work / "data/split")
-    shutil.copy(root / "data/split/holdout.jsonl", work / "data/split")
+    for name in ("holdout", "locked"):
+        shutil.copy(root / f"data/split/{name}.jsonl", work / "data/split")
     run_stages(work, "prepare.augment", "tune.train")
     for made, place in (
         ("models/sft", f"models/folds/{number}"),
