@@ -5,6 +5,8 @@ READY := $(VENV)/.ready
 PINS := $(filter-out constraints/vllm.txt,$(wildcard constraints/*.txt))
 AXE := tests/node_modules/axe-core/package.json
 export PATH := $(abspath $(VENV))/bin:$(PATH)
+# Some images forbid Python to keep what it compiles; every process would compile all libraries anew then.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: setup repro test test-gpu test-ray test-remotes test-sky test-vllm vllm drill check
 

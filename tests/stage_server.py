@@ -32,7 +32,8 @@ HEAVY = [
     "cyclonedx.model.bom",
     "datasets",
     "dvc.cli.parser",
-    "dvc.repo",
+    "dvc.repo.experiments",
+    "dvc.scm",
     "dvclive",
     "gguf",
     "jsonschema",
@@ -41,11 +42,12 @@ HEAVY = [
     "peft.tuners.lora.bnb",
     "platformdirs",
     "pydantic",
+    "pytest",  # what some tests prepare a stage with is in their own files
     "rapidfuzz.process",
     "scipy.stats",
     "sklearn.feature_extraction.text",
     "sklearn.linear_model",
-    "torch",
+    "torch.nn.attention.varlen",
     "transformers.models.llama.modeling_llama",
     "trl.trainer.sft_trainer",
 ]
