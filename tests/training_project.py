@@ -33,7 +33,7 @@ def training_records(count: int, first: int = 0) -> list[Record]:
 def lay_out(folder: Path, rows: int = 40, tied: bool = True, **train: Any) -> Path:
     """Two layers of 64, 40 rows to train on, 8 to validate on; `train` changes the parameters."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("dvc.yaml", "params.yaml"):
+    for name in (".dvcignore", "dvc.yaml", "params.yaml"):  # what Python compiles meanwhile is no dependency
         shutil.copy(ROOT / name, folder / name)
     for name in ("constraints", "stages"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))

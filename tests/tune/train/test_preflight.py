@@ -256,7 +256,7 @@ def test_the_command_exits_with_2_and_no_weights(tmp_path: Path) -> None:
 def test_training_does_not_begin(tmp_path: Path) -> None:
     lay_out(tmp_path, "<|im_start|>" + CHAT_TEMPLATE)
     save_tiny_model(tmp_path / paths.BASE, template="<|im_start|>" + CHAT_TEMPLATE)
-    for name in ("stages", "constraints", "dvc.yaml"):
+    for name in ("stages", "constraints", ".dvcignore", "dvc.yaml"):
         (tmp_path / name).symlink_to(ROOT / name)
     done = subprocess.run(
         [sys.executable, "-m", "stages.tune.train"],
