@@ -168,7 +168,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _number(least: int, text: str) -> int:
-    if (found := int(text)) < least:
+    try:
+        found = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+    if found < least:
         raise argparse.ArgumentTypeError(f"{text} is less than {least}")
     return found
 

@@ -50,9 +50,10 @@ def test_every_command_has_a_help_text(capsys: pytest.CaptureFixture[str]) -> No
         (["append", "x" * 300], "File name too long"),
         (["history", "--html", "dvc.yaml/page.html"], "dvc.yaml"),
         (["annotate", "x.jsonl", "--overlap", "-1"], "argument --overlap: -1 is less than 0"),
+        (["why", "1", "--rows", "many"], "argument --rows: 'many' is no whole number"),
     ],
 )
-def test_a_name_that_no_file_can_have_is_a_sentence(words: list[str | bytes], said: str, tmp_path: Path) -> None:
+def test_what_no_argument_can_be_is_a_sentence(words: list[str | bytes], said: str, tmp_path: Path) -> None:
     (tmp_path / "dvc.yaml").write_text("artifacts:\n  m: {path: models/release/manifest.json}\n")
     (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     for path in ("data/unique.jsonl", "data/split/holdout.jsonl", "data/schema.json"):
