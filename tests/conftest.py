@@ -1,6 +1,7 @@
 """What many tests share: the tiny pipeline, run once."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def float32_on_every_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def pipeline(shared: Path) -> Path:
-    """A project that ran `dvc repro` to the end and was committed. Tests must leave it as it is.
+    """A project that ran `dvc repro` to the end and was committed. Tests read it; commands run in a `copy`.
 
     The processes of pytest-xdist share one: the first that needs it makes it.
     """
@@ -55,6 +56,13 @@ def pipeline(shared: Path) -> Path:
             commit(repository, "Release A")
             done.write_text(str(repository))
     return Path(done.read_text())
+
+
+@pytest.fixture
+def copy(pipeline: Path, tmp_path: Path) -> Path:
+    """The finished pipeline with its repository, cache and memory of generations, to change at will."""
+    shutil.copytree(pipeline.parent, tmp_path / "copy", symlinks=True)
+    return tmp_path / "copy" / pipeline.name
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

@@ -136,6 +136,8 @@ def run(repository: Path, *command: str, check: bool = True, served: bool = True
 
     `dvc` and the stages are forked from a process that has their libraries loaded, unless `served` is False.
     """
+    # Reading commands, too, write below .git and .dvc/tmp, which other processes may be copying.
+    assert not repository.parent.with_suffix(".done").exists(), "no command runs in the shared pipeline"
     folders = [*([programs()] if served and command[0] != "git" else []), Path(sys.executable).parent]
     environment = os.environ | {
         "PATH": os.pathsep.join([*map(str, folders), os.environ["PATH"]]),

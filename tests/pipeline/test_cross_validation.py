@@ -13,26 +13,24 @@ from stages.records.record import read_records
 EXAMPLE = Path("examples/cross_validation")
 
 
-def test_a_matrix_trains_every_fold(pipeline: Path, tmp_path: Path) -> None:
-    shutil.copytree(pipeline.parent, tmp_path / "copy", symlinks=True)
-    repository = tmp_path / "copy" / pipeline.name
-    shutil.copytree(ROOT / EXAMPLE, repository / EXAMPLE)
-    stages = load_yaml((repository / EXAMPLE / "stage.yaml").read_text(encoding="utf-8"))["stages"]
+def test_a_matrix_trains_every_fold(copy: Path) -> None:
+    shutil.copytree(ROOT / EXAMPLE, copy / EXAMPLE)
+    stages = load_yaml((copy / EXAMPLE / "stage.yaml").read_text(encoding="utf-8"))["stages"]
     stages["fold"]["matrix"] = {"number": [1, 2]}
-    definition = load_yaml((repository / "dvc.yaml").read_text(encoding="utf-8"))
+    definition = load_yaml((copy / "dvc.yaml").read_text(encoding="utf-8"))
     definition["stages"] |= stages
-    (repository / "dvc.yaml").write_text(dumps_yaml(definition), encoding="utf-8")
-    set_params(repository, {"split": {"cross_validation": 2}, "train": {"epochs": 1}})
+    (copy / "dvc.yaml").write_text(dumps_yaml(definition), encoding="utf-8")
+    set_params(copy, {"split": {"cross_validation": 2}, "train": {"epochs": 1}})
 
-    adapter = (repository / "models/adapter/adapter_model.safetensors").read_bytes()
-    run(repository, "dvc", "repro", "fold")
+    adapter = (copy / "models/adapter/adapter_model.safetensors").read_bytes()
+    run(copy, "dvc", "repro", "fold")
     losses = []
     for number in ("1", "2"):
-        metrics = json.loads((repository / "metrics/folds" / f"{number}.json").read_text(encoding="utf-8"))
-        trained = read_records(repository / "data/split/folds" / number / "train.jsonl")
+        metrics = json.loads((copy / "metrics/folds" / f"{number}.json").read_text(encoding="utf-8"))
+        trained = read_records(copy / "data/split/folds" / number / "train.jsonl")
         assert metrics["rows"]["train"] >= len(trained)
         losses.append(metrics["loss"]["validation_last"])
-        assert (repository / "models/folds" / number / "adapter_model.safetensors").is_file()
+        assert (copy / "models/folds" / number / "adapter_model.safetensors").is_file()
     assert losses[0] != losses[1]
-    assert (repository / "models/adapter/adapter_model.safetensors").read_bytes() == adapter
-    assert "Running stage" not in run(repository, "dvc", "repro", "fold").stdout
+    assert (copy / "models/adapter/adapter_model.safetensors").read_bytes() == adapter
+    assert "Running stage" not in run(copy, "dvc", "repro", "fold").stdout

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -17,11 +16,9 @@ def in_other_words(parts: dict[str, str]) -> str:
 
 
 def test_an_experiment_with_paraphrases_is_compared_with_the_run_without(
-    pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(pipeline.parent, tmp_path / "copy", symlinks=True)
-    project = tmp_path / "copy" / pipeline.name
-    before = json.loads((project / "metrics/augment.json").read_text(encoding="utf-8"))
+    before = json.loads((copy / "metrics/augment.json").read_text(encoding="utf-8"))
     monkeypatch.setenv("PARAPHRASE_API_KEY", "none")
     with judging(in_other_words) as server:
         settings = {
@@ -31,11 +28,11 @@ def test_an_experiment_with_paraphrases_is_compared_with_the_run_without(
             "model": "writer",
         }
         words = [f"--set-param=+augment.paraphrases.{name}={value}" for name, value in settings.items()]
-        run(project, "dvc", "exp", "run", "--name", "with-paraphrases", *words)
-    after = json.loads((project / "metrics/augment.json").read_text(encoding="utf-8"))
+        run(copy, "dvc", "exp", "run", "--name", "with-paraphrases", *words)
+    after = json.loads((copy / "metrics/augment.json").read_text(encoding="utf-8"))
     kept = after["added"]["paraphrase"]
     assert 0 < kept == after["paraphrases"]["asked"] - sum(after["paraphrases"]["dropped"].values())
     assert after["rows"]["out"] >= before["rows"]["out"] + kept
-    said = run(project, "tunetrail", "compare", "HEAD", "with-paraphrases").stdout
+    said = run(copy, "tunetrail", "compare", "HEAD", "with-paraphrases").stdout
     assert "augment.paraphrases.per_row" in said
     assert "exact_match" in said

@@ -1,18 +1,9 @@
 """evaluate.previous in the pipeline: the release under a tag is brought and compared, and nothing else runs again."""
 
 import json
-import shutil
 from pathlib import Path
 
-import pytest
 from project import run, set_params
-
-
-@pytest.fixture
-def copy(pipeline: Path, tmp_path: Path) -> Path:
-    """The finished pipeline with its repository, cache and memory of generations."""
-    shutil.copytree(pipeline.parent, tmp_path / "copy", symlinks=True)
-    return tmp_path / "copy" / pipeline.name
 
 
 def test_the_next_run_is_compared_with_the_tagged_one(copy: Path) -> None:

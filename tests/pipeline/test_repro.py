@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import pytest
 from project import commit, run, set_params, stage_outputs
 
 from stages.core import paths
@@ -44,26 +43,19 @@ def locked(repository: Path) -> dict[str, dict[str, str]]:
     }
 
 
-@pytest.fixture
-def copy(pipeline: Path, tmp_path: Path) -> Path:
-    """The finished pipeline with its repository and cache, to change at will."""
-    shutil.copytree(pipeline.parent, tmp_path / "copy", symlinks=True)
-    return tmp_path / "copy" / pipeline.name
-
-
-def test_all_stages_ran_and_git_holds_what_it_should(pipeline: Path) -> None:
-    assert sorted(locked(pipeline)) == STAGES
-    tracked = run(pipeline, "git", "ls-files").stdout.split()
+def test_all_stages_ran_and_git_holds_what_it_should(copy: Path) -> None:
+    assert sorted(locked(copy)) == STAGES
+    tracked = run(copy, "git", "ls-files").stdout.split()
     for name in ("metrics/gates.json", "metrics/details.json", "metrics/summary.json", "metrics/report.md"):
         assert name in tracked
     assert {"data/holdout.lock", "dvc.lock"} <= set(tracked)
     made = [name for name in tracked if not name.startswith("stages/")]
     assert not [name for name in made if name.endswith((".safetensors", ".html")) or name == "data/train.jsonl"]
-    assert run(pipeline, "git", "status", "--porcelain").stdout == ""
+    assert run(copy, "git", "status", "--porcelain").stdout == ""
 
 
-def test_a_second_repro_runs_nothing(pipeline: Path) -> None:
-    assert "Running stage" not in run(pipeline, "dvc", "repro").stdout
+def test_a_second_repro_runs_nothing(copy: Path) -> None:
+    assert "Running stage" not in run(copy, "dvc", "repro").stdout
 
 
 def test_twice_by_force_gives_the_same_bytes(copy: Path) -> None:
@@ -75,16 +67,16 @@ def test_twice_by_force_gives_the_same_bytes(copy: Path) -> None:
     assert locked(copy) == before
 
 
-def test_metrics_are_nested_numbers_that_dvc_shows(pipeline: Path) -> None:
-    shown: dict[str, Any] = json.loads(run(pipeline, "dvc", "metrics", "show", "--json").stdout)[""]["data"]
+def test_metrics_are_nested_numbers_that_dvc_shows(copy: Path) -> None:
+    shown: dict[str, Any] = json.loads(run(copy, "dvc", "metrics", "show", "--json").stdout)[""]["data"]
     for file, entry in shown.items():
-        written = json.loads((pipeline / file).read_text(encoding="utf-8"))
+        written = json.loads((copy / file).read_text(encoding="utf-8"))
         assert entry["data"] == without_empty_groups(written), f"{file}: dvc metrics leaves something out"
     assert list(shown) == ["metrics/summary.json"]
     numbers = leaves(shown["metrics/summary.json"]["data"])
     assert 12 <= len(numbers) <= 25
     assert all(isinstance(number, int | float) for number in numbers)
-    summary, details = (read_json(pipeline / file) for file in (paths.SUMMARY, paths.DETAILS))
+    summary, details = (read_json(copy / file) for file in (paths.SUMMARY, paths.DETAILS))
     exact = details["evaluate"]["adapter"]["exact_match"]
     assert summary["adapter"]["exact_match"] == exact["value"]
     assert exact["n"] > 0
@@ -100,17 +92,17 @@ def without_empty_groups(metrics: dict[str, Any]) -> dict[str, Any]:
     return {key: one for key, one in pruned.items() if one != {}}
 
 
-def test_plots_have_axes_with_names(pipeline: Path, tmp_path: Path) -> None:
-    run(pipeline, "dvc", "plots", "show", "--out", str(tmp_path / "plots"))
+def test_plots_have_axes_with_names(copy: Path, tmp_path: Path) -> None:
+    run(copy, "dvc", "plots", "show", "--out", str(tmp_path / "plots"))
     page = (tmp_path / "plots" / "index.html").read_text(encoding="utf-8")
     for words in ("optimiser step", "nats a token", "label of the reference", "label that the model gave"):
         assert words in page
-    with (pipeline / "metrics" / "confusion.csv").open(encoding="utf-8") as file:
+    with (copy / "metrics" / "confusion.csv").open(encoding="utf-8") as file:
         assert next(csv.reader(file)) == ["actual", "predicted"]
 
 
-def test_the_graph_has_every_stage(pipeline: Path) -> None:
-    graph = run(pipeline, "dvc", "dag", "--mermaid").stdout
+def test_the_graph_has_every_stage(copy: Path) -> None:
+    graph = run(copy, "dvc", "dag", "--mermaid").stdout
     assert all(f'"{stage}"' in graph for stage in STAGES)
 
 

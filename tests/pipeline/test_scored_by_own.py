@@ -1,7 +1,6 @@
 """task.metric in the pipeline: base, adapter, previous release and artefacts are scored by it, and a gate holds it."""
 
 import json
-import shutil
 from pathlib import Path
 
 from project import commit, run, set_params
@@ -12,9 +11,7 @@ CODE = "from marks import mark\n\n\ndef score(prompt, reference, answer):\n    r
 SCORING = ("baseline", "evaluate", "merge_quantize")
 
 
-def test_all_that_answered_the_holdout_is_scored_and_compared(pipeline: Path, tmp_path: Path) -> None:
-    shutil.copytree(pipeline.parent, tmp_path / "copy", symlinks=True)
-    copy = tmp_path / "copy" / pipeline.name
+def test_all_that_answered_the_holdout_is_scored_and_compared(copy: Path) -> None:
     run(copy, "git", "tag", "tickets@v1.0.0")
     (copy / "data/metric/own.py").write_text(CODE, encoding="utf-8")
     (copy / "data/metric/marks.py").write_text("def mark(length):\n    return length % 5 / 5\n", encoding="utf-8")

@@ -1,7 +1,6 @@
 """The weekly loop on a real training of the tiny model: served traffic becomes rows, and gates decide what ships."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,52 +27,50 @@ GATES: dict[str, Any] = {
 }
 
 
-def test_a_week_from_one_release_to_the_next(pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(pipeline.parent, tmp_path / "copy", symlinks=True)
-    project = tmp_path / "copy" / pipeline.name
-    set_params(project, {"gates": GATES, "quantize": {"formats": ["merged"]}})
-    with (project / ".gitignore").open("a", encoding="utf-8") as ignored:
+def test_a_week_from_one_release_to_the_next(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_params(copy, {"gates": GATES, "quantize": {"formats": ["merged"]}})
+    with (copy / ".gitignore").open("a", encoding="utf-8") as ignored:
         ignored.write(f"/{LOG}\n")
-    run(project, "dvc", "remote", "add", "--default", "store", str(tmp_path / "store"))
+    run(copy, "dvc", "remote", "add", "--default", "store", str(tmp_path / "store"))
 
     def trained(message: str, **settings: Any) -> str:
-        set_params(project, settings)
-        run(project, "dvc", "repro")
-        commit(project, message)
-        run(project, "dvc", "push")
-        return str(json.loads((project / "metrics/gates.json").read_text(encoding="utf-8"))["verdict"])
+        set_params(copy, settings)
+        run(copy, "dvc", "repro")
+        commit(copy, message)
+        run(copy, "dvc", "push")
+        return str(json.loads((copy / "metrics/gates.json").read_text(encoding="utf-8"))["verdict"])
 
-    assert trained("The first model") == "PASS", run(project, "tunetrail", "gates", check=False).stdout
-    run(project, "tunetrail", "release", "1.0.0", "--stage", "prod")
+    assert trained("The first model") == "PASS", run(copy, "tunetrail", "gates", check=False).stdout
+    run(copy, "tunetrail", "release", "1.0.0", "--stage", "prod")
 
     # A week of its traffic, with an intent that no row had; people give it a thumb down.
-    log = run(project, "python", str(ROOT / "examples/weekly/traffic.py"), "--rows", "120", "--new", "0.3").stdout
-    (project / LOG).write_text(log, encoding="utf-8")
+    log = run(copy, "python", str(ROOT / "examples/weekly/traffic.py"), "--rows", "120", "--new", "0.3").stdout
+    (copy / LOG).write_text(log, encoding="utf-8")
     requests = [json.loads(line) for line in log.splitlines()]
     truth = {one["request"]["messages"][0]["content"]: one["truth"] for one in requests}
-    run(project, "tunetrail", "collect", str(LOG), "--week", WEEK.stem)
-    schema = json.loads((project / "data/schema.json").read_text(encoding="utf-8"))
+    run(copy, "tunetrail", "collect", str(LOG), "--week", WEEK.stem)
+    schema = json.loads((copy / "data/schema.json").read_text(encoding="utf-8"))
     schema["properties"]["intent"]["enum"].append("complaint")
-    (project / "data/schema.json").write_text(json.dumps(schema), encoding="utf-8")
-    monkeypatch.chdir(project)
+    (copy / "data/schema.json").write_text(json.dumps(schema), encoding="utf-8")
+    monkeypatch.chdir(copy)
     anna = Session(WEEK, "anna", [], 0, load_params("task"))
     for number, row in enumerate(list(anna.rows.values())):
         assert anna.save(number, truth[row["prompt"]], None, False) == {"problem": None}
-    said = run(project, "tunetrail", "append", str(WEEK.with_suffix("") / "anna.jsonl")).stdout
+    said = run(copy, "tunetrail", "append", str(WEEK.with_suffix("") / "anna.jsonl")).stdout
     assert "label complaint" in said
 
     # What hardly learnt is worse than the release, and is refused; what learnt more is not.
     train = {"learning_rate": 1e-9}
     assert trained("Hardly trained", train=train, evaluate={"previous": "support-tickets@v1.0.0"}) == "FAIL"
-    refused = run(project, "tunetrail", "release", "1.1.0", "--stage", "prod", check=False)
+    refused = run(copy, "tunetrail", "release", "1.1.0", "--stage", "prod", check=False)
     assert refused.returncode == 1
     assert "the gates are FAIL" in refused.stderr
-    assert "no_loss                 FAIL" in run(project, "tunetrail", "gates", check=False).stdout
+    assert "no_loss                 FAIL" in run(copy, "tunetrail", "gates", check=False).stdout
     assert trained("Trained on the week", train={"learning_rate": 3e-3, "epochs": 3}) == "PASS", run(
-        project, "tunetrail", "gates", check=False
+        copy, "tunetrail", "gates", check=False
     ).stdout
-    run(project, "tunetrail", "release", "1.1.0", "--stage", "prod")
-    compared = run(project, "tunetrail", "compare", "support-tickets@v1.0.0").stdout
+    run(copy, "tunetrail", "release", "1.1.0", "--stage", "prod")
+    compared = run(copy, "tunetrail", "compare", "support-tickets@v1.0.0").stdout
     assert f"{len(anna.rows)} rows added" in compared
-    live = json.loads(run(project, "tunetrail", "history", "--stage", "prod", "--json").stdout)
+    live = json.loads(run(copy, "tunetrail", "history", "--stage", "prod", "--json").stdout)
     assert [(one["version"], one["verdict"]) for one in live] == [("v1.0.0", "PASS"), ("v1.1.0", "PASS")]
