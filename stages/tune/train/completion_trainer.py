@@ -46,6 +46,9 @@ class SeededRows(Trainer):  # type: ignore[misc]
             raise UserError(OUT_OF_MEMORY) from None
         return loss
 
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """The release writes one, about what was measured; TRL's, with each checkpoint, would ask all trackers."""
+
 
 class CompletionTrainer(SeededRows, SFTTrainer):  # type: ignore[misc]
     """SFTTrainer with the rows in the seeded order.

@@ -222,6 +222,7 @@ def test_a_run_whose_best_checkpoint_is_damaged_starts_anew(
     project = tmp_path / "project"
     shutil.copytree(killed_and_whole[0], project)
     (folder,) = (project / paths.CHECKPOINTS).iterdir()
+    assert not (folder / "README.md").exists()  # TRL's model card, which knows nothing that was measured
     flip(folder / "checkpoint-4" / "adapter_model.safetensors")
     state = read_json(folder / "checkpoint-8" / "trainer_state.json")
     write_json(folder / "checkpoint-8" / "trainer_state.json", state | {"best_model_checkpoint": "x/checkpoint-4"})
