@@ -1,7 +1,8 @@
 """Stages of test pipelines in processes forked from one that has the heavy libraries loaded: seconds less for each.
 
-`programs()` is a folder for PATH. Its `python -m stages.…` and its `dvc` hand their folder, environment, arguments and
-streams to that server, pass signals on and end as what was run ends; all other uses are those of the real interpreter.
+`programs()` is a folder for PATH. Its `python -m stages.…`, `dvc` and `tunetrail` hand their folder, environment,
+arguments and streams to that server, pass signals on and end as what was run ends; all other uses are those of the
+real interpreter.
 Forked processes share one seed of hashes: that no output hangs on it is shown by the pipeline that runs without.
 """
 
@@ -87,7 +88,7 @@ def programs() -> Path:
     place, log = folder / "socket", folder / "log"
     with FileLock(folder / "starting"):
         if not place.exists():
-            for name, first in (("python", []), ("dvc", ["-m", "dvc"])):
+            for name, first in (("python", []), ("dvc", ["-m", "dvc"]), ("tunetrail", ["-m", "stages.cli"])):
                 client = folder / name
                 client.write_text(_CLIENT.format(python=sys.executable, first=first, place=place))
                 client.chmod(0o755)
