@@ -86,6 +86,7 @@ def by_source(rows: Sequence[Record], labels: Sequence[str | None], min_rows: in
         "prompt_length_distance": _bins([len(row.prompt) for row in rows]),
         "completion_length_distance": _bins([len(row.completion) for row in rows]),
     }
+    every = {name: Counter(values) for name, values in measures.items()}  # once: there may be many sources
     places: dict[str, list[int]] = {source: [] for source in sorted({row.source for row in rows})}
     for place, row in enumerate(rows):
         places[row.source].append(place)
@@ -99,8 +100,10 @@ def by_source(rows: Sequence[Record], labels: Sequence[str | None], min_rows: in
                 "prompt": median(len(rows[place].prompt) for place in mine),
                 "completion": median(len(rows[place].completion) for place in mine),
             },
-            **{name: _from_the_rest(values, mine) for name, values in measures.items()},
         }
+        for name, values in measures.items():
+            here = Counter(values[place] for place in mine)
+            found[source][name] = total_variation(here, every[name] - here)
     counted = [one for one in found.values() if min(one["rows"], len(rows) - one["rows"]) >= min_rows]
     return {
         "count": len(found),
@@ -108,12 +111,6 @@ def by_source(rows: Sequence[Record], labels: Sequence[str | None], min_rows: in
         "largest_distance": max((one[name] for one in counted for name in measures), default=0.0),
         "by_source": found,
     }
-
-
-def _from_the_rest(values: Sequence[Hashable], mine: Sequence[int]) -> float:
-    every = Counter(values)
-    here = Counter(values[place] for place in mine)
-    return total_variation(here, every - here)
 
 
 def total_variation(left: Mapping[Key, int], right: Mapping[Key, int]) -> float:
