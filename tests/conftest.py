@@ -65,6 +65,12 @@ def copy(pipeline: Path, tmp_path: Path) -> Path:
     return tmp_path / "copy" / pipeline.name
 
 
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What starts this Python with `-m dvc` or a stage is forked from a process that has their libraries loaded."""
+    monkeypatch.setattr(sys, "executable", str(stage_server.programs() / "python"))
+
+
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """One process more than cores: a quarter of the time they wait, for servers, for each other, for the disk."""
     return len(os.sched_getaffinity(0)) + 1

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from scratch import ENVIRONMENT, Scratch
+from stage_server import programs
 
 from stages.core.yaml_reader import load_yaml
 
@@ -20,7 +21,6 @@ ROOT = Path(__file__).parents[1]
 WORKFLOWS, GITLAB, SKY = ROOT / ".github/workflows", ROOT / ".gitlab-ci.yml", ROOT / "examples/gpu/gpu.yaml"
 NAMED = ("make", "gh", "sky", "pip", "curl", "sudo")
 STAND_IN = '#!/bin/sh\necho "$(basename "$0") $*" >> "$CALLS"\n'
-PYTHON = "#!{python}\nimport sys\nsys.path[:0] = [{root!r}]\nfrom {module} import main\nsys.exit(main())\n"
 
 
 class Place:
@@ -59,9 +59,8 @@ class Place:
         return Scratch(clone)
 
     def equip(self, clone: Path) -> None:
-        for command, module in (("tunetrail", "stages.cli"), ("dvc", "dvc.cli")):
-            text = PYTHON.format(python=sys.executable, root=str(ROOT), module=module)
-            self._put(clone / ".venv/bin" / command, text)
+        for command in ("tunetrail", "dvc"):
+            self._put(clone / ".venv/bin" / command, f'#!/bin/sh\nexec {programs() / command} "$@"\n')
 
     def environment(self, **more: str) -> dict[str, str]:
         path = f"{self.folder / 'bin'}:{ENVIRONMENT['PATH']}"

@@ -14,6 +14,7 @@ from stages.core.dvc_lock import object_path
 from stages.core.files import file_digest, files_under, write_text
 
 pytest_plugins = ["scratch_fixtures"]
+pytestmark = pytest.mark.usefixtures("served")
 
 
 @pytest.fixture(scope="module")

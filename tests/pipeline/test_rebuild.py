@@ -1,19 +1,15 @@
 """The whole pipeline with the tiny model, made again by `tunetrail reproduce`: the same bytes, on the same machine."""
 
-import sys
 from pathlib import Path
 
-import pytest
 from project import run
-from stage_server import programs
 
 from stages.core.git import Repository
 from stages.ship.release.registry import write_tag
 from stages.ship.release.reproduce import reproduce
 
 
-def test_a_release_of_the_tiny_model_is_made_again(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "executable", str(programs() / "python"))
+def test_a_release_of_the_tiny_model_is_made_again(copy: Path, served: None) -> None:
     head = run(copy, "git", "rev-parse", "HEAD").stdout.strip()
     run(copy, "git", "config", "user.name", "Tester")
     run(copy, "git", "config", "user.email", "tester@example.com")
