@@ -19,7 +19,7 @@ from rich.filesize import decimal
 
 from stages.core import paths
 from stages.core.disk import NEARLY_NONE, refuse_unwritable
-from stages.core.dvc_lock import cache_folder, dvc_settings, md5, read_lock, tracked_outputs
+from stages.core.dvc_lock import cache_folder, dvc_folder, dvc_settings, md5, read_lock, tracked_outputs
 from stages.core.errors import UserError, names
 from stages.core.git import LOCK, Repository, WorkingTree
 from stages.repro import mend_lock, mend_rwlock
@@ -104,7 +104,8 @@ def _links(root: Path) -> Findings:
     refuse_unwritable(cache, "the next stage")
     wanted: str | list[str] = dvc_settings(root)["cache"].get("type", "reflink,copy")
     kinds = [kind.strip() for kind in (wanted.split(",") if isinstance(wanted, str) else wanted)]
-    possible = [*test_links(["reflink", "hardlink", "symlink"], localfs, str(cache), localfs, str(root / ".dvc/tmp"))]
+    places = localfs, str(cache), localfs, str(dvc_folder(root) / "tmp")
+    possible = [*test_links(["reflink", "hardlink", "symlink"], *places)]
     used = next((kind for kind in kinds if kind in (*possible, "copy")), None)
     if used is None:
         yield PROBLEM, f"this disk cannot do cache.type {names(kinds)}; `dvc config --local cache.type copy`"

@@ -18,7 +18,7 @@ from typing import Any
 from rich.filesize import decimal
 
 from stages.core import disk, paths
-from stages.core.dvc_lock import cache_folder, parse_lock
+from stages.core.dvc_lock import cache_folder, dvc_folder, parse_lock
 from stages.core.errors import UserError
 from stages.core.files import clear_partials, write_text
 from stages.core.git import LOCK, CommitTree, Repository
@@ -110,7 +110,7 @@ def is_whole(lock: bytes) -> bool:
 
 def mend_rwlock(root: Path) -> Iterator[str]:
     """Take the dead out of DVC's list of who reads and writes what; DVC itself waits for a zombie for ever."""
-    path = root / ".dvc/tmp/rwlock"
+    path = dvc_folder(root) / "tmp/rwlock"
     if not path.is_file() or path.read_bytes() == b"{}":
         return
     with _held_by_us(root, "rwlock.lock"):
@@ -126,7 +126,7 @@ def mend_rwlock(root: Path) -> Iterator[str]:
                         left.setdefault(mode, {})[file] = alive if mode == "read" else alive[0]
         except (ValueError, TypeError, KeyError, AttributeError):
             write_text(path, "{}")
-            yield f"{path.relative_to(root)} was cut, as by a kill while DVC wrote it: it is empty again."
+            yield f"{path} was cut, as by a kill while DVC wrote it: it is empty again."
             return
         if dead:
             write_text(path, json.dumps(left))
@@ -156,9 +156,9 @@ def _held_by_us(root: Path, name: str) -> Iterator[None]:
     from dvc.config import Config
     from dvc.lock import LockError, make_lock
 
-    folder = root / ".dvc/tmp"
+    folder = dvc_folder(root) / "tmp"
     folder.mkdir(exist_ok=True)
-    hardlink = Config(str(root / ".dvc"))["core"].get("hardlink_lock", False)
+    hardlink = Config(str(dvc_folder(root)))["core"].get("hardlink_lock", False)
     lock = make_lock(str(folder / name), tmp_dir=str(folder), hardlink_lock=hardlink)
     try:
         lock.lock()

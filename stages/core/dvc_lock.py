@@ -180,11 +180,11 @@ def value_at(values: Any, key: str, default: Any = None) -> Any:
 
 def dvc_settings(root: Path) -> dict[str, dict[str, str]]:
     """DVC's configuration, section to key to value: the user's own and the repository's, paths resolved as DVC does."""
-    root = next((folder for folder in (root, *root.absolute().parents) if (folder / ".dvc").is_dir()), root)
+    own = dvc_folder(root)
     system = os.environ.get("DVC_SYSTEM_CONFIG_DIR") or platformdirs.site_config_dir("dvc", "iterative")
     user = os.environ.get("DVC_GLOBAL_CONFIG_DIR") or platformdirs.user_config_dir("dvc", "iterative")
     settings: dict[str, dict[str, str]] = {}
-    for file in (Path(system, "config"), Path(user, "config"), root / ".dvc/config", root / ".dvc/config.local"):
+    for file in (Path(system, "config"), Path(user, "config"), own / "config", own / "config.local"):
         try:
             sections = ConfigObj(str(file), encoding="utf-8", file_error=False).dict()
         except (ConfigObjError, OSError, UnicodeDecodeError) as error:
@@ -194,8 +194,14 @@ def dvc_settings(root: Path) -> dict[str, dict[str, str]]:
                 if key.lower() in ("dir", "url") and isinstance(value, str) and "://" not in value:
                     value = os.path.normpath(file.parent / Path(value).expanduser())
                 settings.setdefault(section.lower(), {})[key.lower()] = value
-    settings.setdefault("cache", {}).setdefault("dir", str(root / ".dvc" / "cache"))
+    settings.setdefault("cache", {}).setdefault("dir", str(own / "cache"))
     return settings
+
+
+def dvc_folder(root: Path) -> Path:
+    """DVC's own folder of the project in `root`, which may lie below the one that DVC was initialised in."""
+    above = (folder / ".dvc" for folder in (root, *root.absolute().parents))
+    return next((own for own in above if own.is_dir()), root / ".dvc")
 
 
 def cache_folder(root: Path) -> Path:

@@ -12,13 +12,14 @@ import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pathspec import GitIgnoreSpec
 
 from stages.core.errors import UserError
 from stages.core.files import file_digest
+from stages.core.yaml_reader import load_written_yaml
 
 LOCK = "dvc.lock"
 
@@ -55,19 +56,29 @@ class Tree:
 
     label: str  # how a sentence names it
 
+    def is_ignored(self, path: str, within: str) -> bool:
+        """Whether a .dvcignore of the folders around `within` names the path; DVC lets none lie in what it hashes."""
+        for folder in PurePosixPath(within).parents:  # the nearest first
+            if folder not in self._rules:
+                text = self.read((folder / ".dvcignore").as_posix()) or b""
+                self._rules[folder] = GitIgnoreSpec.from_lines(text.decode(errors="replace").splitlines())
+            if (said := self._rules[folder].check_file(PurePosixPath(path).relative_to(folder)).include) is not None:
+                return said
+        return False
+
     @cached_property
-    def _ignored(self) -> GitIgnoreSpec:
-        """The rules of .dvcignore; DVC reads them as git reads .gitignore."""
-        return GitIgnoreSpec.from_lines((self.read(".dvcignore") or b"").decode(errors="replace").splitlines())
+    def _rules(self) -> dict[PurePosixPath, GitIgnoreSpec]:
+        return {}
 
     def read(self, path: str) -> bytes | None:
         """A file's bytes, or None."""
         raise NotImplementedError
 
-    def read_json(self, path: Path) -> dict[str, Any]:
-        """The JSON object in a file; empty where there is none."""
+    def read_mapping(self, path: Path) -> dict[str, Any]:
+        """The JSON object, or the mapping in YAML, in a file; empty where there is none, or none that can be read."""
+        parse = json.loads if path.suffix == ".json" else load_written_yaml
         try:
-            content = json.loads(self.read(path.as_posix()) or b"{}")
+            content = parse(self.read(path.as_posix()) or b"{}")
         except (ValueError, RecursionError):
             return {}
         return content if isinstance(content, dict) else {}
@@ -112,6 +123,13 @@ class Repository:
         """The commit that `revision` names, or None."""
         return self.git("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}", check=False) or None
 
+    def lacks(self) -> str | None:
+        """What this clone has not of the repository, in words."""
+        if self.git("rev-parse", "--is-shallow-repository", check=False) == "true":
+            return "this clone has only part of the history; `git fetch --unshallow` brings the rest"
+        partial = self.git("config", "--get-regexp", r"^remote\..*\.promisor$", check=False)
+        return "this is a partial clone; git asks its remote for what it lacks" if partial else None
+
     def tag_commit(self, name: str) -> str | None:
         return self.resolve(f"refs/tags/{name}")
 
@@ -149,9 +167,9 @@ class Repository:
         return {i: self._md5s[i] for i in wanted if i in self._md5s}
 
     def describe(self, commit: str) -> dict[str, str]:
-        """Hash, author, date and subject of a commit."""
-        form = "--format=%H%n%an%n%cI%n%s"
-        sha, author, date, subject = self.git("rev-list", "-1", "--no-commit-header", form, commit).split("\n", 3)
+        """Hash, author, date and subject of a commit; the subject can be empty, so it does not come last."""
+        form = "--format=%s%n%H%n%an%n%cI"
+        subject, sha, author, date = self.git("rev-list", "-1", "--no-commit-header", form, commit).split("\n")
         return {"sha": sha, "author": author, "date": date, "subject": subject}
 
 
@@ -173,7 +191,7 @@ class CommitTree(Tree):
 
     @cached_property
     def blobs(self) -> dict[str, str]:
-        """Path to object id, of a link that of the file of this commit that it leads to; a submodule is no file."""
+        """Path to object id, of a link that of the file of this commit that it leads to; no other link is a file."""
         listing = self.repository.git("ls-tree", "-r", "-z", self.commit)
         rows = [row.split("\t", 1) for row in listing.split("\0") if row]
         found = {path: meta.split()[2] for meta, path in rows if " blob " in meta}
@@ -182,7 +200,8 @@ class CommitTree(Tree):
         ends = {path: posixpath.normpath(posixpath.join(path, "..", os.fsdecode(to or b""))) for path, to in texts}
         for _ in links[:8]:  # links to links; what leads round and round stays a link
             ends = {path: ends.get(end, end) for path, end in ends.items()}
-        return found | {path: found[end] for path, end in ends.items() if end in found.keys() - ends.keys()}
+        files = {path: found[path] for path in found.keys() - ends.keys()}
+        return files | {path: files[end] for path, end in ends.items() if end in files}
 
     def read(self, path: str) -> bytes | None:
         object_id = self.blobs.get(path)
@@ -197,7 +216,7 @@ class CommitTree(Tree):
     def md5s(self, path: str) -> dict[str, str]:
         path = posixpath.normpath(path)
         inside = {p[len(path) + 1 :]: i for p, i in self.blobs.items() if p == path or p.startswith(f"{path}/")}
-        kept = {p: i for p, i in inside.items() if not self._ignored.match_file(posixpath.join(path, p))}
+        kept = {p: i for p, i in inside.items() if not self.is_ignored(posixpath.join(path, p), path)}
         known = self.repository.blob_md5s(kept.values())
         return {p: known[i] for p, i in kept.items() if i in known}
 
@@ -218,5 +237,5 @@ class WorkingTree(Tree):
         start = self.root / path
         files = [start] if start.is_file() else sorted(p for p in start.rglob("*") if p.is_file())
         inside = {p.relative_to(start).as_posix() if p != start else "": p for p in files}
-        kept = {p: f for p, f in inside.items() if not self._ignored.match_file(posixpath.join(path, p))}
+        kept = {p: f for p, f in inside.items() if not self.is_ignored(posixpath.join(path, p), path)}
         return {p: file_digest(f, "md5") for p, f in kept.items()}

@@ -15,7 +15,6 @@ from stages.core import paths
 from stages.core.dvc_lock import locked_bytes
 from stages.core.errors import UserError, names
 from stages.core.git import CommitTree, Repository, Tree, WorkingTree
-from stages.core.yaml_reader import load_yaml
 from stages.params.loader import load_params
 from stages.records.record import canonical, read_records, record_row
 from stages.report import tables
@@ -51,10 +50,10 @@ def compare(root: Path, revisions: Sequence[str], lock: str, form: str = "md") -
     if alone := len(trees) == 1:
         trees["now"] = WorkingTree(root)
     shown, (first, *others) = list(trees), trees
-    gates = {name: tree.read_json(paths.GATES) for name, tree in trees.items()}
+    gates = {name: tree.read_mapping(paths.GATES) for name, tree in trees.items()}
     moved, tests, rest, unseen = _compared(_measured(trees))
     differences = [(name, *data_difference(repository, trees[first], trees[name])) for name in others]
-    headlines = {name: dict(_leaves(tree.read_json(paths.SUMMARY))) for name, tree in trees.items()}
+    headlines = {name: dict(_leaves(tree.read_mapping(paths.SUMMARY))) for name, tree in trees.items()}
     file = paths.ADAPTER_GENERATIONS.as_posix()
     answers = {name: locked_bytes(root, tree, file) for name, tree in trees.items()}
     known = {name: map(json.loads, one.splitlines()) for name, one in answers.items() if one is not None}
@@ -191,11 +190,11 @@ def changes(then: Tree, now: Tree) -> list[tuple[str, str, str, str]]:
 
 
 def _settings(trees: Mapping[str, Tree]) -> Iterator[_Row]:
-    params = [dict(_leaves(_yaml(tree))) for tree in trees.values()]
+    params = [dict(_leaves(tree.read_mapping(paths.PARAMS))) for tree in trees.values()]
     for name in _differing(params):
         cells = (json.dumps(one[name], ensure_ascii=False) if name in one else "" for one in params)
         yield _Row(name, tuple(cells), "parameter")
-    gates = {name: tree.read_json(paths.GATES).get("gates", {}) for name, tree in trees.items()}
+    gates = {name: tree.read_mapping(paths.GATES).get("gates", {}) for name, tree in trees.items()}
     states = [{name: gate["state"] for name, gate in one.items()} for one in gates.values()]
     for gate in _differing(states):
         changed = [state.get(gate) != states[0].get(gate) for state in states]
@@ -217,7 +216,7 @@ def _differing(states: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _measured(trees: Mapping[str, Tree]) -> dict[str, Mapping[Key, Number]]:
-    return {name: catalogue_of(tree.read_json(paths.DETAILS)) for name, tree in trees.items()}
+    return {name: catalogue_of(tree.read_mapping(paths.DETAILS)) for name, tree in trees.items()}
 
 
 def _compared(numbers: Mapping[str, Mapping[Key, Number]]) -> tuple[list[_Row], list[_Row], list[_Row], int]:
@@ -267,13 +266,6 @@ def _text(found: Any) -> str:
     if "count" in found:
         return f"{percent(value)} ({between(percent, low, high)})"
     return f"{'× ' if 'ratio' in found else ''}{number(value)} ({number(low)} to {number(high)})"
-
-
-def _yaml(tree: Tree) -> Any:
-    try:
-        return load_yaml(tree.read(paths.PARAMS.as_posix()) or b"{}")
-    except ValueError:
-        return {}
 
 
 def _frame(rows: Sequence[_Row], revisions: Sequence[str]) -> pd.DataFrame:

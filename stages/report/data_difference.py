@@ -12,7 +12,6 @@ import pandas as pd
 from stages.core import paths
 from stages.core.dvc_lock import locked_bytes, value_at
 from stages.core.git import Repository, Tree
-from stages.core.yaml_reader import load_yaml
 from stages.report.formats import plural
 
 _GROUPS = ("label", "source", "annotator")
@@ -111,7 +110,7 @@ def _digest(text: str | bytes) -> str:
 
 
 def _holdout(then: Tree, now: Tree) -> str:
-    locks = [tree.read_json(Path(_parameter(tree, "holdout.lock", "data/holdout.lock"))) for tree in (then, now)]
+    locks = [tree.read_mapping(Path(_parameter(tree, "holdout.lock", "data/holdout.lock"))) for tree in (then, now)]
     old, new = ({row["id"]: row.get("slice") for row in lock.get("rows", ())} for lock in locks)
     if old.keys() == new.keys():
         return f"Hold-out: the same {len(new):,} rows."
@@ -124,4 +123,4 @@ def _holdout(then: Tree, now: Tree) -> str:
 
 
 def _parameter(tree: Tree, key: str, default: str) -> str:
-    return str(value_at(load_yaml(tree.read(str(paths.PARAMS)) or b"{}"), key) or default)
+    return str(value_at(tree.read_mapping(paths.PARAMS), key) or default)

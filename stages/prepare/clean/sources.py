@@ -13,9 +13,8 @@ from pathlib import Path
 from shutil import copyfileobj
 from typing import IO, TYPE_CHECKING, Any, Optional, cast
 
-from pathspec import GitIgnoreSpec
-
 from stages.core.errors import UserError
+from stages.core.git import WorkingTree
 from stages.params.prepare import Source
 from stages.prepare.clean.data_sets import (
     Batch,
@@ -36,7 +35,6 @@ _FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv",
 _COMPRESSED = (".gz", ".zst")
 _NO_DATA = {".gitattributes", ".gitignore", "LICENSE", "README.md", "dataset_dict.json"}
 _REPOSITORIES = (".dvc", ".git", ".hg")  # folders that DVC passes over
-_IGNORED = Path(".dvcignore")
 # What editors, notebooks, file managers and archivers leave behind.
 _LEFT_BEHIND = re.compile(
     r"\..*|~.*|.*~|#.*#|__macosx|\$recycle\.bin|thumbs\.db|desktop\.ini|.*\.(?:bak|orig|tmp|swp|swo)", re.IGNORECASE
@@ -81,7 +79,7 @@ def list_raw(raw: Path) -> Listing:
     """The file itself, or all files below a folder by name: exactly those that DVC hashes; any other is a UserError."""
     if not raw.exists():
         raise UserError(f"{raw} is missing; put the raw files there or correct clean.raw in params.yaml")
-    ignored = GitIgnoreSpec.from_lines(_IGNORED.read_text(encoding="utf-8").splitlines() if _IGNORED.exists() else [])
+    tree = WorkingTree(Path())
     files: list[Path] = []
     passed_over: list[Path] = []
     for path in sorted(_walk(raw)) if raw.is_dir() else [raw]:
@@ -90,10 +88,10 @@ def list_raw(raw: Path) -> Listing:
         if not path.is_file():
             raise UserError(f"{path} leads to no file (a broken link, a loop or a device); remove or mend it")
         is_data = not (_is_company(path) or any(_LEFT_BEHIND.fullmatch(part) for part in path.relative_to(raw).parts))
-        if not ignored.match_file(path):
+        if not tree.is_ignored(path.as_posix(), raw.as_posix()):
             (files if is_data else passed_over).append(path)
         elif is_data and _format(path):
-            raise UserError(f"{path}: {_IGNORED} names it, so no hash would cover it; mend that or move the file")
+            raise UserError(f"{path}: .dvcignore names it, so no hash would cover it; mend that or move the file")
     return Listing(files, passed_over, sum(path.stat().st_size for path in [*files, *passed_over]))
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stages.core import paths
 from stages.core.dvc_lock import (
     Entry,
     Stage,
@@ -19,7 +20,6 @@ from stages.core.dvc_lock import (
 )
 from stages.core.errors import UserError
 from stages.core.git import Tree
-from stages.core.yaml_reader import load_written_yaml
 
 _KINDS = ("outs", "metrics", "plots")
 
@@ -38,8 +38,8 @@ def dvc_repo(root: Path, fault: str) -> Iterator[Any]:
         raise UserError(f"{fault}: {in_words(error)}") from error
 
 
-def in_words(error: Exception) -> str:
-    """What an error says, in one line and without the secret of a URL that it may quote."""
+def in_words(error: Exception | str) -> str:
+    """What an error says, or a program about one, in one line and without the secret of a URL that it may quote."""
     from stages.text.personal_data import masker
 
     return masker(("secret",), "", "")(" ".join(str(error).split()) or type(error).__name__)
@@ -54,11 +54,7 @@ class Definition:
     @classmethod
     def read(cls, tree: Tree) -> "Definition":
         """dvc.yaml of `tree`; empty when it is missing or unreadable."""
-        try:
-            content = load_written_yaml(tree.read("dvc.yaml") or b"")
-        except ValueError:
-            content = None
-        return cls(content if isinstance(content, dict) else {})
+        return cls(tree.read_mapping(paths.PIPELINE))
 
     @property
     def stages(self) -> dict[str, Any]:

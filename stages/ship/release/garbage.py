@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from stages.core.dvc_lock import Entry, parse_lock, tracked_outputs
+from stages.core.dvc_lock import Entry, dvc_folder, parse_lock, tracked_outputs
 from stages.core.errors import Refusal, UserError, names
 from stages.core.git import LOCK, CommitTree, Repository
 from stages.core.yaml_reader import load_written_yaml
@@ -36,6 +36,9 @@ def garbage(root: Path, remote: str | None) -> str:
     import pandas as pd
     from jinja2.filters import do_filesizeformat
 
+    root = dvc_folder(root).parent  # other projects in it have the same cache
+    if lacks := Repository(root).lacks():  # DVC's reader of git would wait for ever for what a partial clone lacks
+        raise Refusal(f"any object may be needed: {lacks}")
     with dvc_repo(root, "DVC cannot be asked") as repo:
         stored, said = {"DVC's cache": cached(Path(repo.cache.local_cache_dir))}, []
         if remote and not (odb := repo.cloud.get_remote_odb(remote)).fs.CAN_TRAVERSE:
@@ -50,7 +53,7 @@ def garbage(root: Path, remote: str | None) -> str:
         cloud = f" --cloud --remote {remote}" if remote else ""
         said += _commands(repo, cloud, set().union(*stored.values()), needs)
     said.append(
-        "Not known here: other repositories that share cache or remote, and what others have not pushed to git."
+        "Not known here: other repositories that share cache or remote, and what was not pushed to git or not fetched."
     )
     return "\n".join(said)
 

@@ -15,7 +15,6 @@ from stages.core import paths
 from stages.core.dvc_lock import Entry, Lock, Stage, entry_hash, md5, part_hash, read_lock, value_at
 from stages.core.errors import Refusal, names
 from stages.core.git import LOCK, CommitTree, Repository, Tree, WorkingTree
-from stages.core.yaml_reader import load_yaml
 from stages.ship.release.dvc_files import Definition, Listings, added, dvc_repo, is_outside
 from stages.ship.release.objects import Kept, examine
 
@@ -44,7 +43,9 @@ def lock_check(root: Path, deep: bool = False) -> str:
     repository, tree, advice = Repository(root), WorkingTree(root), ""
     lock = read_lock(tree)
     stale: dict[str, list[str]] = {}
-    for name, sentence in [*_changes(dvc_status(root), lock), *_unseen_by_dvc(repository, lock)]:
+    with dvc_repo(root, f"dvc status failed in {root}") as repo:
+        status = repo.status()
+    for name, sentence in [*_changes(status, lock), *_unseen_by_dvc(repository, lock)]:
         stale.setdefault(name, []).append(sentence)
     ran, defined = {name.partition("@")[0] for name in lock.stages}, Definition.read(tree).stages
     if gone := sorted(ran - set(defined)):
@@ -88,13 +89,6 @@ def hash_all(root: Path, lock: Lock, listings: Listings) -> tuple[Findings, Kept
     return findings, kept
 
 
-def dvc_status(root: Path) -> dict[str, list[Any]]:
-    """What `dvc status` says. Raises UserError with DVC's words when it fails."""
-    with dvc_repo(root, f"dvc status failed in {root}") as repo:
-        status: dict[str, list[Any]] = repo.status()
-    return status
-
-
 def _changes(status: dict[str, list[Any]], lock: Lock) -> Iterator[tuple[str, str]]:
     """What changed for each stage, without the outputs (its own, or those it reads) that are merely absent."""
     tracked = [Entry(name.removesuffix(".dvc"), None, None, None) for name in status if name.endswith(".dvc")]
@@ -129,7 +123,7 @@ def _unseen_by_dvc(repository: Repository, lock: Lock) -> Iterator[tuple[str, st
 
 def _read_unhashed(tree: WorkingTree, lock: Lock) -> Iterator[tuple[str, str]]:
     """Whether clean read other files than DVC hashed for it, by the count that git has of both."""
-    stage, read = lock.stages.get("clean"), tree.read_json(paths.DETAILS).get("clean", {}).get("files")
+    stage, read = lock.stages.get("clean"), tree.read_mapping(paths.DETAILS).get("clean", {}).get("files")
     if not stage or not read:  # or details.json is a changed output, which DVC has named
         return
     raw = stage.params.get("params.yaml", {}).get("clean", {}).get("raw")
@@ -236,12 +230,8 @@ class Checker:
     def parameters(self, stage: Stage) -> Iterator[str]:
         """Where a parameter is not what the stage ran with."""
         for file, used in stage.params.items():
-            text = self.tree.read(file)
-            try:
-                values = load_yaml(text) if text is not None and not file.endswith((".py", ".toml")) else None
-            except ValueError:
-                values = None
-            if not isinstance(values, dict):
+            values = self.tree.read_mapping(Path(file))
+            if used and not values:
                 yield f"{file}, whose parameters stage {stage.name} read, is missing or unreadable in {self.tree.label}"
                 continue
             for key, value in used.items():

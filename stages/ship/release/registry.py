@@ -119,7 +119,9 @@ class Registry:
             return now.since
         if now and 0 < (wait := now.since.time + 1 - time.time()) <= 1:
             time.sleep(wait)  # of two assignments in one second GTO takes either for the last
-        number = max((tag.counter for tag in self.tags), default=0) + 1
+        # Those of tags that GTO passes over count, too.
+        there = self.repository.git("for-each-ref", "--format=%(refname)", f"refs/tags/{self.artifact}#*", check=False)
+        number = max((int(end) for end in re.findall(r"#(\d+)$", there, re.M | re.A)), default=0) + 1
         name = f"{name_tag(Action.ASSIGN, self.artifact, stage=stage, simple=True)}#{number}"
         before = self.shown(now) if now else None
         record = {"format": 1, "commit": version.commit, "version": version.version, "stage": stage}

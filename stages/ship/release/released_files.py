@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from stages.core import paths
 from stages.core.errors import Refusal, UserError
 from stages.core.files import atomic, file_digest, read_json
-from stages.core.git import Repository, WorkingTree
+from stages.core.git import CommitTree, Repository, WorkingTree
 from stages.core.yaml_reader import load_yaml
 from stages.params.task import Task
 from stages.scoring.metrics import FAIL
+from stages.ship.release.dvc_files import in_words
 from stages.ship.release.finding import read_record, record_fault, tagged_locks
 from stages.ship.release.registry import artifact_name, parse_version
 from stages.ship.release.verify import changes, verify
@@ -97,6 +98,7 @@ def _fetch(root: Path, version: str) -> Path:
 
         with atomic(target) as partial:
             try:
+                repository.contents(CommitTree(repository, commit).blobs.values())  # DVC waits for what is not fetched
                 files = DVCFileSystem(str(root), rev=commit)
                 task = load_yaml(files.read_bytes(str(paths.PARAMS))).get("task") or {}
                 schema = task.get("schema_file", Task.model_fields["schema_file"].default)
@@ -114,7 +116,7 @@ def _fetch(root: Path, version: str) -> Path:
                         files.get(path, str(partial / path), recursive=files.isdir(path))
             except Exception as error:  # DVC's own, and those of its remote
                 raise UserError(
-                    f"the files of {tag} cannot be had: {error}; `dvc fetch --all-tags` may bring them"
+                    f"the files of {tag} cannot be had: {in_words(error)}; `dvc fetch --all-tags` may bring them"
                 ) from error
     return target
 
@@ -146,7 +148,7 @@ def publish(folder: Path, adapter: Path, release: str, target: str, forms: Seque
         if not wrong:
             _tag(api, name, release.rpartition("@")[2], commit)
     except Exception as error:  # the library's own, and those of the way to the hub
-        said = " ".join(str(error).split())
+        said = in_words(error)
         raise UserError(
             f"hub:{name} did not take {release}: {said}; with a token that may write, run it again"
         ) from error

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from stages.core import paths
-from stages.core.dvc_lock import read_lock
+from stages.core.dvc_lock import read_lock, tracked_outputs
 from stages.core.errors import Refusal, UserError, names
 from stages.core.files import file_digest, read_json
 from stages.core.git import CommitTree, Repository, Tree, WorkingTree
 from stages.scoring.metrics import FAIL, MARGINAL, PASS
-from stages.ship.release.dvc_files import Listings, dvc_repo
+from stages.ship.release.dvc_files import Definition, Listings, dvc_repo
 from stages.ship.release.finding import record_fault
-from stages.ship.release.lock_check import dvc_status, hash_all, lock_check
+from stages.ship.release.lock_check import hash_all, lock_check
 from stages.ship.release.objects import examine, missing_in_remote, writable_by_all
 from stages.ship.release.registry import Registry, Tag, artifact_name, parse_stage, parse_version, write_tag
 from stages.ship.release.trace import is_code, trace
@@ -266,10 +266,12 @@ def _would_be_lost(repository: Repository, commit: str) -> Iterator[str]:
         repository.git("read-tree", "--dry-run", "-u", "-m", "HEAD", commit)
     except UserError as error:
         yield " ".join(str(error).split())
-    listings, tree = Listings(repository.root), WorkingTree(repository.root)
-    rows = [row for rows in dvc_status(repository.root).values() for row in rows if isinstance(row, dict)]
-    changed_outs = {path: how for row in rows for path, how in row.get("changed outs", {}).items()}
-    for path in [path for path, how in changed_outs.items() if how != "deleted"]:
+    # What dvc checkout writes is what that commit has of outputs, be they outputs here or not.
+    listings, tree, there = Listings(repository.root), WorkingTree(repository.root), CommitTree(repository, commit)
+    outs = [out for _, out in read_lock(there).outs() if out.path not in Definition.read(there).in_git]
+    for file in (path for path in there.blobs if path.endswith(".dvc")):
+        outs += tracked_outputs(there.read(file) or b"", file)
+    for path in dict.fromkeys(out.path for out in outs):
         if unsaved := [name for name, md5 in tree.md5s(path).items() if not listings.cached_file(md5).is_file()]:
             files = names([f"{path}/{name}".rstrip("/") for name in unsaved])
             yield f"DVC's cache does not hold {files} as it is here; `dvc commit` saves it, or move it away"

@@ -21,13 +21,13 @@ from typing import Any
 from configobj import ConfigObj
 
 from stages.core import paths
-from stages.core.dvc_lock import cache_folder, dvc_settings, read_lock
+from stages.core.dvc_lock import cache_folder, dvc_folder, dvc_settings, read_lock
 from stages.core.errors import Refusal, UserError, names
 from stages.core.files import alone, remove, write_json
 from stages.core.git import CommitTree, Repository, WorkingTree, git_environment
 from stages.core.run_notes import machine_notes
 from stages.scoring.catalogue import catalogue_of, centre, is_interval
-from stages.ship.release.dvc_files import Listings
+from stages.ship.release.dvc_files import Listings, in_words
 from stages.ship.release.finding import read_record
 from stages.ship.release.registry import artifact_name, parse_version
 from stages.ship.release.verify import sign
@@ -97,7 +97,7 @@ def _bring_inputs(root: Path, folder: Path) -> None:
     """DVC's settings of this repository, its cache to read from, those of the machine, and the data of `dvc add`."""
     settings = dvc_settings(root)
     settings["cache"]["dir"] = str(cache_folder(root).absolute())
-    local = folder / ".dvc" / "config.local"
+    local = dvc_folder(folder) / "config.local"
     local.touch(mode=0o600)  # it may hold the keys of a remote
     with local.open("wb") as handle:
         ConfigObj(settings, encoding="utf-8").write(handle)
@@ -105,7 +105,7 @@ def _bring_inputs(root: Path, folder: Path) -> None:
         shutil.copy(root / "machine.yaml", folder)
     added = Repository(folder).git("ls-files", "--", "*.dvc").splitlines()
     if added and _dvc(folder, "checkout", *added).returncode and (done := _dvc(folder, "pull", *added)).returncode:
-        raise UserError(f"neither cache nor remote has all inputs of {names(added)}: {done.stderr.strip()}")
+        raise UserError(f"neither cache nor remote has all inputs of {names(added)}: {in_words(done.stderr)}")
 
 
 def _dvc(folder: Path, *arguments: str, capture: bool = True) -> subprocess.CompletedProcess[str]:
@@ -128,7 +128,7 @@ def _compared(root: Path, tree: CommitTree, folder: Path) -> dict[str, Any]:
         known, files = listings.get(then[path]), now.md5s(path)
         if known is not None:
             outputs[path]["files"] = sorted(one for one in {*known, *files} if known.get(one) != files.get(one))
-    before, after = (catalogue_of(one.read_json(paths.DETAILS)) for one in (tree, now))
+    before, after = (catalogue_of(one.read_mapping(paths.DETAILS)) for one in (tree, now))
     measured: dict[Any, Any] = {key: number for key, number in before.items() if is_interval(number)}
     outside = [
         str(key)

@@ -34,7 +34,6 @@ _MODELS = paths.BASE.parent.as_posix()
 _METRICS = paths.METRICS.as_posix()
 _CODE_ENDS = (".py", ".sh", ".toml", ".cfg")
 _HASH = 12
-_SHALLOW = "this clone has only part of the history; `git fetch --unshallow` brings the rest"
 
 
 def trace(root: Path, name: str, start: Path) -> dict[str, Any]:
@@ -63,8 +62,7 @@ def trace(root: Path, name: str, start: Path) -> dict[str, Any]:
         trail["broken"][:0] = filter(None, [record_fault(repository, name, subject.commit)])
     else:
         trail["broken"] += odd_entries(start / name, listings)
-    if repository.git("rev-parse", "--is-shallow-repository", check=False) == "true":
-        trail["notes"].insert(0, _SHALLOW)
+    trail["notes"][:0] = filter(None, [repository.lacks()])
     trail["complete"] = not trail["broken"]
     return result
 
@@ -151,12 +149,12 @@ class Tracer:
         Released ones come first: who asks for a deployed file means the release, whatever run had the same bytes
         before. A file that was left out of the first commit can come with a later one, where dvc.lock stays as it is.
         """
-        released = [lock for lock, _ in self._released(known)]
-        known = sorted(known, key=lambda place: place.lock not in released)
-        now = self._state_now(known[0])
+        released = {name: lock for lock, name in self._released(known)}
+        known = sorted(known, key=lambda place: place.lock not in released.values())
+        now, *tagged = (self._state_at(name, known[0]) for name in ("HEAD", *(f"refs/tags/{one}" for one in released)))
         chosen, findings = known[0], self._check(known[0])
         if findings.broken:
-            for other in [*known[1:_STATES_CHECKED], *([now] if now else [])]:
+            for other in filter(None, [*tagged, *known[1:_STATES_CHECKED], now]):
                 if not (later := self._check(other)).broken:
                     oldest = f"commit {(known[0].commit or '')[:10]} recorded the hash first, without all that made it"
                     later.notes.append(f"{oldest}: {findings.broken[0]}")
@@ -166,11 +164,11 @@ class Tracer:
             self._compare_with_now(chosen, findings, now)
         return self._recorded(chosen, findings)
 
-    def _state_now(self, like: Place) -> Place | None:
-        """HEAD, when its dvc.lock still holds the output."""
-        head = self.repository.resolve("HEAD")
-        lock = read_lock(CommitTree(self.repository, head)) if head else Lock({})
-        same = [Place(lock, stage, out, like.within, head) for stage, out in lock.outs() if out.md5 == like.out.md5]
+    def _state_at(self, revision: str, like: Place) -> Place | None:
+        """The commit of a revision, when its dvc.lock holds the output."""
+        commit = self.repository.resolve(revision)
+        lock = read_lock(CommitTree(self.repository, commit)) if commit else Lock({})
+        same = [Place(lock, stage, out, like.within, commit) for stage, out in lock.outs() if out.md5 == like.out.md5]
         return best(same, like.path)
 
     def _recorded(self, place: Place, findings: Findings) -> dict[str, Any]:

@@ -138,7 +138,8 @@ def sign(root: Path, folder: Path, key: Path, signature: Path) -> str:
 
     if signature.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"{signature} would be a file of the release that it signs; put it beside {folder.name}")
-    if key.resolve().is_relative_to(root.resolve()) and not Repository(root).git("check-ignore", str(key), check=False):
+    listed = ["ls-files", "--cached", "--others", "--exclude-standard", "--", str(key.resolve())]
+    if Repository(root).git(*listed, check=False):
         raise UserError(f"{key} is a private key inside the repository, and git does not ignore it: keep it elsewhere")
     config = _with_key(_config(signing).use_elliptic_key_signer, "private", key)
     with atomic(signature) as partial:

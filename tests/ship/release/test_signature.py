@@ -74,7 +74,7 @@ def signed(tmp_path_factory: pytest.TempPathFactory, keys: Path) -> Path:
         for name, text in FILES.items()
     }
     (release / "manifest.json").write_text(json.dumps({"format": 2, "files": rows}))
-    sign(release.parent / "repository", release, keys / "ann.pem", release.parent / "release.sig")
+    sign(release.parent, release, keys / "ann.pem", release.parent / "release.sig")
     return release
 
 
@@ -240,7 +240,7 @@ def test_another_key_and_a_changed_signature_are_refused(release: Path, keys: Pa
 )
 def test_a_key_that_does_not_serve_gets_a_sentence(release: Path, keys: Path, name: str, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence) as refused:
-        sign(release.parent / "repository", release, keys / f"{name}.pem", release.parent / "new.sig")
+        sign(release.parent, release, keys / f"{name}.pem", release.parent / "new.sig")
     assert "SECRET" not in str(refused.value)
     assert refused.value.__cause__ is None
     assert not (release.parent / "new.sig").exists()
