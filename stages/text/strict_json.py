@@ -16,6 +16,7 @@ _SCALAR = re.compile(rf"(?:(?P<string>{_STRING})|(?P<number>-?[0-9][0-9.eE+-]*))
 _BRACKET = re.compile(_STRING + r"|[{}\[\]]")
 # Python's own limit is what the callers have left of its stack; a row must not be judged by who reads it.
 _DEEPEST = 100
+_MORE_DIGITS = re.compile(r"\d[\d.]{15}")
 _SPACED = {",": ", ", ":": ": "}
 _ANSWERS = 1 << 12  # that are remembered: many rows may have the same few
 
@@ -30,8 +31,10 @@ def parse_json(text: str) -> Any:
     Raises BrokenContract on syntax errors, NaN, infinities, numbers that no double comes near, repeated keys, unpaired
     surrogates, and more than 100 levels of objects and arrays.
     """
-    if text.count("[") + text.count("{") > _DEEPEST and _depth(text) > _DEEPEST:
-        raise BrokenContract("nested too deeply")
+    if text.count("[") + text.count("{") > _DEEPEST:
+        steps = (1 if one in "{[" else -1 if one in "}]" else 0 for one in _BRACKET.findall(text))
+        if max(itertools.accumulate(steps), default=0) > _DEEPEST:
+            raise BrokenContract("nested too deeply")
     try:
         # Of a text that begins with a byte order mark `json.loads` says so.
         value = json.loads(text) if text.startswith("\ufeff") else _decode(text)
@@ -44,12 +47,6 @@ def parse_json(text: str) -> Any:
     except ValueError as error:
         raise BrokenContract(str(error)) from None
     return value
-
-
-def _depth(text: str) -> int:
-    """Levels of brackets outside strings."""
-    steps = (1 if one in "{[" else -1 if one in "}]" else 0 for one in _BRACKET.findall(text))
-    return max(itertools.accumulate(steps), default=0)
 
 
 def parsed(text: str) -> Any:
@@ -73,7 +70,23 @@ def completion_key(completion: str) -> str:
         value = parse_json(completion)
     except BrokenContract:
         return completion
+    if _MORE_DIGITS.search(completion):  # than a double tells apart
+        return written(value, ",", ":", sort=True)
     return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
+def written(value: Any, comma: str = ", ", colon: str = ": ", sort: bool = False) -> str:
+    """JSON as `json.dumps` has it, but numbers keep their digits; if `sort`, where a double is not the same number."""
+    if isinstance(value, dict):
+        pairs = sorted(value.items()) if sort else value.items()
+        return (
+            "{" + comma.join(written(str(key)) + colon + written(one, comma, colon, sort) for key, one in pairs) + "}"
+        )
+    if isinstance(value, list | tuple):
+        return "[" + comma.join(written(one, comma, colon, sort) for one in value) + "]"
+    if isinstance(value, ExactNumber) and not (sort and value.exact == Decimal(repr(value))):
+        return str(value.exact)
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def one_form(text: str) -> str:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from stages.core.errors import UserError
 from stages.text.json_schema import Schema
-from stages.text.strict_json import BrokenContract, parse_json
+from stages.text.strict_json import BrokenContract, completion_key, parse_json, written
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -118,3 +118,26 @@ def test_a_bad_schema_file_is_a_sentence(tmp_path: Path, content: bytes | None, 
     with pytest.raises(UserError, match=what) as caught:
         Schema(path)
     assert str(path) in str(caught.value)
+
+
+@given(JSON)
+def test_what_is_written_is_what_json_dumps_writes(value: object) -> None:
+    assert written(value) == json.dumps(value, ensure_ascii=False)
+
+
+LONG = st.decimals(allow_nan=False, allow_infinity=False, min_value=0, max_value=10**20, places=3)
+
+
+@given(LONG, st.integers(1, 9), st.sampled_from(["%s", "[%s]", '{"b": [%s], "a": 0.5}']))
+def test_answers_are_equal_if_their_numbers_are(number: Decimal, step: int, around: str) -> None:
+    text, other = (around % f"{one:f}" for one in (number, number + Decimal(step) / 1000))
+    value = parse_json(text)
+    assert completion_key(text) != completion_key(other)
+    assert json.loads(completion_key(text)) == value
+    assert parse_json(written(value)) == value
+    assert f"{number:f}" in written(value) or "E" in written(value)
+
+
+def test_how_a_number_is_written_makes_no_other_answer() -> None:
+    same = ['{"a": 1.5, "b": 2}', '{"b": 2, "a": 1.50000000000000000000}', '{"b":2,"a":15e-1}']
+    assert {completion_key(text) for text in same} == {'{"a":1.5,"b":2}'}

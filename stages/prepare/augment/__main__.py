@@ -21,7 +21,7 @@ from stages.prepare.augment.added_rows import (
     swapped_rows,
     training_order,
 )
-from stages.prepare.augment.paraphrases import paraphrased_rows, without_near
+from stages.prepare.augment.paraphrases import paraphrased_rows
 from stages.records.canaries import make_canaries
 from stages.records.prompt import compared, read_texts, refuse_overlap
 from stages.records.record import REPLAY, Record, rank, read_records, read_rows, write_records
@@ -62,10 +62,12 @@ def main() -> None:
     swapped, malformed = ([row for row in made if compared(row) not in near] for made in (swapped, malformed))
 
     if said:
-        train = [*rows, *swapped, *malformed, *replay]
+        train = sorted({compared(row) for row in [*rows, *swapped, *malformed, *replay]})
         apart = [row for row in paraphrased if compared(row) not in near]
         left_out["near the hold-out or validation"] += len(paraphrased) - len(apart)
-        paraphrased = without_near(apart, train, threshold, "near a training row", left_out)
+        close = {pair.left for pair in cross_pairs(list(map(compared, apart)), train, threshold)}
+        left_out["near a training row"] += len(close)
+        paraphrased = [row for place, row in enumerate(apart) if place not in close]
         if sum(left_out.values()) + len(paraphrased) != said["asked"]:
             raise RuntimeError("a paraphrase was lost or came from nowhere")
         said["dropped"] = dict(sorted(left_out.items()))

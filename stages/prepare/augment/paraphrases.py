@@ -11,7 +11,7 @@ from typing import Any
 
 from stages.core import paths
 from stages.engines.asked_models import ask_all, cost, marked
-from stages.near_duplicates.pairs import cross_pairs, near_pairs
+from stages.near_duplicates.pairs import near_pairs
 from stages.params.prepare import Clean, Paraphrases
 from stages.params.task import Task
 from stages.prepare.augment.added_rows import contract_problem, said_in_prompt
@@ -84,16 +84,6 @@ def paraphrased_rows(
     kept = [row for place, row in enumerate(made) if place not in later]
     spent = cost([replies[request] for request in wanted], settings.price)
     return kept, left_out, {"asked": len(wanted), **spent}
-
-
-def without_near(
-    made: Sequence[Record], known: Sequence[Record], threshold: int, reason: str, left_out: Counter[str]
-) -> list[Record]:
-    """The rows whose prompt is near none of the known rows' prompts; the others are counted."""
-    texts = sorted({compared(row) for row in known})
-    near = {pair.left for pair in cross_pairs([compared(row) for row in made], texts, threshold)}
-    left_out[reason] += len(near)
-    return [row for place, row in enumerate(made) if place not in near]
 
 
 def _plain(reply: str) -> str:

@@ -61,12 +61,13 @@ def is_saved(folder: Path) -> bool:
 
 def open_source(name: str, source: Source, raw: Path) -> "Dataset":
     """The split that `clean.sources.NAME` names: of the hub at a commit, or of a folder below `clean.raw`."""
-    from datasets import disable_progress_bars, load_dataset  # late: takes seconds, and most inputs are text
+    # Late: takes seconds, and most inputs are text.
+    from datasets import Features, Value, disable_progress_bars, load_dataset
 
     disable_progress_bars()
     at, folder = str(source.dataset), raw / str(source.dataset)
     pinned = _PINNED.fullmatch(at)
-    if not pinned and (not folder.is_dir() or ".." in folder.parts):
+    if not pinned and (not folder.is_dir() or {"..", "/"} & {*Path(at).parts}):
         raise UserError(
             f"clean.sources.{name}: {at!r} is no folder below {raw} and not OWNER/NAME@COMMIT with all 40 hex digits "
             "of the commit"
@@ -74,13 +75,15 @@ def open_source(name: str, source: Source, raw: Path) -> "Dataset":
     if not pinned and any((folder / mark).is_file() for mark in _SAVED):
         return open_saved(folder if is_saved(folder) else folder / source.split)
     try:
-        if pinned:
-            repository, commit = pinned.groups()
-            return load_dataset(repository, source.config, split=source.split, revision=commit)
         # A folder's files can change under one name, so what is made of them is not kept.
-        cache = tempfile.mkdtemp()
-        atexit.register(shutil.rmtree, cache, ignore_errors=True)
-        return load_dataset(str(folder), source.config, split=source.split, cache_dir=cache)
+        atexit.register(shutil.rmtree, cache := tempfile.mkdtemp(), ignore_errors=True)
+        found = {"revision": pinned[2]} if pinned else {"cache_dir": cache}
+        load = partial(load_dataset, pinned[1] if pinned else str(folder), source.config, split=source.split, **found)
+        data = load()
+        if data.info.builder_name == "csv":  # guesses types: of 007 it makes 7, of NA nothing
+            texts = {name: Value("string") if isinstance(of, Value) else of for name, of in data.features.items()}
+            data = load(features=Features(texts), keep_default_na=False)
+        return data
     except Exception as error:  # of many libraries, without a common class
         raise UserError(
             f"clean.sources.{name}: {at} cannot be opened ({error.__cause__ or error}); check its split and config, of "

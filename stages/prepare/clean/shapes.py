@@ -14,7 +14,6 @@ conversation ends with its last answer that is. A key of a turn that is not know
 """
 
 import difflib
-import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
@@ -22,7 +21,7 @@ from typing import Any, get_args
 from stages.params.prepare import Shape
 from stages.prepare.clean.rejected_rows import Rejected, kind
 from stages.records.record import Message
-from stages.text.strict_json import BrokenContract, ExactNumber, parse_json
+from stages.text.strict_json import BrokenContract, parse_json, written
 
 _COMMON = ("label", "source", "task", "id", "annotator", "provenance")
 _COLUMNS: dict[str, tuple[str, ...]] = {
@@ -85,7 +84,11 @@ def read_pair(row: Mapping[str, Any], shape: str, keep: Collection[str], ignore:
         label=_label(row),
         source=_optional_text(row, "source"),
         task=_optional_text(row, "task"),
-        fields={column: _as_text(row[column]) for column in (*keep, "annotator") if row.get(column) not in (None, "")},
+        fields={
+            column: value if isinstance(value, str) else written(value)  # version 1.10 is not version 1.1
+            for column in (*keep, "annotator")
+            if (value := row.get(column)) not in (None, "")
+        },
         left_out=tuple(left_out),
     )
 
@@ -245,12 +248,6 @@ def _label(row: Mapping[str, Any]) -> str | None:
     """Classes are often numbered; a number is the name of its class."""
     value = row.get("label")
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else _optional_text(row, "label")
-
-
-def _as_text(value: Any) -> str:
-    if isinstance(value, ExactNumber):  # version 1.10 is not version 1.1
-        return str(value.exact)
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _unknown(name: str, word: str, known: Sequence[str]) -> str:

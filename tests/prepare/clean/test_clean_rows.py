@@ -153,9 +153,9 @@ def test_kept_columns_go_with_the_record_clean_and_as_text(schema: Path) -> None
 
 
 def test_a_number_of_a_kept_column_keeps_its_digits(schema: Path) -> None:
-    line = row()[:-1] + b', "release": 1.10, "amount": 12345678901234567890.25}'
-    record = kept(line, schema, keep_columns=["release", "amount"]).record
-    assert record.fields == {"release": "1.10", "amount": "12345678901234567890.25"}
+    line = row()[:-1] + b', "release": 1.10, "amount": 12345678901234567890.25, "all": [{"of": 1.10}]}'
+    record = kept(line, schema, keep_columns=["release", "amount", "all"]).record
+    assert record.fields == {"release": "1.10", "amount": "12345678901234567890.25", "all": '[{"of": 1.10}]'}
 
 
 def test_a_contract_is_held_against_what_the_record_has(schema: Path) -> None:

@@ -89,6 +89,14 @@ def test_a_changed_file_of_a_clone_is_read_anew(tmp_path: Path) -> None:
     assert read == ["first one", "other one"]
 
 
+def test_the_cells_of_a_csv_file_are_the_texts_that_they_are(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train.csv").write_text("prompt,completion\n007,1.10\n8,NA\n")
+    (found,) = find_files(tmp_path, {"s": Source(dataset="set")})
+    read = [row.values for row in read_rows(found, 100)]
+    assert read == [{"prompt": "007", "completion": "1.10"}, {"prompt": "8", "completion": "NA"}]
+
+
 @pytest.mark.parametrize(
     ("settings", "what"),
     [
@@ -96,6 +104,7 @@ def test_a_changed_file_of_a_clone_is_read_anew(tmp_path: Path) -> None:
         ({"dataset": "owner/name@main"}, "with all 40 hex digits of the commit"),
         ({"dataset": "owner/name@0123abc"}, "all 40 hex digits"),
         ({"dataset": "../elsewhere"}, "is no folder below"),
+        ({"dataset": str(Path(__file__).parent)}, "is no folder below"),
         ({"dataset": "set", "split": "tset"}, r"set cannot be opened \(Unknown split \"tset\""),
         ({"dataset": "bad"}, "text files with bad lines belong below"),
         ({"dataset": "pointer"}, "git lfs pull"),
