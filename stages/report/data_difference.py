@@ -111,7 +111,10 @@ def _digest(text: str | bytes) -> str:
 
 def _holdout(then: Tree, now: Tree) -> str:
     locks = [tree.read_mapping(Path(_parameter(tree, "holdout.lock", "data/holdout.lock"))) for tree in (then, now)]
-    old, new = ({row["id"]: row.get("slice") for row in lock.get("rows", ())} for lock in locks)
+    try:
+        old, new = ({row["id"]: row.get("slice") for row in lock.get("rows", ())} for lock in locks)
+    except (AttributeError, KeyError, TypeError):
+        return "Hold-out: which rows differ is not known, for a lock is damaged; scores may not compare."
     if old.keys() == new.keys():
         return f"Hold-out: the same {len(new):,} rows."
     if not old.keys() <= new.keys():

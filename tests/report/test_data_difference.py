@@ -137,3 +137,10 @@ def test_raw_data_outside_git_are_compared_by_the_rows_in_the_cache(scratch: Scr
     assert data_difference(repository, *trees)[0][1] == "Data: 1 row added, 0 removed, 0 changed, of 3."
     scratch.forget_cache()
     assert "`dvc fetch clean`" in data_difference(repository, *trees)[0][1]
+
+
+@pytest.mark.parametrize("damaged", ['{"rows": 3}', '{"rows": [3]}', '{"rows": [{}]}', '{"rows": null}'])
+def test_a_damaged_lock_is_told(damaged: str) -> None:
+    for then, now in ((damaged, lock("a")), (lock("a"), damaged)):
+        files = ({"data/holdout.lock": text} for text in (then, now))
+        assert said(*files)[0][0].startswith("Hold-out: which rows differ is not known")
