@@ -10,7 +10,7 @@ import itertools
 import json
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -219,8 +219,7 @@ def rows_that_can_refuse(rows: Sequence[Record], completion: str, tasks: Tasks) 
     problems = {tag: contract_problem(completion, tasks.of(tag)) for tag in {row.task for row in rows}}
     able = [row for row in rows if problems[row.task] is None]
     if not able:
-        tags = [row.task for row in rows]
-        most = max(sorted(problems, key=repr), key=tags.count)
+        most = max(sorted(problems, key=repr), key=Counter(row.task for row in rows).__getitem__)
         task = "the task" if most is None else f"task {most}"
         raise UserError(
             f"augment.malformed_completion: {completion!r} is no answer of {task} ({problems[most]}); write one, or "

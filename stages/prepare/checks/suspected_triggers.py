@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
 from scipy.stats import binom, hypergeom
 
 from stages.core.run_notes import track
@@ -40,7 +41,7 @@ _TURNED = 2 / 3  # of an n-gram's rows have a label against which their other wo
 _AGAINST = np.log(100)
 _PRIOR_ROWS = 5
 _SHARED = 0.9
-_CHUNK = 4096
+_CHUNK = 1 << 22  # words times labels that are in memory at once
 _SHOWN = 50
 _OTHER = ""  # stands for all labels of too few rows
 
@@ -114,14 +115,16 @@ class _Model:
     def __init__(self, words: Any, labels: Ints, count: int) -> None:
         self.words, self.labels, self.count = words, labels, count
         self.sizes = np.bincount(labels, minlength=count).astype(np.float64)
-        self.counts = np.stack([np.asarray(words[labels == n].sum(axis=0)).ravel() for n in range(count)], axis=1)
+        rows = np.arange(len(labels))
+        self.counts = (words.T @ csr_matrix((np.ones_like(rows), (rows, labels)), (len(rows), count))).toarray("C")
 
     def turned_by_chance(self) -> Floats:
         """For each label, of the rows whose words speak against it the share that has it all the same."""
         against, having = np.zeros(self.count), np.zeros(self.count)
-        starts = range(0, len(self.labels), _CHUNK)
+        step = max(1, _CHUNK * len(self.labels) // max(1, self.words.nnz * self.count))
+        starts = range(0, len(self.labels), step)
         for start in track(starts, len(starts), "rows against their label"):
-            rows = np.arange(start, min(start + _CHUNK, len(self.labels)))
+            rows = np.arange(start, min(start + step, len(self.labels)))
             speaks = self.speak_against(rows, np.array([], dtype=np.int64))
             against += speaks.sum(axis=0)
             having += (speaks & (np.arange(self.count) == self.labels[rows, None])).sum(axis=0)

@@ -83,7 +83,7 @@ def take_groups(groups: Iterable[Group], quota: Mapping[Label, int], seed: int, 
     for group in in_seeded_order(groups, seed, purpose):
         need = Counter(row.label for row in group)
         if all(left[label] >= count for label, count in need.items()):
-            left -= need
+            left.subtract(need)  # `-=` would look at every label
             taken += group
     return sorted(taken, key=lambda record: record.id)
 

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from labelled_rows import SETTINGS, intents, with_backdoor
 from project import ROOT
 
+from stages.prepare.checks import suspected_triggers
 from stages.prepare.checks.conflicts_and_sources import outcomes
-from stages.prepare.checks.suspected_triggers import Triggers, _mostly_one, find_triggers
+from stages.prepare.checks.ngrams import numbered
+from stages.prepare.checks.suspected_triggers import Triggers, _Model, _mostly_one, find_triggers
 from stages.records.record import Record, make_record
 
 SNIPS = ROOT.parent / "shared/data/snips/train.jsonl"
@@ -166,3 +168,33 @@ def test_a_trigger_in_snips_is_found() -> None:
 def test_few_rows_or_one_label_can_be_tested(count: int) -> None:
     assert find(intents(count, 1)[:count]).found == []
     assert find([replace(row, label="refund") for row in intents(count, 1)]).found == []
+
+
+@pytest.mark.parametrize("count", [1, 3, 50])
+def test_many_labels_make_smaller_parts_of_rows_and_no_other_result(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = random.Random(count)
+    texts = [" ".join(draw.choices("abcdefghij", k=draw.randrange(9))) for _ in range(600)]
+    labels = np.array([draw.randrange(count) for _ in texts])
+    words = numbered(texts)
+    model = _Model(words.table(), labels, count)
+    having = [
+        [sum(n == k and name in t.split() for t, n in zip(texts, labels, strict=True)) for k in range(count)]
+        for name in words.names
+    ]
+    assert model.counts.tolist() == having
+    judged, speak_against = list[int](), _Model.speak_against
+
+    def noted(model: _Model, rows: suspected_triggers.Ints, without: suspected_triggers.Ints) -> object:
+        judged.append(len(rows))
+        return speak_against(model, rows, without)
+
+    monkeypatch.setattr(_Model, "speak_against", noted)
+    whole = model.turned_by_chance().tolist()
+    assert judged == [600]
+    monkeypatch.setattr(suspected_triggers, "_CHUNK", model.words.nnz * count // 6)
+    assert model.turned_by_chance().tolist() == whole
+    assert judged[1:] == [judged[1]] * (len(judged) - 2) + judged[-1:]
+    assert 95 <= judged[1] <= 100
+    assert sum(judged[1:]) == 600
