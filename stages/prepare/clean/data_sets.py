@@ -62,7 +62,7 @@ def is_saved(folder: Path) -> bool:
 def open_source(name: str, source: Source, raw: Path) -> "Dataset":
     """The split that `clean.sources.NAME` names: of the hub at a commit, or of a folder below `clean.raw`."""
     # Late: takes seconds, and most inputs are text.
-    from datasets import Features, Value, disable_progress_bars, load_dataset
+    from datasets import Features, Value, disable_progress_bars, load_dataset, load_dataset_builder
 
     disable_progress_bars()
     at, folder = str(source.dataset), raw / str(source.dataset)
@@ -77,13 +77,15 @@ def open_source(name: str, source: Source, raw: Path) -> "Dataset":
     try:
         # A folder's files can change under one name, so what is made of them is not kept.
         atexit.register(shutil.rmtree, cache := tempfile.mkdtemp(), ignore_errors=True)
-        found = {"revision": pinned[2]} if pinned else {"cache_dir": cache}
-        load = partial(load_dataset, pinned[1] if pinned else str(folder), source.config, split=source.split, **found)
-        data = load()
-        if data.info.builder_name == "csv":  # guesses types: of 007 it makes 7, of NA nothing
-            texts = {name: Value("string") if isinstance(of, Value) else of for name, of in data.features.items()}
-            data = load(features=Features(texts), keep_default_na=False)
-        return data
+        found: dict[str, Any] = {"revision": pinned[2]} if pinned else {"cache_dir": cache}
+        where = pinned[1] if pinned else str(folder), source.config
+        if load_dataset_builder(*where, **found).name == "csv":  # guesses types: of 007 it makes 7, of NA nothing
+            features = load_dataset(*where, split=source.split, nrows=1, **found).features
+            if "__index_level_0__" in features:  # takes the first cells for the names of the rows
+                raise ValueError("its rows have more cells than its first line")
+            texts = {name: Value("string") if isinstance(of, Value) else of for name, of in features.items()}
+            found |= {"features": Features(texts), "keep_default_na": False}
+        return load_dataset(*where, split=source.split, **found)
     except Exception as error:  # of many libraries, without a common class
         raise UserError(
             f"clean.sources.{name}: {at} cannot be opened ({error.__cause__ or error}); check its split and config, of "

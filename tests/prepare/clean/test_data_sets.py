@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -91,10 +92,11 @@ def test_a_changed_file_of_a_clone_is_read_anew(tmp_path: Path) -> None:
 
 def test_the_cells_of_a_csv_file_are_the_texts_that_they_are(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
-    (tmp_path / "set" / "train.csv").write_text("prompt,completion\n007,1.10\n8,NA\n")
+    cells = [("007", "1.10"), ("8", "NA"), *[("1", "")] * 10_000, ("A1", "true")]  # types are guessed by parts
+    text = "".join(f"{prompt},{completion}\n" for prompt, completion in [("prompt", "completion"), *cells])
+    (tmp_path / "set" / "train.csv").write_text(text)
     (found,) = find_files(tmp_path, {"s": Source(dataset="set")})
-    read = [row.values for row in read_rows(found, 100)]
-    assert read == [{"prompt": "007", "completion": "1.10"}, {"prompt": "8", "completion": "NA"}]
+    assert [row.values for row in read_rows(found, 100)] == [{"prompt": one, "completion": two} for one, two in cells]
 
 
 @pytest.mark.parametrize(
@@ -108,6 +110,7 @@ def test_the_cells_of_a_csv_file_are_the_texts_that_they_are(tmp_path: Path) -> 
         ({"dataset": "set", "split": "tset"}, r"set cannot be opened \(Unknown split \"tset\""),
         ({"dataset": "bad"}, "text files with bad lines belong below"),
         ({"dataset": "pointer"}, "git lfs pull"),
+        ({"dataset": "shifted"}, "more cells than its first line"),
     ],
 )
 def test_a_data_set_that_cannot_be_opened_is_told(settings: dict[str, str], what: str, tmp_path: Path) -> None:
@@ -116,6 +119,8 @@ def test_a_data_set_that_cannot_be_opened_is_told(settings: dict[str, str], what
     clone(raw / "set")
     (raw / "bad").mkdir()
     (raw / "bad" / "train.jsonl").write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n{\n")
+    (raw / "shifted").mkdir()
+    (raw / "shifted" / "train.csv").write_text("prompt,completion\n1,a,b\n2,c,d\n")
     (raw / "pointer").mkdir()
     (raw / "pointer" / "train.parquet").write_text("version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(UserError, match=what) as caught:
@@ -124,7 +129,11 @@ def test_a_data_set_that_cannot_be_opened_is_told(settings: dict[str, str], what
 
 
 def test_the_hub_is_asked_for_the_commit_and_no_token_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+    asked, built = [], []
+
+    def build(*arguments: Any, **options: Any) -> SimpleNamespace:
+        built.append((arguments, options))
+        return SimpleNamespace(name="parquet")
 
     def load(*arguments: Any, **options: Any) -> datasets.Dataset:
         asked.append((arguments, options))
@@ -132,10 +141,12 @@ def test_the_hub_is_asked_for_the_commit_and_no_token_is_told(tmp_path: Path, mo
 
     monkeypatch.setenv("HF_TOKEN", "hf_" + "secret" * 6)
     monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(datasets, "load_dataset_builder", build)
     at = f"owner/name@{COMMIT}"
     project = CleanProject(tmp_path, sources={"mail": {"dataset": at, "config": "small"}}, max_rejected_share=0.5)
     project.clean()
     assert asked == [(("owner/name", "small"), {"split": "train", "revision": COMMIT})]
+    assert built == [(("owner/name", "small"), {"revision": COMMIT})]
     assert project.kept()[0].origin == f"{at}:small:train:1"
     assert list(project.metrics()["data_sets"]) == [f"{at}:small:train"]
     written = [path.read_text(encoding="utf-8") for path in (tmp_path / "data").rglob("*.jsonl")]
