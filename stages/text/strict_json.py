@@ -79,9 +79,8 @@ def written(value: Any, comma: str = ", ", colon: str = ": ", sort: bool = False
     """JSON as `json.dumps` has it, but numbers keep their digits; if `sort`, where a double is not the same number."""
     if isinstance(value, dict):
         pairs = sorted(value.items()) if sort else value.items()
-        return (
-            "{" + comma.join(written(str(key)) + colon + written(one, comma, colon, sort) for key, one in pairs) + "}"
-        )
+        texts = (written(str(key)) + colon + written(one, comma, colon, sort) for key, one in pairs)
+        return "{" + comma.join(texts) + "}"
     if isinstance(value, list | tuple):
         return "[" + comma.join(written(one, comma, colon, sort) for one in value) + "]"
     if isinstance(value, ExactNumber) and not (sort and value.exact == Decimal(repr(value))):

@@ -117,7 +117,6 @@ def summarise(
     dropped: Sequence[Dropped],
 ) -> dict[str, Any]:
     """The metrics of the stage, as docs/metrics.md describes them."""
-    copies = Counter(record.id for record in records)
     sizes = {question: len(group) for question, group in questions.items()}
     conflicting = conflicts(questions)
     reasons = Counter(row.reason for row in dropped)
@@ -125,7 +124,7 @@ def summarise(
         "rows": {"in": len(records), "kept": len(kept), "dropped": len(dropped)},
         "dropped": {"exact": reasons["exact"], "near": reasons["near"]},
         "pairs": {
-            "exact": sum(comb(n, 2) for n in copies.values()),
+            "exact": sum(comb(n, 2) for n in Counter(record.id for record in records).values()),
             "near": sum(comb(n, 2) for n in sizes.values()) + sum(sizes[one] * sizes[other] for one, other, _ in pairs),
         },
         "conflicts": {"prompts": len(conflicting), "rows": sum(map(len, conflicting))},
