@@ -87,7 +87,8 @@ def _failures(served: Iterable[Served], params: Params, lowest: float) -> tuple[
         counts.update(reason.partition(":")[0] for reason in reasons)
         counts["kept" if reasons else "sound"] += 1
         if reasons:
-            kept.append(Kept(record, one, mask(one.output), reasons))
+            named = replace(one, release=one.release and mask(one.release))
+            kept.append(Kept(record, named, mask(one.output), reasons))
     return kept, counts
 
 
@@ -95,7 +96,7 @@ def record_of_request(one: Served, task: Task, mask: Any) -> Record:
     """What was asked, without the task's own instruction and without personal data."""
     instructions = {**{text: tag for tag, text in task.instructions.items()}, task.instruction: None}
     *context, last = one.messages
-    tag = one.task
+    tag = one.task and mask(one.task)
     if context and context[0].role == "system" and context[0].content in instructions:
         tag = instructions[context.pop(0).content]
     context = [type(last)(message.role, mask(message.content)) for message in context]

@@ -278,7 +278,7 @@ def test_the_new_comes_before_the_known_and_the_unsure_before_the_sure(project: 
 SECRETS = ["jane.doe@example.com", "4111 1111 1111 1111", "DE89 3704 0044 0532 0130 00", "(212) 555-0187"]
 
 
-@given(st.lists(st.sampled_from(SECRETS), min_size=1, max_size=3), st.sampled_from(["prompt", "answer", "correction"]))
+@given(st.lists(st.sampled_from(SECRETS), min_size=1, max_size=3), st.sampled_from(["prompt", "answer", "correction", "model", "task"]))
 def test_no_personal_data_reaches_the_inbox(secrets: list[str], place: str) -> None:
     import tempfile
 
@@ -290,7 +290,7 @@ def test_no_personal_data_reaches_the_inbox(secrets: list[str], place: str) -> N
         write_records(paths.HOLDOUT, [row("Send me the invoice of order seven, it never came", 2)])
         said = f"Mine: {', '.join(secrets)}."
         texts = {"prompt": "Where is my lamp", "answer": BAD, "correction": GOOD} | {place: said}
-        line = asked(texts["prompt"], texts["answer"], correction=texts["correction"])
+        line = asked(texts.pop("prompt"), texts.pop("answer"), **texts)
         printed, rows = run(Path(folder), line)
         written = Path("data/inbox/week.jsonl").read_text()
         assert len(rows) == 1
