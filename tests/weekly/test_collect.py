@@ -278,7 +278,10 @@ def test_the_new_comes_before_the_known_and_the_unsure_before_the_sure(project: 
 SECRETS = ["jane.doe@example.com", "4111 1111 1111 1111", "DE89 3704 0044 0532 0130 00", "(212) 555-0187"]
 
 
-@given(st.lists(st.sampled_from(SECRETS), min_size=1, max_size=3), st.sampled_from(["prompt", "answer", "correction", "model", "task"]))
+@given(
+    st.lists(st.sampled_from(SECRETS), min_size=1, max_size=3),
+    st.sampled_from(["prompt", "answer", "correction", "release", "task"]),
+)
 def test_no_personal_data_reaches_the_inbox(secrets: list[str], place: str) -> None:
     import tempfile
 
@@ -291,6 +294,7 @@ def test_no_personal_data_reaches_the_inbox(secrets: list[str], place: str) -> N
         said = f"Mine: {', '.join(secrets)}."
         texts = {"prompt": "Where is my lamp", "answer": BAD, "correction": GOOD} | {place: said}
         line = asked(texts.pop("prompt"), texts.pop("answer"), **texts)
+        line["request"]["messages"].pop(0)  # a known instruction would say the task, whatever the line says
         printed, rows = run(Path(folder), line)
         written = Path("data/inbox/week.jsonl").read_text()
         assert len(rows) == 1
