@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gto.constants import semver
 
 from stages.core import paths
 from stages.core.errors import UserError
@@ -87,7 +88,10 @@ def _failures(served: Iterable[Served], params: Params, lowest: float) -> tuple[
         counts.update(reason.partition(":")[0] for reason in reasons)
         counts["kept" if reasons else "sound"] += 1
         if reasons:
-            named = replace(one, release=one.release and mask(one.release))
+            ours = re.fullmatch(
+                rf"[a-z][\w-]*@v{semver}", one.release or "", re.ASCII
+            )  # like an address
+            named = one if ours else replace(one, release=one.release and mask(one.release))
             kept.append(Kept(record, named, mask(one.output), reasons))
     return kept, counts
 
@@ -96,7 +100,7 @@ def record_of_request(one: Served, task: Task, mask: Any) -> Record:
     """What was asked, without the task's own instruction and without personal data."""
     instructions = {**{text: tag for tag, text in task.instructions.items()}, task.instruction: None}
     *context, last = one.messages
-    tag = one.task and mask(one.task)
+    tag = one.task if one.task in {*task.tags, *task.instructions} else one.task and mask(one.task)
     if context and context[0].role == "system" and context[0].content in instructions:
         tag = instructions[context.pop(0).content]
     context = [type(last)(message.role, mask(message.content)) for message in context]

@@ -301,6 +301,12 @@ def test_no_personal_data_reaches_the_inbox(secrets: list[str], place: str) -> N
         assert not [secret for secret in secrets if secret in written + printed]
 
 
+@pytest.mark.parametrize("release", ["tickets@v1.0.0", "support-tickets@v1.0.0-rc.beta", "tickets@v12.0.3-rc1"])
+def test_the_name_of_a_release_is_kept_whatever_it_looks_like(project: Path, release: str) -> None:
+    _, (row,) = run(project, asked("Where is my lamp", BAD, release=release))
+    assert release in json.dumps(row)
+
+
 def test_half_a_character_or_a_number_beyond_all_costs_its_own_line_at_most(project: Path) -> None:
     half = asked("Where is the parcel with \ud83d today"), asked("What of the yellow chairs", "\ude00")
     sound = asked("Refund my hat of last week", BAD)
