@@ -88,9 +88,7 @@ def _failures(served: Iterable[Served], params: Params, lowest: float) -> tuple[
         counts.update(reason.partition(":")[0] for reason in reasons)
         counts["kept" if reasons else "sound"] += 1
         if reasons:
-            ours = re.fullmatch(
-                rf"[a-z][\w-]*@v{semver}", one.release or "", re.ASCII
-            )  # like an address
+            ours = re.fullmatch(rf"[a-z][\w-]*@v{semver}", one.release or "", re.ASCII)  # like an address
             named = one if ours else replace(one, release=one.release and mask(one.release))
             kept.append(Kept(record, named, mask(one.output), reasons))
     return kept, counts
