@@ -80,6 +80,7 @@ COUNTED: Mapping[str, Meanings] = {
     "augment": {
         "rows.KEY": "records in and out, and those with a JSON completion",
         "added.KIND": "records added, by kind",
+        "left_out.KIND.REASON": "records made, but not added: split would have quarantined them",
         "tasks.TASK": "records by task",
     },
     "checks": {

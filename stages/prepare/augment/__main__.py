@@ -2,15 +2,15 @@
 
 import gc
 from collections import Counter
-from collections.abc import Container, Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from stages.core import paths
 from stages.core.errors import UserError, run
 from stages.core.files import write_json
 from stages.core.run_notes import measured
+from stages.near_duplicates.nearness import made_leaks
 from stages.near_duplicates.pairs import cross_pairs
-from stages.near_duplicates.rule import Pair
 from stages.params.loader import load_params
 from stages.prepare.augment.added_rows import (
     balance_tasks,
@@ -26,12 +26,11 @@ from stages.records.canaries import make_canaries
 from stages.records.prompt import compared, read_texts, refuse_overlap
 from stages.records.record import REPLAY, Record, rank, read_records, read_rows, write_records
 from stages.text.json_schema import Tasks
-from stages.text.normal_form import prompt_hash
 from stages.text.strict_json import is_structured
 
 
 def main() -> None:
-    params = load_params("augment", "clean", "dedup.threshold", "seed", "task")
+    params = load_params("augment", "clean", "dedup.threshold", "seed", "split", "task")
     settings, seed, threshold = params.augment, params.seed, params.dedup.threshold
     rows = read_records(paths.SPLIT_TRAIN)
     if not rows:
@@ -57,13 +56,16 @@ def main() -> None:
         else []
     )
     # These texts are new, so dedup's near pairs do not have them: the one search of this stage.
-    near = near_held([*swapped, *malformed, *replay, *paraphrased], held, threshold, locked)
-    refuse_leaks(replay, near, settings.replay_file)
-    swapped, malformed = ([row for row in made if compared(row) not in near] for made in (swapped, malformed))
+    made = [*swapped, *malformed, *replay, *paraphrased]
+    leaks = made_leaks(made, rows + held, held, locked, threshold, params.split.pair_threshold)
+    refuse_leaks(replay, leaks, settings.replay_file)
+    kinds = {"value_swapped": swapped, "malformed": malformed}
+    near = {kind: Counter(leaks[row.id][0] for row in made if row.id in leaks) for kind, made in kinds.items()}
+    swapped, malformed = ([row for row in made if row.id not in leaks] for made in kinds.values())
 
     if said:
         train = sorted({compared(row) for row in [*rows, *swapped, *malformed, *replay]})
-        apart = [row for row in paraphrased if compared(row) not in near]
+        apart = [row for row in paraphrased if row.id not in leaks]
         left_out["near the hold-out or validation"] += len(paraphrased) - len(apart)
         close = {pair.left for pair in cross_pairs(list(map(compared, apart)), train, threshold)}
         left_out["near a training row"] += len(close)
@@ -95,30 +97,22 @@ def main() -> None:
     metrics = {
         "rows": {"in": len(rows), "out": len(out), "structured": with_json},
         "added": {kind: len(made) for kind, made in added.items()},
+        **({"left_out": {kind: dict(sorted(near[kind].items())) for kind in near}} if any(near.values()) else {}),
     }
     write_json(paths.AUGMENT_METRICS, {**metrics, **_tasks(rows, out), **({"paraphrases": said} if said else {})})
     words = ", ".join(f"{len(made)} {kind}" for kind, made in added.items())
     print(f"{len(rows)} rows in; added {words}; {len(out)} rows out, {with_json} with a JSON completion")
+    for kind, reasons in near.items():
+        if reasons:
+            print(f"{reasons.total()} rows {kind} left out, for a split would keep them from the hold-out: {reasons}")
 
 
-def near_held(
-    made: Iterable[Record], held: Iterable[Record], threshold: int, locked: Container[str]
-) -> dict[str, Pair]:
-    """The normalised prompts of `made` that are near one of `held`, each with its nearest pair, or `locked` by hash."""
-    texts, held_texts = (list(dict.fromkeys(map(compared, some))) for some in (made, held))
-    near = {text: Pair(place, 0, 0, 2 * len(text)) for place, text in enumerate(texts) if prompt_hash(text) in locked}
-    for pair in sorted(cross_pairs(texts, held_texts, threshold), key=lambda pair: -pair.score):
-        near.setdefault(texts[pair.left], pair)
-    return near
-
-
-def refuse_leaks(replay: Iterable[Record], near: dict[str, Pair], file: str) -> None:
-    """Raises UserError when a replay row asks what the hold-out or validation asks, or nearly that."""
+def refuse_leaks(replay: Iterable[Record], leaks: Mapping[str, tuple[str, str]], file: str) -> None:
+    """Raises UserError when a replay row is what a split would keep from the hold-out or validation."""
     for row in replay:
-        if pair := near.get(compared(row)):
+        if row.id in leaks:
             line = row.origin.rpartition(":")[2]
-            alike = "is" if pair.distance == 0 else f"is {pair.score:.2f} % like one"
-            raise UserError(f"{file}, line {line}: the prompt {alike} in the hold-out or validation; remove the line")
+            raise UserError(f"{file}, line {line}: {leaks[row.id][1]} in the hold-out or validation; remove the line")
 
 
 def _tasks(rows: list[Record], out: list[Record]) -> dict[str, dict[str, dict[str, int]]]:

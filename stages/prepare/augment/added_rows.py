@@ -137,15 +137,14 @@ def malformed_rows(
     made = []
     for row in chosen:
         prompt = break_prompt(row, taken, seed)
-        taken.add(normalise(prompt))
-        made.append(
-            make_record(prompt, completion, None, MALFORMED_SOURCE, row.origin, task=row.task, context=row.context)
-        )
+        new = make_record(prompt, completion, None, MALFORMED_SOURCE, row.origin, task=row.task, context=row.context)
+        taken.add(compared(new))
+        made.append(new)
     return made
 
 
 def break_prompt(row: Record, taken: set[str], seed: int) -> str:
-    """Break a row's prompt in a seeded way, beyond reading and into none of the prompts `taken`."""
+    """Break a row's prompt in a seeded way, beyond reading and, with all before it, into none that is `taken`."""
     original = normalise(row.prompt)
     start, end = find_object(row.prompt)
     for attempt in itertools.count():
@@ -158,8 +157,7 @@ def break_prompt(row: Record, taken: set[str], seed: int) -> str:
         else:
             broken = random.choice(_TEXT_WAYS)(row.prompt, random)
             unreadable = fuzz.ratio(normalise(broken), original) < _LESS_ALIKE_THAN
-        text = normalise(broken)
-        if text and text not in taken and unreadable:
+        if normalise(broken) and unreadable and compared(replace(row, prompt=broken)) not in taken:
             return broken
     raise RuntimeError("keys struck at random never run out")
 

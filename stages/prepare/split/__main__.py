@@ -8,10 +8,10 @@ from typing import Any
 from stages.core import paths
 from stages.core.errors import names, run
 from stages.core.files import atomic, write_json
+from stages.near_duplicates.nearness import distances, find_nearness
 from stages.params.loader import load_params
 from stages.params.prepare import Holdout
 from stages.prepare.split.lock import Drawn, Lock, WholeSource, check_holdout, read_lock
-from stages.prepare.split.nearness import distances, find_nearness
 from stages.prepare.split.partition import Partition, partition, restore_locked, summarise
 from stages.records.prompt import read_near_pairs, refuse_overlap
 from stages.records.record import Dropped, Record, read_dropped, read_records, write_dropped, write_records, write_rows
@@ -27,8 +27,7 @@ def main() -> None:
     nearness = find_nearness(records, near_prompts, params.split.pair_threshold)
     parts = partition(records, lock, nearness, params.split, params.seed)
     check_holdout(path, lock, parts.holdout)
-    locked = {row.prompt_sha256: row.id for row in lock.rows}
-    refuse_overlap("training or validation", parts.train + parts.validation, locked)
+    refuse_overlap("training or validation", parts.train + parts.validation, lock.prompts())
     metrics = summarise(len(records), parts, len(restored), lock)
     rows_in, *rows_out = metrics["rows"].values()
     if rows_in != sum(rows_out):

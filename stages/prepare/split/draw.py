@@ -10,6 +10,7 @@ from pathlib import Path
 from stages.core import paths
 from stages.core.errors import UserError, names
 from stages.core.files import file_digest, read_json
+from stages.near_duplicates.nearness import Nearness, find_nearness, near_groups, quarantine
 from stages.params.loader import Params, load_params
 from stages.prepare.split.lock import (
     Added,
@@ -22,7 +23,6 @@ from stages.prepare.split.lock import (
     with_slice,
     write_lock,
 )
-from stages.prepare.split.nearness import Nearness, find_nearness, near_groups, quarantine
 from stages.prepare.split.partition import Label, Stratum, label_name, restore_locked, stratified_draw
 from stages.records.prompt import read_near_pairs
 from stages.records.record import Dropped, Record, read_dropped, read_records
@@ -62,7 +62,7 @@ def _slice(records: list[Record], lock: Lock, params: Params, source: str) -> tu
     locked = {row.id for row in lock.rows}
     data = records + restore_locked(records, read_dropped(paths.DUPLICATES), locked)
     holdout = [row for row in data if row.id in locked]
-    free, near = quarantine(_of_source(records, source, locked), holdout, lock, _nearness(data, params))
+    free, near = quarantine(_of_source(records, source, locked), holdout, lock.prompts(), _nearness(data, params))
     drawn, how, lines = _share(free, params)
     if near:
         lines.append(f"{len(near)} rows of the source are near a locked row; they are neither drawn nor trained on")

@@ -79,6 +79,10 @@ class Lock(_Strict):
     normaliser_version: int
     rows: Annotated[list[LockedRow], Field(min_length=1)]
 
+    def prompts(self) -> dict[str, str]:
+        """The ids by the hashes of the prompts; of one prompt the first id."""
+        return {row.prompt_sha256: row.id for row in reversed(self.rows)}
+
 
 def make_lock(records: list[Record], drawn: Drawn | WholeSource) -> Lock:
     rows = [LockedRow(id=row.id, label=row.label, prompt_sha256=prompt_hash(asked(row))) for row in records]

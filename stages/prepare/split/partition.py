@@ -11,9 +11,9 @@ from fractions import Fraction
 from typing import Any
 
 from stages.core.errors import UserError
+from stages.near_duplicates.nearness import Nearness, near_groups, quarantine
 from stages.params.prepare import Split
 from stages.prepare.split.lock import Lock
-from stages.prepare.split.nearness import Nearness, near_groups, quarantine
 from stages.records.prompt import asked, compared
 from stages.records.record import Dropped, Record, copy_rank, rank
 from stages.text.normal_form import normalise
@@ -156,7 +156,8 @@ def partition(records: Iterable[Record], lock: Lock, nearness: Nearness, setting
     locked = {row.id for row in lock.rows}
     ordered = sorted(records, key=lambda record: record.id)
     holdout = [record for record in ordered if record.id in locked]
-    free, quarantined = quarantine([record for record in ordered if record.id not in locked], holdout, lock, nearness)
+    others = [record for record in ordered if record.id not in locked]
+    free, quarantined = quarantine(others, holdout, lock.prompts(), nearness)
     share = Fraction(str(settings.validation_share))
     validation, strata = stratified_draw(near_groups(free, nearness), share, seed, "validation")
     taken = {record.id for record in validation}

@@ -236,4 +236,30 @@ def test_swapped_rows_keep_away_from_the_held_ones() -> None:
     )
     metrics = read_json(paths.AUGMENT_METRICS)
     assert metrics["added"]["value_swapped"] == len(swapped)
+    assert metrics["left_out"] == {"malformed": {}, "value_swapped": {"near_prompt": 36 - len(swapped)}}
     assert metrics["rows"]["out"] == 12 + len(swapped)
+
+
+def test_made_rows_keep_away_from_the_held_ones_by_all_the_rules_of_the_split() -> None:
+    def weather(city: str, words: str, line: int) -> Record:
+        return make_record(f"{words} {city}", json.dumps({"city": city}), "x", "raw", f"raw.jsonl:{line}")
+
+    letter = "The ferry to the northern islands left at seven"
+    words = [
+        "Weather, please, for the whole of this long week in",
+        "Should I take an umbrella tomorrow to",
+        "Is it cold",
+    ]
+    write_records(paths.SPLIT_TRAIN, [weather(f"Town{n}", words[n % 3], n) for n in range(9)])
+    pair = weather("Town1", words[0].replace("the whole of", "all"), 50)  # near Town1 in words[0] at 80 alone
+    text = make_record(f"{letter}\nHow late was it?", "{}", "x", "raw", "raw.jsonl:51")
+    hold_out(pair, text)
+    REPLAY.write_text(json.dumps({"prompt": "A new question", "completion": "yes"}) + "\n")
+    write_params(value_swapped_per_row=2, malformed_every=None, replay_share=0.1, structured_share=0.0)
+    main()
+    answers = [(row.prompt, row.completion) for row in by_source()["augment:value_swap"]]
+    assert (f"{words[0]} Town1", pair.completion) not in answers
+    assert read_json(paths.AUGMENT_METRICS)["left_out"]["value_swapped"] == {"near_pair": 1}
+    REPLAY.write_text(json.dumps({"prompt": f"Translate into French:\n{letter}", "completion": "Le ferry"}) + "\n")
+    with pytest.raises(UserError, match=r"line 1: a line of the prompt, which few rows have, is in the hold-out"):
+        main()

@@ -1,5 +1,6 @@
 import json
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -8,7 +9,8 @@ from rapidfuzz import fuzz
 from rapidfuzz.distance import Indel
 
 from stages.prepare.augment.added_rows import break_prompt, find_object, malformed_rows
-from stages.records.record import Record, make_record
+from stages.records.prompt import compared
+from stages.records.record import Message, Record, make_record
 from stages.text.normal_form import normalise
 from stages.text.strict_json import BrokenContract, parse_json
 
@@ -34,6 +36,17 @@ def test_a_broken_prompt_is_unlike_its_origin_and_no_known_prompt(prompt: str, s
     for broken in (first, second):
         assert normalise(broken)
         assert fuzz.ratio(normalise(broken), normalise(prompt)) < 60
+
+
+def test_what_comes_before_a_prompt_counts_where_broken_prompts_are_compared() -> None:
+    talk = (Message("user", "Hi"), Message("assistant", "What is wrong?"))
+    with_context = replace(row("My lamp is dark and the switch is loose"), context=talk)
+    first = break_prompt(with_context, set(), 17)
+    assert break_prompt(with_context, {normalise(first)}, 17) == first  # another question, without the turns before
+    known = {compared(replace(with_context, prompt=first))}
+    assert break_prompt(with_context, known, 17) != first
+    (made,) = malformed_rows([with_context], 1, ANSWER, known, 17)
+    assert compared(made) not in known
 
 
 def test_no_broken_prompt_has_a_long_word_of_its_origin() -> None:

@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from stages.core import paths
+from stages.near_duplicates.nearness import Nearness, find_nearness
 from stages.near_duplicates.pairs import near_pairs
 from stages.near_duplicates.rule import same_questions
 from stages.prepare.dedup.duplicates import agreement, drop_exact, drop_near, with_kept_witness
-from stages.prepare.split.nearness import Nearness, find_nearness
 from stages.records.prompt import NearPairs, by_question, compared, digest, write_near_pairs
 from stages.records.record import Dropped, Record
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from rapidfuzz import fuzz
 
 from stages.core.errors import Refusal, UserError
+from stages.near_duplicates.nearness import SHARED_BY, distances, find_nearness, made_leaks, quarantine
 from stages.params.prepare import Split
 from stages.prepare.split.draw import draw_holdout
 from stages.prepare.split.lock import Drawn, Lock, make_lock
-from stages.prepare.split.nearness import SHARED_BY, distances, find_nearness
 from stages.prepare.split.partition import Partition, cap_sources, partition, restore_locked, sample_train
 from stages.records.prompt import refuse_overlap
 from stages.records.record import Record, make_record
@@ -192,6 +192,45 @@ def test_a_locked_row_with_a_corrected_answer_leaves_but_still_guards_its_prompt
     parts = split([new, other], lock)
     assert parts.holdout == [other]
     assert [(r.reason, r.witness, r.score) for r in parts.quarantined] == [("same_prompt", old.id, 100.0)]
+
+
+SHARED = "the ferry to the islands left at seven"
+MADE = st.builds(
+    row,
+    st.one_of(PROMPTS, st.builds("{}\n{}".format, st.sampled_from(["Where to?", "How late?"]), st.just(SHARED))),
+    st.sampled_from(["[1]", "[2]", "{}"]),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.lists(MADE | ROW, min_size=4, max_size=25), made=st.lists(MADE, max_size=14), drawn=st.randoms())
+def test_no_choice_of_made_rows_has_one_that_the_split_would_take_out(
+    data: list[Record], made: list[Record], drawn: random.Random
+) -> None:
+    data, known = deduplicated(data)[0], {record.id for record in data}
+    made = list({record.id: record for record in made if record.id not in known}.values())
+    held = drawn.sample(data, len(data) // 3 + 1)
+    lock = make_lock(held, HOW)
+    leaks = made_leaks(made, data, held, lock.prompts(), 90, 80)
+    for chosen in (made, [record for record in made if record.id not in leaks], *([record] for record in made)):
+        every = data + chosen
+        near_all = find_nearness(every, near_prompts(every), 80)
+        _, taken_out = quarantine(chosen, held, lock.prompts(), near_all)
+        assert {dropped.record.id for dropped in taken_out} <= leaks.keys()
+    answers = Counter(completion_key(record.completion) for record in data)
+    for record in made:
+        lines = {line for line in record.prompt.split("\n") if len(line) >= 20}
+        shared = any(line in one.prompt for one in held for line in lines)
+        is_near = any(near(record, one, answers) for one in held)
+        assert (record.id in leaks) <= (is_near or shared)
+
+
+def test_made_rows_do_not_make_a_completion_that_of_a_class() -> None:
+    data = [row("Weather in Lima on this very long day", "{1}"), row("Order a taxi to the station", "{2}")]
+    made = [row(f"{data[0].prompt}{'!' * n}", "{1}") for n in range(9, 19)]
+    assert len(made) == SHARED_BY  # with the held row they are more
+    leaks = made_leaks(made, data, data[:1], {}, 90, 80)
+    assert {leaks[record.id][0] for record in made} == {"near_pair"}
 
 
 def test_an_exact_tie_at_the_threshold_is_quarantined() -> None:

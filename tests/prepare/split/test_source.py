@@ -15,12 +15,12 @@ from rapidfuzz import fuzz
 from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.files import write_json
+from stages.near_duplicates.nearness import SHARED_BY, find_nearness
 from stages.params.loader import check_params, read_params
 from stages.params.prepare import Split
 from stages.prepare.split import __main__ as stage
 from stages.prepare.split.draw import _slice, draw, take_source
 from stages.prepare.split.lock import WholeSource, make_lock, read_lock
-from stages.prepare.split.nearness import SHARED_BY, find_nearness
 from stages.prepare.split.partition import partition, restore_locked
 from stages.records.record import Record, make_record, read_records, read_rows, write_dropped, write_records
 from stages.text.normal_form import normalise

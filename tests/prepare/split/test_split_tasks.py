@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rapidfuzz import fuzz
 
+from stages.near_duplicates.nearness import find_nearness, near_groups
 from stages.params.prepare import Split
 from stages.prepare.split.draw import draw_holdout
 from stages.prepare.split.lock import Drawn, make_lock
-from stages.prepare.split.nearness import find_nearness, near_groups
 from stages.prepare.split.partition import partition, restore_locked
 from stages.records.record import Message, Record, make_record
 from stages.text.normal_form import normalise

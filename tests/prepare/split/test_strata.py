@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rapidfuzz import fuzz
 
+from stages.near_duplicates.nearness import SHARED_BY, near_groups
 from stages.prepare.split.draw import draw_holdout, strata_table
-from stages.prepare.split.nearness import SHARED_BY, near_groups
 from stages.prepare.split.partition import quotas, take_groups
 from stages.records.record import Record, make_record
 from stages.text.normal_form import normalise

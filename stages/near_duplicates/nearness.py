@@ -8,17 +8,16 @@ The same text: a line that few rows have, at most `SHARED_BY`, and that is not s
 the question or instruction beside it is another. Of several such lines the longest for its number of rows counts.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations
 from typing import Any, TypeVar
 
-from stages.near_duplicates.pairs import nearest
+from stages.near_duplicates.pairs import cross_pairs, nearest
 from stages.near_duplicates.rule import is_near, ratio
-from stages.prepare.split.lock import Lock
 from stages.records.prompt import NearPairs, among, compared, components, digest, lines
-from stages.records.record import Dropped, Record
+from stages.records.record import Dropped, Record, grouped
 from stages.text.strict_json import completion_key
 
 Key = TypeVar("Key", bound=Hashable)
@@ -61,12 +60,16 @@ def _rarely_shared(records: Iterable[Record], texts: Callable[[Record], Iterable
 
 def _shared_texts(records: Sequence[Record]) -> dict[str, str]:
     """By id the line that tells what a row is about, where other rows have it: the longest for so many rows."""
-    few = _rarely_shared(records, lambda row: [line for line in lines([row]) if len(line) >= _SHORT])
+    few = _rarely_shared(records, _long_lines)
     shared: dict[str, str] = {}
     for row in chain.from_iterable(few.values()):
         known = [(len(line) / len(few[name]), line) for line in lines([row]) if (name := digest(line)) in few]
         shared[row.id] = max(known)[1]
     return shared
+
+
+def _long_lines(row: Record) -> list[str]:
+    return [line for line in lines([row]) if len(line) >= _SHORT]
 
 
 def near_groups(records: Iterable[Record], nearness: Nearness) -> list[list[Record]]:
@@ -90,14 +93,14 @@ def _links(records: Iterable[Record], nearness: Nearness) -> list[tuple[Record, 
 
 
 def quarantine(
-    records: Sequence[Record], holdout: Sequence[Record], lock: Lock, nearness: Nearness
+    records: Sequence[Record], holdout: Sequence[Record], locked: Mapping[str, str], nearness: Nearness
 ) -> tuple[list[Record], list[Dropped]]:
     """The records that leave the hold-out unknown, and those that match or nearly match a locked row.
 
-    A locked row that is no longer in the data still catches the same prompt, by its hash; near rows need its
-    text and are found for the locked rows in `holdout` alone. Of several witnesses the nearest is named.
+    A locked row that is no longer in the data still catches the same prompt, by its hash, for which `locked` has its
+    id; near rows need its text and are found for the locked rows in `holdout` alone. Of several witnesses the nearest
+    is named.
     """
-    locked = {bytes.fromhex(row.prompt_sha256): row.id for row in reversed(lock.rows)}
     held = {digest(compared(row)): row.id for row in sorted(holdout, key=lambda row: row.id, reverse=True)}
     by_words = _near(nearness.prompts, held)
     by_answer = _near(nearness.pairs, {row.id: row.id for row in holdout})
@@ -105,7 +108,7 @@ def quarantine(
     free, rejected = [], []
     for record in records:
         name = digest(compared(record))
-        if witness := locked.get(name):
+        if witness := locked.get(name.hex()):
             rejected.append(Dropped("same_prompt", "the prompt is that of a locked row", witness, 100.0, record))
         elif name in by_words:
             score, witness = min(by_words[name])
@@ -121,6 +124,47 @@ def quarantine(
         else:
             free.append(record)
     return free, rejected
+
+
+def made_leaks(
+    made: Sequence[Record],
+    data: Sequence[Record],
+    held: Sequence[Record],
+    locked: Container[str],
+    threshold: int,
+    pair_threshold: int,
+) -> dict[str, tuple[str, str]]:
+    """By id the rows made of the data that a split would keep from training, each with the reason and how it is one.
+
+    Whichever of them stood in the data: those count here as they are, so that no number of made rows turns a rare
+    completion into the answer of a class, and any rare line that a row shares with a held one is what both are about.
+    `held` are rows of `data`, `locked` has hashes of prompts.
+    """
+    texts, held_texts = (list(dict.fromkeys(map(compared, some))) for some in (made, held))
+    near: dict[str, float] = {}
+    for pair in cross_pairs(texts, held_texts, threshold):
+        near[texts[pair.left]] = max(pair.score, near.get(texts[pair.left], 0))
+
+    def rarely_shared(texts_of: Callable[[Record], Iterable[str]]) -> dict[str, list[Record]]:
+        ours = {text for row in made for text in texts_of(row)}
+        of_held = grouped(((text, row) for row in held for text in texts_of(row) if text in ours), lambda one: one[0])
+        counts = Counter(text for row in data if of_held for text in texts_of(row) if text in of_held)
+        return {text: [row for _, row in of_held[text]] for text in of_held if counts[text] <= SHARED_BY}
+
+    answers, same_texts = rarely_shared(lambda row: [completion_key(row.completion)]), rarely_shared(_long_lines)
+    found = {}
+    for row in made:
+        text, alike = compared(row), answers.get(completion_key(row.completion), [])
+        scores = [ratio(text, other) for other in map(compared, alike) if is_near(text, other, pair_threshold)]
+        if digest(text).hex() in locked or near.get(text) == 100:
+            found[row.id] = "same_prompt", "the prompt is"
+        elif text in near:
+            found[row.id] = "near_prompt", f"the prompt is {near[text]:.2f} % like one"
+        elif any(line in same_texts for line in _long_lines(row)):
+            found[row.id] = "same_text", "a line of the prompt, which few rows have, is"
+        elif scores:
+            found[row.id] = "near_pair", f"the completion is, with a prompt {max(scores):.2f} % like this one,"
+    return found
 
 
 def _near(pairs: Iterable[tuple[Key, Key, float]], held: Mapping[Key, str]) -> dict[Key, list[tuple[float, str]]]:
