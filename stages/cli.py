@@ -15,9 +15,8 @@ from stages.core.errors import UserError, run
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one subcommand; exit code 0, 1 when it refuses, 2 for bad input."""
-    options = parser().parse_args(arguments)
     try:
-        run(lambda: _in_root(options))
+        run(lambda: _in_root(parser().parse_args(arguments)))
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -26,7 +26,7 @@ def trace(options: Options, root: Path, start: Path) -> None:
     from stages.ship.release.trace import show, trace
 
     trail = trace(root, options.name, start)
-    print(json.dumps(trail, indent=2, ensure_ascii=False, default=str) if options.json else show(trail), flush=True)
+    print(json.dumps(trail, indent=2, default=str) if options.json else show(trail), flush=True)
     if broken := trail["file"]["trail"]["broken"]:
         raise Refusal(f"the trail of {trail['file']['path']} is broken in {len(broken)} place{'s' * (len(broken) > 1)}")
 
@@ -277,7 +277,7 @@ def why(options: Options, root: Path, start: Path) -> None:
         free_inbox(options.to)  # before minutes of work
     found = why(options.name, params, options.rows, options.prompt, options.task)
     written = write_inbox(found, options.to) if options.to else ""
-    print(json.dumps(found, indent=2, ensure_ascii=False) if options.json else as_text(found))
+    print(json.dumps(found, indent=2) if options.json else as_text(found))
     print(written, end="\n" if written else "", file=sys.stderr if options.json else sys.stdout)
 
 

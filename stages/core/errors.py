@@ -1,4 +1,4 @@
-"""Errors that a user can mend, and the one way in which every command ends on them.
+"""Errors that a user can mend, and the one way in which every command speaks and ends on them.
 
 Every stage imports this module before any library, so it also says what other libraries may print: nothing.
 """
@@ -9,6 +9,8 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable
 from types import TracebackType
+from typing import Any, TextIO
+from unicodedata import category
 
 EXIT_REFUSED = 1
 EXIT_BAD_INPUT = 2
@@ -16,6 +18,7 @@ _NAMES_SHOWN = 5
 
 # The stages show progress of their own. Set before a library is imported, for that is when they read it.
 os.environ.setdefault("TQDM_DISABLE", "1")
+os.environ.setdefault("PYTHON_COLORS", "0")  # tracebacks from Python 3.13 on, and help from 3.14 on
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 # No stage compiles, but bitsandbytes calls torch.compile while it is imported, which loads the compiler: seconds.
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
@@ -35,11 +38,38 @@ class Refusal(UserError):
     exit_code = EXIT_REFUSED
 
 
+def visible(text: str, ours: str = "\n\t") -> str:
+    """Controls, marks of text direction and other invisible characters by their code points, except `ours`."""
+    return "".join(
+        f"⟨U+{ord(char):04X}⟩" if category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp") and char not in ours else char
+        for char in text
+    )
+
+
+class _Shown:
+    """A stream to people: what others wrote, in rows, logs, names or paths, is shown on it and steers no terminal."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(visible(text, "\n\t\u2060"))  # the joiner is that of stages.text.markdown
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def run(main: Callable[[], None]) -> None:
     """Call `main`; end a `UserError`, a full disk or an interruption with a sentence and an exit code, no traceback.
 
-    What a stage reads is held against the trail, before and after (`stages.core.dependencies`).
+    All that it prints is `_Shown`. What a stage reads is held against the trail, before and after
+    (`stages.core.dependencies`).
     """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream and not isinstance(stream, _Shown):  # it stays for the traceback of a fault
+            setattr(sys, name, _Shown(stream))
     try:
         from stages.core.dependencies import held
 

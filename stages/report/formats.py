@@ -8,7 +8,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from stages.text.markdown import markdown_code, markdown_text, visible
+from stages.core.errors import visible
+from stages.text.markdown import markdown_code, markdown_text
 
 _EXCERPT = 700
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import pandas as pd
 
+from stages.core.errors import visible
 from stages.report.formats import between, number, percent
 from stages.report.tables import look_up, main_metric, table_page, table_text
 from stages.scoring.catalogue import is_interval
-from stages.text.markdown import visible
 
 _SHOWN = 10  # digits of a hash
 

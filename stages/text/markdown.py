@@ -1,18 +1,11 @@
 """Text that others wrote, on a page of Markdown: all of it is shown, and nothing in it is read as markup."""
 
 import re
-from unicodedata import category
+
+from stages.core.errors import visible
 
 _JOINER = "\u2060"
 _SPAN = 80  # characters of a text in a cell
-
-
-def visible(text: str) -> str:
-    """Controls, marks of text direction and other invisible characters by their code points."""
-    return "".join(
-        f"⟨U+{ord(char):04X}⟩" if category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp") and char not in "\n\t" else char
-        for char in text
-    )
 
 
 def markdown_code(text: str) -> str:

@@ -34,7 +34,6 @@ from stages.records.prompt import asked
 from stages.records.record import Record, make_record, read_records, record_row, write_rows
 from stages.scoring.rows import score_row
 from stages.text.json_schema import Tasks
-from stages.text.markdown import visible
 from stages.text.strict_json import completion_key
 
 WIDTH = 8192  # numbers that are kept of a row's gradient
@@ -187,7 +186,7 @@ def as_text(found: dict[str, Any]) -> str:
 
 
 def _short(text: str) -> str:
-    line = visible(" ".join(text.split()))
+    line = " ".join(text.split())
     return line if len(line) <= _EXCERPT else line[: _EXCERPT - 1] + "…"
 
 

@@ -1,10 +1,15 @@
-"""How a command ends that cannot go on."""
+"""What a command says, and how one ends that cannot go on."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from stages.core.errors import visible
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,3 +33,32 @@ def test_a_fault_of_the_program_keeps_its_traceback() -> None:
     assert done.returncode == 1
     assert "Traceback" in done.stderr
     assert "No module named 'stages.core.no_such_module'" in done.stderr
+
+
+@given(st.text())
+@example("one\u2028two")
+def test_invisible_characters_are_made_visible(text: str) -> None:
+    assert not re.search(
+        "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2028\u2029\u2066-\u2069\ufeff]", visible(text)
+    )
+
+
+def test_what_others_wrote_steers_no_terminal() -> None:
+    program = """
+import sys
+from stages.core.errors import UserError, run
+def main():
+    print("one\\ttwo\\n\\x1b[2Jthree\\r", "\\u202efour\\udc80", "\\u2060five")
+    print("\\x9b1m", file=sys.stderr, flush=True)
+    if len(sys.argv) > 1:
+        raise ValueError("\\x1b]0;title\\x07")
+    raise UserError("\\x1b[1A\\rno")
+run(main)
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
+    assert done.stdout.decode() == "one\ttwo\n⟨U+001B⟩[2Jthree⟨U+000D⟩ ⟨U+202E⟩four⟨U+DC80⟩ \u2060five\n"
+    assert (done.returncode, done.stderr.decode()) == (2, "⟨U+009B⟩1m\nerror: ⟨U+001B⟩[1A⟨U+000D⟩no\n")
+    fault = subprocess.run([*command, "fault"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert fault.returncode == 1
+    assert fault.stderr.endswith("ValueError: ⟨U+001B⟩]0;title⟨U+0007⟩\n")

@@ -6,10 +6,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from page_check import Page
 
+from stages.core.errors import visible
 from stages.report.charts import BOTTOM, LEFT, RIGHT, TOP, WIDTH, interval_chart, loss_chart
 from stages.report.formats import environment
 from stages.report.tables import main_metric
-from stages.text.markdown import visible
 
 finite = st.floats(-50, 1e6, allow_nan=False)
 curves = st.lists(st.tuples(st.integers(0, 10_000).map(float), finite), max_size=20).map(sorted)

@@ -7,15 +7,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from stages.core.errors import visible
 from stages.text import markdown
-
-
-@given(st.text())
-@example("one\u2028two")
-def test_invisible_characters_are_made_visible(text: str) -> None:
-    assert not re.search(
-        "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2028\u2029\u2066-\u2069\ufeff]", markdown.visible(text)
-    )
 
 
 @given(st.text(alphabet="`|\\a \n<*", max_size=30))
@@ -79,7 +72,7 @@ def test_a_block_holds_the_text_and_ends(text: str) -> None:
     assert [token.type for token in tokens if token.type != "inline"] == [
         *("paragraph_open", "paragraph_close", "fence", "paragraph_open", "paragraph_close")
     ]
-    assert tokens[3].content == markdown.visible(text).rstrip("\n") + "\n" * (len(text) - len(text.rstrip("\n")) + 1)
+    assert tokens[3].content == visible(text).rstrip("\n") + "\n" * (len(text) - len(text.rstrip("\n")) + 1)
 
 
 @given(_HOSTILE)
