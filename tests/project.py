@@ -81,7 +81,8 @@ def make_project(folder: Path) -> Path:
     for name in _COPIED:
         (repository / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, repository / name)
-    shutil.copytree(ROOT / "stages", repository / "stages", ignore=shutil.ignore_patterns("__pycache__"))
+    # With what Python compiled of it, but for what it is writing now.
+    shutil.copytree(ROOT / "stages", repository / "stages", ignore=shutil.ignore_patterns("*.pyc.*"))
     model = save_tiny_model(folder / "tiny-model")
     set_params(
         repository,

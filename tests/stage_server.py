@@ -19,6 +19,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from contextlib import suppress
 from functools import cache
 from multiprocessing.reduction import ForkingPickler
@@ -29,20 +30,34 @@ from filelock import FileLock
 
 HEAVY = [
     "bitsandbytes",
+    "compressed_tensors",
     "configobj",
     "cyclonedx.model.bom",
     "datasets",
+    "dulwich.porcelain",
+    "dvc.cachemgr",
     "dvc.cli.parser",
+    "dvc.data_cloud",
+    "dvc.repo.artifacts",
+    "dvc.repo.datasets",
     "dvc.repo.experiments",
+    "dvc.repo.index",
+    "dvc.repo.plots",
+    "dvc.repo.stage",
     "dvc.scm",
     "dvclive",
+    "fsspec.implementations.memory",
     "gguf",
     "jsonschema",
+    "networkx",
     "numba",
     "pathspec",
     "peft.tuners.lora.bnb",
+    "peft.utils.transformers_weight_conversion",
     "platformdirs",
-    "pydantic",
+    "pydantic.main",
+    "pydantic.plugin._loader",
+    "pyparsing",
     "pytest",  # what some tests prepare a stage with is in their own files
     "rapidfuzz.process",
     "scipy.stats",
@@ -108,6 +123,9 @@ def serve(place: Path) -> None:
 
     for name in HEAVY:
         importlib.import_module(name)
+    sys.modules["transformers.conversion_mapping"].get_checkpoint_conversion_mapping("llama")  # makes the whole table
+    for torn_down in weakref.finalize._registry:  # type: ignore[attr-defined]
+        torn_down.atexit = False  # what the libraries registered: their ends cost more than they are worth
     for name in [name for name in sys.modules if name.partition(".")[0] == "stages"]:
         del sys.modules[name]
     sys.excepthook = sys.__excepthook__
