@@ -140,7 +140,7 @@ def serve(options: Options, root: Path, start: Path) -> None:
         Address(options.host, options.port, _api_key(options), options.log or root / paths.REQUESTS, options.log_text),
         options.canary,
         link,
-        start_adapters(versions, root / paths.BASE, options.context) if versions else None,
+        (lambda: start_adapters(versions, root / paths.BASE, options.context)) if versions else None,
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from stages.core import paths
 from stages.core.errors import Refusal, UserError
@@ -23,6 +23,8 @@ from stages.ship.serve.smoke import smoke, table
 CURRENT = "current"
 _GOLDEN, _LOOK_EVERY = 5, 0.2
 _GONE = f"there is no link {CURRENT} any more"
+
+_T = TypeVar("_T")
 
 Start = Callable[[str], Target]
 
@@ -108,28 +110,45 @@ def serve(
     address: Address,
     canary: str | None,
     link: Path | None,
-    adapters: dict[str, Target] | None = None,
+    adapters: Callable[[], dict[str, Target]] | None = None,
 ) -> None:
     """Answer until Ctrl-C or SIGTERM with the version of this name; where `link` is given, with whatever it names.
 
-    `canary` is VERSION=SHARE%, a version beside it and its share of the requests. `adapters` are served in place of the
-    version, each by its name. Raises UserError when an engine does not come up, or ends; for an address or a canary
-    that cannot be had; Refusal when a version is not to be served.
+    `canary` is VERSION=SHARE%, a version beside it and its share of the requests. `adapters` starts what is served in
+    place of the version, each by its name. Raises UserError when an engine does not come up, or ends; for an address or
+    a canary that cannot be had; Refusal when a version is not to be served; KeyboardInterrupt when stopped before it
+    answers.
     """
     beside, percent = _canary(canary) if canary else ("", 0.0)
-    front = Front(next(iter(adapters.values())) if adapters else start(name), *address[2:])
-    front.adapters = adapters or {}
+    stopped, starting = threading.Event(), list[object]()
+
+    def stop(*_: object) -> None:
+        threading.Thread(target=stopped.set).start()  # in the thread that waits for the event it may wait for ever
+        if starting:
+            starting.clear()  # a second signal does not disturb the ending
+            raise KeyboardInterrupt
+
+    def begun(begin: Callable[[], _T]) -> _T:
+        """Interrupted by a signal: an engine may take minutes to come up."""
+        starting.append(begin)
+        try:
+            return begin()
+        finally:
+            starting.clear()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    served = begun(adapters) if adapters else {}
+    front = Front(next(iter(served.values())) if served else begun(lambda: start(name)), *address[2:])
+    front.adapters, front.follows = served, link is not None
     try:
         if beside:
-            front.canary = start(beside), percent / 100
-        stopped = threading.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):  # only now: before, Ctrl-C ends what is being started
-            signal.signal(number, lambda *_: stopped.set())
-        with front.answering(address.host, address.port) as url:
+            front.canary = begun(lambda: start(beside)), percent / 100
+        with front.answering(address.host, address.port) as url, suppress(KeyboardInterrupt):
             for target in front.targets:
-                called = f", as {target.server.model}" if adapters else ""
+                called = f", as {target.server.model}" if served else ""
                 print(f"{target.version.id} by {target.version.engine} at {url}/v1{called}", flush=True)
-            follow(front, start, name, link, stopped)
+            follow(front, lambda new: begun(lambda: start(new)), name, link, stopped)
     finally:
         for target in front.targets:
             target.close()
@@ -196,8 +215,9 @@ def switch(version: Version, link: Path, url: str | None) -> str:
     Raises UserError when no front answers there; Refusal when the version did not come up: the old one is served on.
     """
     name, server = version.tree.name, Server(f"{url}".rstrip("/").removesuffix("/v1"), version.id, version.engine)
-    if url and "release" not in call(server, "/health"):
-        raise UserError(f"--url {url}: what answers there is no `tunetrail serve`")
+    said = call(server, "/health") if url else None
+    if url and not (isinstance(said, dict) and said.get("follows")):
+        raise UserError(f"--url {url}: what answers there is no `tunetrail serve {CURRENT}`")
     point(link, name)
     if url is None:
         return f"{CURRENT} is {name}; `tunetrail serve {CURRENT}` takes it"

@@ -3,6 +3,8 @@
 import dataclasses
 import http.client
 import json
+import os
+import re
 import subprocess
 import threading
 import time
@@ -21,6 +23,7 @@ from served import Stub, make_version, stubbed
 
 from stages.core.errors import UserError
 from stages.engines.engine_server import CHAT, Server
+from stages.ship.serve.canary_release import judge_canary
 from stages.ship.serve.front import Front, Target, choice_of_stream
 from stages.ship.serve.served_version import Version
 from stages.ship.serve.serving_loop import follow, point, switch
@@ -171,18 +174,91 @@ def test_a_stream_that_breaks_ends_broken_and_who_hangs_up_is_no_failure_of_a_ve
     assert not any("response" in row for row in rows)  # nothing that `tunetrail collect` would take for an answer
 
 
-def test_a_full_disk_stops_the_log_and_no_answer(
-    version: Version, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def get(url: str, path: str) -> Any:
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
+    connection.request("GET", path)
+    said = json.loads(connection.getresponse().read())
+    connection.close()
+    return said
+
+
+def rows_of(log: Path) -> list[Any]:
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def test_a_full_disk_stops_the_log_and_no_answer(version: Version, capfd: pytest.CaptureFixture[str]) -> None:
+    with stubbed(version) as (_, target), Front(target, log=Path("/dev/full")).answering() as url:
+        assert get(url, "/health")["unlogged"] == 0
+        assert [post(url, {"messages": HELLO})[0] for _ in range(3)] == [200] * 3
+        assert get(url, "/health")["unlogged"] == 3
+    said = capfd.readouterr().err
+    assert said.startswith("requests are answered, and not logged: ")
+    assert said.count("No space left on device") == 1
+
+
+def test_a_half_written_line_swallows_no_other_and_a_log_that_was_moved_is_begun_anew(
+    version: Version, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stages.ship.serve.front._LOG_BYTES", 1)
-    with suppress(OSError), Path("/dev/full").open("w", buffering=1) as full, stubbed(version) as (_, target):
-        front = Front(target, log=tmp_path / "log.jsonl")
+    log, moved = tmp_path / "requests.jsonl", tmp_path / "requests.jsonl.1"
+    log.write_text('{"id": "killed')
+    with stubbed(version) as (_, target), Front(target, log=log, log_text=True).answering() as url:
+        post(url, {"messages": HELLO}, X_Request_Id="one")
+        half, one = log.read_text().splitlines()
+        assert (half, json.loads(one)["id"]) == ('{"id": "killed', "one")
+        with log.open("a") as other:
+            other.write('{"id": "of a full disk')  # while it serves
+        post(url, {"messages": HELLO}, X_Request_Id="two")
+        assert json.loads(log.read_text().splitlines()[3])["id"] == "two"
+        log.rename(moved)  # as logrotate does
+        monkeypatch.setattr("stages.ship.serve.front._LOG_BYTES", moved.stat().st_size)
+        for name in ("three", "four"):
+            post(url, {"messages": HELLO}, X_Request_Id=name)
+    assert [row["id"] for row in rows_of(log)] == ["three", "four"]
+    assert log.stat().st_mode & 0o777 == 0o600
+    assert {file.name for file in tmp_path.iterdir()} == {log.name, moved.name}
+
+
+def test_a_log_may_be_a_pipe(version: Version, tmp_path: Path) -> None:
+    """As /dev/stdout is in a container."""
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    with stubbed(version) as (_, target), Front(target, log=tmp_path / "pipe").answering() as url:
+        post(url, {"messages": HELLO}, X_Request_Id="one")
+        assert json.loads(os.read(reader, 10_000))["id"] == "one"
+    os.close(reader)
+
+
+def test_what_is_refused_has_a_line_without_its_text_and_counts_for_no_version(
+    version: Version, tmp_path: Path
+) -> None:
+    log = tmp_path / "requests.jsonl"
+    with stubbed(version) as (_, target):
+        front = Front(target, "the-key", log, True)
         with front.answering() as url:
-            assert post(url, {"messages": HELLO})[0] == 200
-            monkeypatch.setattr(front, "_open", lambda path: full)  # when it turns
-            assert [post(url, {"messages": HELLO})[0] for _ in range(3)] == [200] * 3
-    assert front.note.startswith("requests are answered, and not logged: ")
-    assert capfd.readouterr().err.count("No space left on device") == 1
+            key = {"Authorization": "Bearer the-key"}
+            asked = [post(url, {"messages": "secret words"}, X_Request_Id="mine", **key)[0]]
+            asked += [post(url, {"messages": HELLO})[0], post(url, b" " * (17 << 20), **key)[0]]
+            asked += [post(url, {"messages": HELLO}, "/secret words"[:7], **key)[0]]
+            front.adapters = {"one": target}
+            asked += [post(url, {"messages": HELLO, "model": "two"}, **key)[0]]
+            get(url, "/health")
+    assert asked == [400, 401, 413, 404, 404]
+    rows = rows_of(log)
+    assert [row["status"] for row in rows] == asked
+    assert rows[0]["id"] == "mine"
+    assert all(row.keys() == {"time", "id", "seconds", "status"} for row in rows)
+    with pytest.raises(UserError, match="has no request of a canary"):
+        judge_canary(log, 0.02, 0.95)
+
+
+@pytest.mark.parametrize("log_text", [False, True])
+def test_no_depth_of_a_request_is_a_fault_of_the_server(version: Version, tmp_path: Path, log_text: bool) -> None:
+    depths = [*range(900, 1000, 3), 10_000]
+    with stubbed(version) as (_, target), Front(target, log=tmp_path / "log", log_text=log_text).answering() as url:
+        bodies = [b'{"messages": [{"role": "user", "content": "x", "y": %s%s}]}' % (b"[" * n, b"]" * n) for n in depths]
+        told = [post(url, body)[0] for body in bodies]
+    assert set(told) == {200, 400}
+    assert list(map(int, re.findall('"status": ([0-9]+)', (tmp_path / "log").read_text()))) == told
 
 
 def test_an_engine_that_is_gone_is_a_502_and_no_health(version: Version) -> None:
@@ -283,10 +359,10 @@ def test_a_canary_whose_engine_ends_or_a_switch_without_memory_takes_nobody_s_an
 
 
 def test_a_switch_asks_the_front_first(version: Version, tmp_path: Path) -> None:
-    link = tmp_path / "current"
+    link, other = tmp_path / "current", "no `tunetrail serve current`"
     point(link, "v1")
-    with stubbed(version) as (stub, _):  # well, and no front
-        for url, said in ((f"http://127.0.0.1:{stub.server_port}/v1", "no `tunetrail serve`"), (GONE, "be asked")):
+    with stubbed(version) as (stub, target), Front(target).answering() as fixed:  # both well
+        for url, said in ((f"http://127.0.0.1:{stub.server_port}/v1", other), (fixed, other), (GONE, "be asked")):
             with pytest.raises(UserError, match=said):
                 switch(version, link, url)
     assert link.readlink().name == "v1"

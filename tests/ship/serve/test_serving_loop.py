@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ from test_front import post
 
 from stages.core.errors import Refusal, UserError
 from stages.core.files import read_json, write_json
+from stages.engines.engine_server import Server
 from stages.records.record import read_rows, write_rows
 from stages.ship.serve.front import Front, Target
 from stages.ship.serve.served_version import Version, version_of
@@ -39,6 +41,7 @@ def test_a_real_engine_takes_over_and_one_that_fails_its_smoke_test_does_not(ver
     link = versions["v1"].tree.with_name("current")
     point(link, "v1")
     front, stopped = Front(start_engine(versions["v1"], 256)), threading.Event()
+    front.follows = True
     told: list[tuple[int, str]] = []
 
     def client(url: str) -> None:
@@ -91,6 +94,48 @@ def test_serve_ends_with_its_engine(versions: dict[str, Version], tmp_path: Path
     with pytest.raises(UserError, match=r"--canary v2=200%: give VERSION=SHARE%"):
         serve(start, "v1", Address("127.0.0.1", 0, None, tmp_path / "log", False), "v2=200%", None)
     assert len(started) == 1
+
+
+@pytest.mark.usefixtures("signals")
+@pytest.mark.parametrize("slow", ["v1", "v2", "adapters"])
+def test_a_signal_ends_what_is_being_started_and_every_engine(
+    slow: str, versions: dict[str, Version], tmp_path: Path
+) -> None:
+    link, open_engines = tmp_path / "current", set[str]()
+    point(link, "v1")
+
+    def start(name: str) -> Target:
+        open_engines.add(name)
+        if name != slow:
+            point(link, "v2")
+            return Target(versions["v1"], Server("http://127.0.0.1:1/v1", name, "stub"), lambda: open_engines.clear())
+        try:
+            signal.raise_signal(signal.SIGTERM)
+            time.sleep(60)
+        finally:
+            signal.raise_signal(signal.SIGTERM)  # again, while the engine ends
+            open_engines.discard(name)
+        raise AssertionError
+
+    address, adapters = Address("127.0.0.1", 0, None, tmp_path / "log", False), {"one": lambda: {"a": start(slow)}}
+    began = contextlib.nullcontext() if slow == "v2" else pytest.raises(KeyboardInterrupt)
+    with began, contextlib.redirect_stdout(None):  # what answers already ends as it should
+        serve(start, "v1", address, None, link, adapters["one"] if slow == "adapters" else None)
+    assert not open_engines
+
+
+@pytest.mark.usefixtures("signals")
+def test_a_log_that_cannot_be_written_leaves_no_engine(versions: dict[str, Version], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    closed = list[str]()
+
+    def start(name: str) -> Target:
+        server = Server("http://127.0.0.1:1/v1", name, "stub")
+        return Target(versions[name], server, lambda: closed.append(name))
+
+    with pytest.raises(OSError, match="file"):
+        serve(start, "v1", Address("127.0.0.1", 0, None, tmp_path / "file/log", False), None, None)
+    assert closed == ["v1"]
 
 
 def test_the_engine_says_which_file(versions: dict[str, Version]) -> None:
