@@ -104,6 +104,14 @@ def alone(path: Path, wait: bool = False) -> Iterator[int | None]:
         os.close(descriptor)
 
 
+@contextmanager
+def changing(folder: Path) -> Iterator[None]:
+    """Hold a folder, made if need be, while a file in it is read, changed and written; who does the same waits."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone(folder, wait=True):
+        yield
+
+
 def _locked(descriptor: int, wait: bool = False) -> bool:
     """Whether the lock was got; not where another process holds it, nor on a file system that knows no locks."""
     try:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from stages.core.errors import UserError
-from stages.core.files import atomic
+from stages.core.files import atomic, changing
 
 Item = TypeVar("Item")
 Key = TypeVar("Key")
@@ -140,6 +140,19 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     No rows are one empty line: DVC warns of an empty file at each run of a stage that depends on it.
     """
     _write_lines(path, map(row_line, rows))
+
+
+def write_new(path: Path, rows: Iterable[dict[str, Any]], option: str) -> None:
+    """`write_rows` to a file that is not there, and that no other process writes meanwhile; see `require_new`."""
+    with changing(path.parent):
+        require_new(path, option)
+        write_rows(path, rows)
+
+
+def require_new(path: Path, option: str) -> None:
+    """Raises UserError when the file that the option names is there already."""
+    if path.exists():
+        raise UserError(f"{path} is there already, perhaps with answers of people; move it, or choose another {option}")
 
 
 def _write_lines(path: Path, lines: Iterable[str]) -> None:

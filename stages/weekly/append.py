@@ -4,7 +4,6 @@ What is written is what `clean` made of a row, so that the stage takes it as it 
 without an answer, rows on which annotators differ, rows that the data have, and all that is near the hold-out.
 """
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -14,7 +13,7 @@ from typing import Any
 
 from stages.core import paths
 from stages.core.errors import UserError
-from stages.core.files import atomic
+from stages.core.files import atomic, changing
 from stages.near_duplicates.pairs import cross_pairs
 from stages.params.loader import Params
 from stages.params.task import Task
@@ -22,12 +21,11 @@ from stages.records.prompt import Question, compared, question
 from stages.records.record import Record, read_rows, record_row, row_line
 from stages.scoring.rows import label_named
 from stages.text.strict_json import completion_key, parse_json, parsed
-from stages.weekly.collect import read_of_stage
+from stages.weekly.collect import is_plain, read_of_stage
 
 Clean = Callable[[dict[str, Any], str], Record | str]
 _COLUMNS = ("prompt", "completion", "context", "task", "label", "source", "annotator")
 _NO_PROVENANCE = {*_COLUMNS, "row", "skipped"}
-_SOURCE = re.compile(r"\w[\w.-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -58,25 +56,27 @@ def append(files: Sequence[Path], params: Params, clean: Clean) -> str:
         )
     }
     left += differ + [f"{answered[at].place} is near the hold-out, {row.origin}" for at, row in sorted(near.items())]
-    ids, asked = {row.id: row.origin for row in known}, {question(row): row for row in known}
-    for target in sorted(raw.glob("*.jsonl")) if answered else ():  # also what no `dvc repro` has read yet
-        among = b"" if target.stem in {one.record.source for one in answered} else b'"provenance": {'
-        ids |= dict.fromkeys(_ids(target, clean, among), target.name)
+    asked = {question(row): row for row in known}
     notes, new = list[str](), defaultdict[Path, list[Answered]](list)
-    for number, one in enumerate(answered):
-        if one.record.id in ids:
-            left.append(f"{one.place} is in the data already, {ids[one.record.id]}")
-        elif number not in near:
-            new[raw / f"{one.record.source}.jsonl"].append(one)
-            if old := asked.get(question(one.record)):
-                notes.append(
-                    f"{one.place} asks what {old.origin} answers otherwise; mend that line, or both are taught"
-                )
-    for target, rows in new.items():
-        before = target.read_bytes() if target.is_file() else b""
-        before += b"" if before.endswith(b"\n") or not before else b"\n"
-        with atomic(target) as partial:
-            partial.write_bytes(before + "".join(row_line(one.row) for one in rows).encode())
+    with changing(raw):
+        ids = {row.id: row.origin for row in known}
+        for target in sorted(raw.glob("*.jsonl")) if answered else ():  # also what no `dvc repro` has read yet
+            among = b"" if target.stem in {one.record.source for one in answered} else b'"provenance": {'
+            ids |= dict.fromkeys(_ids(target, clean, among), target.name)
+        for number, one in enumerate(answered):
+            if one.record.id in ids:
+                left.append(f"{one.place} is in the data already, {ids[one.record.id]}")
+            elif number not in near:
+                new[raw / f"{one.record.source}.jsonl"].append(one)
+                if old := asked.get(question(one.record)):
+                    notes.append(
+                        f"{one.place} asks what {old.origin} answers otherwise; mend that line, or both are taught"
+                    )
+        for target, rows in new.items():
+            before = target.read_bytes() if target.is_file() else b""
+            before += b"" if before.endswith(b"\n") or not before else b"\n"
+            with atomic(target) as partial:
+                partial.write_bytes(before + "".join(row_line(one.row) for one in rows).encode())
     written = [f"{len(rows)} rows in {target}: {_counts(rows)}" for target, rows in new.items()]
     said = [*(f"left out: {one}" for one in left), *(f"note: {one}" for one in notes), *(written or ["no row is new"])]
     return "\n".join(said + ["commit what is new, or `dvc add` it; then run `dvc repro`"] * bool(written))
@@ -87,9 +87,10 @@ def _answered(files: Sequence[Path], task: Task, clean: Clean) -> tuple[list[Ans
     for file in files:
         for number, row in enumerate(read_rows(file, parse_json, "mend it"), start=1):
             place, source = f"{file.parent.name}/{file.name}:{number}", str(row.get("source") or "")
-            if not _SOURCE.fullmatch(source):
+            if not is_plain(source, 100):
                 raise UserError(
-                    f"{file}, line {number}: the source {source!r} must be a plain name, such as inbox-2026-48"
+                    f"{file}, line {number}: the source {source!r} must be a plain name, such as inbox-2026-48, in 100 "
+                    "bytes"
                 )
             if row.get("skipped") or not str(row.get("completion") or "").strip():
                 left.append(f"{place} has no answer{': ' + str(row['skipped']) if row.get('skipped') else ''}")

@@ -22,7 +22,7 @@ from stages.near_duplicates.rule import ask_the_same
 from stages.params.loader import Params
 from stages.params.task import Task
 from stages.records.prompt import asked, compared, components, lines, question
-from stages.records.record import Record, make_record, read_records, write_rows
+from stages.records.record import Record, make_record, read_records, write_new
 from stages.scoring.rows import ALONE, score_row
 from stages.text.json_schema import Tasks
 from stages.text.personal_data import masker
@@ -50,26 +50,30 @@ def collect(logs: Sequence[Path], params: Params, limit: int, lowest: float, wee
         UserError: when a log has no answered request, or the data that rows are held against are not here.
     """
     served, unread = read_logs(logs)
+    name = week or _week(served)
+    if not is_plain(name, 90):  # rows have it in their source
+        raise UserError(f"--week {name!r} must be letters, digits, points and dashes, such as 2026-48, in 90 bytes")
+    file = INBOX / f"{name}.jsonl"
     known, locked = read_of_stage(paths.UNIQUE), read_of_stage(paths.HOLDOUT)
     kept, counts = _failures(served, params, lowest)
     kept, left = _new_ones(kept, known, locked, params.dedup.threshold)
     ranked = _by_what_they_teach(kept, known)
-    name = week or _week(served)
-    if not re.fullmatch(r"[\w.-]{1,90}", name):  # rows have it in their source
-        raise UserError(f"--week {name!r} must be letters, digits, points and dashes, such as 2026-48")
-    file = INBOX / f"{name}.jsonl"
-    if file.exists():
-        raise UserError(f"{file} is there already, perhaps with answers of people; move it, or name another --week")
-    write_rows(file, [inbox_row(one, name) for one in ranked[:limit]])
+    if ranked:
+        write_new(file, [inbox_row(one, name) for one in ranked[:limit]], "--week")
     said = [
         f"{len(served)} answered requests, {counts['sound']} of them sound",
         *(f"  {number} {reason}" for reason, number in counts.most_common() if reason not in ("kept", "sound")),
         *(f"  left out: {reason}" for reason in left),
         *(f"  left out: {reason}" for reason in unread[:20]),
         *([f"  left out: {len(unread) - 20} more lines that are no answered requests"] if len(unread) > 20 else []),
-        f"{min(limit, len(ranked))} of {len(ranked)} rows in {file}",
+        f"{min(limit, len(ranked))} of {len(ranked)} rows in {file}" if ranked else "no row is kept, no file written",
     ]
     return "\n".join(said)
+
+
+def is_plain(name: str, most: int) -> bool:
+    """Whether it can stand in the source of rows and name their file; `most` is how many bytes it may have."""
+    return bool(re.fullmatch(r"\w[\w.-]*", name)) and len(name.encode()) <= most
 
 
 def read_of_stage(path: Path) -> list[Record]:

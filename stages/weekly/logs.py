@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -188,12 +188,16 @@ def _opinion(content: Mapping[str, Any]) -> tuple[bool | None, str | None]:
 
 
 def _time(*places: Mapping[str, Any]) -> datetime | None:
+    """The first that is a time, and no later than tomorrow: none was answered then."""
     for value in (place[name] for place in places for name in _TIME if place.get(name) is not None):
         try:
             if isinstance(value, int | float):
-                return datetime.fromtimestamp(value / 1000 if value > 1e11 else value, UTC)
-            time = datetime.fromisoformat(str(value))
-            return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)
+                time = datetime.fromtimestamp(value / 1000 if value > 1e11 else value, UTC)
+            else:
+                time = datetime.fromisoformat(str(value))
+            time = (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)
         except (ValueError, OverflowError, OSError):
             continue
+        if time < datetime.now(UTC) + timedelta(days=1):
+            return time
     return None

@@ -18,7 +18,7 @@ from stages.engines.asked_models import ask_all, cost, marked
 from stages.near_duplicates.pairs import cross_pairs
 from stages.params.loader import Params
 from stages.records.prompt import compared
-from stages.records.record import Record, rank, read_records, read_rows, record_row, write_rows
+from stages.records.record import Record, rank, read_records, read_rows, record_row, require_new, write_new
 from stages.scoring.paired_answers import read_choice
 from stages.text.personal_data import masker
 from stages.text.strict_json import parse_json
@@ -46,7 +46,7 @@ def write_preferences(files: Sequence[Path], params: Params, name: str) -> str:
     rows = [row for file in files for asked in _annotated(file) or _logged(file, params, left) for row in _said(asked)]
     if not rows:
         raise UserError("nobody corrected an answer or gave a thumb in these files; there is nothing to learn from")
-    write_rows(target, rows)
+    write_new(target, rows, "--name")
     pairs = sum("chosen" in row for row in rows)
     more = f"; left out: {left[0]}, and {len(left) - 1} more lines" if left else ""
     return f"{pairs} pairs and {len(rows) - pairs} thumbs in {target}{more}"
@@ -84,8 +84,9 @@ def _said(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _target(name: str) -> Path:
     target = paths.PREFERENCES / f"{name}.jsonl"
-    if target.exists() or Path(name).name != name:
-        raise UserError(f"{target} is there already, or is no plain name; choose another --name")
+    if Path(name).name != name:
+        raise UserError(f"--name {name!r} is no plain name; choose another")
+    require_new(target, "--name")
     return target
 
 
@@ -136,7 +137,7 @@ def write_feedback(principles: Path, answers: Sequence[Path], params: Params, na
     lines.append(f"{len(replies)} replies, {notes['replies_asked']} of them asked for now: {took}")
     if not found:
         raise UserError("\n".join(["the judge prefers no answer in both orders: nothing to learn from", *lines]))
-    write_rows(target, found)
+    write_new(target, found, "--name")
     return "\n".join([f"{len(found)} pairs of {len(drawn)} rows in {target}", *lines])
 
 

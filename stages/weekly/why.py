@@ -31,7 +31,7 @@ from stages.model.chat import Chat, task_chat
 from stages.model.loading import Weights, causal_of, head_is_plain, load_tokenizer
 from stages.params.loader import Params
 from stages.records.prompt import asked
-from stages.records.record import Record, make_record, read_records, record_row, write_rows
+from stages.records.record import Record, make_record, read_records, record_row, require_new, write_new
 from stages.scoring.rows import score_row
 from stages.text.json_schema import Tasks
 from stages.text.strict_json import completion_key
@@ -191,11 +191,10 @@ def _short(text: str) -> str:
 
 
 def free_inbox(file: Path) -> None:
-    """Raises UserError when the file is there already, perhaps with answers of people, or is no .jsonl."""
+    """Raises UserError when the file is there already, or is no .jsonl."""
     if file.suffix != ".jsonl":
         raise UserError(f"--to {file}: the name must end in .jsonl, for the answers go to a folder beside it")
-    if file.exists():
-        raise UserError(f"{file} is there already, perhaps with answers of people; move it, or name another file")
+    require_new(file, "--to")
 
 
 def write_inbox(found: dict[str, Any], file: Path) -> str:
@@ -203,14 +202,15 @@ def write_inbox(found: dict[str, Any], file: Path) -> str:
     rows = [one for one in [*found["by_gradients"], *found["nearest"]] if one["suggests"]]
     if found["nothing_like_it"] and not found["row"]:
         rows.append({**found, "completion": found["answer"], "suggests": _ADD, "origin": "prompt"})
-    source, made = "why-" + re.sub(r"[^\w.-]", "-", file.stem)[:90], dict[str, dict[str, Any]]()
+    name, made = re.sub(r"[^\w.-]", "-", f"why-{file.stem}"), dict[str, dict[str, Any]]()
+    source = name.encode()[:90].decode(errors="ignore")
     for one in rows:
         kept = {name: one[name] for name in ("prompt", "context", "task") if one.get(name)}
         new = {"completion": "", "answer": one["completion"], "source": source, "kept_because": [one["suggests"]]}
         made.setdefault(repr(kept), kept | new | {"log": one["origin"]})
     if not made:
         return "nothing is suggested for these rows, so no file was written"
-    write_rows(file, made.values())
+    write_new(file, made.values(), "--to")
     return f"{len(made)} rows in {file}; `tunetrail annotate` shows them"
 
 

@@ -1,10 +1,12 @@
 """append: what joins the raw data, as `clean` would take it, once each, and never what is near the hold-out."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from at_once import met
 from dvc.utils.serialize import dumps_yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +14,7 @@ from project import ROOT
 
 from stages.core import paths
 from stages.core.errors import UserError
+from stages.core.files import atomic
 from stages.core.yaml_reader import load_yaml
 from stages.params.loader import load_params
 from stages.prepare.clean import __main__ as clean
@@ -210,6 +213,10 @@ def test_a_label_of_its_own_stays_and_a_task_that_is_no_text_leaves_its_row_out(
 
 
 def test_what_cannot_be_appended_is_a_sentence(project: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"the source '語{34}' must be a plain name, such as inbox-2026-48, in 100 bytes"
+    ):
+        run(answered("Where is it", source="語" * 34))
     with pytest.raises(UserError, match=r"line 1: the source '\.\./x' must be a plain name"):
         run(answered("Where is the parcel with my green lamp", source="../x"))
     paths.HOLDOUT.unlink()
@@ -218,3 +225,11 @@ def test_what_cannot_be_appended_is_a_sentence(project: Path) -> None:
     Path("data/raw").write_text("{}")
     with pytest.raises(UserError, match=r"clean\.raw is the file data/raw; a source of its own needs a folder"):
         run(answered("Where is the parcel with my green lamp"))
+
+
+def test_what_two_append_at_once_is_all_there(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.weekly.append.atomic", met(atomic))
+    with ThreadPoolExecutor() as pool:
+        for name, prompt in (("anna", "Where is my money"), ("ben", "Who sent this heavy parcel to me")):
+            pool.submit(run, answered(prompt), file=f"{name}.jsonl")
+    assert {row["prompt"] for row in raw()} == {"Where is my money", "Who sent this heavy parcel to me"}

@@ -2,11 +2,13 @@
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from at_once import met
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,6 +16,7 @@ from stages.core import paths
 from stages.core.errors import UserError
 from stages.measure.review.annotate import Session
 from stages.params.loader import Params
+from stages.records import record
 from stages.records.record import Record, make_record, write_records
 from stages.weekly.collect import collect
 from stages.weekly.logs import Served, _served, read_logs
@@ -26,7 +29,7 @@ CHAT = {"model": "m", "messages": [{"role": "system", "content": "Do it."}, {"ro
 def reply(text: str, **more: Any) -> dict[str, Any]:
     return {
         "id": "r1",
-        "created": 1790000000,
+        "created": 1758464000,
         "model": "tickets@1.0.0",
         "choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": "stop", **more}],
     }
@@ -43,7 +46,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
     "LiteLLM": {
         "id": "x",
-        "startTime": 1790000000.5,
+        "startTime": 1758464000.5,
         "model": "tickets@1.0.0",
         "messages": CHAT["messages"],
         "response": reply(GOOD, logprobs=TOKENS),
@@ -55,7 +58,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "completions": {
         "request": {"prompt": "Refund me"},
         "response": {
-            "created": 1790000000,
+            "created": 1758464000,
             "model": "tickets@1.0.0",
             "choices": [{"text": GOOD, "finish_reason": "stop", "logprobs": {"token_logprobs": [None, -0.5, -1.5]}}],
         },
@@ -65,7 +68,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "output": GOOD,
         "release": "tickets@1.0.0",
         "log_probability": -1.0,
-        "time": "2026-09-21T14:13:20Z",
+        "time": "2025-09-21T14:13:20Z",
     },
 }
 
@@ -79,7 +82,7 @@ def test_shapes(shape: str, tmp_path: Path) -> None:
     assert one.messages[-1].content == "Refund me"
     assert (one.output, one.release, one.log_probability) == (GOOD, "tickets@1.0.0", -1.0)
     assert one.time is not None
-    assert one.time.date().isoformat() == "2026-09-21"
+    assert one.time.date().isoformat() == "2025-09-21"
     assert one.place == "log.jsonl:1"
 
 
@@ -117,12 +120,12 @@ def test_a_time_without_a_zone_is_the_same_on_every_machine(zone: str, monkeypat
     monkeypatch.setenv("TZ", zone)
     time.tzset()
     try:
-        one = _served(json.dumps(asked("Refund me", time="2026-11-23T00:30:00")).encode(), "l:1")
+        one = _served(json.dumps(asked("Refund me", time="2025-11-23T00:30:00")).encode(), "l:1")
     finally:
         monkeypatch.undo()
         time.tzset()
     assert isinstance(one, Served)
-    assert one.time == datetime(2026, 11, 23, 0, 30, tzinfo=UTC)
+    assert one.time == datetime(2025, 11, 23, 0, 30, tzinfo=UTC)
 
 
 def test_logs_of_one_name_are_told_apart_and_one_that_is_named_twice_was_served_once(tmp_path: Path) -> None:
@@ -224,7 +227,7 @@ def test_failures_alone_are_kept_each_with_its_reasons(project: Path) -> None:
     assert {row["log"] for row in rows[:2]} == {"log.jsonl:3", "log.jsonl:4"}  # what people said comes first
     corrected = next(row for row in rows if row["log"] == "log.jsonl:4")
     assert (corrected["completion"], corrected["answer"], corrected["source"]) == (GOOD, BAD, "inbox-week")
-    assert all(row["release"] == "tickets@1.0.0" and row["asked"].startswith("2026-09-21") for row in rows)
+    assert all(row["release"] == "tickets@1.0.0" and row["asked"].startswith("2025-09-21") for row in rows)
     assert all("context" not in row for row in rows)  # the task's own instruction is no part of a row
     assert said.splitlines()[0] == "6 answered requests, 1 of them sound"
     assert said.splitlines()[-1] == "5 of 5 rows in data/inbox/week.jsonl"
@@ -325,11 +328,37 @@ def test_turns_that_no_record_can_hold_are_left_out_before_people_answer_them(pr
     assert "log.jsonl:1: no request in which user and assistant take turns" in said
 
 
-@pytest.mark.parametrize("week", ["../../x", "a/b", "week 48", "x" * 91])
+@pytest.mark.parametrize("week", ["../../x", "a/b", "week 48", "x" * 91, "語" * 31, ".x"])
 def test_a_week_is_a_name_that_append_takes_as_a_source(project: Path, week: str) -> None:
     (project / "log.jsonl").write_text(json.dumps(asked("Where is my lamp", BAD)))
     with pytest.raises(UserError, match="--week"):
         collect([Path("log.jsonl")], PARAMS, 100, -0.1, week)
+
+
+def test_a_week_without_rows_is_not_written_and_one_line_of_a_wrong_clock_does_not_name_it(project: Path) -> None:
+    log = project / "log.jsonl"
+    for lines in ([], [asked("A sound answer to one thing", GOOD)]):
+        log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        assert collect([log], PARAMS, 100, -0.1, "week").endswith("no row is kept, no file written")
+    assert not (project / "data").exists() or not list((project / "data").rglob("week*"))
+    tomorrow = datetime.now(UTC).timestamp() + 2 * 24 * 3600
+    wrong = [asked(f"Whose {n} lamps are these?", time=n) for n in ("2099-01-01T00:00:00Z", tomorrow, tomorrow * 1000)]
+    for line in wrong:
+        line["response"]["created"] = line["time"]
+    right = asked("What of the two yellow chairs", time="2025-11-24T00:30:00")
+    log.write_text("".join(json.dumps(line) + "\n" for line in [*wrong, right]))
+    assert collect([log], PARAMS, 100, -0.1, None).endswith("rows in data/inbox/2025-48.jsonl")
+    rows = [json.loads(line) for line in (project / "data/inbox/2025-48.jsonl").read_text().splitlines()]
+    assert {row["asked"] for row in rows} == {None, "2025-11-24T00:30:00+00:00"}
+
+
+def test_of_two_that_collect_one_week_at_once_one_is_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The writer waits for the other, which gets as far only where no lock keeps it out."""
+    monkeypatch.setattr(record, "write_rows", met(record.write_rows))
+    (project / "log.jsonl").write_text(json.dumps(asked("Where is my lamp", BAD)))
+    with ThreadPoolExecutor() as pool:
+        both = [pool.submit(collect, [Path("log.jsonl")], PARAMS, 100, -0.1, "week") for _ in range(2)]
+    assert sorted("is there already" in str(one.exception()) for one in both) == [False, True]
 
 
 def test_nothing_is_written_over_and_a_log_of_something_else_is_named(project: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel
 
 from stages.core.errors import UserError
-from stages.core.files import alone
+from stages.core.files import changing
 from stages.measure.review.__main__ import agreement
 from stages.measure.review.reviews import MAX_COMMENT, Message, review_file
 from stages.measure.review.reviews import Session as ReviewSession
@@ -102,8 +102,7 @@ class Session:
             raise ValueError("no reason, or too long a one")
         told = None if skipped or back else self.check(number, completion)["problem"]
         if told is None:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            with alone(self.file.parent, wait=True):
+            with changing(self.file.parent):
                 done = read_annotated(self.file)  # anew: git may have brought another
                 done.pop(self._keys[number], None)
                 if not back:

@@ -20,7 +20,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from stages.core.errors import UserError
-from stages.core.files import alone
+from stages.core.files import changing
 from stages.params.loader import Params
 from stages.records.record import rank, read_rows, write_rows
 from stages.scoring.paired_answers import Answers, read_answers
@@ -177,8 +177,7 @@ class Session:
         row, shown = self.rows[number], self._cards[number]
         if (best is not None and not set(best) <= set(range(len(shown)))) or len(scales) not in (0, len(shown)):
             raise ValueError("no such card")
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        with alone(self.file.parent, wait=True):
+        with changing(self.file.parent):
             answers = read_review_file(self.file)  # anew: git may have brought another
             answers.pop(row.id, None)
             if best is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from stages.core import paths
 from stages.core.errors import UserError, names
-from stages.core.files import file_digest, read_json
+from stages.core.files import changing, file_digest, read_json
 from stages.near_duplicates.nearness import Nearness, find_nearness, near_groups, quarantine
 from stages.params.loader import Params, load_params
 from stages.prepare.split.lock import (
@@ -37,20 +37,21 @@ def draw(redraw: bool, source: str | None = None, add: str | None = None) -> Non
     path = Path(params.holdout.lock)
     if add and (redraw or source):
         raise UserError("--add draws a slice beside the locked rows; leave --redraw and --source out")
-    if path.exists() and not redraw and not add:
-        raise UserError(
-            f"{path} exists, and the hold-out stays the same so that results can be compared; to draw another one on "
-            "purpose, add --redraw"
-        )
-    if not paths.UNIQUE.is_file():
-        raise UserError(f"{paths.UNIQUE} is missing; make it with `dvc repro dedup`, then draw")
-    records = read_records(paths.UNIQUE)
-    if add:
-        drawn, lock, lines = _slice(records, read_lock(path), params, add)
-    else:
-        drawn, how, lines = _share(records, params) if source is None else _source(records, source)
-        lock = make_lock(drawn, how)
-    write_lock(path, lock)
+    with changing(path.parent):
+        if path.exists() and not redraw and not add:
+            raise UserError(
+                f"{path} exists, and the hold-out stays the same so that results can be compared; to draw another one "
+                "on purpose, add --redraw"
+            )
+        if not paths.UNIQUE.is_file():
+            raise UserError(f"{paths.UNIQUE} is missing; make it with `dvc repro dedup`, then draw")
+        records = read_records(paths.UNIQUE)
+        if add:
+            drawn, lock, lines = _slice(records, read_lock(path), params, add)
+        else:
+            drawn, how, lines = _share(records, params) if source is None else _source(records, source)
+            lock = make_lock(drawn, how)
+        write_lock(path, lock)
     print("\n".join(lines))
     print(f"{len(drawn)} rows locked in {path}; commit it, then run `dvc repro`")
 

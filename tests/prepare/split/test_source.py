@@ -3,9 +3,11 @@
 import json
 import random
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from at_once import met
 from deduplicated import deduplicated, near_prompts, write_searched
 from dvc.utils.serialize import dumps_yaml
 from hypothesis import given, settings
@@ -20,7 +22,7 @@ from stages.params.loader import check_params, read_params
 from stages.params.prepare import Split
 from stages.prepare.split import __main__ as stage
 from stages.prepare.split.draw import _slice, draw, take_source
-from stages.prepare.split.lock import WholeSource, make_lock, read_lock
+from stages.prepare.split.lock import WholeSource, make_lock, read_lock, write_lock
 from stages.prepare.split.partition import partition, restore_locked
 from stages.records.record import Record, make_record, read_records, read_rows, write_dropped, write_records
 from stages.text.normal_form import normalise
@@ -263,3 +265,12 @@ def test_a_slice_leaves_the_lock_and_takes_nothing_near_it(rest: list[Record]) -
     assert not {one.id for one in drawn} & {one.id for one in old.rows}
     locked = [record for record in raw if record.source == TEST]
     assert not any(near(one, record, raw) for one in drawn for record in locked)
+
+
+@pytest.mark.usefixtures("project")
+def test_of_two_that_draw_at_once_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_data([row(word, TRAIN, label="a") for word in WORDS] + [row("papa quebec", TEST, label="b")])
+    monkeypatch.setattr("stages.prepare.split.draw.write_lock", met(write_lock))
+    with ThreadPoolExecutor() as pool:
+        both = [pool.submit(draw, redraw=False, source=TEST) for _ in range(2)]
+    assert sorted("stays the same" in str(one.exception()) for one in both) == [False, True]
