@@ -18,6 +18,9 @@ _BRACKET = re.compile(_STRING + r"|[{}\[\]]")
 _DEEPEST = 100
 _MORE_DIGITS = re.compile(r"\d[\d.]{15}")
 _SPACED = {",": ", ", ":": ": "}
+# What says nothing, as if its key were not there: binary formats and CSV have no other word for that. 0 and false say
+# something.
+EMPTY: tuple[Any, ...] = (None, "", [], {})
 _ANSWERS = 1 << 12  # that are remembered: many rows may have the same few
 
 

@@ -20,7 +20,7 @@ from stages.params.task import Task
 from stages.records.prompt import Question, compared, question
 from stages.records.record import Record, read_rows, record_row, row_line
 from stages.scoring.rows import label_named
-from stages.text.strict_json import completion_key, parse_json, parsed
+from stages.text.strict_json import EMPTY, completion_key, parse_json, parsed
 from stages.weekly.collect import is_plain, read_of_stage
 
 Clean = Callable[[dict[str, Any], str], Record | str]
@@ -92,10 +92,11 @@ def _answered(files: Sequence[Path], task: Task, clean: Clean) -> tuple[list[Ans
                     f"{file}, line {number}: the source {source!r} must be a plain name, such as inbox-2026-48, in 100 "
                     "bytes"
                 )
-            if row.get("skipped") or not str(row.get("completion") or "").strip():
-                left.append(f"{place} has no answer{': ' + str(row['skipped']) if row.get('skipped') else ''}")
+            said = {name: value for name, value in row.items() if value not in EMPTY}
+            columns = {name: said[name] for name in _COLUMNS if name in said}
+            if "skipped" in said or not str(said.get("completion", "")).strip():
+                left.append(f"{place} has no answer{': ' + str(said['skipped']) if 'skipped' in said else ''}")
                 continue
-            columns = {name: row[name] for name in _COLUMNS if row.get(name) not in (None, "", [])}
             record = clean(columns, source)
             if isinstance(record, str):
                 left.append(f"{place}: {record}")
@@ -104,7 +105,7 @@ def _answered(files: Sequence[Path], task: Task, clean: Clean) -> tuple[list[Ans
                 columns["label"] = label
             cleaned = record_row(record)
             columns |= {name: cleaned[name] for name in ("prompt", "completion", "context") if name in cleaned}
-            columns["provenance"] = {name: row[name] for name in row if name not in _NO_PROVENANCE and row[name]}
+            columns["provenance"] = {name: said[name] for name in said if name not in _NO_PROVENANCE}
             found.append(Answered(place, columns, record))
     return found, left
 

@@ -62,6 +62,22 @@ def raw() -> list[dict[str, Any]]:
     return [json.loads(line) for line in RAW.read_text().splitlines()] if RAW.exists() else []
 
 
+def test_0_and_false_are_values_and_what_is_empty_is_not_there(project: Path) -> None:
+    said = run(
+        answered("Where is my money today?") | {"completion": 0},
+        answered("Where is my money tonight?", context=False),
+        answered("Where is my money tomorrow?", context={}, label="", annotator=None, position=0, first=False, note=[]),
+    )
+    assert said[:2] == [
+        "left out: week/anna.jsonl:1: wrong_type: 'completion' must be a string, found a number",
+        "left out: week/anna.jsonl:2: wrong_type: 'context' must be a list, found a boolean",
+    ]
+    (only,) = raw()
+    assert only.keys() == {"prompt", "completion", "source", "label", "provenance"}
+    assert (only["provenance"]["position"], only["provenance"]["first"]) == (0, False)
+    assert "note" not in only["provenance"]
+
+
 def test_rows_join_with_label_annotator_and_provenance_and_clean_takes_them_as_they_are(project: Path) -> None:
     said = run(
         answered("Where is my money, mail jane.doe@example.com", annotator="anna"),

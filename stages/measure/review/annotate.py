@@ -131,8 +131,9 @@ def read_annotated(path: Path, inbox: bool = False) -> Rows:
         raise UserError(f"{path} is no file of rows that ends in .jsonl; `tunetrail collect` writes one")
     for number, row in enumerate(read_rows(path, parse_json, "mend it") if path.is_file() else (), start=1):
         try:
-            key, texts = _record(row).id, [row.get(name) or "" for name in ("answer", "completion", "task")]
-            "".join([*texts, *(row.get("kept_because") or ()), "" if inbox else row["completion"]])  # all are texts
+            key, texts = _record(row).id, (row.get(name) for name in ("answer", "completion", "task"))
+            texts_there = [text for text in texts if text is not None]
+            "".join([*texts_there, *(row.get("kept_because") or ()), "" if inbox else row["completion"]])  # all are
         except (KeyError, TypeError, AttributeError):
             raise UserError(f"{path}, line {number}: no row of `tunetrail collect`; restore the file") from None
         if key in rows:

@@ -9,6 +9,9 @@ The last answer of a conversation is the completion, the turn before it the prom
 context. In every shape a row may also have label, source, task, annotator (who wrote the answer; records keep it, for
 slices), provenance (where the row came from, for people; records do not have it) and id (which is not believed).
 
+Null, an empty text, list or object says nothing, in a column as in a key of a turn; where the pair itself should stand,
+the row is rejected for it. 0 and false are values. A column that is not known is unknown whatever it holds.
+
 Rows and turns may say `weight: 0`, `train: false` or the like: an answer of that mark is none to learn, so a
 conversation ends with its last answer that is. A key of a turn that is not known is as a column that is not known.
 """
@@ -21,15 +24,16 @@ from typing import Any, get_args
 from stages.params.prepare import Shape
 from stages.prepare.clean.rejected_rows import Rejected, kind
 from stages.records.record import Message
-from stages.text.strict_json import BrokenContract, parse_json, written
+from stages.text.strict_json import EMPTY, BrokenContract, parse_json, written
 
 _COMMON = ("label", "source", "task", "id", "annotator", "provenance")
-_COLUMNS: dict[str, tuple[str, ...]] = {
-    "prompt_completion": ("prompt", "completion", "context"),
-    "alpaca": ("instruction", "input", "output", "system", "history"),
-    "sharegpt": ("conversations", "system"),
+_PAIR = {
     "messages": ("messages",),
+    "sharegpt": ("conversations",),
+    "prompt_completion": ("prompt", "completion"),
+    "alpaca": ("instruction", "output"),
 }
+_BESIDE = {"prompt_completion": ("context",), "alpaca": ("input", "system", "history"), "sharegpt": ("system",)}
 SHAPES = tuple(shape for shape in get_args(Shape) if shape != "auto")
 _NAMES = {"system": ("system", "developer"), "user": ("user", "human"), "assistant": ("assistant", "gpt", "model")}
 _ROLES = {name: role for role, names in _NAMES.items() for name in names}
@@ -37,8 +41,6 @@ _CALLS = ("tool_calls", "function_call", "audio", "image", "images", "video", "v
 # Whether to train on an answer, as OpenAI and Mistral, Axolotl, ms-swift and XTuner say it.
 _MARKS = ("weight", "train", "training", "trainable", "loss", "output_with_loss")
 _YES, _NO = (1, "1", "true"), (0, "0", "false")
-_EMPTY: tuple[Any, ...] = (None, "", [], {})
-
 
 Unknown = Callable[..., None]
 
@@ -69,12 +71,13 @@ def read_pair(row: Mapping[str, Any], shape: str, keep: Collection[str], ignore:
             raise Rejected("unknown_column", _unknown(name, key or column, known))
         left_out[name] = None
 
-    known = (*_COLUMNS[shape], *_COMMON)
+    known = (*_PAIR[shape], *_BESIDE.get(shape, ()), *_COMMON)
     for column in row:
         if column not in (*known, *keep, *_MARKS):
             unknown(column, known)
         elif column in _MARKS and column not in keep and not _is_trained(row, column, "the row"):
             raise Rejected("not_to_train", f"{column!r} says that this row is not to be trained on")
+    row = {column: value for column, value in row.items() if column in _PAIR[shape] or value not in EMPTY}
     prompt, completion, context = _READERS[shape](row, unknown)
     return Pair(
         shape=shape,
@@ -85,28 +88,26 @@ def read_pair(row: Mapping[str, Any], shape: str, keep: Collection[str], ignore:
         source=_optional_text(row, "source"),
         task=_optional_text(row, "task"),
         fields={
-            column: value if isinstance(value, str) else written(value)  # version 1.10 is not version 1.1
+            column: value if isinstance(value := row[column], str) else written(value)  # 1.10 is not 1.1
             for column in (*keep, "annotator")
-            if (value := row.get(column)) not in (None, "")
+            if column in row
         },
         left_out=tuple(left_out),
     )
 
 
 def detect(row: Mapping[str, Any]) -> str:
-    """The shape of a row by its columns, so that no other row and no order matters."""
-    if row.get("messages") is not None:
-        return "messages"
-    if row.get("conversations") is not None:
-        return "sharegpt"
-    if "prompt" not in row and "completion" not in row and ("instruction" in row or "output" in row):
-        return "alpaca"
+    """The shape of a row by its columns that say something, then by any, so that no other row and no order matters."""
+    for columns in ({column for column in row if row[column] not in EMPTY}, row.keys()):
+        for shape, pair in _PAIR.items():
+            if not columns.isdisjoint(pair):
+                return shape
     return "prompt_completion"
 
 
 def _prompt_completion(row: Mapping[str, Any], unknown: Unknown) -> tuple[str, str, list[Message]]:
     prompt, completion = _text(row, "prompt"), _text(row, "completion")
-    if not row.get("context"):
+    if "context" not in row:
         return prompt, completion, []
     last = [Message("user", prompt), Message("assistant", completion)]
     before = [message for message, _ in _turns(row["context"], "context", "role", "content", unknown)]
@@ -116,13 +117,13 @@ def _prompt_completion(row: Mapping[str, Any], unknown: Unknown) -> tuple[str, s
 def _alpaca(row: Mapping[str, Any], unknown: Unknown) -> tuple[str, str, list[Message]]:
     """The input, where there is one, follows the instruction after an empty line."""
     instruction, answer = _text(row, "instruction"), _text(row, "output")
-    given = _optional_text(row, "input")
+    given = _optional_text(row, "input") or ""
     turns = _system(row)
-    for pair in _list(row.get("history") or [], "history"):
+    for pair in _list(row.get("history", []), "history"):
         if not (isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
             raise Rejected("wrong_type", "'history' must be a list of pairs of strings")
         turns += [Message("user", pair[0]), Message("assistant", pair[1])]
-    prompt = f"{instruction}\n\n{given}" if given and given.strip() else instruction
+    prompt = f"{instruction}\n\n{given}" if given.strip() else instruction
     return _last_pair([*turns, Message("user", prompt), Message("assistant", answer)])
 
 
@@ -149,7 +150,7 @@ def _turns(value: Any, column: str, role_key: str, text_key: str, unknown: Unkno
         place = f"turn {number} of {column!r}"
         if not isinstance(turn, dict):
             raise Rejected("wrong_type", f"{place} must be an object, found {kind(turn)}")
-        given = [key for key in turn if turn[key] not in _EMPTY and key not in (role_key, text_key)]
+        given = [key for key in turn if turn[key] not in EMPTY and key not in (role_key, text_key)]
         if calls := [key for key in given if key in _CALLS]:
             raise Rejected("unknown_role", f"{place} has {calls[0]}, which no record can hold")
         role = turn.get(role_key)
@@ -164,7 +165,7 @@ def _turns(value: Any, column: str, role_key: str, text_key: str, unknown: Unkno
 
 def _is_trained(marked: Mapping[str, Any], key: str, place: str) -> bool:
     value = marked[key].lower() if isinstance(marked[key], str) else marked[key]
-    if value in _EMPTY or value in _YES:
+    if value in EMPTY or value in _YES:
         return True
     if value not in _NO:
         raise Rejected("wrong_type", f"{place}: {key!r} must be 0 or 1, true or false; found {value!r}")
@@ -197,7 +198,7 @@ def _content(value: Any, place: str, key: str) -> str:
 def _is_text(part: Any) -> bool:
     if not isinstance(part, dict) or not isinstance(part.get("text"), str):
         return False
-    return part.get("type") in (None, "text") and all(part[key] in _EMPTY for key in part.keys() - {"type", "text"})
+    return part.get("type") in (None, "text") and all(part[key] in EMPTY for key in part.keys() - {"type", "text"})
 
 
 def _last_pair(turns: list[Message]) -> tuple[str, str, list[Message]]:
@@ -241,7 +242,7 @@ def _text(row: Mapping[str, Any], column: str) -> str:
 
 
 def _optional_text(row: Mapping[str, Any], column: str) -> str | None:
-    return None if row.get(column) is None else _text(row, column)
+    return _text(row, column) if column in row else None
 
 
 def _label(row: Mapping[str, Any]) -> str | None:

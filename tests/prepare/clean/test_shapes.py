@@ -78,7 +78,10 @@ def test_an_empty_system_message_is_none() -> None:
     ("row", "shape"),
     [
         ({"prompt": "a", "completion": "b", "messages": None}, "prompt_completion"),
-        ({"prompt": "a", "messages": []}, "messages"),
+        ({"prompt": "a", "completion": "b", "messages": []}, "prompt_completion"),
+        ({"prompt": "", "completion": "", "conversations": [{}]}, "sharegpt"),
+        ({"prompt": None, "instruction": "a"}, "alpaca"),
+        ({"messages": []}, "messages"),
         ({"conversations": []}, "sharegpt"),
         ({"instruction": "a"}, "alpaca"),
         ({"output": "a"}, "alpaca"),
@@ -125,6 +128,40 @@ def test_a_row_that_fits_no_shape_says_why(row: dict[str, Any], why: str, detail
     found, sentence = reason(row)
     assert found == why
     assert detail in sentence
+
+
+OPTIONAL: dict[str, dict[str, Any]] = {
+    "prompt_completion": {"context": []},
+    "alpaca": {"input": "", "system": "", "history": []},
+    "sharegpt": {"system": ""},
+    "messages": {},
+}
+PAIRS: dict[str, dict[str, Any]] = {
+    "prompt_completion": {"prompt": "a", "completion": "b"},
+    "alpaca": {"instruction": "a", "output": "b"},
+    "sharegpt": {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+    "messages": messages(("user", "a"), ("assistant", "b")),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("value", [None, "", [], {}, 0, False, 0.0], ids=repr)
+def test_what_is_empty_says_nothing_in_any_column_and_0_and_false_are_values(shape: str, value: Any) -> None:
+    plain, is_empty = PAIRS[shape], value in (None, "", [], {})
+    others = {column: value for columns in PAIRS.values() for column in columns if column not in plain and is_empty}
+    assert detect({**others, **plain}) == shape
+    for column in (*OPTIONAL[shape], "source", "task", "label", "annotator", "kept"):
+        row = {**plain, column: value}
+        if is_empty:
+            assert read_pair(row, "auto", keep=["kept"], ignore=[]) == pair(plain), column
+        elif column in ("annotator", "kept"):
+            assert read_pair(row, "auto", keep=["kept"], ignore=[]).fields == {column: json.dumps(value)}
+        elif column == "label" and value is not False and isinstance(value, int):
+            assert pair(row).label == "0"
+        else:
+            assert reason(row)[0] == "wrong_type", column
+    for column in plain if value != "" else ():  # an empty text is judged by its length, when it is clean
+        assert reason({**plain, column: value})[0] in ("wrong_type", "bad_turns")
 
 
 TALK = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
