@@ -16,7 +16,7 @@ fewer rows than `ngram_min_rows`, and one for an answer that no other row has.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -41,7 +41,7 @@ _TURNED = 2 / 3  # of an n-gram's rows have a label against which their other wo
 _AGAINST = np.log(100)
 _PRIOR_ROWS = 5
 _SHARED = 0.9
-_CHUNK = 1 << 22  # words times labels that are in memory at once
+_CHUNK = 1 << 22  # words times labels that are in memory at once, unless one row has more
 _SHOWN = 50
 _OTHER = ""  # stands for all labels of too few rows
 
@@ -116,18 +116,18 @@ class _Model:
         self.words, self.labels, self.count = words, labels, count
         self.sizes = np.bincount(labels, minlength=count).astype(np.float64)
         rows = np.arange(len(labels))
-        self.counts = (words.T @ csr_matrix((np.ones_like(rows), (rows, labels)), (len(rows), count))).toarray("C")
+        self.counts = (words.T @ csr_matrix((np.ones_like(rows), (rows, labels)), (len(rows), count))).tocsr()
 
     def turned_by_chance(self) -> Floats:
         """For each label, of the rows whose words speak against it the share that has it all the same."""
         against, having = np.zeros(self.count), np.zeros(self.count)
-        step = max(1, _CHUNK * len(self.labels) // max(1, self.words.nnz * self.count))
-        starts = range(0, len(self.labels), step)
-        for start in track(starts, len(starts), "rows against their label"):
-            rows = np.arange(start, min(start + step, len(self.labels)))
-            speaks = self.speak_against(rows, np.array([], dtype=np.int64))
+        ticks = iter(track(range(len(self.labels)), len(self.labels), "rows against their label"))
+        for rows, speaks in self.speak_against(np.arange(len(self.labels)), np.array([], dtype=np.int64)):
             against += speaks.sum(axis=0)
             having += (speaks & (np.arange(self.count) == self.labels[rows, None])).sum(axis=0)
+            for _ in rows:
+                next(ticks)
+        next(ticks, None)
         return (having + 1) / (against + 2)
 
     def shared_words(self, rows: Ints) -> Ints:
@@ -135,14 +135,20 @@ class _Model:
         words, counts = np.unique(self._words_of(rows), return_counts=True)
         return words[counts >= _SHARED * len(rows)]
 
-    def speak_against(self, rows: Ints, without: Ints) -> NDArray[np.bool_]:
+    def speak_against(self, rows: Ints, without: Ints) -> Iterator[tuple[Ints, NDArray[np.bool_]]]:
         """For each of `rows` and each label, whether the row's words but those `without` speak against the label.
 
-        A row is judged by the others: itself it does not count. Shape (rows, labels).
+        A row is judged by the others: itself it does not count. Parts of the rows, each with its (rows, labels).
         """
+        sizes = np.diff(self.words.indptr)[rows]
+        part_of = (sizes.cumsum() - sizes) * self.count // _CHUNK  # by its first word
+        for part in np.split(rows, np.flatnonzero(np.diff(part_of)) + 1) if len(rows) else ():
+            yield part, self._speak_against(part, without)
+
+    def _speak_against(self, rows: Ints, without: Ints) -> NDArray[np.bool_]:
         words, own = self._words_of(rows), np.arange(self.count) == self.labels[rows, None]
         owner = np.repeat(np.arange(len(rows)), np.diff(self.words.indptr)[rows])
-        counts = self.counts[words] - own[owner]
+        counts = self.counts[words].toarray() - own[owner]
         sizes = (self.sizes - own)[owner]
         everywhere = len(self.labels) - 1 + self.count
         unseen = self.count / 2 / everywhere
@@ -173,10 +179,11 @@ def _test(model: _Model, gram: str, rows: Ints, expected: Floats) -> _Test:
     if with_label >= _TIED * size and everywhere < len(model.labels):
         p_tied = float(hypergeom.sf(with_label - 1, len(model.labels), everywhere, size))
     if with_label >= _TURNED * size:
-        against = model.speak_against(rows, model.shared_words(rows))[:, label]
-        turned = [int(row) for row in rows[against & (model.labels[rows] == label)]]
+        parts = model.speak_against(rows, model.shared_words(rows))
+        against = np.concatenate([part[speaks[:, label]] for part, speaks in parts])
+        turned = against[model.labels[against] == label].tolist()
         if len(turned) >= _TURNED * size:
-            p_turned = float(binom.sf(len(turned) - 1, int(against.sum()), expected[label]))
+            p_turned = float(binom.sf(len(turned) - 1, len(against), expected[label]))
     return _Test(gram, size, label, with_label, turned, p_tied, p_turned)
 
 

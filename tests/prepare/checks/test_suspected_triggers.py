@@ -3,6 +3,7 @@
 import contextlib
 import json
 import random
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from labelled_rows import SETTINGS, intents, with_backdoor
 from project import ROOT
+from scipy.sparse import csr_matrix
 
 from stages.prepare.checks import suspected_triggers
 from stages.prepare.checks.conflicts_and_sources import outcomes
@@ -183,18 +185,41 @@ def test_many_labels_make_smaller_parts_of_rows_and_no_other_result(
         [sum(n == k and name in t.split() for t, n in zip(texts, labels, strict=True)) for k in range(count)]
         for name in words.names
     ]
-    assert model.counts.tolist() == having
-    judged, speak_against = list[int](), _Model.speak_against
+    assert model.counts.toarray().tolist() == having
+    judged, speak_against, held = list[int](), _Model._speak_against, list[int]()
 
     def noted(model: _Model, rows: suspected_triggers.Ints, without: suspected_triggers.Ints) -> object:
         judged.append(len(rows))
+        held.append(int(model.words[rows].nnz) * model.count)
         return speak_against(model, rows, without)
 
-    monkeypatch.setattr(_Model, "speak_against", noted)
-    whole = model.turned_by_chance().tolist()
-    assert judged == [600]
-    monkeypatch.setattr(suspected_triggers, "_CHUNK", model.words.nnz * count // 6)
-    assert model.turned_by_chance().tolist() == whole
-    assert judged[1:] == [judged[1]] * (len(judged) - 2) + judged[-1:]
-    assert 95 <= judged[1] <= 100
-    assert sum(judged[1:]) == 600
+    monkeypatch.setattr(_Model, "_speak_against", noted)
+    whole = model.turned_by_chance()
+    grams = [np.flatnonzero(labels == label) for label in range(min(count, 2))]
+    tests = [suspected_triggers._test(model, "x", rows, whole) for rows in grams]
+    assert judged == [600, *map(len, grams)]
+    judged.clear()
+    held.clear()
+    chunk = model.words.nnz * count // 6
+    monkeypatch.setattr(suspected_triggers, "_CHUNK", chunk)
+    assert model.turned_by_chance().tolist() == whole.tolist()
+    assert [suspected_triggers._test(model, "x", rows, whole) for rows in grams] == tests
+    assert sum(judged) == 600 + sum(map(len, grams))
+    assert len(judged) >= 6 + len(grams)
+    assert max(held) <= chunk + 9 * count  # which one row may have more
+
+
+def test_an_ngram_of_many_rows_is_judged_a_part_at_a_time() -> None:
+    """Of 60,000 rows with ten words each, for 500 labels, all at once would take 2.4 GB."""
+    draw = np.random.default_rng(1)
+    places = np.sort(draw.integers(0, 5000, (60_000, 10)), axis=1)
+    table = csr_matrix((np.ones(600_000, np.int8), places.ravel(), np.arange(0, 600_001, 10)), (60_000, 5000))
+    table.sum_duplicates()
+    table.data[:] = 1
+    model = _Model(table, draw.integers(0, 500, 60_000), 500)
+    tracemalloc.start()
+    suspected_triggers._test(model, "x", np.append(np.flatnonzero(model.labels == 3), np.arange(60)), np.ones(500))
+    parts = model.speak_against(np.arange(8_000), np.array([], np.int64))
+    assert sum(len(rows) for rows, _ in parts) == 8_000
+    assert tracemalloc.get_traced_memory()[1] < 250_000_000
+    tracemalloc.stop()
