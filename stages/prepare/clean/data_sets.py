@@ -13,18 +13,22 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from stages.core.errors import UserError
 from stages.params.prepare import Source
 from stages.prepare.clean.rejected_rows import Rejected, Row
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, DatasetBuilder
 
 _ROWS = 256  # as Python objects at once
 _BUFFER = 1 << 20
+_INTEGER = re.compile(r"-?[0-9]{1,9}")
 _PINNED = re.compile(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})")
+_TEXT = ("csv", "json")
+# What a README may say of text files: which they are, and what stands between columns, which is found.
+_FILES = {"name", "version", "data_dir", "data_files", "description", "sep", "delimiter"}
 _SAVED = ("state.json", "dataset_dict.json")  # mark a folder that save_to_disk made
 
 
@@ -38,7 +42,7 @@ class Batch:
 
     def rows(self, file: str) -> Iterator[Row]:
         for index, (values, said) in enumerate(_values(self.table)):
-            named = _named(values, self.names) if isinstance(values, dict) else values
+            named = with_class_names(values, self.names) if isinstance(values, dict) else values
             yield Row(file, self.before + index + 1, named, partial(_raw, self.table, index, said))
 
     def __reduce__(self) -> tuple[Callable[..., "Batch"], tuple[Any, ...]]:
@@ -54,15 +58,23 @@ def _batch(stream: bytes, names: dict[str, list[str]], before: int, with_dataset
     return Batch(pa.ipc.open_stream(stream).read_all(), names, before)
 
 
+class TextFiles(NamedTuple):
+    """The text files of a split, by their names in the data set, and the names behind the numbers of classes."""
+
+    form: str
+    files: dict[str, Path]
+    names: dict[str, list[str]]
+
+
 def is_saved(folder: Path) -> bool:
     """Whether `save_to_disk` made this folder, of one split."""
     return (folder / _SAVED[0]).is_file()
 
 
-def open_source(name: str, source: Source, raw: Path) -> "Dataset":
+def open_source(name: str, source: Source, raw: Path) -> "Dataset | TextFiles":
     """The split that `clean.sources.NAME` names: of the hub at a commit, or of a folder below `clean.raw`."""
     # Late: takes seconds, and most inputs are text.
-    from datasets import Features, Value, disable_progress_bars, load_dataset, load_dataset_builder
+    from datasets import disable_progress_bars, load_dataset, load_dataset_builder
 
     disable_progress_bars()
     at, folder = str(source.dataset), raw / str(source.dataset)
@@ -79,18 +91,33 @@ def open_source(name: str, source: Source, raw: Path) -> "Dataset":
         atexit.register(shutil.rmtree, cache := tempfile.mkdtemp(), ignore_errors=True)
         found: dict[str, Any] = {"revision": pinned[2]} if pinned else {"cache_dir": cache}
         where = pinned[1] if pinned else str(folder), source.config
-        if load_dataset_builder(*where, **found).name == "csv":  # guesses types: of 007 it makes 7, of NA nothing
-            features = load_dataset(*where, split=source.split, nrows=1, **found).features
-            if "__index_level_0__" in features:  # takes the first cells for the names of the rows
-                raise ValueError("its rows have more cells than its first line")
-            texts = {name: Value("string") if isinstance(of, Value) else of for name, of in features.items()}
-            found |= {"features": Features(texts), "keep_default_na": False}
+        builder = load_dataset_builder(*where, **found)
+        if builder.name in _TEXT:  # guessed types: 007 is 7, a date a time, 1 beside 1.5 is 1.0, and NA is nothing
+            return _text_files(builder, source.split, pinned[2] if pinned else str(folder), bool(pinned))
         return load_dataset(*where, split=source.split, **found)
     except Exception as error:  # of many libraries, without a common class
         raise UserError(
             f"clean.sources.{name}: {at} cannot be opened ({error.__cause__ or error}); check its split and config, of "
-            "a clone `git lfs pull`; text files with bad lines belong below clean.raw without `dataset`"
+            "a clone `git lfs pull`"
         ) from None
+
+
+def _text_files(builder: "DatasetBuilder", split: str, root: str, fetch: bool) -> TextFiles:
+    """What the library would read. Raises ValueError where it would not read it as it stands."""
+    from datasets import DownloadManager
+
+    said, plain = builder.config, type(builder.config)()
+    if odd := [key for key in vars(plain) if key not in _FILES and getattr(said, key) != getattr(plain, key)]:
+        raise ValueError(f"its README sets {', '.join(odd)}; take its files below clean.raw as they should be read")
+    if split not in said.data_files:
+        raise ValueError(f'Unknown split "{split}". Should be one of {[*map(str, said.data_files)]}')
+    loader, files = DownloadManager(), dict[str, Path]()
+    for place in said.data_files[split]:
+        name = str(place).partition(f"{root}/")[2] or str(place)
+        paths = [*loader.iter_files(loader.download_and_extract(place))] if fetch else [place]
+        of_archive = (f"{name}/{number}" for number in range(1, len(paths) + 1))
+        files |= zip([name] if len(paths) == 1 else of_archive, map(Path, paths), strict=True)
+    return TextFiles(builder.name, files, _class_names(builder.info.features or {}))
 
 
 def open_saved(folder: Path) -> "Dataset":
@@ -143,9 +170,10 @@ def _class_names(features: Any) -> dict[str, list[str]]:
     return {column: feature.names for column, feature in features.items() if isinstance(feature, ClassLabel)}
 
 
-def _named(values: dict[str, Any], names: dict[str, list[str]]) -> dict[str, Any]:
-    """The values with class numbers as names; -1 stands for no class."""
-    given = {column: values[column] for column in names if isinstance(values.get(column), int)}
+def with_class_names(values: dict[str, Any], names: dict[str, list[str]]) -> dict[str, Any]:
+    """The values with class numbers, also those of CSV, as names; -1 stands for no class."""
+    said = {column: str(values[column]) for column in names if column in values and values[column] not in names[column]}
+    given = {column: int(text) for column, text in said.items() if _INTEGER.fullmatch(text)}
     return values | {
         column: names[column][number] if 0 <= number < len(names[column]) else None for column, number in given.items()
     }

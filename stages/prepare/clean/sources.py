@@ -7,7 +7,7 @@ import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from shutil import copyfileobj
@@ -18,15 +18,17 @@ from stages.core.git import WorkingTree
 from stages.params.prepare import Source
 from stages.prepare.clean.data_sets import (
     Batch,
+    TextFiles,
     count_parquet,
     data_set_batches,
     is_saved,
     open_saved,
     open_source,
     parquet_batches,
+    with_class_names,
 )
-from stages.prepare.clean.rejected_rows import Row
-from stages.prepare.clean.text_files import Line, Lines, count_lines, csv_rows, jsonl_row, read_lines
+from stages.prepare.clean.rejected_rows import Rejected, Row
+from stages.prepare.clean.text_files import Line, Lines, count_lines, csv_rows, json_rows, jsonl_row, read_lines
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -48,7 +50,10 @@ Unparsed = Row | Line | Lines | Batch  # what is cheap to read and to send
 
 @dataclass(frozen=True, slots=True)
 class RawFile:
-    """A file or an opened data set (`data`) to read: `file` is the path below `clean.raw`, or the data set's name."""
+    """A file or an opened data set (`data`) to read: `file` is the path below `clean.raw`, or the data set's name.
+
+    `names` are those behind the numbers of classes, of the text files of a data set.
+    """
 
     path: Path
     file: str
@@ -56,6 +61,7 @@ class RawFile:
     source: str
     shape: str
     data: Optional["Dataset"] = None
+    names: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +146,7 @@ def find_files(raw: Path, sources: Mapping[str, Source]) -> list[RawFile]:
     if not units and not named:
         raise UserError(f"{raw} has no data; put {_KNOWN} there, or correct clean.raw")
     files = [_raw_file(raw, unit, sources) for unit in units]
-    return files + [_data_set(raw, name, source) for name, source in named.items()]
+    return files + [file for name, source in named.items() for file in _data_set(raw, name, source)]
 
 
 def refuse_unused(sources: Mapping[str, Source], files: list[RawFile]) -> None:
@@ -153,7 +159,7 @@ def count_rows(file: RawFile, max_bytes: int) -> int:
     """How many rows are in what `read_unparsed` yields."""
     if file.data is not None:
         return len(file.data)
-    if file.format == "csv":
+    if file.format in ("csv", "json"):
         return sum(1 for _ in read_unparsed(file, max_bytes))
     with _sound(file), _opened(file) as handle:
         return count_lines(handle) if file.format == "jsonl" else count_parquet(handle)
@@ -168,6 +174,8 @@ def read_unparsed(file: RawFile, max_bytes: int) -> Iterator[Unparsed]:
         with _opened(file) as handle:
             if file.format == "jsonl":
                 yield from read_lines(handle, max_bytes)
+            elif file.format == "json":
+                yield from json_rows(handle, file.file, max_bytes)
             elif file.format == "csv":  # where a row ends is known when it is parsed
                 yield from csv_rows(handle, file.file, max_bytes)
             else:
@@ -177,9 +185,13 @@ def read_unparsed(file: RawFile, max_bytes: int) -> Iterator[Unparsed]:
 def parsed(file: RawFile, unparsed: Unparsed) -> Iterable[Row]:
     if isinstance(unparsed, Batch):
         return unparsed.rows(file.file)
-    if isinstance(unparsed, Lines):
-        return (jsonl_row(file.file, line) for line in unparsed)
-    return [unparsed if isinstance(unparsed, Row) else jsonl_row(file.file, unparsed)]
+    lines = unparsed if isinstance(unparsed, Lines) else [unparsed]
+    rows = (line if isinstance(line, Row) else jsonl_row(file.file, line) for line in lines)
+    return (_with_names(row, file) for row in rows) if file.names else rows
+
+
+def _with_names(row: Row, file: RawFile) -> Row:
+    return row if isinstance(row.values, Rejected) else replace(row, values=with_class_names(row.values, file.names))
 
 
 def _is_company(path: Path) -> bool:
@@ -200,9 +212,13 @@ def _raw_file(raw: Path, unit: Path, sources: Mapping[str, Source]) -> RawFile:
     return RawFile(unit, name, form or "data set", source, shape, None if form else open_saved(unit))
 
 
-def _data_set(raw: Path, name: str, source: Source) -> RawFile:
+def _data_set(raw: Path, name: str, source: Source) -> list[RawFile]:
     at = ":".join(part for part in (source.dataset, source.config, source.split) if part)
-    return RawFile(raw / str(source.dataset), at, "data set", name, source.shape, open_source(name, source, raw))
+    found = open_source(name, source, raw)
+    if isinstance(found, TextFiles):
+        files = found.files.items()
+        return [RawFile(path, f"{at}:{of}", found.form, name, source.shape, names=found.names) for of, path in files]
+    return [RawFile(raw / str(source.dataset), at, "data set", name, source.shape, found)]
 
 
 @contextmanager

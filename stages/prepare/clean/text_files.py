@@ -6,12 +6,14 @@ SHA-256 say where all of it lies in the raw file (in what a compressed file unpa
 
 import csv
 import hashlib
+import json
+import re
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 from stages.core.errors import UserError
 from stages.prepare.clean.rejected_rows import Rejected, Row, Span, kind
@@ -20,6 +22,7 @@ from stages.text.strict_json import BrokenContract, parse_json
 _CHUNK = 1 << 19
 _LONGEST_FIELD = 2**31 - 1  # a record's length is limited below, field by field is no use
 _BOM = "\ufeff"
+_ELEMENT = re.compile(r"[^ \t\r\n,]")  # begins behind spaces and a comma
 _MANY = 10  # lines inside of one record that are rows by themselves: no text of so many looks like that by chance
 _BROKEN = ("not_csv", "line_too_long")  # so is a record of several lines that is rejected for another reason
 _AHEAD = 50  # lines in which the end of a broken record is looked for
@@ -99,6 +102,26 @@ def _json_values(line: Line) -> dict[str, Any] | Rejected:
         return Rejected("not_json", str(error))
     is_object = isinstance(values, dict)
     return values if is_object else Rejected("not_an_object", f"expected a JSON object, found {kind(values)}")
+
+
+def json_rows(handle: IO[bytes], file: str, max_bytes: int) -> Iterator[Row | Line]:
+    """The elements of a JSON array, counted from 1, each with its bytes; of any other text the lines."""
+    if not cast(Any, handle).peek(_CHUNK).removeprefix(_BOM.encode()).lstrip().startswith(b"["):
+        yield from read_lines(handle, max_bytes)
+        return
+    decoder = json.JSONDecoder(parse_int=str, parse_float=str)  # what they hold is looked at later
+    try:
+        text = handle.read().decode("utf-8")
+        count, at, offset = len(decoder.decode(text.removeprefix(_BOM))), 0, 0
+        for number in range(1, count + 1):
+            start = cast(Any, _ELEMENT.search(text, at or text.index("[") + 1)).start()
+            offset, (_, end) = offset + len(text[at:start].encode()), decoder.raw_decode(text, start)
+            content, at = text[start:end].encode(), end
+            sha256 = hashlib.sha256(content).hexdigest() if len(content) > max_bytes else None
+            yield jsonl_row(file, Line(number, offset, len(content), content, sha256))
+            offset += len(content)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: no whole JSON array ({error}); mend it, or write its rows as lines (JSONL)") from None
 
 
 class _Lines(Iterator[Line]):

@@ -14,6 +14,7 @@ from clean_project import CleanProject, raw_bytes, read_rows
 from stages.core.errors import UserError
 from stages.params.prepare import Source
 from stages.prepare.clean import data_sets
+from stages.prepare.clean.rejected_rows import Rejected
 from stages.prepare.clean.sources import count_rows, find_files
 
 ANSWER = '{"intent": "tracking"}'
@@ -90,13 +91,77 @@ def test_a_changed_file_of_a_clone_is_read_anew(tmp_path: Path) -> None:
     assert read == ["first one", "other one"]
 
 
+def values(folder: Path) -> list[Any]:
+    """What the rows of the data set `set` hold, or why they hold nothing."""
+    (found,) = find_files(folder, {"s": Source(dataset="set")})
+    rows = list(read_rows(found, 1000))
+    assert count_rows(found, 1000) == len(rows)
+    return [row.values.reason if isinstance(row.values, Rejected) else row.values for row in rows]
+
+
 def test_the_cells_of_a_csv_file_are_the_texts_that_they_are(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
-    cells = [("007", "1.10"), ("8", "NA"), *[("1", "")] * 10_000, ("A1", "true")]  # types are guessed by parts
+    cells = [("007", "1.10"), ("8", "NA"), *[("1", "")] * 10_000, ("A1", "true")]  # types would be guessed by parts
     text = "".join(f"{prompt},{completion}\n" for prompt, completion in [("prompt", "completion"), *cells])
     (tmp_path / "set" / "train.csv").write_text(text)
-    (found,) = find_files(tmp_path, {"s": Source(dataset="set")})
-    assert [row.values for row in read_rows(found, 100)] == [{"prompt": one, "completion": two} for one, two in cells]
+    assert values(tmp_path) == [{"prompt": one, "completion": two} for one, two in cells]
+    (tmp_path / "set" / "train.csv").write_text("prompt,completion\n1,a,b\n2,c\n")
+    assert values(tmp_path) == ["wrong_fields", {"prompt": "2", "completion": "c"}]
+    (tmp_path / "set" / "train.csv").write_text("prompt,completion,completion\n1,a,b\n")
+    with pytest.raises(UserError, match=r"set:train:train\.csv: the first line must name the columns, each once"):
+        values(tmp_path)
+
+
+ODD = [
+    {"prompt": "2024-01-02", "n": 1},
+    {"prompt": "2024-01-02T03:04:05Z", "n": 1.0},
+    {"prompt": "007", "n": 2**70},
+    {"prompt": "NA", "n": None, "more": {"a": [{"b": 1}, {"c": "x"}]}},
+    {"prompt": "x", "more": {"a": []}, "only_here": None},
+    {"prompt": "y", "more": [1, "1", 1.5, True]},
+]
+
+
+@pytest.mark.parametrize("form", ["lines", "array", "one line"])
+def test_the_values_of_a_json_file_are_what_it_says(form: str, tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    texts = [json.dumps(row) for row in ODD]
+    layouts = {"lines": "\n".join(texts), "array": f" [\n {' ,'.join(texts)}\n]\n", "one line": f"[{','.join(texts)}]"}
+    for mark in ("", "\ufeff"):
+        (tmp_path / "set" / "train.json").write_text(mark + layouts[form], encoding="utf-8")
+        assert [json.dumps(row) for row in values(tmp_path)] == texts
+
+
+def test_an_element_of_a_json_array_costs_itself_and_can_be_found_again(tmp_path: Path) -> None:
+    project = CleanProject(tmp_path, sources={"s": {"dataset": "set"}}, max_rejected_share=1, max_line_bytes=90)
+    (project.raw / "set").mkdir()
+    good, big = {"prompt": "Where is K-4821? é", "completion": ANSWER}, {"prompt": "é" * 60, "completion": ANSWER}
+    spaced = json.dumps(good, ensure_ascii=False, indent=1)
+    elements = [json.dumps(good), '{"a": NaN}', '{"a": 1, "a": 2}', "[1]", json.dumps(big, ensure_ascii=False), spaced]
+    file = project.raw / "set" / "train.json"
+    file.write_text("[" + ",\n".join(elements) + "]", encoding="utf-8")
+    project.clean()
+    assert [record.origin for record in project.kept()] == ["set:train:train.json:1", "set:train:train.json:6"]
+    *rows, long = project.rejected()
+    assert [(row["line"], row["reason"], row["raw"]) for row in rows] == [
+        (2, "not_json", elements[1]),
+        (3, "not_json", elements[2]),
+        (4, "not_an_object", elements[3]),
+    ]
+    assert file.read_bytes()[long["offset"] :][: long["length"]].decode() == elements[4]
+    for broken in ("[", "[{},]", "[{} {}]", "[{}] x", "[{}", '["\udc80"]'):
+        file.write_bytes(broken.encode("utf-8", "surrogatepass"))
+        with pytest.raises(UserError, match="no whole JSON array"):
+            project.clean()
+
+
+def test_classes_have_their_names_in_text_files_too(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    names = "[{name: label, dtype: {class_label: {names: {'0': refund, '1': '7'}}}}, {name: prompt, dtype: string}]"
+    (tmp_path / "set" / "README.md").write_text(f"---\ndataset_info: {{features: {names}}}\n---\n")
+    (tmp_path / "set" / "train.csv").write_text("prompt,label\n0,0\n1,1\n2,-1\n3,refund\n4,7\n")
+    named = ["refund", "7", None, "refund", "7"]
+    assert values(tmp_path) == [{"prompt": str(n), "label": label} for n, label in enumerate(named)]
 
 
 @pytest.mark.parametrize(
@@ -108,19 +173,21 @@ def test_the_cells_of_a_csv_file_are_the_texts_that_they_are(tmp_path: Path) -> 
         ({"dataset": "../elsewhere"}, "is no folder below"),
         ({"dataset": str(Path(__file__).parent)}, "is no folder below"),
         ({"dataset": "set", "split": "tset"}, r"set cannot be opened \(Unknown split \"tset\""),
-        ({"dataset": "bad"}, "text files with bad lines belong below"),
+        ({"dataset": "odd"}, "its README sets header, names; take its files below clean.raw"),
+        ({"dataset": "lines", "split": "test"}, r'Unknown split "test". Should be one of .*train'),
         ({"dataset": "pointer"}, "git lfs pull"),
-        ({"dataset": "shifted"}, "more cells than its first line"),
     ],
 )
 def test_a_data_set_that_cannot_be_opened_is_told(settings: dict[str, str], what: str, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     raw = tmp_path / "raw"
     clone(raw / "set")
-    (raw / "bad").mkdir()
-    (raw / "bad" / "train.jsonl").write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n{\n")
-    (raw / "shifted").mkdir()
-    (raw / "shifted" / "train.csv").write_text("prompt,completion\n1,a,b\n2,c,d\n")
+    (raw / "lines").mkdir()
+    (raw / "lines" / "train.jsonl").write_text("{}\n")
+    (raw / "odd").mkdir()
+    (raw / "odd" / "train.csv").write_text("1,a\n2,b\n")
+    config = "{config_name: default, data_files: train.csv, header: null, names: [prompt, completion]}"
+    (raw / "odd" / "README.md").write_text(f"---\nconfigs: [{config}]\n---\n")
     (raw / "pointer").mkdir()
     (raw / "pointer" / "train.parquet").write_text("version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(UserError, match=what) as caught:
@@ -151,6 +218,23 @@ def test_the_hub_is_asked_for_the_commit_and_no_token_is_told(tmp_path: Path, mo
     assert list(project.metrics()["data_sets"]) == [f"{at}:small:train"]
     written = [path.read_text(encoding="utf-8") for path in (tmp_path / "data").rglob("*.jsonl")]
     assert not any("hf_secret" in text for text in [*written, json.dumps(project.metrics())])
+
+
+def test_text_files_of_the_hub_are_fetched_and_named_by_their_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository, build = tmp_path / COMMIT, datasets.load_dataset_builder
+    (repository / "data" / "train").mkdir(parents=True)
+    for number in (0, 1):
+        row = {"prompt": f"question {number}", "completion": ANSWER, "day": "2024-01-02"}
+        (repository / "data" / "train" / f"{number}.jsonl").write_text(json.dumps(row) + "\n")
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda name, config, revision: build(str(repository)))
+    sources = {"mail": {"dataset": f"owner/name@{COMMIT}"}}
+    project = CleanProject(tmp_path / "project", sources=sources, keep_columns=["day"])
+    project.clean()
+    at = f"owner/name@{COMMIT}:train:data/train"
+    assert [record.origin for record in project.kept()] == [f"{at}/0.jsonl:1", f"{at}/1.jsonl:1"]
+    assert {record.fields["day"] for record in project.kept()} == {"2024-01-02"}
 
 
 def test_a_source_names_files_or_a_data_set(tmp_path: Path) -> None:
