@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -106,9 +106,18 @@ def alone(path: Path, wait: bool = False) -> Iterator[int | None]:
 
 @contextmanager
 def changing(folder: Path) -> Iterator[None]:
-    """Hold a folder, made if need be, while a file in it is read, changed and written; who does the same waits."""
+    """Hold a folder, made if need be, while a file in it is read, changed and written; who does the same waits.
+
+    Where its file system knows no locks, a file of the temporary folder is held instead: who is on this machine waits.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    with alone(folder, wait=True):
+    with ExitStack() as held:
+        if held.enter_context(alone(folder, wait=True)) is None:
+            name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
+            spare = Path(tempfile.gettempdir(), f"tunetrail-{os.getuid()}-{name}.lock")
+            spare.touch(0o600)
+            if held.enter_context(alone(spare, wait=True)) is None:
+                raise UserError(f"neither {folder} nor {spare.parent} can be locked; set TMPDIR to a folder that can")
         yield
 
 

@@ -1,7 +1,10 @@
 """annotate: who gets which rows, what is saved and refused, agreement, and the page in headless Chromium."""
 
 import contextlib
+import errno
+import fcntl
 import json
+import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -105,8 +108,26 @@ def test_answers_lie_sorted_in_a_file_each_and_outlive_a_kill(project: Path) -> 
     assert session("anna").progress() == "3 of 4 rows done by anna"
 
 
-def test_no_answer_is_lost_where_one_annotator_has_two_pages(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def knows_no_locks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As some network file systems; others, such as that of the temporary folder, know them."""
+    flock = fcntl.flock
+
+    def refused(descriptor: int, operation: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").readlink().is_relative_to(folder):
+            raise OSError(errno.ENOLCK, "No locks available")
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_no_answer_is_lost_where_one_annotator_has_two_pages(
+    project: Path, locks: bool, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two processes: nothing but the file is common to them."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("elsewhere")))
+    if not locks:
+        knows_no_locks(Path.cwd(), monkeypatch)
 
     def slowly(file: Path, rows: Iterable[dict[str, Any]]) -> None:
         made = list(rows)
@@ -118,6 +139,10 @@ def test_no_answer_is_lost_where_one_annotator_has_two_pages(project: Path, monk
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda number: pages[number % 2].save(number, GOOD, None, False), range(4)))
     assert len(lines("anna")) == 4
+    if not locks:
+        monkeypatch.setattr(tempfile, "tempdir", str(Path.cwd()))
+        with pytest.raises(UserError, match="can be locked; set TMPDIR"):
+            pages[0].save(0, GOOD, None, True)
 
 
 @pytest.mark.parametrize("completion", [BAD, "{", "", '{"intent": "refund", "intent": "refund"}'])

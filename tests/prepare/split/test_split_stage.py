@@ -9,6 +9,10 @@ from dvc.utils.serialize import dumps_yaml
 from stages.core import paths
 from stages.core.errors import Refusal, UserError
 from stages.params.loader import read_params
+from stages.params.prepare import Clean, PersonalData
+from stages.params.task import Task
+from stages.prepare.clean.cleaning import Rules, clean_pair
+from stages.prepare.clean.shapes import Pair
 from stages.prepare.split import __main__ as stage
 from stages.prepare.split.draw import draw
 from stages.prepare.split.lock import read_lock
@@ -174,8 +178,32 @@ def test_locked_rows_that_are_gone_are_counted(capsys: pytest.CaptureFixture[str
     assert "1 of 4 locked rows are no longer in the data" in capsys.readouterr().out
     locked = {row.id for row in read_lock(LOCK).rows}
     write_unique([row for row in ROWS if row.id not in locked])
-    with pytest.raises(UserError, match="none of the 4 rows"):
+    with pytest.raises(UserError, match=r"none of the 4 rows .* a repair, mask or contract of `clean` was changed"):
         stage.main()
+
+
+def test_a_mask_that_is_switched_off_is_told_where_locked_rows_are_missed(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its rows have other ids. They were in training without a word of why the hold-out was smaller."""
+
+    def cleaned(mask: list[PersonalData]) -> list[Record]:
+        rules = Rules.of(Clean(mask_personal_data=mask, check_contract=False), Task(kind="text", instruction="x"))
+        pairs = [Pair("prompt_completion", f"{row.prompt} {row.prompt[:4]}@example.com", "{}") for row in ROWS]
+        return [clean_pair(pair, "raw", f"raw.jsonl:{n}", rules).record for n, pair in enumerate(pairs)]
+
+    write_unique(cleaned(["email"]) + ROWS)
+    draw(redraw=False)
+    locked = {row.id for row in read_lock(LOCK).rows}
+    assert (masked := {row.id for row in cleaned(["email"])} & locked)
+    assert masked < locked
+    before = LOCK.read_bytes()
+    write_unique(cleaned([]) + ROWS)
+    stage.main()
+    said = capsys.readouterr().out
+    assert (
+        f"warning: {len(masked)} of {len(locked)} locked rows are no longer in the data: each was taken out, or" in said
+    )
+    assert "has another id since a repair, mask or contract of `clean` was changed" in said
+    assert LOCK.read_bytes() == before
 
 
 def test_a_locked_row_comes_back_from_the_duplicates(capsys: pytest.CaptureFixture[str]) -> None:
