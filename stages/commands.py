@@ -79,12 +79,16 @@ def history(options: Options, root: Path, start: Path) -> None:
     from stages.report.release_history import as_page, as_text, with_headline
     from stages.ship.release.registry import history
 
-    rows = [with_headline(row) for row in history(root, options.stage)]
+    found, doubts = history(root, options.stage)
+    rows = [with_headline(row) for row in found]
     if options.html:
-        write_text(options.html, as_page(rows))
+        write_text(options.html, as_page(rows, doubts))
         print(options.html)
+    elif options.json:
+        print(json.dumps(rows, indent=2))
+        print(*doubts, sep="\n", end="\n" * bool(doubts), file=sys.stderr)
     else:
-        print(json.dumps(rows, indent=2) if options.json else as_text(rows))
+        print(as_text(rows, doubts))
 
 
 def rollback(options: Options, root: Path, start: Path) -> None:

@@ -19,9 +19,9 @@ from rich.filesize import decimal
 
 from stages.core import paths
 from stages.core.disk import NEARLY_NONE, refuse_unwritable
-from stages.core.dvc_lock import cache_folder, dvc_folder, dvc_settings, md5, read_lock, tracked_outputs
+from stages.core.dvc_lock import cache_folder, dvc_settings, md5, read_lock, tracked_outputs
 from stages.core.errors import UserError, names
-from stages.core.git import LOCK, Repository, WorkingTree
+from stages.core.git import LOCK, Repository, WorkingTree, dvc_folder
 from stages.repro import mend_lock, mend_rwlock
 from stages.ship.release.dvc_files import Definition, Listings, dvc_repo, in_words
 from stages.ship.release.objects import SAFE_GC, heal, writable_by_all
@@ -194,6 +194,7 @@ def _secrets(root: Path) -> Findings:
 
 def _tracked(root: Path) -> Findings:
     repository, tree = Repository(root), WorkingTree(root)
+    yield from ((WARNING, lacks) for lacks in [repository.lacks()] if lacks)
     in_git = Definition.read(tree).in_git
     outs = [out.path for _, out in read_lock(tree).outs() if out.path not in in_git]
     files = [file for file in repository.git("ls-files", "-z", check=False).split("\0") if (root / file).is_file()]

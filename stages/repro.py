@@ -18,10 +18,10 @@ from typing import Any
 from rich.filesize import decimal
 
 from stages.core import disk, paths
-from stages.core.dvc_lock import cache_folder, dvc_folder, parse_lock
+from stages.core.dvc_lock import cache_folder, parse_lock
 from stages.core.errors import UserError
 from stages.core.files import clear_partials, write_text
-from stages.core.git import LOCK, CommitTree, Repository
+from stages.core.git import LOCK, CommitTree, Repository, dvc_folder
 from stages.core.yaml_reader import load_yaml
 
 TORN = Path(".tunetrail/dvc.lock.torn")

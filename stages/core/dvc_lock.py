@@ -13,7 +13,7 @@ import platformdirs
 from configobj import ConfigObj, ConfigObjError
 
 from stages.core.errors import UserError
-from stages.core.git import LOCK, Tree
+from stages.core.git import LOCK, Tree, dvc_folder
 from stages.core.yaml_reader import load_written_yaml, load_yaml
 
 
@@ -196,12 +196,6 @@ def dvc_settings(root: Path) -> dict[str, dict[str, str]]:
                 settings.setdefault(section.lower(), {})[key.lower()] = value
     settings.setdefault("cache", {}).setdefault("dir", str(own / "cache"))
     return settings
-
-
-def dvc_folder(root: Path) -> Path:
-    """DVC's own folder of the project in `root`, which may lie below the one that DVC was initialised in."""
-    above = (folder / ".dvc" for folder in (root, *root.absolute().parents))
-    return next((own for own in above if own.is_dir()), root / ".dvc")
 
 
 def cache_folder(root: Path) -> Path:

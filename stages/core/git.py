@@ -8,6 +8,7 @@ import json
 import os
 import posixpath
 import re
+import shlex
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from typing import Any
 
 from pathspec import GitIgnoreSpec
 
-from stages.core.errors import UserError
+from stages.core.errors import UserError, names
 from stages.core.files import file_digest
 from stages.core.yaml_reader import load_written_yaml
 
@@ -39,6 +40,8 @@ _SETTINGS = {
 }
 # Of a repository that another person owns, and of damaged objects, which git else tells as if they were not there.
 _UNREADABLE = re.compile(r"dubious ownership|^error: ", re.MULTILINE)
+# The files that DVC reads, with the folder of each.
+_DVCS = re.compile(r"(.*/)?(\.dvc/.*|\.dvcignore|dvc\.(lock|yaml)|[^/]+\.dvc)", re.DOTALL)
 # Git's variables that stay: who commits, and where its configuration lies (it names the folders that git may trust).
 _KEPT_VARIABLES = ("GIT_AUTHOR_", "GIT_COMMITTER_", "GIT_CONFIG_")
 
@@ -51,20 +54,32 @@ def find_root(start: Path) -> Path:
     raise UserError(f"no dvc.yaml in {start} or above it; change to the folder of the repository and run again")
 
 
+def dvc_folder(root: Path) -> Path:
+    """DVC's own folder of the project in `root`, which may lie below the one that DVC was initialised in."""
+    above = (folder / ".dvc" for folder in (root, *root.absolute().parents))
+    return next((own for own in above if own.is_dir()), root / ".dvc")
+
+
 class Tree:
     """A state of the repository's files; paths are relative to its root, with forward slashes."""
 
     label: str  # how a sentence names it
+    root: Path
 
     def is_ignored(self, path: str, within: str) -> bool:
         """Whether a .dvcignore of the folders around `within` names the path; DVC lets none lie in what it hashes."""
-        for folder in PurePosixPath(within).parents:  # the nearest first
+        root = self._below_dvc
+        for folder in (root / within).parents:  # the nearest first, up to the folder that has .dvc
             if folder not in self._rules:
-                text = self.read((folder / ".dvcignore").as_posix()) or b""
-                self._rules[folder] = GitIgnoreSpec.from_lines(text.decode(errors="replace").splitlines())
-            if (said := self._rules[folder].check_file(PurePosixPath(path).relative_to(folder)).include) is not None:
+                text = (self.read(posixpath.relpath(folder / ".dvcignore", root)) or b"").decode(errors="replace")
+                self._rules[folder] = GitIgnoreSpec.from_lines(map(str.strip, text.split("\n")))
+            if (said := self._rules[folder].check_file((root / path).relative_to(folder)).include) is not None:
                 return said
-        return False
+        return not {".git", ".hg", ".dvc"}.isdisjoint(PurePosixPath(path).parts)
+
+    @cached_property
+    def _below_dvc(self) -> PurePosixPath:
+        return PurePosixPath(os.path.relpath(self.root, dvc_folder(self.root).parent))
 
     @cached_property
     def _rules(self) -> dict[PurePosixPath, GitIgnoreSpec]:
@@ -125,10 +140,34 @@ class Repository:
 
     def lacks(self) -> str | None:
         """What this clone has not of the repository, in words."""
-        if self.git("rev-parse", "--is-shallow-repository", check=False) == "true":
-            return "this clone has only part of the history; `git fetch --unshallow` brings the rest"
         partial = self.git("config", "--get-regexp", r"^remote\..*\.promisor$", check=False)
-        return "this is a partial clone; git asks its remote for what it lacks" if partial else None
+        said = "this is a partial clone; git asks its remote for what it lacks" if partial else None
+        return self.lacks_history() or said or self.lacks_files()
+
+    def lacks_history(self) -> str | None:
+        shallow = self.git("rev-parse", "--is-shallow-repository", check=False) == "true"
+        said = "this clone has only part of the history; `git fetch --unshallow --tags` brings the rest"
+        return said if shallow else None
+
+    def lacks_files(self) -> str | None:
+        """Which files that DVC reads for this folder a sparse checkout leaves out, in words."""
+        below = self.git("rev-parse", "--show-prefix", check=False)
+        rows = self.git("ls-files", "-t", "-z", "--full-name", "--", ":/", check=False).split("\0")
+        left_out = [row[2:] for row in rows if row.startswith("S ")]
+        around = [(path, found[1] or "") for path in left_out if (found := _DVCS.fullmatch(path))]
+        lacking = [path for path, folder in around if path.startswith(below) or below.startswith(folder)]
+        said = f"this is a sparse checkout without {names(lacking)}; `git sparse-checkout disable` brings all files"
+        return said if lacking else None
+
+    def push_command(self, *refs: str) -> str:
+        """What publishes these refs, to the remote that git would take."""
+        remotes = self.git("remote").splitlines()
+        branch = self.git("symbolic-ref", "--quiet", "HEAD", check=False)
+        own = self.git("for-each-ref", "--format=%(push:remotename)", branch) if branch else ""
+        usual = [own, self.git("config", "remote.pushDefault", check=False), "origin", *remotes[: len(remotes) == 1]]
+        name = next((one for one in usual if one in remotes), "REMOTE")
+        which = f"one of {names(remotes)}" if remotes else "none yet: `git remote add REMOTE URL`"
+        return shlex.join(["git", "push", "--atomic", name, *refs]) + f"    (REMOTE: {which})" * (name == "REMOTE")
 
     def tag_commit(self, name: str) -> str | None:
         return self.resolve(f"refs/tags/{name}")
@@ -187,35 +226,50 @@ class CommitTree(Tree):
     commit: str
 
     def __post_init__(self) -> None:
-        self.label = f"commit {self.commit[:10]}"
+        self.label, self.root = f"commit {self.commit[:10]}", self.repository.root
+
+    @cached_property
+    def _listed(self) -> dict[str, str]:
+        rows = self.repository.git("ls-tree", "-r", "-z", self.commit).split("\0")
+        return {path: meta for meta, _, path in (row.partition("\t") for row in rows) if " blob " in meta}
+
+    @cached_property
+    def _links(self) -> dict[str, str]:
+        links = {path: meta.split()[2] for path, meta in self._listed.items() if meta.startswith("120000")}
+        texts = zip(links, self.repository.contents(links.values()), strict=True)
+        return {path: posixpath.normpath(posixpath.join(path, "..", os.fsdecode(to or b""))) for path, to in texts}
+
+    def _followed(self, path: str) -> str:
+        """The path that links at or above it lead to; what leads round and round stays a link."""
+        for _ in range(8):
+            above = [folder.as_posix() for folder in (*PurePosixPath(path).parents[::-1], PurePosixPath(path))]
+            link = next((one for one in above if one in self._links), None)
+            if link is None:
+                break
+            path = posixpath.normpath(posixpath.join(self._links[link], posixpath.relpath(path, link)))
+        return path
 
     @cached_property
     def blobs(self) -> dict[str, str]:
         """Path to object id, of a link that of the file of this commit that it leads to; no other link is a file."""
-        listing = self.repository.git("ls-tree", "-r", "-z", self.commit)
-        rows = [row.split("\t", 1) for row in listing.split("\0") if row]
-        found = {path: meta.split()[2] for meta, path in rows if " blob " in meta}
-        links = [path for meta, path in rows if meta.startswith("120000")]
-        texts = zip(links, self.repository.contents(found[path] for path in links), strict=True)
-        ends = {path: posixpath.normpath(posixpath.join(path, "..", os.fsdecode(to or b""))) for path, to in texts}
-        for _ in links[:8]:  # links to links; what leads round and round stays a link
-            ends = {path: ends.get(end, end) for path, end in ends.items()}
-        files = {path: found[path] for path in found.keys() - ends.keys()}
+        files = {path: meta.split()[2] for path, meta in self._listed.items() if path not in self._links}
+        ends = {path: self._followed(path) for path in self._links}
         return files | {path: files[end] for path, end in ends.items() if end in files}
 
     def read(self, path: str) -> bytes | None:
-        object_id = self.blobs.get(path)
-        return None if object_id is None else self.repository.contents([object_id])[0]
+        name = f"{self.commit}:{path}" if path.startswith("../") else self.blobs.get(self._followed(path))
+        return None if name is None else self.repository.contents([name])[0]
 
     def hash_at_once(self, places: Iterable[str]) -> None:
         """Ask git once for all files at or below these paths; `md5s` of one of them then asks no more."""
-        wanted = {posixpath.normpath(path) for path in places}
+        wanted = {self._followed(posixpath.normpath(path)) for path in places}
         folders = tuple(f"{path}/" for path in wanted)
         self.repository.blob_md5s(i for p, i in self.blobs.items() if p in wanted or p.startswith(folders))
 
     def md5s(self, path: str) -> dict[str, str]:
         path = posixpath.normpath(path)
-        inside = {p[len(path) + 1 :]: i for p, i in self.blobs.items() if p == path or p.startswith(f"{path}/")}
+        end = self._followed(path)
+        inside = {p[len(end) + 1 :]: i for p, i in self.blobs.items() if p == end or p.startswith(f"{end}/")}
         kept = {p: i for p, i in inside.items() if not self.is_ignored(posixpath.join(path, p), path)}
         known = self.repository.blob_md5s(kept.values())
         return {p: known[i] for p, i in kept.items() if i in known}

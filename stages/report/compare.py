@@ -84,8 +84,8 @@ def _commit(repository: Repository, name: str) -> str:
     tried = [ref for ref in refs if ref.count("/") == 4 and ref.endswith(f"/{name}")]
     commits = [commit for one in [name, *tried] if (commit := repository.resolve(one))]
     if not commits:
-        said = f"{name!r} is no commit, branch or tag here; fetch it first: git fetch origin"
-        raise UserError(f"{said}. Nor is it an experiment here: dvc exp pull origin {name}")
+        said = f"{name!r} is no commit, branch or tag here; fetch it first: git fetch --all --tags"
+        raise UserError(f"{said}. Nor is it an experiment here: dvc exp pull REMOTE {name}")
     if len(commits) > 1 and not repository.resolve(name):
         raise UserError(f"several experiments have the name {name!r}; give the commit of one: {names(commits)}")
     return commits[0]

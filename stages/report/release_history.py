@@ -22,15 +22,16 @@ def with_headline(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**{key: value for key, value in row.items() if key != "scores"}, "headline": headline}
 
 
-def as_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A table for a terminal, with the reasons and faults below it."""
-    return table_text(_table(rows), _notes(rows)) if rows else _notes(rows)[0]
+def as_text(rows: Sequence[Mapping[str, Any]], doubts: Sequence[str]) -> str:
+    """A table for a terminal, with the reasons, the faults and what it may lack below it."""
+    notes = _notes(rows, doubts)
+    return table_text(_table(rows), notes) if rows else "\n".join(notes)
 
 
-def as_page(rows: Sequence[Mapping[str, Any]]) -> str:
+def as_page(rows: Sequence[Mapping[str, Any]], doubts: Sequence[str]) -> str:
     """One HTML page without network: the table and the notes."""
     caption = "What was live from when to when, and each release that never was; times are UTC"
-    return table_page(_table(rows), _notes(rows), "Releases", caption)
+    return table_page(_table(rows), _notes(rows, doubts), "Releases", caption)
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -60,8 +61,10 @@ def _headline(found: Mapping[str, Any] | None) -> str:
     return f"{name} {form(found['value'])} ({between(form, found['low'], found['high'])})"
 
 
-def _notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    notes = [] if rows else ["Nothing is released yet; `tunetrail release VERSION` does it."]
+def _notes(rows: Sequence[Mapping[str, Any]], doubts: Sequence[str]) -> list[str]:
+    notes = (
+        [] if rows else ["No release has a tag here; `git fetch --tags` brings others', `tunetrail release` sets one."]
+    )
     for row in rows:
         version = _version(row)
         if row["accepted_marginal"]:
@@ -70,7 +73,7 @@ def _notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             notes.append(f"{row['stage']} went to {version} by {row['assigned_by']}: {row['reason']}")
         if row["fault"]:
             notes.append(f"{version} is not to be believed: {row['fault']}")
-    return [" ".join(visible(note).split()) for note in dict.fromkeys(notes)]
+    return [" ".join(visible(note).split()) for note in dict.fromkeys([*notes, *doubts])]
 
 
 def _version(row: Mapping[str, Any]) -> str:

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from stages.core.dvc_lock import Entry, dvc_folder, parse_lock, tracked_outputs
+from stages.core.dvc_lock import Entry, parse_lock, tracked_outputs
 from stages.core.errors import Refusal, UserError, names
-from stages.core.git import LOCK, CommitTree, Repository
+from stages.core.git import LOCK, CommitTree, Repository, dvc_folder
 from stages.core.yaml_reader import load_written_yaml
 from stages.ship.release.dvc_files import Definition, Listings, dvc_repo
 from stages.ship.release.objects import OBJECT
@@ -36,9 +36,9 @@ def garbage(root: Path, remote: str | None) -> str:
     import pandas as pd
     from jinja2.filters import do_filesizeformat
 
-    root = dvc_folder(root).parent  # other projects in it have the same cache
     if lacks := Repository(root).lacks():  # DVC's reader of git would wait for ever for what a partial clone lacks
         raise Refusal(f"any object may be needed: {lacks}")
+    root = dvc_folder(root).parent  # other projects in it have the same cache
     with dvc_repo(root, "DVC cannot be asked") as repo:
         stored, said = {"DVC's cache": cached(Path(repo.cache.local_cache_dir))}, []
         if remote and not (odb := repo.cloud.get_remote_odb(remote)).fs.CAN_TRAVERSE:

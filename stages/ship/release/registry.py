@@ -8,7 +8,7 @@ one that came in between, and it can sign.
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,7 +21,7 @@ from gto.tag import find, name_tag, parse_name
 from scmrepo.git import Git
 
 from stages.core import paths
-from stages.core.errors import Refusal, UserError
+from stages.core.errors import Refusal, UserError, names
 from stages.core.git import Repository, WorkingTree
 from stages.ship.release.dvc_files import Definition
 from stages.ship.release.finding import parse_record, record_fault
@@ -61,6 +61,9 @@ class Registry:
     def __init__(self, repository: Repository, artifact: str) -> None:
         self.repository, self.artifact = repository, artifact
         self.tags = sorted(_tags(repository, artifact), key=lambda tag: (tag.time, tag.counter))
+        names = repository.git("for-each-ref", "--format=%(refname:strip=2)", "refs/tags", check=False).splitlines()
+        forms = {name: parse_name(name, raise_on_fail=False) for name in names}
+        self.forms = {name: form for name, form in forms.items() if form.get("name") == artifact}
 
     @cached_property
     def released(self) -> dict[str | None, Tag]:
@@ -70,8 +73,23 @@ class Registry:
 
     @property
     def versions(self) -> dict[str, Tag]:
-        """The version of each commit that has one, of several the last."""
-        return {tag.commit: tag for tag in self.released.values()}
+        """The version of each commit that has one, of several the last that `tunetrail release` put there."""
+        standing = sorted(self.released.values(), key=lambda tag: tag.record.get("commit") == tag.commit)
+        return {tag.commit: tag for tag in standing}
+
+    def doubts(self) -> Iterator[str]:
+        """Why the tags that are here may tell less than was, or something else."""
+        if lacks := self.repository.lacks_history():
+            yield f"tags may be missing: {lacks}"
+        numbers = {form["counter"] for form in self.forms.values() if "counter" in form}
+        if lost := max(numbers, default=0) - len(numbers - {0}):
+            said = f"{lost} of the {max(numbers)} assignments of {self.artifact} have no tag here"
+            yield f"{said}, deleted or not fetched (`git fetch --tags`): what was live then is not known"
+        if passed_over := self.forms.keys() - {tag.name for tag in self.tags}:
+            yield f"not counted, as GTO has it: {names(sorted(passed_over))}, which are no annotated tags of commits"
+        for tag in self.tags:
+            if tag.stage and (fault := record_fault(self.repository, tag.name, tag.commit)):
+                yield fault
 
     def shown(self, live: Live) -> Tag | None:
         """The version that a stage had: of several that the commit has the one that was assigned."""
@@ -119,9 +137,7 @@ class Registry:
             return now.since
         if now and 0 < (wait := now.since.time + 1 - time.time()) <= 1:
             time.sleep(wait)  # of two assignments in one second GTO takes either for the last
-        # Those of tags that GTO passes over count, too.
-        there = self.repository.git("for-each-ref", "--format=%(refname)", f"refs/tags/{self.artifact}#*", check=False)
-        number = max((int(end) for end in re.findall(r"#(\d+)$", there, re.M | re.A)), default=0) + 1
+        number = max((form.get("counter", 0) for form in self.forms.values()), default=0) + 1
         name = f"{name_tag(Action.ASSIGN, self.artifact, stage=stage, simple=True)}#{number}"
         before = self.shown(now) if now else None
         record = {"format": 1, "commit": version.commit, "version": version.version, "stage": stage}
@@ -193,13 +209,13 @@ def artifact_name(root: WorkingTree) -> str:
     return name
 
 
-def history(root: Path, stage: str | None = None) -> list[dict[str, Any]]:
+def history(root: Path, stage: str | None = None) -> tuple[list[dict[str, Any]], list[str]]:
     """A row for each time that a stage had a release, by stage and time; without `stage` also for releases never live.
 
     Returns:
         What `_row` says (None for a release that was never live; "until" also for what is live now;
         times in ISO 8601, UTC; "fault" is why the tag is not to be believed), and "scores" of the adapter as
-        metrics/details.json has them.
+        metrics/details.json has them. And what the rows may lack, in sentences.
 
     Raises UserError for a stage that never had a release.
     """
@@ -207,17 +223,20 @@ def history(root: Path, stage: str | None = None) -> list[dict[str, Any]]:
     registry = Registry(repository, artifact_name(WorkingTree(root)))
     if stage is not None and parse_stage(stage) not in registry.stages:
         known = ", ".join(registry.stages) or "none; `tunetrail release VERSION --stage STAGE` assigns one"
-        raise UserError(f"stage {stage} never had a release of {registry.artifact}; the stages are: {known}")
+        said = f"no tag here gives stage {stage} a release of {registry.artifact}; the stages are: {known}"
+        raise UserError(". ".join([said, *registry.doubts()]))
     lives = [one for name in ([stage] if stage else registry.stages) for one in registry.intervals(name)]
     rows: list[tuple[Live | None, Tag | None, str]] = [(one, registry.shown(one), one.commit) for one in lives]
     never = [tag for tag in registry.released.values() if stage is None and tag not in [tag for _, tag, _ in rows]]
     rows += [(None, tag, tag.commit) for tag in never]
     scores = _scores(repository, [commit for *_, commit in rows])
-    return [{**_row(registry, *row), "scores": found} for row, found in zip(rows, scores, strict=True)]
+    told = [{**_row(registry, *row), "scores": found} for row, found in zip(rows, scores, strict=True)]
+    return told, list(registry.doubts())
 
 
 def _row(registry: Registry, live: Live | None, tag: Tag | None, commit: str) -> dict[str, Any]:
     since, until, record = live.since if live else None, live.until if live else None, tag.record if tag else {}
+    was = f", assigned as {since.record['version']}" if since and since.record.get("version") else ""
     return {
         "stage": live.stage if live else None,
         "from": _time(since),
@@ -229,7 +248,7 @@ def _row(registry: Registry, live: Live | None, tag: Tag | None, commit: str) ->
         "released": _time(tag),
         "released_by": tag.who if tag else None,
         **{key: record.get(key) for key in ("verdict", "accepted_marginal", "manifest_sha256")},
-        "fault": record_fault(registry.repository, tag.name, commit) if tag else "no version has this commit",
+        "fault": record_fault(registry.repository, tag.name, commit) if tag else f"no version has this commit{was}",
     }
 
 

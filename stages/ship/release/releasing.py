@@ -5,7 +5,6 @@ looked for before anything changes. The stage is assigned before the files are c
 code of that release, which may know no rollback. The next run completes one that was interrupted.
 """
 
-import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -89,8 +88,9 @@ def release(
         f"The gates are MARGINAL, accepted because: {marginal}" if record["verdict"] == MARGINAL else "",
         _PUSHED[remote["checked"]] if remote else _NO_REMOTE,
         _WRITERS if remote and Listings(root).remote_folder is None else "",
-        f"Publish:    git push --atomic origin {shlex.join([*branch, tag, *([assigned.name] if assigned else [])])}",
+        f"Publish:    {repository.push_command(*branch, tag, *([assigned.name] if assigned else []))}",
         f"Roll back:  git checkout {tag} && dvc checkout    (after `dvc pull` where the cache lacks it)",
+        *registry.doubts(),
     ]
     return "\n".join(filter(None, lines))
 
@@ -188,7 +188,8 @@ def _refused(check: Callable[[], object]) -> list[str]:
 
 
 def uncommitted(repository: Repository) -> Iterator[str]:
-    """A sentence when tracked files differ from HEAD."""
+    """A sentence when tracked files differ from HEAD, or files are not there that DVC reads."""
+    yield from filter(None, [repository.lacks_files()])
     if changed := repository.git("status", "--porcelain", "--untracked-files=no").splitlines():
         files = names(line[3:] for line in changed)
         yield f"{len(changed)} tracked files differ from HEAD ({files}); commit them, or `git stash` puts them aside"
@@ -230,8 +231,10 @@ def rollback(
     said = []
     if stage:
         tag = registry.assign(stage, target, {"reason": reason} if reason else {})
-        said.append(f"Stage {stage} has {target.version} (before: {tag.record.get('before') or 'none'}).")
-        said.append(f"Publish:     git push --atomic origin {shlex.quote(tag.name)}")
+        has, had = tag.record.get("version") or target.version, tag.record.get("before") or "none"
+        said.append(f"Stage {stage} has {has} (before: {had}).")
+        said.append(f"Publish:     {repository.push_command(tag.name)}")
+        said += registry.doubts()
     branch = repository.git("symbolic-ref", "--quiet", "--short", "HEAD", check=False)
     if repository.resolve("HEAD") != target.commit:
         repository.git("checkout", "--quiet", "--detach", target.commit)

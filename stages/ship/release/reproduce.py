@@ -21,10 +21,10 @@ from typing import Any
 from configobj import ConfigObj
 
 from stages.core import paths
-from stages.core.dvc_lock import cache_folder, dvc_folder, dvc_settings, read_lock
+from stages.core.dvc_lock import cache_folder, dvc_settings, read_lock
 from stages.core.errors import Refusal, UserError, names
 from stages.core.files import alone, remove, write_json
-from stages.core.git import CommitTree, Repository, WorkingTree, git_environment
+from stages.core.git import CommitTree, Repository, WorkingTree, dvc_folder, git_environment
 from stages.core.run_notes import machine_notes
 from stages.scoring.catalogue import catalogue_of, centre, is_interval
 from stages.ship.release.dvc_files import Listings, in_words
@@ -49,6 +49,8 @@ def reproduce(root: Path, name: str, key: Path | None = None) -> str:
     commit = repository.tag_commit(tag)
     if commit is None or read_record(repository, tag).get("commit") != commit:
         raise UserError(f"{tag} is no release that `tunetrail release` tagged; `tunetrail history` lists them")
+    if repository.git("config", "core.worktree", check=False):
+        raise UserError(f"{root} is in a submodule, of which DVC reads no worktree; clone it by itself and run there")
     tree = CommitTree(repository, commit)
     with _worktree(repository, tree.commit) as folder:
         _bring_inputs(root, folder)

@@ -125,7 +125,7 @@ def _manifest_differences(root: Path, folder: Path, listings: Listings) -> Itera
         if outs.get((folder / name).relative_to(root).as_posix()) != md5:
             yield f"{name} is not the one in {LOCK}"
     elif md5 not in outs.values() and not recorded(Repository(root), md5, name, listings):
-        yield f"{name} is in no version of {LOCK}"
+        yield ". ".join(filter(None, [f"{name} is in no version of {LOCK}", Repository(root).lacks_history()]))
 
 
 def sign(root: Path, folder: Path, key: Path, signature: Path) -> str:

@@ -170,6 +170,171 @@ def test_a_partial_clone_has_the_files_of_a_release(origin: Scratch, tmp_path: P
     assert len(list(clone.glob(f"**/{MODEL}"))) == 1
 
 
+def test_a_history_that_lacks_tags_says_so(origin: Scratch, tmp_path: Path) -> None:
+    for version in ("1.1.0", "1.2.0"):
+        assert origin.tunetrail("release", version, "--stage", "prod").code == 0
+        origin.git("commit", "--quiet", "--allow-empty", "--message", "Again")
+    assert "no tag here" not in origin.tunetrail("history").out
+    origin.git("clone", "--quiet", "--depth=2", f"file://{origin.root}", str(tmp_path / "clone"))
+    clone = Scratch(tmp_path / "clone")
+    assert clone.git("tag").split() == ["support-tickets#prod#2", "support-tickets@v1.2.0"]
+    lost = "1 of the 2 assignments of support-tickets have no tag here"
+    said = clone.tunetrail("history", "--json")
+    assert (said.code, lost in said.err, "git fetch --unshallow" in said.err) == (0, True, True)
+    assert "tags may be missing" in clone.tunetrail("history", "--stage", "staging").err
+
+    origin.git("tag", "--delete", "support-tickets#prod#1")
+    assert lost in origin.tunetrail("history").out
+    origin.tunetrail("history", "--html", str(tmp_path / "page.html"))
+    assert lost in (tmp_path / "page.html").read_text()
+    assert lost in origin.tunetrail("rollback", "1.2.0", "--stage", "staging").out
+
+
+def test_a_copy_of_a_release_that_a_shallow_clone_does_not_know(origin: Scratch, tmp_path: Path) -> None:
+    shutil.copytree(origin.root / "models/release", tmp_path / "copy")
+    origin.replace("params.yaml", "2e-3", "3e-3")
+    origin.dvc("repro")
+    origin.commit("Run C")
+    origin.git("clone", "--quiet", "--depth=1", f"file://{origin.root}", str(tmp_path / "clone"))
+    refused = Scratch(tmp_path / "clone").tunetrail("verify", str(tmp_path / "copy"))
+    assert (refused.code, "git fetch --unshallow" in refused.err) == (1, True)
+
+
+def test_what_cannot_be_made_again_in_a_submodule_is_said(scratch: Scratch, tmp_path: Path) -> None:
+    assert scratch.tunetrail("release", "1.0.0").code == 0
+    around = Scratch(tmp_path / "around")
+    around.root.mkdir()
+    around.git("init", "--quiet")
+    around.git("-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(scratch.root), "model")
+    refused = Scratch(around.root / "model").tunetrail("reproduce", "1.0.0")
+    assert (refused.code, "is in a submodule" in refused.err) == (2, True)
+    assert sorted(path.name for path in around.root.iterdir()) == [".git", ".gitmodules", "model"]
+
+
+@pytest.mark.parametrize("left_out", [".dvc", ".dvc/config", "dvc.lock", "data/other.dvc"])
+def test_a_sparse_checkout_without_files_of_dvc(origin: Scratch, tmp_path: Path, left_out: str) -> None:
+    """DVC itself would look for another cache, or know of fewer outputs."""
+    origin.write("data/other", "rows")
+    origin.dvc("cache", "dir", str(tmp_path / "cache"))
+    shutil.move(origin.root / ".dvc/cache", tmp_path / "cache")
+    origin.dvc("add", "data/other")
+    before = origin.commit("More")
+    for tree in (origin.root, Scratch(tmp_path / "clone").root):
+        if tree != origin.root:
+            origin.git("clone", "--quiet", str(origin.root), str(tree))
+        Scratch(tree).git("sparse-checkout", "set", "--no-cone", "/*", f"!/{left_out}")
+        assert not (tree / left_out).is_file()
+        for words in (["gc", "--dry"], ["release", "2.0.0"], ["rollback", "1.0.0"]):
+            refused = Scratch(tree).tunetrail(*words)
+            assert (refused.code, f"a sparse checkout without {left_out}" in refused.err) == (1, True), words
+    assert origin.git("rev-parse", "HEAD") == before
+
+
+def test_a_sparse_checkout_without_another_project_is_whole(subfolder: Scratch) -> None:
+    top = Scratch(subfolder.root.parent)
+    top.git("sparse-checkout", "set", "--no-cone", "/*", "!/other")
+    assert not (top.root / "other/rows.txt.dvc").exists()
+    assert "DVC's cache: 0 of " in subfolder.tunetrail("gc", "--dry").out
+
+
+@pytest.mark.parametrize("linked", ["data/raw", "data", "stages/clean"])
+def test_what_a_stage_reads_may_be_or_lie_below_a_link(scratch: Scratch, linked: str) -> None:
+    shutil.move(scratch.root / linked, scratch.root / "elsewhere")
+    (scratch.root / linked).symlink_to("elsewhere" if "/" not in linked else "../elsewhere")
+    scratch.write(
+        ".gitignore", (scratch.root / ".gitignore").read_text() + "/elsewhere/clean.jsonl\n/elsewhere/split\n"
+    )
+    if linked != "data":  # an output below a link is none for DVC
+        scratch.dvc("repro")
+    commit = scratch.commit("A link")
+    tree = CommitTree(Repository(scratch.root), commit)
+    for path in ("data/raw", "stages/clean"):
+        assert entry_hash(tree.md5s(path)) == recorded(scratch, "clean", path)
+    assert tree.read("data/raw/a.jsonl") == (scratch.root / "data/raw/a.jsonl").read_bytes()
+    if linked != "data":
+        assert whole(scratch)["file"]["trail"]["broken"] == []
+        assert scratch.tunetrail("release", "1.0.0").code == 0
+
+
+def test_links_that_lead_round_are_no_files(scratch: Scratch) -> None:
+    (scratch.root / "data/one").symlink_to("two")
+    (scratch.root / "data/two").symlink_to("one/below")
+    tree = CommitTree(Repository(scratch.root), scratch.commit("Round"))
+    assert (tree.md5s("data/one"), tree.read("data/two/a")) == ({}, None)
+
+
+def test_a_dvcignore_above_the_project_counts_as_far_as_dvc_reads(subfolder: Scratch) -> None:
+    top = Scratch(subfolder.root.parent)
+    for file in ("a.tmp", "b.log", ".git"):
+        subfolder.write(f"stages/clean/{file}", file)
+    top.write(".dvcignore", "__pycache__/\nproject/stages/**/*.tmp\n  *.log  \n")
+    subfolder.write(".dvcignore", "!b.log\n")
+    subfolder.dvc("repro")
+    top.git("add", "--force", "project/stages")
+    commit = top.commit("Rules above")
+    for tree in WorkingTree(subfolder.root), CommitTree(Repository(subfolder.root), commit):
+        assert set(tree.md5s("stages/clean")) == {"rules.py", "b.log"}
+        assert entry_hash(tree.md5s("stages/clean")) == recorded(subfolder, "clean", "stages/clean")
+    (top.root / ".git").rename(top.root / "git")
+    top.git("init", "--quiet")
+    top.dvc("init", "--subdir", "--force")
+    assert set(WorkingTree(subfolder.root).md5s("stages/clean")) == {"rules.py", "b.log"}
+
+
+@pytest.mark.parametrize(
+    ("setup", "name"),
+    [
+        ("remote add upstream u", "upstream"),
+        ("remote add upstream u; remote add origin o", "origin"),
+        ("remote add a a; remote add b b", "REMOTE"),
+        ("remote add a a; remote add origin o; config remote.pushDefault a", "a"),
+        ("remote add a a; remote add b b; config branch.main.remote b; config branch.main.merge refs/heads/x", "b"),
+        ("remote add a a; remote add b b; config branch.main.remote .", "REMOTE"),
+        ("config user.name Ann", "REMOTE"),
+    ],
+)
+def test_the_push_that_is_advised_goes_where_git_would(scratch: Scratch, setup: str, name: str) -> None:
+    for words in setup.split("; "):
+        scratch.git(*words.split())
+    said = scratch.tunetrail("release", "1.0.0", "--stage", "prod").out
+    assert f"git push --atomic {name} HEAD support-tickets@v1.0.0 'support-tickets#prod#1'" in said
+    of_several = "(REMOTE: one of a, b)" if "remote add" in setup else "(REMOTE: none yet"
+    assert (of_several in said) == (name == "REMOTE")
+
+
+def test_a_version_that_other_means_gave_a_commit_does_not_stand_for_its_release(scratch: Scratch) -> None:
+    assert scratch.tunetrail("release", "1.0.0").code == 0
+    scratch.git("tag", "--annotate", "--message", "by hand", "support-tickets@v1.1.0")
+    again = scratch.tunetrail("release", "1.0.0", "--stage", "prod")
+    assert (again.code, again.err) == (0, "")
+    assert "prod       v1.0.0" in scratch.tunetrail("history").out
+    refused = scratch.tunetrail("release", "1.2.0")
+    assert (refused.code, "HEAD is released as v1.0.0 already" in refused.err) == (1, True)
+
+
+def test_tags_that_do_not_count_or_were_moved_are_named(origin: Scratch) -> None:
+    assert origin.tunetrail("release", "1.1.0", "--stage", "prod").code == 0
+    origin.git("commit", "--quiet", "--allow-empty", "--message", "Again")
+    record = origin.git("for-each-ref", "--format=%(contents)", "refs/tags/support-tickets#prod#1")
+    origin.git("tag", "--force", "--annotate", "--message", record, "support-tickets#prod#1")
+    origin.git("tag", "support-tickets@v9.0.0")
+    said = origin.tunetrail("history").out
+    assert "not counted, as GTO has it: support-tickets@v9.0.0, " in said
+    assert "tag support-tickets#prod#1 was moved: `tunetrail release` recorded commit" in said
+
+
+def test_stages_and_versions_share_the_numbers_of_assignments_as_gto_has_them(origin: Scratch) -> None:
+    for version, stage in (("1.1.0", "eu/prod"), ("1.1.0", "eu/staging")):
+        assert origin.tunetrail("release", version, "--stage", stage).code == 0
+    assert origin.tunetrail("rollback", "1.0.0", "--stage", "eu/prod").code == 0
+    assert origin.git("tag", "--list", "*#*").split() == [
+        "support-tickets#eu/prod#1",
+        "support-tickets#eu/prod#3",
+        "support-tickets#eu/staging#2",
+    ]
+    assert "no tag here" not in origin.tunetrail("history").out
+
+
 def test_no_error_repeats_the_secret_of_a_url(scratch: Scratch, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of whatever library reaches a remote."""
 

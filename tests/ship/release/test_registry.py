@@ -318,10 +318,10 @@ def test_history_page_holds_text_of_others_as_text(runs: Scratch, tmp_path: Path
 
 
 def test_history_of_nothing(scratch_template: Scratch, tmp_path: Path) -> None:
-    assert scratch_template.tunetrail("history").out.startswith("Nothing is released yet")
+    assert scratch_template.tunetrail("history").out.startswith("No release has a tag here")
     page = tmp_path / "page.html"
     assert scratch_template.tunetrail("history", "--html", str(page)).code == 0
-    assert "Nothing is released yet" in page.read_text()
+    assert "No release has a tag here" in page.read_text()
     assert scratch_template.tunetrail("history", "--stage", "prod").code == 2
     with pytest.raises(UserError):
         rollback(scratch_template.root, "1.0.0", None, None, changes)
