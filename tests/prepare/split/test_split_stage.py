@@ -186,7 +186,7 @@ def test_a_mask_that_is_switched_off_is_told_where_locked_rows_are_missed(capsys
     """Its rows have other ids. They were in training without a word of why the hold-out was smaller."""
 
     def cleaned(mask: list[PersonalData]) -> list[Record]:
-        rules = Rules.of(Clean(mask_personal_data=mask, check_contract=False), Task(kind="text", instruction="x"))
+        rules = Rules.of(Clean(mask_personal_data=mask, check_contract=False), Task(kind="text", instruction="x"), "{}")
         pairs = [Pair("prompt_completion", f"{row.prompt} {row.prompt[:4]}@example.com", "{}") for row in ROWS]
         return [clean_pair(pair, "raw", f"raw.jsonl:{n}", rules).record for n, pair in enumerate(pairs)]
 
