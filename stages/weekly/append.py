@@ -95,7 +95,8 @@ def _answered(files: Sequence[Path], task: Task, clean: Clean) -> tuple[list[Ans
             said = {name: value for name, value in row.items() if value not in EMPTY}
             columns = {name: said[name] for name in _COLUMNS if name in said}
             if "skipped" in said or not str(said.get("completion", "")).strip():
-                left.append(f"{place} has no answer{': ' + str(said['skipped']) if 'skipped' in said else ''}")
+                why = " ".join(str(said.get("skipped", "")).split())
+                left.append(f"{place} has no answer{why and ': ' + why}")
                 continue
             record = clean(columns, source)
             if isinstance(record, str):

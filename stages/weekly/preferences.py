@@ -22,7 +22,7 @@ from stages.records.record import Record, rank, read_records, read_rows, record_
 from stages.scoring.paired_answers import read_choice
 from stages.text.personal_data import masker
 from stages.text.strict_json import parse_json
-from stages.weekly.collect import Kept, inbox_row, record_of_request
+from stages.weekly.collect import Kept, inbox_row, is_plain, record_of_request
 from stages.weekly.logs import read_logs
 
 _TEXTS = {"prompt", "completion", "answer"}
@@ -60,8 +60,11 @@ def _annotated(file: Path) -> list[dict[str, Any]]:
         return []  # a log has its own reader, which says what is wrong
     if not all(isinstance(row, dict) and row.keys() >= _TEXTS and not isinstance(row["answer"], dict) for row in rows):
         return []
-    if wrong := [n for n, row in enumerate(rows, start=1) if not all(isinstance(row[name], str) for name in _TEXTS)]:
-        raise UserError(f"{file}, row {wrong[0]}: {', '.join(sorted(_TEXTS))} must be texts; mend it")
+    for number, row in enumerate(rows, start=1):
+        if not all(isinstance(row[name], str) for name in _TEXTS) or not isinstance(
+            row.get("kept_because"), list | None
+        ):
+            raise UserError(f"{file}, row {number}: {', '.join(sorted(_TEXTS))} must be texts, kept_because a list")
     return [row | {"thumb": False if "thumb down" in (row.get("kept_because") or ()) else None} for row in rows]
 
 
@@ -84,8 +87,8 @@ def _said(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _target(name: str) -> Path:
     target = paths.PREFERENCES / f"{name}.jsonl"
-    if Path(name).name != name:
-        raise UserError(f"--name {name!r} is no plain name; choose another")
+    if not is_plain(name, 90):
+        raise UserError(f"--name {name!r} must be letters, digits, points and dashes, in 90 bytes")
     require_new(target, "--name")
     return target
 

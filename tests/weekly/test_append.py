@@ -111,7 +111,7 @@ def test_rows_join_with_label_annotator_and_provenance_and_clean_takes_them_as_t
 def test_what_has_no_answer_breaks_the_contract_or_is_near_the_hold_out_is_left_out_by_name(project: Path) -> None:
     said = run(
         answered("Where is the parcel with my green lamp", ""),
-        answered("Where is the parcel with my red lamp", "", skipped="cannot be told"),
+        answered("Where is the parcel with my red lamp", "", skipped="cannot\nbe told"),
         answered("Sing something for me please", BAD),
         answered("Send me the invoice of order seven, it never come"),
         answered("Please refund the blue kettle that I bought on Monday"),

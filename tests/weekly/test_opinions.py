@@ -75,6 +75,9 @@ def test_lines_end_at_line_feeds_and_what_is_no_text_is_named(said: Any, tmp_pat
         write_rows(file, [row, row | {name: 5}])
         with pytest.raises(UserError, match="row 2: answer, completion, prompt must be texts"):
             said(file)
+    write_rows(file, [row, row | {"kept_because": 5}])
+    with pytest.raises(UserError, match="kept_because a list"):
+        said(file)
 
 
 def test_lines_that_are_left_out_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

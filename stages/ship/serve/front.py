@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import hmac
 import json
+import logging
 import os
 import re
 import sys
@@ -81,6 +82,7 @@ class Front:
         self._loop = asyncio.new_event_loop()
         thread = threading.Thread(target=self._loop.run_forever)
         thread.start()
+        logging.getLogger("aiohttp.server").addFilter(_is_fault)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SECONDS)
         try:
             self._do(runner.setup())
@@ -262,6 +264,11 @@ def choice_of_stream(events: bytes) -> dict[str, Any]:
             finish = choice.get("finish_reason") or finish
             text += choice["delta"].get("content") or ""
     return {"message": {"content": text}, "finish_reason": finish}
+
+
+def _is_fault(record: logging.LogRecord) -> bool:
+    """A body that cannot be decoded is not: its client gets a 400, and aiohttp would tell the operator, too."""
+    return not (record.exc_info and isinstance(record.exc_info[1], web.RequestPayloadError))
 
 
 def _refusal(status: int, why: str) -> web.Response:

@@ -64,7 +64,9 @@ def smoke(server: Server, version: Version, golden: Sequence[tuple[Messages, str
 
 
 def table(checks: Sequence[Check]) -> str:
-    return "\n".join(f"{'ok    ' if one.passed else 'FAILED'}  {one.name:<18} {one.detail}" for one in checks)
+    """A line for each check, also where a server's words have several."""
+    rows = ((f"{'ok    ' if one.passed else 'FAILED'}  {one.name:<18}", *one.detail.split()) for one in checks)
+    return "\n".join(map(" ".join, rows))
 
 
 def models(server: Server) -> list[str]:

@@ -87,14 +87,18 @@ def test_a_release_that_was_judged_with_a_schema_is_served_with_it(tmp_path: Pat
     ],
     ids=lambda value: str(value)[:12],
 )
-def test_what_is_no_request_reaches_no_engine(version: Version, body: Any, path: str, status: int) -> None:
+def test_what_is_no_request_reaches_no_engine_and_no_operator(
+    version: Version, body: Any, path: str, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
     with stubbed(version) as (stub, target), Front(target).answering() as url:
         assert post(url, body, path)[0] == status
         assert post(url, {"messages": HELLO}, Content_Type="text/plain")[0] == 400
         assert post(url, {"messages": HELLO}, Content_Type="application/json; charset=unheard-of")[0] == 400
         assert post(url, {"messages": HELLO}, Content_Encoding="gzip")[0] == 400
+        assert post(url, {"messages": HELLO}, "/load_model", Content_Encoding="br")[0] in (400, 404)
         assert not stub.asked
         assert post(url, {"messages": HELLO})[0] == 200
+    assert not caplog.records
 
 
 def test_without_the_key_or_under_another_name_nobody_is_answered(version: Version) -> None:

@@ -7,7 +7,7 @@ from served import make_version, stubbed
 
 from stages.ship.serve.front import Front
 from stages.ship.serve.served_version import Version
-from stages.ship.serve.smoke import smoke, table
+from stages.ship.serve.smoke import Check, smoke, table
 
 FAULTS = ["health", "model", "golden prompts", "concurrent", "over-length", "malformed"]
 
@@ -33,6 +33,11 @@ def test_a_front_refuses_what_its_engine_would_not(version: Version) -> None:
     with stubbed(version, "malformed") as (_, target), Front(target).answering() as url:
         checks = smoke(target.server.__class__(f"{url}/v1", version.id, "llama.cpp"), version, version.golden(2))
     assert all(check.passed for check in checks)
+
+
+def test_what_a_server_says_adds_no_line() -> None:
+    said = table([Check("concurrent", False, "HTTP 500: no\nok      golden prompts     5 of 5 equal")])
+    assert said == "FAILED  concurrent         HTTP 500: no ok golden prompts 5 of 5 equal"
 
 
 def test_nobody_there_is_one_sentence(version: Version, tmp_path: Path) -> None:
