@@ -236,6 +236,8 @@ def _opened(file: RawFile) -> Iterator[IO[bytes]]:
 
 
 def _decompressed(path: Path) -> IO[bytes]:
+    if path.suffix in _COMPRESSED and not path.stat().st_size:
+        raise EOFError("it is empty, which no compressed file is")  # gzip takes it for a file without rows
     if path.suffix == ".gz":
         return cast(IO[bytes], gzip.open(path))
     if path.suffix == ".zst":

@@ -11,7 +11,7 @@ from stages.core.files import atomic, write_json
 from stages.near_duplicates.nearness import distances, find_nearness
 from stages.params.loader import load_params
 from stages.params.prepare import Holdout
-from stages.prepare.split.lock import WHY_MISSING, Drawn, Lock, WholeSource, check_holdout, read_lock
+from stages.prepare.split.lock import Drawn, Lock, WholeSource, check_holdout, read_lock, said_of_missing
 from stages.prepare.split.partition import Partition, partition, restore_locked, summarise
 from stages.records.prompt import read_near_pairs, refuse_overlap
 from stages.records.record import Dropped, Record, read_dropped, read_records, write_dropped, write_records, write_rows
@@ -71,7 +71,7 @@ def _show(metrics: dict[str, Any], lock: Lock, params: Holdout, later: int) -> N
         print(f"warning: {len(lost)} labels have no training row; add some: {names(lost)}")
     locked = metrics["locked"]
     if locked["missing"]:
-        print(f"warning: {locked['missing']} of {locked['rows']} locked rows are no longer in the data: {WHY_MISSING}")
+        print(said_of_missing(locked["missing"], locked["rows"]))
     if locked["restored"]:
         print(f"{locked['restored']} locked rows came back from {paths.DUPLICATES}; other rows had stood for them")
     if isinstance(lock.drawn, WholeSource):

@@ -18,8 +18,10 @@ from stages.prepare.split.lock import (
     DrawnLabel,
     Lock,
     WholeSource,
+    check_holdout,
     make_lock,
     read_lock,
+    said_of_missing,
     with_slice,
     write_lock,
 )
@@ -64,7 +66,10 @@ def _slice(records: list[Record], lock: Lock, params: Params, source: str) -> tu
     data = records + restore_locked(records, read_dropped(paths.DUPLICATES), locked)
     holdout = [row for row in data if row.id in locked]
     free, near = quarantine(_of_source(records, source, locked), holdout, lock.prompts(), _nearness(data, params))
+    check_holdout(Path(params.holdout.lock), lock, holdout)
     drawn, how, lines = _share(free, params)
+    if len(holdout) < len(locked):
+        lines.append(said_of_missing(len(locked) - len(holdout), len(locked)))
     if near:
         lines.append(f"{len(near)} rows of the source are near a locked row; they are neither drawn nor trained on")
     seen = [row for file in (paths.SPLIT_TRAIN, paths.VALIDATION) if file.is_file() for row in read_records(file)]

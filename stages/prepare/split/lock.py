@@ -19,7 +19,7 @@ Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 _REMEDY = "restore it with git, or draw one with `tunetrail holdout draw`, anew with --redraw"
 
 # An id is that of the cleaned texts.
-WHY_MISSING = (
+_WHY_MISSING = (
     "each was taken out, or has another id since a repair, mask or contract of `clean` was changed, and is trained on "
     "as that; if so, change it back, or draw on purpose with `tunetrail holdout draw --redraw`"
 )
@@ -140,10 +140,14 @@ def read_lock(path: Path) -> Lock:
     return lock
 
 
+def said_of_missing(missing: int, rows: int) -> str:
+    return f"warning: {missing} of {rows} locked rows are no longer in the data: {_WHY_MISSING}"
+
+
 def check_holdout(path: Path, lock: Lock, holdout: Sequence[Record]) -> None:
     """Raises UserError when no locked row is in the data, or a hash in the lock was changed by hand."""
     if not holdout:
-        raise UserError(f"none of the {len(lock.rows)} rows of {path} is in the data: {WHY_MISSING}")
+        raise UserError(f"none of the {len(lock.rows)} rows of {path} is in the data: {_WHY_MISSING}")
     hashes = {row.id: row.prompt_sha256 for row in lock.rows}
     wrong = [record.id for record in holdout if hashes[record.id] != prompt_hash(asked(record))]
     if wrong:

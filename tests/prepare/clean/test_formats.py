@@ -185,7 +185,7 @@ def test_numbered_classes_have_the_names_that_the_data_set_gives_them(tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.csv.zst", "rows.jsonl.zst", "rows.parquet", "rows.parquet.gz"])
-@pytest.mark.parametrize("damage", ["cut", "garbage"])
+@pytest.mark.parametrize("damage", ["cut", "garbage", "emptied"])
 def test_a_damaged_file_is_told_and_never_half_read(name: str, damage: str, tmp_path: Path) -> None:
     rows = [{**row, "prompt": row["prompt"] + str(number) * 50} for number, row in enumerate(PAIRS * 50)]
     content = {"jsonl": jsonl, "csv": separated, "parquet": parquet}[name.split(".")[1]](rows)
@@ -193,7 +193,8 @@ def test_a_damaged_file_is_told_and_never_half_read(name: str, damage: str, tmp_
         pytest.skip("a Parquet file's first bytes say nothing")
     pack: dict[str, Callable[[bytes], bytes]] = {"gz": gzip.compress, "zst": zstd.compress}
     packed = pack.get(name.split(".")[-1], bytes)(content)
-    (tmp_path / name).write_bytes(packed[:-9] if damage == "cut" else b"\x00\x01" + packed[2:])
+    damaged = {"cut": packed[:-9], "garbage": b"\x00\x01" + packed[2:], "emptied": b""}
+    (tmp_path / name).write_bytes(damaged[damage])
     (file,) = find_files(tmp_path / name, {})
     with pytest.raises(UserError, match=rf"{name}: cannot be read"):
         list(read_rows(file, 10**6))

@@ -247,6 +247,25 @@ def test_a_slice_is_locked_beside_rows_that_stay(capsys: pytest.CaptureFixture[s
         draw(redraw=False, add="inbox-2")
 
 
+@pytest.mark.usefixtures("project")
+def test_a_slice_beside_locked_rows_that_are_gone_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whether they were taken out or have other ids: they are in the slice then, or are trained on."""
+    rest, gone = [row(word, TRAIN, label="a") for word in WORDS], row("papa quebec", TEST, label="b")
+    write_data([*rest, gone, *weekly()])
+    draw(redraw=False, source=TEST)
+    before = LOCK.read_bytes()
+    write_data([*rest, *weekly()])
+    with pytest.raises(UserError, match=r"none of the 1 rows of data/holdout\.lock is in the data: each was taken"):
+        draw(redraw=False, add=WEEK)
+    assert LOCK.read_bytes() == before
+    write_data([*rest, gone, row("romeo sierra", TEST, label="b"), *weekly()])
+    draw(redraw=True, source=TEST)
+    write_data([*rest, gone, *weekly()])
+    capsys.readouterr()
+    draw(redraw=False, add=WEEK)
+    assert "warning: 1 of 2 locked rows are no longer in the data: each was taken" in capsys.readouterr().out
+
+
 SLICE = check_params(PARAMS | {"holdout": {"share": 0.6, "max_rows": 9}, "split": SETTINGS})
 
 
