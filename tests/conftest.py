@@ -1,5 +1,6 @@
 """What many tests share: the tiny pipeline, run once."""
 
+import gc
 import os
 import shutil
 import sys
@@ -79,3 +80,10 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest first, so that no process of pytest-xdist is left alone with one at the end."""
     items.sort(key=lambda item: next((n for n, name in enumerate(_LONGEST) if name in item.nodeid), len(_LONGEST)))
+
+
+def pytest_collection_finish() -> None:
+    """What is loaded by now stays, and garbage is small: looking for it took a tenth of all the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 50, 100)

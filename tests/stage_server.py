@@ -13,6 +13,7 @@ import importlib
 import os
 import runpy
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -131,6 +132,7 @@ def serve(place: Path) -> None:
     sys.excepthook = sys.__excepthook__
     gc.collect()
     gc.freeze()  # else each process copies all memory when it first collects garbage
+    gc.set_threshold(10_000, 50, 100)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(str(place) + ".new")
@@ -184,6 +186,8 @@ def _become(parts: list[str], streams: list[int]) -> None:
     os.chdir(folder)
     sys.path[:1] = [folder, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     sys.argv[:] = ["-m", *arguments]
+    if (module, *arguments[:1]) in (("stages.cli", "repro"), ("stages.tune.train",)):  # what they start is forked, too
+        sys.executable = shutil.which("python") or sys.executable
     sys.modules["__main__"] = ModuleType("__main__")
     code: int = 0
     try:

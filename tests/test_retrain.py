@@ -52,14 +52,14 @@ class Place:
         file.chmod(0o755)
 
     def machine(self, name: str, revision: str = "main") -> Scratch:
-        """A bare machine that cloned the repository; `make setup` has put the two commands there."""
+        """A bare machine that cloned the repository; `make setup` has put its programs there."""
         clone = self.folder / name
         self.developer.git("clone", "--quiet", "--branch", revision, str(self.origin), str(clone))
         self.equip(clone)
         return Scratch(clone)
 
     def equip(self, clone: Path) -> None:
-        for command in ("tunetrail", "dvc"):
+        for command in ("python", "tunetrail", "dvc"):
             self._put(clone / ".venv/bin" / command, f'#!/bin/sh\nexec {programs() / command} "$@"\n')
 
     def environment(self, **more: str) -> dict[str, str]:
