@@ -141,9 +141,8 @@ def made_leaks(
     `held` are rows of `data`, `locked` has hashes of prompts.
     """
     texts, held_texts = (list(dict.fromkeys(map(compared, some))) for some in (made, held))
-    near: dict[str, float] = {}
-    for pair in cross_pairs(texts, held_texts, threshold):
-        near[texts[pair.left]] = max(pair.score, near.get(texts[pair.left], 0))
+    pairs = sorted(cross_pairs(texts, held_texts, threshold), key=lambda pair: pair.score)
+    near = {texts[pair.left]: pair.score for pair in pairs}  # of several the nearest
 
     def rarely_shared(texts_of: Callable[[Record], Iterable[str]]) -> dict[str, list[Record]]:
         ours = {text for row in made for text in texts_of(row)}

@@ -101,10 +101,8 @@ def main() -> None:
     }
     write_json(paths.AUGMENT_METRICS, {**metrics, **_tasks(rows, out), **({"paraphrases": said} if said else {})})
     words = ", ".join(f"{len(made)} {kind}" for kind, made in added.items())
-    print(f"{len(rows)} rows in; added {words}; {len(out)} rows out, {with_json} with a JSON completion")
-    for kind, reasons in near.items():
-        if reasons:
-            print(f"{reasons.total()} rows {kind} left out, for a split would keep them from the hold-out: {reasons}")
+    less = "".join(f"; left out {n.total()} {kind} that split would quarantine" for kind, n in near.items() if n)
+    print(f"{len(rows)} rows in; added {words}{less}; {len(out)} rows out, {with_json} with a JSON completion")
 
 
 def refuse_leaks(replay: Iterable[Record], leaks: Mapping[str, tuple[str, str]], file: str) -> None:

@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-from stages.core.errors import UserError
+from stages.core.errors import UserError, names
 from stages.params.prepare import Source
 from stages.prepare.clean.rejected_rows import Rejected, Row
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _ROWS = 256  # as Python objects at once
 _BUFFER = 1 << 20
 _INTEGER = re.compile(r"-?[0-9]{1,9}")
+_DATA = re.compile(r"\.(jsonl|ndjson|csv|tsv|parquet)(\.gz|\.zst)?$")
 _PINNED = re.compile(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})")
 _TEXT = ("csv", "json")
 # What a README may say of text files: which they are, and what stands between columns, which is found.
@@ -92,6 +93,11 @@ def open_source(name: str, source: Source, raw: Path) -> "Dataset | TextFiles":
         found: dict[str, Any] = {"revision": pinned[2]} if pinned else {"cache_dir": cache}
         where = pinned[1] if pinned else str(folder), source.config
         builder = load_dataset_builder(*where, **found)
+        if not pinned and builder.config.name == "default":  # of several formats it takes one, and of names some
+            read = {Path(place).resolve() for places in builder.config.data_files.values() for place in places}
+            left = [path.name for path in folder.rglob("*") if _DATA.search(path.name) and path.resolve() not in read]
+            if left:
+                print(f"clean: {at}: passed over, for no split has them: {names(sorted(left))}", file=sys.stderr)
         if builder.name in _TEXT:  # guessed types: 007 is 7, a date a time, 1 beside 1.5 is 1.0, and NA is nothing
             return _text_files(builder, source.split, pinned[2] if pinned else str(folder), bool(pinned))
         return load_dataset(*where, split=source.split, **found)

@@ -112,6 +112,15 @@ def test_the_cells_of_a_csv_file_are_the_texts_that_they_are(tmp_path: Path) -> 
         values(tmp_path)
 
 
+def test_what_no_split_of_a_folder_reads_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of several formats `datasets` takes the most frequent one, and no file whose name begins with a dot or `_`."""
+    (tmp_path / "set").mkdir()
+    for name in ("train-0.jsonl", "test.jsonl", "train-1.csv", "_more.jsonl.gz", "dataset_infos.json", "notes.txt"):
+        (tmp_path / "set" / name).write_text("{}\n")
+    assert values(tmp_path) == [{}]
+    assert "clean: set: passed over, for no split has them: _more.jsonl.gz, train-1.csv\n" in capsys.readouterr().err
+
+
 ODD = [
     {"prompt": "2024-01-02", "n": 1},
     {"prompt": "2024-01-02T03:04:05Z", "n": 1.0},
