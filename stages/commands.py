@@ -129,19 +129,21 @@ def _api_key(options: Options) -> str | None:
 
 
 def serve(options: Options, root: Path, start: Path) -> None:
-    from stages.ship.serve.serving_loop import CURRENT, Address, serve, start_adapters, start_engine
+    from stages.ship.serve.front import Front
+    from stages.ship.serve.serving_loop import CURRENT, serve, start_adapters, start_engine
 
     given = dict(text.partition("=")[::2] for text in options.adapter)
     if given and (options.name or options.canary or not all(given.values()) or len(given) < len(options.adapter)):
         raise UserError("--adapter is NAME=VERSION or NAME=PATH, each name once, without a version or --canary beside")
     versions = {name: _version(options, root, start, place, True) for name, place in given.items()}
-    link = root / paths.RELEASES / CURRENT if options.name == CURRENT else None
+    key, link = _api_key(options), root / paths.RELEASES / CURRENT if options.name == CURRENT else None
     if link and not link.is_symlink():
         raise UserError("nothing is current yet; `tunetrail switch VERSION` says what is")
     serve(
         lambda name: start_engine(_version(options, root, start, name), options.context),
         link.readlink().name if link else options.name,
-        Address(options.host, options.port, _api_key(options), options.log or root / paths.REQUESTS, options.log_text),
+        lambda target: Front(target, key, options.log or root / paths.REQUESTS, options.log_text),
+        (options.host, options.port),
         options.canary,
         link,
         (lambda: start_adapters(versions, root / paths.BASE, options.context)) if versions else None,

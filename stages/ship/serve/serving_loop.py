@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from stages.core import paths
 from stages.core.errors import Refusal, UserError
@@ -94,25 +94,16 @@ def _try(front: Front) -> None:
                 raise Refusal(f"{version.id} fails its smoke test:\n{table(checks)}")
 
 
-class Address(NamedTuple):
-    """Where clients find the front, the key that they bring, and the log of their requests, with text or without."""
-
-    host: str
-    port: int
-    api_key: str | None
-    log: Path
-    log_text: bool
-
-
 def serve(
     start: Start,
     name: str,
-    address: Address,
+    made: Callable[[Target], Front],
+    address: tuple[str, int],
     canary: str | None,
     link: Path | None,
     adapters: Callable[[], dict[str, Target]] | None = None,
 ) -> None:
-    """Answer until Ctrl-C or SIGTERM with the version of this name; where `link` is given, with whatever it names.
+    """Answer at host and port until Ctrl-C or SIGTERM with the version of this name, or whatever the `link` names.
 
     `canary` is VERSION=SHARE%, a version beside it and its share of the requests. `adapters` starts what is served in
     place of the version, each by its name. Raises UserError when an engine does not come up, or ends; for an address or
@@ -139,12 +130,12 @@ def serve(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     served = begun(adapters) if adapters else {}
-    front = Front(next(iter(served.values())) if served else begun(lambda: start(name)), *address[2:])
+    front = made(next(iter(served.values())) if served else begun(lambda: start(name)))
     front.adapters, front.follows = served, link is not None
     try:
         if beside:
             front.canary = begun(lambda: start(beside)), percent / 100
-        with front.answering(address.host, address.port) as url, suppress(KeyboardInterrupt):
+        with front.answering(*address) as url, suppress(KeyboardInterrupt):
             for target in front.targets:
                 called = f", as {target.server.model}" if served else ""
                 print(f"{target.version.id} by {target.version.engine} at {url}/v1{called}", flush=True)

@@ -5,7 +5,7 @@ import dataclasses
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from stages.engines.engine_server import Server
 from stages.records.record import read_rows, write_rows
 from stages.ship.serve.front import Front, Target
 from stages.ship.serve.served_version import Version, version_of
-from stages.ship.serve.serving_loop import Address, follow, point, serve, start_engine, switch
+from stages.ship.serve.serving_loop import follow, point, serve, start_engine, switch
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,13 @@ def test_a_real_engine_takes_over_and_one_that_fails_its_smoke_test_does_not(ver
     assert old.poll() is not None  # the engine that was relieved has ended
 
 
+HERE = ("127.0.0.1", 0)
+
+
+def logged(folder: Path) -> Callable[[Target], Front]:
+    return lambda target: Front(target, log=folder / "log")
+
+
 @pytest.fixture
 def signals() -> Iterator[None]:
     """What `serve` does on signals ends with the test."""
@@ -90,9 +97,9 @@ def test_serve_ends_with_its_engine(versions: dict[str, Version], tmp_path: Path
         return started[0]
 
     with pytest.raises(UserError, match="the engine of a@v1 ended by itself"), contextlib.redirect_stdout(None):
-        serve(start, "v1", Address("127.0.0.1", 0, None, tmp_path / "log", False), None, None)
+        serve(start, "v1", logged(tmp_path), HERE, None, None)
     with pytest.raises(UserError, match=r"--canary v2=200%: give VERSION=SHARE%"):
-        serve(start, "v1", Address("127.0.0.1", 0, None, tmp_path / "log", False), "v2=200%", None)
+        serve(start, "v1", logged(tmp_path), HERE, "v2=200%", None)
     assert len(started) == 1
 
 
@@ -117,10 +124,10 @@ def test_a_signal_ends_what_is_being_started_and_every_engine(
             open_engines.discard(name)
         raise AssertionError
 
-    address, adapters = Address("127.0.0.1", 0, None, tmp_path / "log", False), {"one": lambda: {"a": start(slow)}}
+    adapters = (lambda: {"a": start(slow)}) if slow == "adapters" else None
     began = contextlib.nullcontext() if slow == "v2" else pytest.raises(KeyboardInterrupt)
     with began, contextlib.redirect_stdout(None):  # what answers already ends as it should
-        serve(start, "v1", address, None, link, adapters["one"] if slow == "adapters" else None)
+        serve(start, "v1", logged(tmp_path), HERE, None, link, adapters)
     assert not open_engines
 
 
@@ -134,7 +141,7 @@ def test_a_log_that_cannot_be_written_leaves_no_engine(versions: dict[str, Versi
         return Target(versions[name], server, lambda: closed.append(name))
 
     with pytest.raises(OSError, match="file"):
-        serve(start, "v1", Address("127.0.0.1", 0, None, tmp_path / "file/log", False), None, None)
+        serve(start, "v1", logged(tmp_path / "file"), HERE, None, None)
     assert closed == ["v1"]
 
 
