@@ -154,7 +154,10 @@ def read_lock(tree: Tree) -> Lock:
     try:
         return parse_lock(tree.read(LOCK) or b"")
     except ValueError as error:
-        raise UserError(f"{LOCK} in {tree.label} is unreadable ({error}); restore it: git checkout {LOCK}") from None
+        said = (
+            f"{LOCK} in {tree.label} is unreadable ({error}); `tunetrail merge-lock` makes one of two that were merged"
+        )
+        raise UserError(f"{said}, `git checkout COMMIT {LOCK}` brings that of a commit") from None
 
 
 def locked_bytes(root: Path, tree: Tree, path: str) -> bytes | None:

@@ -63,7 +63,7 @@ def _headline(found: Mapping[str, Any] | None) -> str:
 
 def _notes(rows: Sequence[Mapping[str, Any]], doubts: Sequence[str]) -> list[str]:
     notes = (
-        [] if rows else ["No release has a tag here; `git fetch --tags` brings others', `tunetrail release` sets one."]
+        [] if rows else ["No release has a tag here; `git fetch --tags` may bring some, `tunetrail release` sets one."]
     )
     for row in rows:
         version = _version(row)

@@ -44,15 +44,15 @@ def lock_check(root: Path, deep: bool = False) -> str:
     lock = read_lock(tree)
     stale: dict[str, list[str]] = {}
     with dvc_repo(root, f"dvc status failed in {root}") as repo:
-        status = repo.status()
+        status, pipeline = repo.status(), str((root / paths.PIPELINE).resolve())
+        defined = [stage.name for stage in repo.index.stages if str(Path(stage.path).resolve()) == pipeline]
     for name, sentence in [*_changes(status, lock), *_unseen_by_dvc(repository, lock)]:
         stale.setdefault(name, []).append(sentence)
-    ran, defined = {name.partition("@")[0] for name in lock.stages}, Definition.read(tree).stages
-    if gone := sorted(ran - set(defined)):
+    if gone := sorted(lock.stages.keys() - set(defined)):
         raise Refusal(
             f"{LOCK} has {', '.join(gone)}, which {paths.PIPELINE} no longer has; delete that there: DVC keeps it"
         )
-    stale |= {name: ["never ran"] for name in defined if name not in ran}
+    stale |= {name: ["never ran"] for name in defined if name not in lock.stages}
     for name, reasons in stale.items():
         for dep in lock.stages[name].deps if name in lock.stages else ():
             if (modified := f"{dep.path} modified") in reasons and line_ends_alone(repository, tree, dep):

@@ -153,3 +153,27 @@ def test_a_frozen_stage_is_looked_at_though_dvc_does_not(scratch: Scratch) -> No
     assert said.startswith("train: ")
     for part in ("train.learning_rate = 0.002", "stages/train", "ran without stages/run.py"):
         assert part in said
+
+
+def test_a_turn_of_a_loop_that_dvc_yaml_no_longer_has_or_has_anew(scratch: Scratch) -> None:
+    """DVC keeps its entry in dvc.lock, as that of a whole stage."""
+    loop = "stages:\n  each:\n    foreach: [a, b]\n    do:\n      cmd: touch ${item}\n      outs:\n      - ${item}\n"
+    scratch.replace("dvc.yaml", "stages:\n", loop)
+    scratch.dvc("repro")
+    assert "9 stages ran" in scratch.tunetrail("lock-check").out
+    scratch.replace("dvc.yaml", "[a, b]", "[a]")
+    refused = scratch.tunetrail("lock-check")
+    assert (refused.code, "dvc.lock has each@b, which dvc.yaml no longer has" in refused.err) == (1, True)
+    scratch.replace("dvc.yaml", "[a]", "[a, b, c]")
+    refused = scratch.tunetrail("lock-check")
+    assert (refused.code, "each@c: " in refused.err) == (1, True)
+
+
+def test_what_to_do_about_a_lock_with_merge_marks(scratch: Scratch) -> None:
+    scratch.write("dvc.lock", "<<<<<<< HEAD\n" + (scratch.root / "dvc.lock").read_text())
+    refused = scratch.tunetrail("lock-check")
+    assert (refused.code, "`tunetrail merge-lock`" in refused.err, "`git checkout COMMIT" in refused.err) == (
+        2,
+        True,
+        True,
+    )
