@@ -53,7 +53,11 @@ class _Shown:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        self._stream.write(visible(text, "\n\t\u2060"))  # the joiner is that of stages.text.markdown
+        shown, encoding = (
+            visible(text, "\n\t\u2060"),
+            self._stream.encoding or "utf-8",
+        )  # \u2060: as markdown_text has it
+        self._stream.write(shown.encode(encoding, "backslashreplace").decode(encoding))  # a terminal may know few signs
         return len(text)
 
     def __getattr__(self, name: str) -> Any:

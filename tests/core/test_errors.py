@@ -1,5 +1,6 @@
 """What a command says, and how one ends that cannot go on."""
 
+import os
 import re
 import subprocess
 import sys
@@ -59,6 +60,10 @@ run(main)
     done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
     assert done.stdout.decode() == "one\ttwo\n⟨U+001B⟩[2Jthree⟨U+000D⟩ ⟨U+202E⟩four⟨U+DC80⟩ \u2060five\n"
     assert (done.returncode, done.stderr.decode()) == (2, "⟨U+009B⟩1m\nerror: ⟨U+001B⟩[1A⟨U+000D⟩no\n")
+    few = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    plain = subprocess.run(command, cwd=ROOT, env=few, capture_output=True, check=False)
+    assert plain.stdout.startswith(b"one\ttwo\n\\u27e8U+001B\\u27e9[2J")
+    assert plain.returncode == 2
     fault = subprocess.run([*command, "fault"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert fault.returncode == 1
     assert fault.stderr.endswith("ValueError: ⟨U+001B⟩]0;title⟨U+0007⟩\n")
