@@ -53,11 +53,9 @@ class _Shown:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        shown, encoding = (
-            visible(text, "\n\t\u2060"),
-            self._stream.encoding or "utf-8",
-        )  # \u2060: as markdown_text has it
-        self._stream.write(shown.encode(encoding, "backslashreplace").decode(encoding))  # a terminal may know few signs
+        shown = visible(text, "\n\t\u2060")  # which markdown_text puts in
+        encoding = self._stream.encoding or "utf-8"  # of a terminal that may know few signs
+        self._stream.write(shown.encode(encoding, "backslashreplace").decode(encoding))
         return len(text)
 
     def __getattr__(self, name: str) -> Any:

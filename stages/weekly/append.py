@@ -21,7 +21,7 @@ from stages.records.prompt import Question, compared, question
 from stages.records.record import Record, read_rows, record_row, row_line
 from stages.scoring.rows import label_named
 from stages.text.strict_json import EMPTY, completion_key, parse_json, parsed
-from stages.weekly.collect import is_plain, read_of_stage
+from stages.weekly.collect import read_of_stage, require_plain
 
 Clean = Callable[[dict[str, Any], str], Record | str]
 _COLUMNS = ("prompt", "completion", "context", "task", "label", "source", "annotator")
@@ -87,11 +87,7 @@ def _answered(files: Sequence[Path], task: Task, clean: Clean) -> tuple[list[Ans
     for file in files:
         for number, row in enumerate(read_rows(file, parse_json, "mend it"), start=1):
             place, source = f"{file.parent.name}/{file.name}:{number}", str(row.get("source") or "")
-            if not is_plain(source, 100):
-                raise UserError(
-                    f"{file}, line {number}: the source {source!r} must be a plain name, such as inbox-2026-48, in 100 "
-                    "bytes"
-                )
+            require_plain(source, 100, f"{file}, line {number}: the source")
             said = {name: value for name, value in row.items() if value not in EMPTY}
             columns = {name: said[name] for name in _COLUMNS if name in said}
             if "skipped" in said or not str(said.get("completion", "")).strip():

@@ -51,8 +51,7 @@ def collect(logs: Sequence[Path], params: Params, limit: int, lowest: float, wee
     """
     served, unread = read_logs(logs)
     name = week or _week(served)
-    if not is_plain(name, 90):  # rows have it in their source
-        raise UserError(f"--week {name!r} must be letters, digits, points and dashes, such as 2026-48, in 90 bytes")
+    require_plain(name, 90, "--week")
     file = INBOX / f"{name}.jsonl"
     known, locked = read_of_stage(paths.UNIQUE), read_of_stage(paths.HOLDOUT)
     kept, counts = _failures(served, params, lowest)
@@ -71,9 +70,10 @@ def collect(logs: Sequence[Path], params: Params, limit: int, lowest: float, wee
     return "\n".join(said)
 
 
-def is_plain(name: str, most: int) -> bool:
-    """Whether it can stand in the source of rows and name their file; `most` is how many bytes it may have."""
-    return bool(re.fullmatch(r"\w[\w.-]*", name)) and len(name.encode()) <= most
+def require_plain(name: str, most: int, what: str) -> None:
+    """Raises UserError for what cannot stand in the source of rows and name their file, in `most` bytes."""
+    if not re.fullmatch(r"\w[\w.-]*", name) or len(name.encode()) > most:
+        raise UserError(f"{what} {name!r} must be a plain name, such as 2026-48, in {most} bytes")
 
 
 def read_of_stage(path: Path) -> list[Record]:

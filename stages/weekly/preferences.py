@@ -22,7 +22,7 @@ from stages.records.record import Record, rank, read_records, read_rows, record_
 from stages.scoring.paired_answers import read_choice
 from stages.text.personal_data import masker
 from stages.text.strict_json import parse_json
-from stages.weekly.collect import Kept, inbox_row, is_plain, record_of_request
+from stages.weekly.collect import Kept, inbox_row, record_of_request, require_plain
 from stages.weekly.logs import read_logs
 
 _TEXTS = {"prompt", "completion", "answer"}
@@ -61,9 +61,8 @@ def _annotated(file: Path) -> list[dict[str, Any]]:
     if not all(isinstance(row, dict) and row.keys() >= _TEXTS and not isinstance(row["answer"], dict) for row in rows):
         return []
     for number, row in enumerate(rows, start=1):
-        if not all(isinstance(row[name], str) for name in _TEXTS) or not isinstance(
-            row.get("kept_because"), list | None
-        ):
+        kinds = [*((row[name], str) for name in _TEXTS), (row.get("kept_because") or [], list)]
+        if not all(isinstance(value, kind) for value, kind in kinds):
             raise UserError(f"{file}, row {number}: {', '.join(sorted(_TEXTS))} must be texts, kept_because a list")
     return [row | {"thumb": False if "thumb down" in (row.get("kept_because") or ()) else None} for row in rows]
 
@@ -86,9 +85,8 @@ def _said(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _target(name: str) -> Path:
+    require_plain(name, 90, "--name")
     target = paths.PREFERENCES / f"{name}.jsonl"
-    if not is_plain(name, 90):
-        raise UserError(f"--name {name!r} must be letters, digits, points and dashes, in 90 bytes")
     require_new(target, "--name")
     return target
 
