@@ -97,7 +97,9 @@ def main() -> None:
     metrics = {
         "rows": {"in": len(rows), "out": len(out), "structured": with_json},
         "added": {kind: len(made) for kind, made in added.items()},
-        **({"left_out": {kind: dict(sorted(near[kind].items())) for kind in near}} if any(near.values()) else {}),
+        **(
+            {"left_out": {kind: dict(sorted(n.items())) for kind, n in near.items() if n}} if any(near.values()) else {}
+        ),
     }
     write_json(paths.AUGMENT_METRICS, {**metrics, **_tasks(rows, out), **({"paraphrases": said} if said else {})})
     words = ", ".join(f"{len(made)} {kind}" for kind, made in added.items())

@@ -236,7 +236,7 @@ def test_swapped_rows_keep_away_from_the_held_ones() -> None:
     )
     metrics = read_json(paths.AUGMENT_METRICS)
     assert metrics["added"]["value_swapped"] == len(swapped)
-    assert metrics["left_out"] == {"malformed": {}, "value_swapped": {"near_prompt": 36 - len(swapped)}}
+    assert metrics["left_out"] == {"value_swapped": {"near_prompt": 36 - len(swapped)}}
     assert metrics["rows"]["out"] == 12 + len(swapped)
 
 
