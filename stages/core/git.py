@@ -145,17 +145,15 @@ class Repository:
         return self.lacks_history() or said or self.lacks_files()
 
     def lacks_history(self) -> str | None:
-        shallow = self.git("rev-parse", "--is-shallow-repository", check=False) == "true"
         said = "this clone has only part of the history; `git fetch --unshallow --tags` brings the rest"
-        return said if shallow else None
+        return said if self.git("rev-parse", "--is-shallow-repository", check=False) == "true" else None
 
     def lacks_files(self) -> str | None:
         """Which files that DVC reads for this folder a sparse checkout leaves out, in words."""
         below = self.git("rev-parse", "--show-prefix", check=False)
         rows = self.git("ls-files", "-t", "-z", "--full-name", "--", ":/", check=False).split("\0")
-        left_out = [row[2:] for row in rows if row.startswith("S ")]
-        around = [(path, found[1] or "") for path in left_out if (found := _DVCS.fullmatch(path))]
-        lacking = [path for path, folder in around if path.startswith(below) or below.startswith(folder)]
+        left_out = [found for row in rows if row.startswith("S ") and (found := _DVCS.fullmatch(row[2:]))]
+        lacking = [one[0] for one in left_out if one[0].startswith(below) or below.startswith(one[1] or "")]
         said = f"this is a sparse checkout without {names(lacking)}; `git sparse-checkout disable` brings all files"
         return said if lacking else None
 
@@ -259,12 +257,6 @@ class CommitTree(Tree):
     def read(self, path: str) -> bytes | None:
         name = f"{self.commit}:{path}" if path.startswith("../") else self.blobs.get(self._followed(path))
         return None if name is None else self.repository.contents([name])[0]
-
-    def hash_at_once(self, places: Iterable[str]) -> None:
-        """Ask git once for all files at or below these paths; `md5s` of one of them then asks no more."""
-        wanted = {self._followed(posixpath.normpath(path)) for path in places}
-        folders = tuple(f"{path}/" for path in wanted)
-        self.repository.blob_md5s(i for p, i in self.blobs.items() if p in wanted or p.startswith(folders))
 
     def md5s(self, path: str) -> dict[str, str]:
         path = posixpath.normpath(path)

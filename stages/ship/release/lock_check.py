@@ -147,8 +147,6 @@ class Checker:
         """Check everything that the output of `stage` came from."""
         findings = Findings()
         definition, stages = Definition.read(self.tree), self.lock.upstream(stage)
-        if isinstance(self.tree, CommitTree):
-            self.tree.hash_at_once(dep.path for upstream in stages for dep in upstream.deps)
         for upstream in stages:
             findings.broken += definition.differences(upstream, self.tree.label)
             findings.broken += self.parameters(upstream)

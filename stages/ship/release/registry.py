@@ -87,9 +87,7 @@ class Registry:
             yield f"{said}, deleted or not fetched (`git fetch --tags`): what was live then is not known"
         if passed_over := self.forms.keys() - {tag.name for tag in self.tags}:
             yield f"not counted, as GTO has it: {names(sorted(passed_over))}, which are no annotated tags of commits"
-        for tag in self.tags:
-            if tag.stage and (fault := record_fault(self.repository, tag.name, tag.commit)):
-                yield fault
+        yield from filter(None, (record_fault(self.repository, tag.name, tag.commit) for tag in self.tags if tag.stage))
 
     def shown(self, live: Live) -> Tag | None:
         """The version that a stage had: of several that the commit has the one that was assigned."""
