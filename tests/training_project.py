@@ -36,7 +36,7 @@ def lay_out(folder: Path, rows: int = 40, tied: bool = True, **train: Any) -> Pa
     for name in (".dvcignore", "dvc.yaml", "params.yaml"):  # what Python compiles meanwhile is no dependency
         shutil.copy(ROOT / name, folder / name)
     for name in ("constraints", "stages"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.pyc.*"))
     set_params(folder, {"train": TINY_TRAINING | train})
     save_tiny_model(folder / paths.BASE, tied=tied)
     write_records(folder / paths.TRAIN, training_records(rows))

@@ -9,7 +9,7 @@ the question or instruction beside it is another. Of several such lines the long
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations
 from typing import Any, TypeVar
@@ -130,19 +130,20 @@ def made_leaks(
     made: Sequence[Record],
     data: Sequence[Record],
     held: Sequence[Record],
-    locked: Container[str],
+    locked: Mapping[str, str],
     threshold: int,
     pair_threshold: int,
-) -> dict[str, tuple[str, str]]:
-    """By id the rows made of the data that a split would keep from training, each with the reason and how it is one.
+) -> dict[str, Dropped]:
+    """By id the rows made of the data, or about them, that a split would keep from training.
 
     Whichever of them stood in the data: those count here as they are, so that no number of made rows turns a rare
     completion into the answer of a class, and any rare line that a row shares with a held one is what both are about.
-    `held` are rows of `data`, `locked` has hashes of prompts.
+    `held` are rows of `data`, `locked` has ids by the hashes of their prompts.
     """
     texts, held_texts = (list(dict.fromkeys(map(compared, some))) for some in (made, held))
     pairs = sorted(cross_pairs(texts, held_texts, threshold), key=lambda pair: pair.score)
-    near = {texts[pair.left]: pair.score for pair in pairs}  # of several the nearest
+    near = {texts[pair.left]: (pair.score, held_texts[pair.right]) for pair in pairs}  # of several the nearest
+    ids = {compared(row): row.id for row in held}
 
     def rarely_shared(texts_of: Callable[[Record], Iterable[str]]) -> dict[str, list[Record]]:
         ours = {text for row in made for text in texts_of(row)}
@@ -154,15 +155,19 @@ def made_leaks(
     found = {}
     for row in made:
         text, alike = compared(row), answers.get(completion_key(row.completion), [])
-        scores = [ratio(text, other) for other in map(compared, alike) if is_near(text, other, pair_threshold)]
-        if digest(text).hex() in locked or near.get(text) == 100:
-            found[row.id] = "same_prompt", "the prompt is"
-        elif text in near:
-            found[row.id] = "near_prompt", f"the prompt is {near[text]:.2f} % like one"
-        elif any(line in same_texts for line in _long_lines(row)):
-            found[row.id] = "same_text", "a line of the prompt, which few rows have, is"
-        elif scores:
-            found[row.id] = "near_pair", f"the completion is, with a prompt {max(scores):.2f} % like this one,"
+        alike = [one for one in alike if is_near(text, compared(one), pair_threshold)]
+        score, other = near.get(text, (0.0, ""))
+        if (name := locked.get(digest(text).hex())) or score == 100:
+            found[row.id] = Dropped("same_prompt", "the prompt is", name or ids[other], 100.0, row)
+        elif score:
+            found[row.id] = Dropped("near_prompt", f"the prompt is {score:.2f} % like one", ids[other], score, row)
+        elif same := next((same_texts[line][0] for line in _long_lines(row) if line in same_texts), None):
+            score = ratio(text, compared(same))
+            found[row.id] = Dropped("same_text", "a line of the prompt, which few rows have, is", same.id, score, row)
+        elif alike:
+            score, name = max((ratio(text, compared(one)), one.id) for one in alike)
+            detail = f"the completion is, with a prompt {score:.2f} % like this one,"
+            found[row.id] = Dropped("near_pair", detail, name, score, row)
     return found
 
 

@@ -24,7 +24,7 @@ from stages.prepare.augment.added_rows import (
 from stages.prepare.augment.paraphrases import paraphrased_rows
 from stages.records.canaries import make_canaries
 from stages.records.prompt import compared, read_texts, refuse_overlap
-from stages.records.record import REPLAY, Record, rank, read_records, read_rows, write_records
+from stages.records.record import REPLAY, Dropped, Record, rank, read_records, read_rows, write_records
 from stages.text.json_schema import Tasks
 from stages.text.strict_json import is_structured
 
@@ -60,7 +60,7 @@ def main() -> None:
     leaks = made_leaks(made, rows + held, held, locked, threshold, params.split.pair_threshold)
     refuse_leaks(replay, leaks, settings.replay_file)
     kinds = {"value_swapped": swapped, "malformed": malformed}
-    near = {kind: Counter(leaks[row.id][0] for row in made if row.id in leaks) for kind, made in kinds.items()}
+    near = {kind: Counter(leaks[row.id].reason for row in made if row.id in leaks) for kind, made in kinds.items()}
     swapped, malformed = ([row for row in made if row.id not in leaks] for made in kinds.values())
 
     if said:
@@ -107,12 +107,14 @@ def main() -> None:
     print(f"{len(rows)} rows in; added {words}{less}; {len(out)} rows out, {with_json} with a JSON completion")
 
 
-def refuse_leaks(replay: Iterable[Record], leaks: Mapping[str, tuple[str, str]], file: str) -> None:
+def refuse_leaks(replay: Iterable[Record], leaks: Mapping[str, Dropped], file: str) -> None:
     """Raises UserError when a replay row is what a split would keep from the hold-out or validation."""
     for row in replay:
         if row.id in leaks:
             line = row.origin.rpartition(":")[2]
-            raise UserError(f"{file}, line {line}: {leaks[row.id][1]} in the hold-out or validation; remove the line")
+            raise UserError(
+                f"{file}, line {line}: {leaks[row.id].detail} in the hold-out or validation; remove the line"
+            )
 
 
 def _tasks(rows: list[Record], out: list[Record]) -> dict[str, dict[str, dict[str, int]]]:

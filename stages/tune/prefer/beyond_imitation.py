@@ -18,12 +18,13 @@ from stages.core.run_notes import measured
 from stages.model.answers import answer
 from stages.model.chat import Chat, task_chat
 from stages.model.loading import Weights, load_model, load_tokenizer, refuse_not_finite
+from stages.near_duplicates.nearness import made_leaks
 from stages.params.loader import Params, load_params
 from stages.params.model import Generation, Train
 from stages.records.record import REPLAY, Dropped, Record, rank, read_records, read_rows, write_dropped, write_rows
 from stages.text.json_schema import Tasks
 from stages.tune.prefer.objectives import Row, length, load_sft, make_objective, rewards
-from stages.tune.prefer.preference_rows import Preference, apart_from, held_back, read_preferences
+from stages.tune.prefer.preference_rows import Preference, held_back, read_preferences
 from stages.tune.train import devices
 from stages.tune.train.adapters import save_trained
 from stages.tune.train.callbacks import (
@@ -68,7 +69,7 @@ class Lesson:
 
 def go_beyond() -> None:
     """What `python -m stages.tune.prefer` does where `prefer.objective` is not sft."""
-    params = load_params("dedup.threshold", "prefer", "seed", "task", "train")
+    params = load_params("dedup.threshold", "prefer", "seed", "split.pair_threshold", "task", "train")
     prefer = params.prefer
     if params.train.adaptive:
         raise UserError("prefer.objective: adalora plans its ranks over one run; set train.adapter to lora or dora")
@@ -141,8 +142,11 @@ def make_lesson(params: Params, chat: Chat, like: bool) -> Lesson:
     prefer, limit = params.prefer, params.train.max_tokens
     if prefer.objective in ("dpo", "kto"):
         given = read_preferences(paths.PREFERENCES)
-        gone = {row["prompt_sha256"]: row["id"] for row in read_rows(paths.LOCKED)}
-        kept, near = apart_from(read_records(paths.HOLDOUT), given, params.dedup.threshold, gone)
+        locked = {row["prompt_sha256"]: row["id"] for row in read_rows(paths.LOCKED)}  # in the data or not
+        held, rules = read_records(paths.HOLDOUT), (locked, params.dedup.threshold, params.split.pair_threshold)
+        leaks = made_leaks([row.record for row in given], read_records(paths.TRAIN) + held, held, *rules)
+        kept = [row for row in given if row.record.id not in leaks]
+        near = [leaks[row.record.id] for row in given if row.record.id in leaks]
         usable = [row for row in kept if prefer.objective == "kto" or row.rejected is not None]
         _refuse_faults(chat, [replace(row.record, completion=text) for row in usable for text, _ in row.thumbs()])
         halves = held_back(usable, prefer.validation_share, params.seed)

@@ -1,15 +1,13 @@
-"""The rows of data/preferences: pairs and thumbs, each with its source, and none near the hold-out."""
+"""The rows of data/preferences: pairs and thumbs, each with its source."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stages.core.errors import UserError
-from stages.near_duplicates.pairs import cross_pairs
 from stages.records.prompt import compared
-from stages.records.record import Dropped, Message, Record, canonical, grouped, make_record, rank
-from stages.text.normal_form import prompt_hash
+from stages.records.record import Message, Record, canonical, grouped, make_record, rank
 from stages.text.strict_json import BrokenContract, parse_json
 
 _PAIR, _THUMB = {"chosen", "rejected"}, {"completion", "label"}
@@ -78,25 +76,6 @@ def _is_message(turn: Any) -> bool:
         and turn["role"] in ("system", "user", "assistant")
         and isinstance(turn["content"], str)
     )
-
-
-def apart_from(
-    holdout: Sequence[Record], rows: Sequence[Preference], threshold: int, gone: Mapping[str, str]
-) -> tuple[list[Preference], list[Dropped]]:
-    """The rows whose prompt is near no prompt of the hold-out, by the threshold of `dedup`; and the others.
-
-    Of locked rows that are no longer in the data `gone` has the ids by the SHA-256 of their prompts.
-    """
-    texts, locked = [compared(row.record) for row in rows], [compared(record) for record in holdout]
-    hashes = map(prompt_hash, texts)
-    closest = {place: (100.0, gone[one]) for place, one in enumerate(hashes) if one in gone}
-    for pair in cross_pairs(texts, locked, threshold) if texts and locked else ():
-        closest[pair.left] = max(closest.get(pair.left, (0.0, "")), (pair.score, holdout[pair.right].id))
-    left = [
-        Dropped("near the hold-out", "its prompt is that of a locked row", witness, score, rows[index].record)
-        for index, (score, witness) in sorted(closest.items())
-    ]
-    return [row for index, row in enumerate(rows) if index not in closest], left
 
 
 def held_back(rows: Iterable[Preference], share: float, seed: int) -> tuple[list[Preference], list[Preference]]:

@@ -171,7 +171,7 @@ def test_the_key_is_nowhere_but_in_the_request(tmp_path: Path, monkeypatch: pyte
         folder = make_judge_project(tmp_path / "project", PAIRS, endpoint=proxy.endpoint, key_variable="SOME_KEY")
         (folder / "dvc.yaml").write_text(dumps_yaml({"stages": {"judge": pipeline(ROOT)["judge"]}}))
         shutil.copytree(ROOT / "constraints", folder / "constraints")
-        shutil.copytree(ROOT / "stages", folder / "stages", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / "stages", folder / "stages", ignore=shutil.ignore_patterns("*.pyc.*"))
         run(folder, "git", "init", "--quiet")
         run(folder, "dvc", "init", "--quiet")
         proxy.faults = [reply("400 Bad Request", f"bad key {KEY}")] * 2 + [reply("401 Unauthorized", KEY)] * 2

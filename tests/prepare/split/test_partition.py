@@ -230,7 +230,30 @@ def test_made_rows_do_not_make_a_completion_that_of_a_class() -> None:
     made = [row(f"{data[0].prompt}{'!' * n}", "{1}") for n in range(9, 19)]
     assert len(made) == SHARED_BY  # with the held row they are more
     leaks = made_leaks(made, data, data[:1], {}, 90, 80)
-    assert {leaks[record.id][0] for record in made} == {"near_pair"}
+    assert {leaks[record.id].reason for record in made} == {"near_pair"}
+
+
+@settings(max_examples=60)
+@given(made=st.lists(PROMPTS, max_size=8), held=st.lists(PROMPTS, max_size=8), threshold=st.sampled_from([60, 90, 100]))
+def test_made_rows_near_a_held_prompt_are_those_of_all_pairs(made: list[str], held: list[str], threshold: int) -> None:
+    """By rapidfuzz's own ratio; no completion of theirs is held."""
+    rows, kept_apart = [row(prompt, "[1]") for prompt in made], [row(prompt, "[2]") for prompt in held]
+    leaks = made_leaks(rows, kept_apart, kept_apart, {}, threshold, 100)
+    for one in rows:
+        scores = [fuzz.ratio(normalise(one.prompt), normalise(prompt)) for prompt in held]
+        assert (one.id in leaks) == (max(scores, default=0) >= threshold)
+        if one.id in leaks:
+            found = leaks[one.id]
+            assert found.witness in {
+                other.id for other, score in zip(kept_apart, scores, strict=True) if score == max(scores)
+            }
+            assert found.reason == ("same_prompt" if max(scores) == 100 else "near_prompt")
+
+
+def test_a_locked_row_that_left_the_data_keeps_its_prompt_from_made_rows() -> None:
+    rows = [row("plays some jazzy", "[1]"), row("Stop the music", "[1]")]
+    leaks = made_leaks(rows, [], [], {prompt_hash("STOP  the music"): "f" * 64}, 90, 80)
+    assert [(one.record, one.witness, one.score) for one in leaks.values()] == [(rows[1], "f" * 64, 100.0)]
 
 
 def test_an_exact_tie_at_the_threshold_is_quarantined() -> None:

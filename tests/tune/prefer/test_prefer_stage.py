@@ -8,6 +8,7 @@ import pytest
 import torch
 from preferred_project import lay_out_sft, prefer, preferences, save_teacher_of_one_word
 from project import set_params
+from rapidfuzz import fuzz
 from safetensors.torch import load_file
 from stage_process import die_training, run_stage
 from tiny_model import save_tiny_model, tiny_tokenizer
@@ -175,13 +176,17 @@ def test_what_cannot_be_done_is_a_sentence(
 def test_pairs_near_the_hold_out_are_named_and_not_learnt(project: Path) -> None:
     locked = training_records(3, first=2000)
     leaks = [row | {"prompt": one.prompt.upper() + "!"} for one, row in zip(locked, preferences(3, 9000), strict=True)]
-    write_rows(project / paths.PREFERENCES / "leaks.jsonl", leaks)
+    # Further from it than near prompts are, with the answer of that row alone.
+    reworded = {"prompt": f"{locked[2].prompt} if you can", "chosen": locked[2].completion}
+    assert 80 <= fuzz.ratio(locked[2].prompt, reworded["prompt"]) < 90
+    write_rows(project / paths.PREFERENCES / "leaks.jsonl", [*leaks, preferences(1, 9100)[0] | reworded])
     metrics = prefer(project, objective="dpo", epochs=0.5)
-    assert metrics["rows"]["near_the_holdout"] == 3
+    assert metrics["rows"]["near_the_holdout"] == 4
     assert metrics["rows"]["train"] + metrics["rows"]["validation"] == 20
     left = read_dropped(project / paths.PREFERENCES_LEFT_OUT)
     assert {(one.record.origin, one.reason) for one in left} == {
-        (f"leaks.jsonl:{n}", "near the hold-out") for n in (1, 2, 3)
+        *((f"leaks.jsonl:{n}", "near_prompt") for n in (1, 2, 3)),
+        ("leaks.jsonl:4", "near_pair"),
     }
     assert {one.witness for one in left} == {record.id for record in locked}
 

@@ -10,7 +10,6 @@ import pytest
 import trl
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rapidfuzz import fuzz
 from scored import make_tasks
 from tiny_model import tiny_tokenizer
 from tokenizers import Tokenizer
@@ -23,14 +22,14 @@ from stages.model.chat import Chat, make_chat
 from stages.params.loader import Params
 from stages.params.model import Prefer, Train
 from stages.params.task import Task
-from stages.records.record import Record, make_record, write_records, write_rows
+from stages.records.record import make_record, write_records, write_rows
 from stages.scoring.rows import score_row
 from stages.text.json_schema import Tasks
-from stages.text.normal_form import normalise, prompt_hash
+from stages.text.normal_form import normalise
 from stages.tune.prefer import beyond_imitation
 from stages.tune.prefer.beyond_imitation import Lesson, make_lesson
 from stages.tune.prefer.objectives import reward, rewards
-from stages.tune.prefer.preference_rows import Preference, apart_from, held_back, read_preferences
+from stages.tune.prefer.preference_rows import Preference, held_back, read_preferences
 
 CHAT = make_chat(tiny_tokenizer(), "")
 PROMPTS = st.one_of(
@@ -41,31 +40,6 @@ PROMPTS = st.one_of(
 
 def opinion(prompt: str) -> Preference:
     return Preference(make_record(prompt, "yes", None, "people", "a:1"), "no", True)
-
-
-@settings(max_examples=60)
-@given(st.lists(PROMPTS, max_size=8), st.lists(PROMPTS, max_size=8), st.sampled_from([60, 90, 100]))
-def test_no_row_near_the_hold_out_is_kept(asked: list[str], locked: list[str], threshold: int) -> None:
-    """By rapidfuzz's own ratio over all pairs; and every row is either kept or named."""
-    holdout = [make_record(prompt, "", None, "raw", "raw:1") for prompt in locked]
-    rows = [opinion(prompt) for prompt in asked]
-    kept, left = apart_from(holdout, rows, threshold, {})
-
-    def near(record: Record) -> bool:
-        return any(fuzz.ratio(normalise(record.prompt), normalise(one)) >= threshold for one in locked)
-
-    assert not [row for row in kept if near(row.record)]
-    assert all(near(one.record) for one in left)
-    assert sorted([row.record.prompt for row in kept] + [one.record.prompt for one in left]) == sorted(
-        row.record.prompt for row in rows
-    )
-
-
-def test_a_locked_row_that_left_the_data_keeps_its_prompt() -> None:
-    rows = [opinion("plays some jazzy"), opinion("Stop the music")]
-    kept, left = apart_from([], rows, 90, {prompt_hash("STOP  the music"): "f" * 64})
-    assert kept == rows[:1]
-    assert [(one.record, one.witness, one.score) for one in left] == [(rows[1].record, "f" * 64, 100.0)]
 
 
 @settings(max_examples=60)
