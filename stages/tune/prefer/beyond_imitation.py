@@ -69,7 +69,7 @@ class Lesson:
 
 def go_beyond() -> None:
     """What `python -m stages.tune.prefer` does where `prefer.objective` is not sft."""
-    params = load_params("dedup.threshold", "prefer", "seed", "split.pair_threshold", "task", "train")
+    params = load_params("dedup.threshold", "prefer", "seed", "split", "task", "train")
     prefer = params.prefer
     if params.train.adaptive:
         raise UserError("prefer.objective: adalora plans its ranks over one run; set train.adapter to lora or dora")
