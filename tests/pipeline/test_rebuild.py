@@ -1,4 +1,7 @@
-"""The whole pipeline with the tiny model, made again by `tunetrail reproduce`: the same bytes, on the same machine."""
+"""The whole pipeline with the tiny model, made again by `tunetrail reproduce`: the same bytes, on the same machine.
+
+No stage is forked here, as those of the pipeline were that it is held against, and no answer is remembered.
+"""
 
 from pathlib import Path
 
@@ -9,7 +12,7 @@ from stages.ship.release.registry import write_tag
 from stages.ship.release.reproduce import reproduce
 
 
-def test_a_release_of_the_tiny_model_is_made_again(copy: Path, served: None) -> None:
+def test_a_release_of_the_tiny_model_is_made_again(copy: Path) -> None:
     head = run(copy, "git", "rev-parse", "HEAD").stdout.strip()
     run(copy, "git", "config", "user.name", "Tester")
     run(copy, "git", "config", "user.email", "tester@example.com")

@@ -3,7 +3,6 @@
 import csv
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +55,6 @@ def test_all_stages_ran_and_git_holds_what_it_should(copy: Path) -> None:
 
 def test_a_second_repro_runs_nothing(copy: Path) -> None:
     assert "Running stage" not in run(copy, "dvc", "repro").stdout
-
-
-def test_twice_by_force_gives_the_same_bytes(copy: Path) -> None:
-    before = locked(copy)
-    shutil.rmtree(copy / paths.GENERATIONS_MEMORY)  # else nothing would be generated twice
-    done = run(copy, "dvc", "repro", "--force", served=False)
-    assert done.stdout.count("Running stage") == len(STAGES)
-    assert "WARNING" not in done.stdout + done.stderr  # an empty dependency, say
-    assert locked(copy) == before
 
 
 def test_metrics_are_nested_numbers_that_dvc_shows(copy: Path) -> None:

@@ -27,7 +27,7 @@ def make_repository(pipeline: Path, folder: Path) -> Path:
     """The tiny pipeline with a remote, and gates that let a model pass that has learnt nothing."""
     shutil.copytree(pipeline.parent, folder, symlinks=True)
     repository = folder / pipeline.name
-    shutil.copytree(ROOT / EXAMPLE, repository / EXAMPLE)
+    shutil.copytree(ROOT / EXAMPLE, repository / EXAMPLE, ignore=shutil.ignore_patterns("__pycache__"))
     set_params(repository, {"quantize": {"formats": ["merged", "lora"]}})
     params = load_yaml((repository / "params.yaml").read_text(encoding="utf-8"))
     (repository / "params.yaml").write_text(dumps_yaml(params | {"gates": dict.fromkeys(STANDING)}), encoding="utf-8")
