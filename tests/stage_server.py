@@ -136,49 +136,53 @@ def serve(place: Path) -> None:
     gc.collect()
     gc.freeze()  # else each process copies all memory when it first collects garbage
     gc.set_threshold(10_000, 50, 100)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(str(place) + ".new")
     listener.listen(64)
     Path(f"{place}.new").rename(place)
-    users = os.open(place.with_name("users"), os.O_RDONLY)
+    _answer(listener, os.open(place.with_name("users"), os.O_RDONLY))
+
+
+def _answer(listener: socket.socket, users: int) -> None:
+    """Fork each stage, pass signals on to it, and say how it ended."""
+    ended = dict[int, tuple[int, socket.socket]]()  # by what tells of it: the process and who waits for it
+    asked = dict[int, tuple[int, socket.socket]]()  # the same by the client's socket, until that is closed
     while True:
-        if not select.select([listener], [], [], _LOOK_EVERY)[0]:
+        watched: list[Any] = [listener, *ended, *asked]
+        ready = select.select(watched, [], [], _LOOK_EVERY)[0]
+        if not ready and not ended:
             with suppress(BlockingIOError):
                 fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 os._exit(0)
-            continue
-        client, _ = listener.accept()
-        if os.fork() == 0:
-            listener.close()
-            os.close(users)
-            return _answer(client)
-        client.close()
+        if listener in ready:
+            client, _ = listener.accept()
+            request, streams, _, _ = socket.recv_fds(client, _LARGEST, 3)
+            if (stage := os.fork()) == 0:
+                for one in (listener.fileno(), users, client.fileno(), *asked, *ended):
+                    os.close(one)
+                return _become(request.decode(errors="surrogateescape").split("\0"), streams)
+            for stream in streams:
+                os.close(stream)
+            ended[os.pidfd_open(stage)] = asked[client.fileno()] = stage, client
+        for client_of in filter(asked.__contains__, ready):
+            stage, client = asked[client_of]
+            number = client.recv(1)
+            os.kill(stage, number[0] if number else signal.SIGKILL)
+            if not number:
+                del asked[client_of]
+        for end_of in filter(ended.__contains__, ready):
+            stage, client = ended.pop(end_of)
+            os.close(end_of)
+            asked.pop(client.fileno(), None)
+            with suppress(OSError):  # the client was killed
+                client.send(str(os.waitstatus_to_exitcode(os.waitpid(stage, 0)[1])).encode())
+            client.close()
 
 
 def _remember_yaml(module: Any) -> None:
     """DVC reads params.yaml anew for each stage of a run, which takes a sixth of its time."""
     read = lru_cache(maxsize=16)(module.parse_yaml)
     module.parse_yaml = lambda text, path, typ="safe": deepcopy(read(text, path, typ))
-
-
-def _answer(client: socket.socket) -> None:
-    """In a process of its own: fork the stage, pass signals on to it, and say how it ended."""
-    request, streams, _, _ = socket.recv_fds(client, _LARGEST, 3)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    if (stage := os.fork()) == 0:
-        client.close()
-        return _become(request.decode(errors="surrogateescape").split("\0"), streams)
-    for stream in streams:
-        os.close(stream)
-    ended = os.pidfd_open(stage)
-    watched: list[int] = [ended, client.fileno()]
-    while ended not in select.select(watched, [], [])[0]:
-        number = client.recv(1)
-        os.kill(stage, number[0] if number else signal.SIGKILL)
-        watched = watched if number else [ended]
-    client.send(str(os.waitstatus_to_exitcode(os.waitpid(stage, 0)[1])).encode())
-    os._exit(0)
 
 
 def _become(parts: list[str], streams: list[int]) -> None:
