@@ -6,6 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
+gc.disable()  # until all is imported
 # One thread: a tiny model's matrices are too small to share, and waiting for a second thread costs most of the time.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "passive"  # two test processes share the cores, so nothing spins
@@ -88,3 +89,4 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 50, 100)
+    gc.enable()
