@@ -6,7 +6,6 @@ import shutil
 import sys
 from pathlib import Path
 
-gc.disable()  # until all is imported
 # One thread: a tiny model's matrices are too small to share, and waiting for a second thread costs most of the time.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "passive"  # two test processes share the cores, so nothing spins
@@ -18,6 +17,7 @@ from filelock import FileLock
 from hypothesis import settings
 from project import commit, make_project, run
 
+gc.disable()  # until all is imported
 # A busy machine is no failure: properties have no time limit. The same examples each time; the drill draws new ones.
 settings.register_profile("tests", deadline=None, derandomize=True)
 settings.load_profile("tests")
