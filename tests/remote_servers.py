@@ -178,6 +178,8 @@ def serve_http(folder: Path, faults: Faults) -> None:
             start_response(status, [("Content-Length", str(len(body) if length is None else length))])
             return [body]
 
+        # Of what is refused, too: an unread body resets the connection, at times before the client has the answer.
+        body = environ["wsgi.input"].read()
         kind, _, login = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
         if kind != "Basic" or b64decode(login).decode() not in (f"{USER}:{PASSWORD}", f"{READER}:{PASSWORD}"):
             return answer("401 Unauthorized")
@@ -186,7 +188,7 @@ def serve_http(folder: Path, faults: Faults) -> None:
             file.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with file.open("wb") as handle:
-                    handle.write(environ["wsgi.input"].read())
+                    handle.write(body)
             except OSError:
                 return answer("507 Insufficient Storage")
             return answer("201 Created")
