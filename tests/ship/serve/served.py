@@ -1,5 +1,6 @@
 """Releases of a tiny model to serve, and engines that are no more than an HTTP server of this process."""
 
+import http.client
 import json
 import threading
 import time
@@ -8,12 +9,13 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from tiny_model import save_tiny_model
 
 from stages.core import paths
 from stages.core.files import write_json
-from stages.engines.engine_server import Server, ask, serving
+from stages.engines.engine_server import CHAT, Server, ask, serving
 from stages.engines.gguf_export import write_gguf
 from stages.model.chat import task_chat
 from stages.model.loading import load_tokenizer
@@ -23,6 +25,7 @@ from stages.records.record import make_record, write_records, write_rows
 from stages.ship.serve.front import Target
 from stages.ship.serve.served_version import Version
 
+HELLO = [{"role": "user", "content": "secret words"}]
 TASK = {"instruction": "Answer.", "kind": "text", "max_words": 50}
 TOKENS = 8
 
@@ -127,3 +130,30 @@ def stubbed(version: Version, fault: str = "", seconds: float = 0.0) -> Iterator
         yield stub, Target(version, stub.server_for(), stub.close)
     finally:
         stub.close()
+
+
+def post(url: str, body: Any, path: str = CHAT, **headers: str) -> tuple[int, Any, dict[str, str]]:
+    """Status, parsed reply and headers."""
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
+    sent = body if isinstance(body, bytes) else json.dumps(body).encode()
+    given = {name.replace("_", "-"): value for name, value in headers.items()}
+    connection.request("POST", path, sent, {"Content-Type": "application/json", **given})
+    reply = connection.getresponse()
+    said = reply.read()
+    connection.close()
+    try:
+        return reply.status, json.loads(said), dict(reply.headers)
+    except ValueError:
+        return reply.status, said, dict(reply.headers)
+
+
+def get(url: str, path: str) -> Any:
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
+    connection.request("GET", path)
+    said = json.loads(connection.getresponse().read())
+    connection.close()
+    return said
+
+
+def rows_of(log: Path) -> list[Any]:
+    return [json.loads(line) for line in log.read_text().splitlines()]

@@ -10,8 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from served import make_version
-from test_front import post
+from served import make_version, post
 
 from stages.core.errors import Refusal, UserError
 from stages.core.files import read_json, write_json

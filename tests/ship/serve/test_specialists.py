@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from served import TASK, TOKENS
-from test_front import post
+from served import TASK, TOKENS, post
 from tiny_model import save_tiny_model, tiny_tokenizer
 
 from stages.core import paths
